@@ -1,0 +1,1 @@
+"""Pixels in, verdict out: the latent-diffusion detector as a pure library."""

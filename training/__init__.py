@@ -1,0 +1,1 @@
+"""Aligned datasets, training, calibration, evaluation and model bundles."""

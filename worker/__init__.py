@@ -1,0 +1,1 @@
+"""The service: settings, ledger, queue, Celery worker and command line."""
