@@ -1,0 +1,223 @@
+"""The ledger seam: what the service asks of the table of uploads, and the values that cross it.
+
+The ledger is the source of truth. From the commit of `register` on, every upload ends in exactly
+one terminal state; queues only carry ids and may lose or repeat them. `worker.ledger_postgres` is
+the real thing, `worker.ledger_memory` the shipped in-memory twin that unit tests use; one contract
+test suite runs against both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime, timedelta
+    from uuid import UUID
+
+
+class State(StrEnum):
+    """Where an upload stands; all but `PENDING` are terminal."""
+
+    PENDING = "pending"
+    SCORED = "scored"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
+    SUPERSEDED = "superseded"
+    WITHDRAWN = "withdrawn"
+
+
+class Outcome(StrEnum):
+    """How a lease was closed; a lease that runs out unclosed is a death."""
+
+    SCORED = "scored"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+    RETRY = "retry"
+    RELEASED = "released"
+
+
+class Role(StrEnum):
+    """What the model was when it scored."""
+
+    CHAMPION = "champion"
+    SHADOW = "shadow"
+    RESCORE = "rescore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """One object that a producer says was stored; identity is (bucket, key, version_id, etag).
+
+    `etag` is unquoted; at least one of `version_id` and `etag` is set before an upload is
+    registered (the bridge completes it by HEAD). `sequencer` is S3's hexadecimal order of events
+    for one key. `sha256` is the checksum the producer claims, hex, to be verified after the fetch.
+    """
+
+    bucket: str
+    key: str
+    version_id: str | None = None
+    etag: str | None = None
+    sequencer: str | None = None
+    size: int | None = None
+    content_type: str | None = None
+    sha256: str | None = None
+    source: str = "default"
+    uploader: str | None = None
+    priority: bool = False
+    uploaded_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What became of one registered upload; `created` is False for duplicates and stale events."""
+
+    image_id: UUID
+    created: bool
+    priority: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """An object that a producer says was removed; withdraws the rows it orders after."""
+
+    bucket: str
+    key: str
+    version_id: str | None = None
+    sequencer: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right of one worker to work on one image until `until` (Postgres' clock).
+
+    `alone` is True when the image has a death on record: it is decoded and run by itself, so that
+    the next crash has one suspect.
+    """
+
+    lease_id: int
+    image_id: UUID
+    upload: Upload
+    attempt: int
+    deaths: int
+    alone: bool
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terminal:
+    """The answer to a lease request for an image that needs no work: acknowledge the message."""
+
+    image_id: UUID
+    state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """The answer to a lease request for an image that another worker holds until `until`."""
+
+    image_id: UUID
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """What decoding learnt of an image; goes into its row beside the outcome."""
+
+    sha256: str
+    size: int
+    format: str
+    width: int
+    height: int
+    pdq: bytes | None = None
+    pdq_quality: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One row of `verdicts`: what one model version said of one image, and how it was computed."""
+
+    image_id: UUID
+    lease_id: int
+    facts: ImageFacts
+    model_version: str
+    role: Role
+    score: float
+    label: str
+    branches: Mapping[str, float]
+    decided_by: str
+    operating_point: str
+    prior: float
+    device: str
+    dtype: str
+    evidence_uri: str | None = None
+    reused_from: UUID | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What waits and what is in flight, for metrics, autoscaling and back-pressure."""
+
+    pending: int
+    leased: int
+    oldest_pending_age_s: float
+
+
+class Ledger(Protocol):
+    """Every method is one transaction; all raise `TransientError` when the database is away."""
+
+    def register(self, uploads: Sequence[Upload]) -> list[Registration]:
+        """Insert what is new, in one transaction; duplicates and stale events change nothing."""
+
+    def withdraw(self, removals: Sequence[Removal]) -> int:
+        """Move the rows of removed objects to `withdrawn`; return how many moved."""
+
+    def mark_published(self, image_ids: Sequence[UUID]) -> None:
+        """Stamp the rows whose messages were just published."""
+
+    def lease(self, image_id: UUID, *, worker: str, duration: timedelta) -> Lease | Terminal | Busy:
+        """Take the image, counting unclosed expired leases as deaths.
+
+        Quarantines (and returns `Terminal`) at the third death, unless quarantining is paused
+        because too many distinct images died in the window.
+        """
+
+    def lease_for_rescore(
+        self, image_id: UUID, *, model_version: str, worker: str, duration: timedelta
+    ) -> Lease | Terminal | Busy:
+        """Take a scored image that has no verdict of `model_version` yet."""
+
+    def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
+        """Return the verdict of the same bytes by the same model version, if there is one."""
+
+    def record(self, verdicts: Sequence[Verdict]) -> None:
+        """Upsert verdicts, end their images and close their leases, in one transaction.
+
+        A verdict whose image ended meanwhile (withdrawn, superseded) is stored and changes no state.
+        """
+
+    def end(
+        self,
+        lease: Lease,
+        *,
+        state: State,
+        reason: str,
+        detail: str,
+        facts: ImageFacts | None = None,
+    ) -> None:
+        """End the image as failed or superseded with its reason, and close the lease."""
+
+    def release(self, lease: Lease, *, outcome: Outcome, detail: str = "") -> None:
+        """Close the lease without ending the image (retry, shutdown, suspended worker)."""
+
+    def stale(self, *, published_before: timedelta, limit: int) -> list[Registration]:
+        """Return pending rows without a live lease whose last publication is older than that."""
+
+    def reopen(self, *, reason: str, since: datetime, limit: int) -> list[Registration]:
+        """Return failed or quarantined rows of that reason to `pending`; their deaths are forgiven."""
+
+    def backlog(self) -> Backlog:
+        """Count what waits and what is in flight."""

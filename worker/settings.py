@@ -1,0 +1,116 @@
+"""Every setting of the service, read once in the composition root and passed down.
+
+Names are `UNLATENT_<SECTION>__<NAME>` in the environment, for example
+`UNLATENT_REDIS__URL=rediss://…`; a name that is not a setting is an error. The local stack writes
+the same names into `<folder>/stack.env`, so that local and production differ in addresses only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "UNLATENT_"
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Redis(Section):
+    """The broker and the ingest list."""
+
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    key_prefix: str = "unlatent:"
+    ingest_key: str = "ingest"
+    rejected_max: int = Field(default=1000, ge=1)
+
+
+class Postgres(Section):
+    """The ledger."""
+
+    url: SecretStr = SecretStr("postgresql+psycopg://unlatent_app@127.0.0.1:5432/unlatent")
+    owner_url: SecretStr | None = None
+    pool_size: int = Field(default=4, ge=1)
+    statement_timeout_s: float = Field(default=15.0, gt=0)
+    lock_timeout_s: float = Field(default=5.0, gt=0)
+
+
+class S3(Section):
+    """Where uploads are stored; only these buckets are ever read."""
+
+    endpoint_url: str | None = None
+    region: str = "us-east-1"
+    access_key_id: SecretStr | None = None
+    secret_access_key: SecretStr | None = None
+    buckets: tuple[str, ...] = ("uploads",)
+    connect_timeout_s: float = Field(default=3.0, gt=0)
+    read_timeout_s: float = Field(default=10.0, gt=0)
+
+
+class Intake(Section):
+    """Limits on untrusted bytes."""
+
+    max_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_pixels: int = Field(default=100_000_000, ge=64 * 64)
+    max_frames: int = Field(default=2000, ge=1)
+    max_metadata_bytes: int = Field(default=8 * 2**20, ge=1)
+    processes: int = Field(default=2, ge=1)
+    timeout_s: float = Field(default=20.0, gt=0)
+    memory_bytes: int = Field(default=2 * 2**30, ge=256 * 2**20)
+    in_flight_bytes: int = Field(default=2**30, ge=2**20)
+
+
+class Scoring(Section):
+    """The worker that scores: bundle, device, batches, leases."""
+
+    bundle: str = "small"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: int = Field(default=16, ge=1)
+    max_batch: int = Field(default=8, ge=1)
+    max_wait_s: float = Field(default=0.02, ge=0)
+    lease_s: float = Field(default=120.0, gt=0)
+    forward_timeout_s: float = Field(default=60.0, gt=0)
+    max_deaths: int = Field(default=3, ge=1)
+    death_window_s: float = Field(default=300.0, gt=0)
+    max_deaths_in_window: int = Field(default=10, ge=1)
+
+
+class Queue(Section):
+    """Celery over Redis."""
+
+    visibility_timeout_s: int = Field(default=300, ge=1)
+    sweep_every_s: float = Field(default=30.0, gt=0)
+    sweep_limit: int = Field(default=500, ge=1)
+    sweep_when_shorter_than: int = Field(default=1000, ge=1)
+
+
+class Observability(Section):
+    """Logs, metrics, probes."""
+
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    run_dir: Path = Path("var/run")
+
+
+class Settings(BaseSettings):
+    """The whole configuration of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    redis: Redis = Redis()
+    postgres: Postgres = Postgres()
+    s3: S3 = S3()
+    intake: Intake = Intake()
+    scoring: Scoring = Scoring()
+    queue: Queue = Queue()
+    observability: Observability = Observability()
