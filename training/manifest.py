@@ -1,0 +1,104 @@
+"""The list of labelled images that training and evaluation read: `manifest.tsv` beside the files.
+
+Required columns: `path`, `label` (`real` | `generated`), `set`. Optional: `family` (the autoencoder
+family of a generator) and `group` (prompt, scene or source: images that must share a side of every
+split). Where they are missing they are derived from the set and the file name.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detection.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+REAL = "real"
+GENERATED = "generated"
+
+#: Sets whose decoders come from one release share a family: seeing one is having seen them all.
+FAMILY_OF_SET = {
+    "sd1": "sd-kl",
+    "sd1-finetune": "sd-kl",
+    "sd2": "sd-kl",
+    "pixart-alpha": "sd-kl",
+    "ldm-text2img": "ldm-kl",
+    "glid3-xl": "ldm-kl",
+    "kandinsky3": "movq",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One labelled image; `family` is empty for real images."""
+
+    path: Path
+    label: str
+    set: str
+    family: str
+    group: str
+
+    @property
+    def generated(self) -> bool:
+        """Whether the image came out of a generator."""
+        return self.label == GENERATED
+
+
+def load_manifest(folder: Path) -> list[Entry]:
+    """Read `folder/manifest.tsv`.
+
+    Raises `SettingsError` when the file or a required column is missing or a label is unknown.
+    """
+    file = folder / "manifest.tsv"
+    if not file.is_file():
+        raise SettingsError(f"{folder} has no manifest.tsv: expected columns path, label, set")
+    with file.open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    if not rows:
+        raise SettingsError(f"{file} lists no images")
+    missing = {"path", "label", "set"} - rows[0].keys()
+    if missing:
+        raise SettingsError(f"{file} lacks the column(s) {', '.join(sorted(missing))}")
+    return [_entry(folder, file, row) for row in rows]
+
+
+def _entry(folder: Path, file: Path, row: dict[str, str]) -> Entry:
+    label, set_ = row["label"], row["set"]
+    if label not in {REAL, GENERATED}:
+        raise SettingsError(f"{file}: {row['path']} has the label {label!r}, not real or generated")
+    family = "" if label == REAL else row.get("family") or FAMILY_OF_SET.get(set_, set_)
+    group = row.get("group") or _group(label, set_, Path(row["path"]).stem)
+    return Entry(path=folder / row["path"], label=label, set=set_, family=family, group=group)
+
+
+def _group(label: str, set_: str, stem: str) -> str:
+    """Derive what must stay together: the prompt of a generated image, the scene of a real one."""
+    if label == REAL:
+        # dreambooth holds several views of one object: backpack__01, backpack__02, …
+        return f"{set_}:{stem.split('__')[0] if set_ == 'dreambooth' else stem}"
+    if numbered := re.fullmatch(r"(\d+)__.+", stem):
+        return f"promptlist-a:{numbered[1]}"
+    if numbered := re.fullmatch(r".+__(\d+)", stem):
+        return f"promptlist-b:{numbered[1]}"
+    return f"prompt:{stem.split('__')[0]}"
+
+
+def side(group: str, *, salt: str = "split-1") -> float:
+    """Place a group on [0, 1) by its hash: the same for ever, whatever else is in the data."""
+    digest = hashlib.sha256(f"{salt}:{group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split(entries: Iterable[Entry], *, validation: float) -> tuple[list[Entry], list[Entry]]:
+    """Split by group hash into training and validation entries."""
+    training: list[Entry] = []
+    held: list[Entry] = []
+    for entry in entries:
+        (held if side(entry.group) < validation else training).append(entry)
+    return training, held
