@@ -9,13 +9,26 @@ test suite runs against both.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from detection.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from uuid import UUID
+
+
+class LedgerUnavailable(TransientError):
+    """The ledger's database is away or did not answer in time."""
+
+
+class UnknownImage(PermanentError):
+    """No row of the ledger has this id; acknowledge the message, there is nothing to end."""
+
+    reason: ClassVar[str] = "unknown_image"
 
 
 class State(StrEnum):
@@ -30,13 +43,22 @@ class State(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a lease was closed; a lease that runs out unclosed is a death."""
+    """How a lease was closed; the ledger itself closes one that ran out as a `DEATH`."""
 
     SCORED = "scored"
     FAILED = "failed"
     SUPERSEDED = "superseded"
     RETRY = "retry"
     RELEASED = "released"
+    DEATH = "death"
+
+
+class Purpose(StrEnum):
+    """What a lease was taken for."""
+
+    SCORE = "score"
+    RESCORE = "rescore"
+    SHADOW = "shadow"
 
 
 class Role(StrEnum):
@@ -72,11 +94,16 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What became of one registered upload; `created` is False for duplicates and stale events."""
+    """What became of one registered upload; `created` is False for duplicates and stale events.
+
+    `unpublished` is True when the row is pending and no message was ever sent for it: the caller
+    publishes it and then calls `mark_published`.
+    """
 
     image_id: UUID
     created: bool
     priority: bool = False
+    unpublished: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +121,9 @@ class Lease:
     """The right of one worker to work on one image until `until` (Postgres' clock).
 
     `alone` is True when the image has a death on record: it is decoded and run by itself, so that
-    the next crash has one suspect.
+    the next crash has one suspect. Every lease that a process holds when it dies counts as a death,
+    so a worker that is handed such a lease while it holds others releases it, lets the others
+    finish, and takes it again with nothing else in flight.
     """
 
     lease_id: int
@@ -159,11 +188,34 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What waits and what is in flight, for metrics, autoscaling and back-pressure."""
+    """What waits and what is in flight, for metrics, autoscaling, back-pressure and alerts.
+
+    `recent_deaths` counts distinct images with a death in the last window; `quarantine_paused` is
+    True while they are so many that the worker is to blame and nothing is quarantined.
+    """
 
     pending: int
     leased: int
     oldest_pending_age_s: float
+    recent_deaths: int = 0
+    quarantine_paused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeathPolicy:
+    """When deaths quarantine an image, and when they are the worker's fault instead.
+
+    An image with `max_deaths` deaths is quarantined unless more than `max_in_window` distinct
+    images died within `window` of its last death.
+    """
+
+    max_deaths: int = 3
+    window: timedelta = timedelta(minutes=5)
+    max_in_window: int = 10
+
+
+#: The `reason` of quarantined rows.
+KILLED_WORKER = "killed_worker"
 
 
 class Ledger(Protocol):
@@ -182,7 +234,7 @@ class Ledger(Protocol):
         """Take the image, counting unclosed expired leases as deaths.
 
         Quarantines (and returns `Terminal`) at the third death, unless quarantining is paused
-        because too many distinct images died in the window.
+        because too many distinct images died in the window. Raises `UnknownImage`.
         """
 
     def lease_for_rescore(
@@ -214,10 +266,18 @@ class Ledger(Protocol):
         """Close the lease without ending the image (retry, shutdown, suspended worker)."""
 
     def stale(self, *, published_before: timedelta, limit: int) -> list[Registration]:
-        """Return pending rows without a live lease whose last publication is older than that."""
+        """Return pending rows without a live lease whose last publication is older than that.
+
+        A row that was never published (the queue was full, a bridge died) comes back much sooner.
+        """
 
     def reopen(self, *, reason: str, since: datetime, limit: int) -> list[Registration]:
         """Return failed or quarantined rows of that reason to `pending`; their deaths are forgiven."""
+
+    def rescorable(
+        self, *, model_version: str, since: datetime | None, limit: int
+    ) -> list[Registration]:
+        """Return scored rows, uploaded since then, that have no verdict of `model_version`."""
 
     def backlog(self) -> Backlog:
         """Count what waits and what is in flight."""
