@@ -1,0 +1,33 @@
+"""Re-encoding in memory: the one place that turns pixels into JPEG or WebP and back."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A lossy codec at one setting; `subsampling` is JPEG's chroma layout, "4:2:0" or "4:4:4"."""
+
+    kind: str
+    quality: int
+    subsampling: str = "4:2:0"
+
+    def encode(self, image: NDArray[np.uint8]) -> bytes:
+        """Encode RGB uint8 (H, W, 3) as a file."""
+        buffer = io.BytesIO()
+        options = {"subsampling": self.subsampling} if self.kind == "JPEG" else {"method": 2}
+        Image.fromarray(image).save(buffer, self.kind, quality=self.quality, **options)
+        return buffer.getvalue()
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Encode and decode RGB uint8 (H, W, 3)."""
+        return np.asarray(Image.open(io.BytesIO(self.encode(image))).convert("RGB"))
