@@ -1,0 +1,271 @@
+"""The local stack: the three servers together, their secrets, their database and their buckets."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.resources
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from worker.localstack.processes import LocalStackError, Server
+from worker.localstack.servers import S3, Postgres, Valkey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    import psycopg
+
+DATABASE = "unlatent"
+OWNER = "unlatent_owner"
+APP = "unlatent_app"
+
+
+def _secret() -> str:
+    return secrets.token_hex(20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a stack keeps over restarts: its secrets and, where they stay free, its ports."""
+
+    superuser_password: str = field(default_factory=_secret)
+    owner_password: str = field(default_factory=_secret)
+    app_password: str = field(default_factory=_secret)
+    redis_password: str = field(default_factory=_secret)
+    s3_access_key_id: str = field(default_factory=_secret)
+    s3_secret_access_key: str = field(default_factory=_secret)
+    ports: dict[str, int] = field(default_factory=dict)
+
+
+class LocalStack:
+    """PostgreSQL, Valkey and S3 in one folder.
+
+    A stack is *detached* (`unlatent up`: it outlives the process that started it, and a later one
+    finds it by its folder) or *owned* (its servers end with this process, even after `kill -9`).
+    `temporary` makes an owned stack whose folder is deleted at the end.
+
+    `postgres`, `redis` and `s3` can each be stopped, killed and started by themselves.
+    """
+
+    def __init__(self, folder: Path, *, owned: bool = False, durable: bool = True) -> None:
+        self.folder = folder.absolute()
+        self.owned = owned
+        self.temporary_folder = False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o711)  # secrets have their own modes; `nobody` must get to its data
+        self._identity = self._load_identity()
+        ports = self._identity.ports
+        self.postgres = Postgres(
+            self.folder,
+            password=self._identity.superuser_password,
+            durable=durable,
+            port=ports.get(Postgres.name),
+        )
+        self.redis = Valkey(
+            self.folder, password=self._identity.redis_password, port=ports.get(Valkey.name)
+        )
+        self.s3 = S3(
+            self.folder,
+            access_key_id=self._identity.s3_access_key_id,
+            secret_access_key=self._identity.s3_secret_access_key,
+            port=ports.get(S3.name),
+        )
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def temporary(cls) -> Self:
+        """Return an owned stack in a new folder that goes when the stack stops."""
+        stack = cls(Path(tempfile.mkdtemp(prefix="unlatent-")), owned=True, durable=False)
+        stack.temporary_folder = True
+        return stack
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """The servers in the order in which they are stopped."""
+        return (self.s3, self.redis, self.postgres)
+
+    @property
+    def running(self) -> bool:
+        """Whether all servers run."""
+        return all(server.running for server in self.servers)
+
+    @property
+    def env_file(self) -> Path:
+        """The stack's addresses and secrets as `UNLATENT_…` settings, readable by its user only."""
+        return self.folder / "stack.env"
+
+    def environment(self) -> dict[str, str]:
+        """Return the settings that point a process at this stack."""
+        return {
+            "UNLATENT_POSTGRES__URL": self.database_url(),
+            "UNLATENT_POSTGRES__OWNER_URL": self.owner_url(),
+            "UNLATENT_REDIS__URL": self.redis.url,
+            "UNLATENT_S3__ENDPOINT_URL": self.s3.endpoint_url,
+            "UNLATENT_S3__REGION": self.s3.region,
+            "UNLATENT_S3__ACCESS_KEY_ID": self.s3.access_key_id,
+            "UNLATENT_S3__SECRET_ACCESS_KEY": self.s3.secret_access_key,
+        }
+
+    def database_url(self, database: str = DATABASE) -> str:
+        """Return the service role's URL for a database of this stack."""
+        password = self._identity.app_password
+        return self.postgres.url(user=APP, password=password, database=database)
+
+    def owner_url(self, database: str = DATABASE) -> str:
+        """Return the owner's URL, for migrations, for a database of this stack."""
+        password = self._identity.owner_password
+        return self.postgres.url(user=OWNER, password=password, database=database)
+
+    def start(self, *, buckets: Sequence[str] = ("uploads",)) -> None:
+        """Start what does not run yet; afterwards roles, the database and the buckets exist.
+
+        Raises `LocalStackError`; what this call had started is stopped again.
+        """
+        with self._lock():
+            if self.owned and self._guard is None:
+                if any(server.running for server in self.servers):
+                    raise LocalStackError(f"another process runs a local stack in {self.folder}")
+                self._guard = self._start_guard()
+            found = [server for server in self.servers if not server.running]
+            try:
+                with ThreadPoolExecutor(len(self.servers)) as pool:
+                    list(pool.map(Server.start, found))
+                self._save_identity()
+                self._make_database()
+                self.make_buckets(buckets)
+            except BaseException:
+                for server in found:
+                    with contextlib.suppress(LocalStackError):
+                        server.stop()
+                self._dismiss_guard()
+                raise
+            _write_private(
+                self.env_file,
+                "".join(f"{name}={value}\n" for name, value in self.environment().items()),
+            )
+
+    def stop(self) -> None:
+        """Stop what runs, cleanly; raise `LocalStackError` when a server would not or failed."""
+        problems = []
+        with self._lock():
+            for server in self.servers:
+                try:
+                    server.stop()
+                except LocalStackError as error:
+                    problems.append(str(error))
+            self._dismiss_guard()  # which deletes a temporary stack
+        if problems:
+            raise LocalStackError("; ".join(problems))
+
+    def delete(self) -> None:
+        """Remove a stopped stack's data, secrets and logs."""
+        self.postgres.delete()
+        shutil.rmtree(self.folder)
+
+    def clone_database(self, template: str, name: str) -> None:
+        """Copy a database that nobody is connected to, file by file."""
+        with self._superuser() as cursor:
+            cursor.execute(
+                f'CREATE DATABASE "{name}" OWNER {OWNER} TEMPLATE "{template}" STRATEGY FILE_COPY'
+            )
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database and whoever is connected to it."""
+        with self._superuser() as cursor:
+            cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def make_buckets(self, buckets: Sequence[str]) -> None:
+        """Create the buckets that do not exist yet."""
+        client = self.s3.client()
+        existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+        for bucket in set(buckets) - existing:
+            client.create_bucket(Bucket=bucket)
+        client.close()
+
+    def _load_identity(self) -> Identity:
+        try:
+            return Identity(**json.loads((self.folder / "stack.json").read_text()))
+        except FileNotFoundError:
+            identity = Identity()
+            _write_private(self.folder / "stack.json", json.dumps(asdict(identity)))
+            return identity
+        except (ValueError, TypeError) as error:
+            message = f"{self.folder / 'stack.json'} is damaged; remove {self.folder} to start anew"
+            raise LocalStackError(message) from error
+
+    def _save_identity(self) -> None:
+        self._identity.ports.update({server.name: server.port for server in self.servers})
+        _write_private(self.folder / "stack.json", json.dumps(asdict(self._identity)))
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _start_guard(self) -> subprocess.Popen[bytes]:
+        doomed = {self.folder, self.postgres.home} if self.temporary_folder else set()
+        root = Path(__file__).parents[2]
+        return subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.guard", str(self.folder), *map(str, doomed)],
+            stdin=subprocess.PIPE,
+            cwd=root,
+            start_new_session=True,
+        )
+
+    def _dismiss_guard(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.communicate()
+
+    @contextlib.contextmanager
+    def _superuser(self, database: str = "postgres") -> Iterator[psycopg.Cursor]:
+        import psycopg  # noqa: PLC0415 - `unlatent --help` must not wait for it
+
+        with psycopg.connect(self.postgres.dsn(database), autocommit=True) as connection:
+            yield connection.cursor()
+
+    def _make_database(self) -> None:
+        bootstrap = importlib.resources.files("worker").joinpath("bootstrap.sql").read_text()
+        with self._superuser() as cursor:
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,))
+            if cursor.fetchone() is None:
+                cursor.execute(f"CREATE DATABASE {DATABASE}")
+        with self._superuser(DATABASE) as cursor:
+            cursor.execute(bootstrap)
+            for role, password in (
+                (OWNER, self._identity.owner_password),
+                (APP, self._identity.app_password),
+            ):
+                cursor.execute(f"ALTER ROLE {role} LOGIN PASSWORD '{password}'")
+            cursor.execute(f"ALTER DATABASE {DATABASE} OWNER TO {OWNER}")
+
+
+def _write_private(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_text(text)
+    partial.replace(path)
