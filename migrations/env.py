@@ -1,0 +1,75 @@
+"""How Alembic connects, what it compares, and how it keeps racing pods apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alembic import context
+from sqlalchemy import NullPool, create_engine, text
+
+from detection.errors import SettingsError
+from worker.schema import SCHEMA, Base
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from sqlalchemy import Connection
+
+#: A migration that needs longer sets its own time-outs with SET LOCAL, and says why.
+STATEMENT_TIMEOUT_S = 60
+LOCK_TIMEOUT_S = 5
+
+
+def url() -> str:
+    """Return the URL that the caller passed, else the owner's URL of the settings."""
+    passed: str | None = context.config.attributes.get("url")
+    if passed is not None:
+        return passed
+    postgres = Settings().postgres
+    return (postgres.owner_url or postgres.url).get_secret_value()
+
+
+def compared(name: str | None, kind: str, _parents: MutableMapping[str, str | None]) -> bool:
+    """Compare the tables of our schema only."""
+    return kind != "schema" or name == SCHEMA
+
+
+def prepare(connection: Connection) -> None:
+    """Bound every statement, wait for other migrators, and own what is created."""
+    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"))
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+    if connection.scalar(text("SELECT to_regrole('unlatent_owner') IS NULL")):
+        message = "role unlatent_owner is missing: run worker/bootstrap.sql as a superuser first"
+        raise SettingsError(message)
+    # A superuser's migration must not leave tables that the owner cannot alter.
+    connection.execute(text("SET ROLE unlatent_owner"))
+    # Two pods that start together take turns; the second finds nothing left to do. The wait is
+    # bounded by the statement time-out, not by the lock time-out of a single lock.
+    connection.execute(text("SET lock_timeout = 0"))
+    connection.execute(text("SELECT pg_advisory_lock(hashtext('alembic'))"))
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+    connection.commit()
+
+
+def run() -> None:
+    """Run the migrations over one connection that nothing else uses."""
+    engine = create_engine(
+        url(), poolclass=NullPool, connect_args={"application_name": "unlatent-migrate"}
+    )
+    with engine.connect() as connection:
+        prepare(connection)
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            version_table_schema=SCHEMA,
+            include_schemas=True,
+            include_name=compared,
+            compare_server_default=True,
+            transaction_per_migration=True,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+run()
