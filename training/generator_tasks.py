@@ -1,0 +1,131 @@
+"""Training of the embedded generator from scratch: its autoencoder, then its noise predictor.
+
+The classes are diffusers' own (`AutoencoderKL`, `UNet2DConditionModel`), the same that the large
+presets load; only the widths are small.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detection.generator import noise_bank
+from training.corpus import BalancedPicker, Sample
+from training.transforms import Recipe, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from detection.generator import Process
+
+#: Weight of the KL term: keeps the latents near a unit Gaussian without blurring them.
+KL_WEIGHT = 1e-6
+#: Weight of the error in image gradients, which a plain absolute error leaves blurred.
+GRADIENT_WEIGHT = 0.5
+CONDITIONING_DIM = 32
+
+
+def build_autoencoder(widths: Sequence[int] = (24, 48, 96, 128)) -> AutoencoderKL:
+    """Build the embedded autoencoder: factor 2^(len(widths) - 1), four latent channels."""
+    return AutoencoderKL(
+        block_out_channels=tuple(widths),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=256,
+    )
+
+
+def build_predictor() -> UNet2DConditionModel:
+    """Build the embedded noise predictor for latents (B, 4, 32, 32)."""
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 96, 96),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=CONDITIONING_DIM,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+
+
+class AutoencoderTask:
+    """Reconstruction of random crops: absolute error, gradient error and a light KL term."""
+
+    def __init__(self, samples: Sequence[Sample], *, crop: int = 128, batch_size: int = 12) -> None:
+        self._picker = BalancedPicker(samples)
+        self._batch_size = batch_size
+        self._recipe = Recipe(
+            crop=crop, margin=0, jpeg_p=0, webp_p=0, blur_p=0, noise_p=0, cutout_p=0
+        )
+
+    def batch(self, seed: int, step: int) -> dict[str, Tensor]:
+        """Make float crops (B, 3, crop, crop) in [-1, 1]."""
+        rng = np.random.default_rng([seed, step])
+        crops = []
+        for _ in range(self._batch_size):
+            sample = self._picker.pick(rng)
+            crops.append(draw(rng, sample.pixels.shape, self._recipe).apply(sample.pixels))
+        images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        return {"images": images.contiguous().float() / 127.5 - 1}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss and the mean absolute error in [-1, 1] units."""
+        images = batch["images"].to(memory_format=torch.channels_last)
+        posterior = model.encode(images).latent_dist
+        restored = model.decode(posterior.sample()).sample.float()
+        absolute = functional.l1_loss(restored, images)
+        gradient = sum(
+            functional.l1_loss(restored.diff(dim=axis), images.diff(dim=axis)) for axis in (2, 3)
+        )
+        kl = posterior.kl().float().mean()
+        loss = absolute + GRADIENT_WEIGHT * gradient + KL_WEIGHT * kl
+        return {"loss": loss, "absolute": absolute.detach(), "kl": kl.detach()}
+
+
+class PredictorTask:
+    """Noise prediction on stored latents, with the constant conditioning of the bundle."""
+
+    def __init__(
+        self, latents: Tensor, process: Process, conditioning: Tensor, *, batch_size: int = 32
+    ) -> None:
+        self._latents, self._process = latents, process
+        self._conditioning, self._batch_size = conditioning, batch_size
+
+    def batch(self, seed: int, step: int) -> dict[str, Tensor]:
+        """Make noised latents, steps and targets, each with leading axis B."""
+        rng = np.random.default_rng([seed, step])
+        picks = torch.from_numpy(rng.integers(len(self._latents), size=self._batch_size))
+        latents = self._latents[picks]
+        flip = torch.from_numpy(rng.random(self._batch_size) < 0.5)
+        latents = torch.where(flip[:, None, None, None], latents.flip(-1), latents)
+        noise = noise_bank(tuple(latents.shape), seed=int(rng.integers(2**31)))
+        steps = rng.integers(self._process.steps, size=self._batch_size)
+        mixed = [
+            self._process.mix(latent, draw_, int(at))
+            for latent, draw_, at in zip(latents, noise, steps, strict=True)
+        ]
+        return {
+            "noised": torch.stack([noised for noised, _ in mixed]),
+            "target": torch.stack([target for _, target in mixed]),
+            "steps": torch.from_numpy(steps),
+        }
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mean squared error of the prediction."""
+        conditioning = self._conditioning.expand(len(batch["noised"]), -1, -1)
+        answer = model(
+            batch["noised"], timestep=batch["steps"], encoder_hidden_states=conditioning
+        ).sample
+        return {"loss": functional.mse_loss(answer.float(), batch["target"])}
