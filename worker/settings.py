@@ -7,11 +7,20 @@ the same names into `<folder>/stack.env`, so that local and production differ in
 
 from __future__ import annotations
 
+import difflib
+import json
+import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from detection.errors import SettingsError
+from worker.masking import MASK, mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PREFIX = "UNLATENT_"
 
@@ -114,3 +123,57 @@ class Settings(BaseSettings):
     scoring: Scoring = Scoring()
     queue: Queue = Queue()
     observability: Observability = Observability()
+
+
+def load_settings(env_file: Path | None = None) -> Settings:
+    """Read the settings of this process: the environment first, then `env_file`, then defaults.
+
+    Raises `SettingsError` for a name that is not a setting and for a value that a setting refuses;
+    its message names the setting and never shows the value.
+    """
+    _refuse_unknown_names()
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        problems = (
+            f"{_environment_name(problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        )
+        raise SettingsError("; ".join(problems)) from None  # the cause would show the values
+
+
+def environment_names() -> frozenset[str]:
+    """Return the names in this process's environment that carry our prefix, in upper case."""
+    return frozenset(name.upper() for name in os.environ if name.upper().startswith(PREFIX))
+
+
+def in_force(settings: Settings) -> dict[str, str]:
+    """Return every setting by its environment name, with secrets masked."""
+    return dict(_flatten(settings, ()))
+
+
+def _flatten(section: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _flatten(value, (*path, name))
+        elif isinstance(value, SecretStr):
+            masked = mask(value.get_secret_value())
+            yield _environment_name((*path, name)), masked if "://" in masked else MASK
+        elif isinstance(value, tuple):
+            yield _environment_name((*path, name)), json.dumps(value)
+        else:
+            yield _environment_name((*path, name)), "" if value is None else str(value)
+
+
+def _environment_name(path: tuple[int | str, ...]) -> str:
+    return PREFIX + "__".join(str(part) for part in path).upper()
+
+
+def _refuse_unknown_names() -> None:
+    # pydantic-settings looks up the names it knows: a misspelt one would go unnoticed.
+    known = in_force(Settings.model_construct()).keys()
+    for name in sorted(environment_names() - known):
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise SettingsError(f"{name} is not a setting{hint}")

@@ -70,7 +70,7 @@ class Process:
 
     def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Ask the process to stop and wait; True when it did, False when it had to be killed."""
-        self._send(self.stop_signal)
+        self.send(self.stop_signal)
         if wait_until(lambda: not self.running, timeout_s=timeout_s):
             return True
         self.kill()
@@ -80,17 +80,18 @@ class Process:
         """SIGKILL the process and everything below it, and wait until all of it is gone."""
         family = [self, *self._descendants()]
         for process in family:
-            process._send(signal.SIGKILL)
+            process.send(signal.SIGKILL)
         wait_until(lambda: not any(process.running for process in family), timeout_s=STOP_TIMEOUT_S)
 
-    def _send(self, signal_number: int) -> None:
+    def send(self, signal_number: int) -> None:
+        """Send a signal unless the process is gone."""
         if self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal_number)
 
     def _descendants(self) -> list[Process]:
         # PostgreSQL's backends are sessions of their own: a process group would miss them.
-        parents = {pid: stat[1] for pid, stat in _process_table().items()}
+        parents = _parents()
         found = [self.pid]
         for pid in found:
             found += [child for child, parent in parents.items() if parent == pid]
@@ -290,7 +291,7 @@ def _start_time(pid: int) -> int | None:
     return None if stat is None or stat[0] == "Z" else int(stat[19])
 
 
-def _process_table() -> dict[int, tuple[str, int]]:
-    """Return the state and the parent of every process."""
+def _parents() -> dict[int, int]:
+    """Return the parent of every process."""
     stats = {int(path.name): _stat(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
-    return {pid: (stat[0], int(stat[1])) for pid, stat in stats.items() if stat is not None}
+    return {pid: int(stat[1]) for pid, stat in stats.items() if stat is not None}

@@ -1,0 +1,78 @@
+"""The command line: one module a group of commands.
+
+A new group is one module with `commands = typer.Typer()` and one line in `MODULES`. Modules import
+what is heavy (torch, Celery, SQLAlchemy, boto3) inside their commands, so that help stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from detection.errors import UnlatentError
+from worker.cli.context import DEFAULT_STACK, Context
+from worker.masking import mask
+
+#: Modules of this package whose `commands` become commands of `unlatent`.
+MODULES = (
+    "stack",
+    "config",
+)
+
+_EPILOG = (
+    "Addresses come from the environment (UNLATENT_…, see `unlatent config`); when it names none "
+    "of them, from the local stack that `unlatent up` started, if it runs."
+)
+
+
+def build_app() -> typer.Typer:
+    """Build the command tree."""
+    app = typer.Typer(
+        name="unlatent",
+        callback=_root,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        epilog=_EPILOG,
+    )
+    for name in MODULES:
+        app.add_typer(importlib.import_module(f"{__name__}.{name}").commands)
+    return app
+
+
+def main() -> None:
+    """Run the command line; every error is one line: exit code 1, or 2 for a wrong usage."""
+    context = Context()
+    try:
+        build_app()(obj=context)
+    except UnlatentError as error:
+        _fail(context, str(error))
+    except Exception as error:  # noqa: BLE001 - the last line of defence of a command line
+        _fail(context, f"unexpected {type(error).__name__}: {error} (--traceback shows where)")
+
+
+def _root(
+    context: typer.Context,
+    stack: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the local stack.", show_default=str(DEFAULT_STACK)),
+    ] = None,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from.")
+    ] = False,
+) -> None:
+    """Tell photographs from images made by latent diffusion."""
+    context.obj.stack_option = stack
+    context.obj.traceback = traceback
+
+
+def _fail(context: Context, message: str) -> None:
+    if context.traceback:
+        typer.echo(mask(traceback.format_exc()), err=True)
+    typer.echo(f"unlatent: {mask(message)}", err=True)
+    sys.exit(1)

@@ -1,0 +1,70 @@
+"""What every command shares: which settings are in force and where the local stack is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from detection.errors import SettingsError
+from worker.settings import Settings, environment_names, load_settings
+
+if TYPE_CHECKING:
+    import typer
+
+    from worker.localstack import LocalStack
+
+DEFAULT_STACK = Path("var/stack")
+
+
+@dataclass(slots=True)
+class Context:
+    """The global options of one invocation."""
+
+    stack_option: Path | None = None
+    traceback: bool = False
+
+    @property
+    def stack_folder(self) -> Path:
+        """The folder of the local stack."""
+        return self.stack_option or DEFAULT_STACK
+
+    def local_stack(self) -> LocalStack:
+        """Return the local stack of that folder, running or not."""
+        from worker.localstack import LocalStack  # noqa: PLC0415 - not every command needs it
+
+        return LocalStack(self.stack_folder)
+
+    def settings(self) -> Settings:
+        """Return the settings in force.
+
+        The environment decides. When it names none of the addresses that a local stack would
+        provide, and the stack runs, the stack's addresses are used.
+        """
+        return load_settings(self.stack_in_use())
+
+    def stack_in_use(self) -> Path | None:
+        """Return the environment file of the local stack if its addresses are in force."""
+        env_file = self.stack_folder / "stack.env"
+        if not env_file.exists():
+            if self.stack_option is not None:
+                raise SettingsError(f"no local stack in {self.stack_folder}: `unlatent up` first")
+            return None
+        provided = {line.partition("=")[0] for line in env_file.read_text().splitlines()}
+        named = sorted(provided & environment_names())
+        if named:
+            if self.stack_option is not None:
+                message = f"--stack and {named[0]} name different services; use one of them"
+                raise SettingsError(message)
+            return None
+        if not self.local_stack().running:
+            if self.stack_option is not None:
+                message = f"the local stack in {self.stack_folder} is down: `unlatent up` first"
+                raise SettingsError(message)
+            return None
+        return env_file
+
+
+def of(context: typer.Context) -> Context:
+    """Return our part of typer's context."""
+    return cast("Context", context.obj)

@@ -1,0 +1,71 @@
+"""`unlatent up`, `down`, `status`, `migrate`: the local services and the database's schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from detection.errors import SettingsError
+from worker.cli import context as cli
+from worker.settings import load_settings
+
+commands = typer.Typer()
+
+
+@commands.command()
+def up(context: typer.Context) -> None:
+    """Start PostgreSQL, Redis and S3 on this machine and migrate the database."""
+    from worker.database import migrate  # noqa: PLC0415
+
+    stack = cli.of(context).local_stack()
+    stack.start(buckets=load_settings().s3.buckets)
+    migrate(stack.owner_url())
+    for server in stack.servers:
+        typer.echo(f"{server.name:<9} 127.0.0.1:{server.port}")
+    typer.echo(f"addresses {stack.env_file}")
+
+
+@commands.command()
+def down(
+    context: typer.Context,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove all its data as well.")] = False,
+) -> None:
+    """Stop the local services; data stays unless --delete is given."""
+    chosen = cli.of(context)
+    if not chosen.stack_folder.exists():
+        typer.echo(f"no local stack in {chosen.stack_folder}")
+        return
+    stack = chosen.local_stack()
+    stack.stop()
+    if delete:
+        stack.delete()
+    typer.echo("stopped" if not delete else "stopped and deleted")
+
+
+@commands.command()
+def status(context: typer.Context) -> None:
+    """Say which local services run; exit code 1 when one of them does not."""
+    chosen = cli.of(context)
+    if not chosen.stack_folder.exists():
+        typer.echo(f"no local stack in {chosen.stack_folder}")
+        raise typer.Exit(1)
+    stack = chosen.local_stack()
+    for server in stack.servers:
+        process = server.process
+        state = "stopped" if process is None else f"127.0.0.1:{server.port} pid {process.pid}"
+        typer.echo(f"{server.name:<9} {state}")
+    if not stack.running:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def migrate(context: typer.Context) -> None:
+    """Bring the database's schema to the newest revision."""
+    from worker import database  # noqa: PLC0415
+
+    url = cli.of(context).settings().postgres.owner_url
+    if url is None:
+        raise SettingsError("UNLATENT_POSTGRES__OWNER_URL is not set: the owner's login migrates")
+    database.migrate(url.get_secret_value())
+    typer.echo("the schema is current")
