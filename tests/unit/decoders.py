@@ -1,0 +1,66 @@
+"""Decoders that misbehave, run by the decode pool's processes in its tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detection.intake import DecodedImage
+from detection.refusals import Truncated
+
+
+def decode(data: bytes, **told: Any) -> DecodedImage:
+    """Do what the bytes say: a word, then an argument."""
+    word, _, argument = data.decode().partition(" ")
+    match word:
+        case "hang":
+            time.sleep(3600)
+        case "refuse":
+            raise Truncated
+        case "raise":
+            raise ZeroDivisionError(argument)
+        case "memory":
+            return image(data, np.ones((int(argument), 1024, 1024), np.uint8))
+        case "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "die-once" if not Path(argument).exists():
+            Path(argument).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "modules":
+            Path(argument).write_text("\n".join(sys.modules))
+        case "environment":
+            Path(argument).write_text("\n".join(os.environ))
+        case "told":
+            Path(argument).write_text(repr(sorted(told.items(), key=lambda item: item[0])))
+        case "log":
+            with Path(argument).open("a") as file:
+                file.write("in\n")
+                file.flush()
+                time.sleep(0.05)
+                file.write("out\n")
+    side = int(argument) if word == "side" else 64
+    pixels = np.full((side, side, 3), 7, np.uint8)
+    pixels[0, 0] = (1, 2, 3)
+    return image(data, pixels)
+
+
+def image(data: bytes, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> DecodedImage:
+    """Dress pixels up as a decoded file."""
+    return DecodedImage(
+        pixels=pixels,
+        format="PNG",
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        frames=1,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        pdq=bytes(32),
+        pdq_quality=50,
+    )

@@ -1,0 +1,135 @@
+"""One process of the decode pool: untrusted bytes in, pixels out, under limits of its own.
+
+It is started with an empty environment (no secrets), imports neither the model nor the queue, and
+speaks lines of JSON over one socket. Bytes and pixels travel as file descriptors of anonymous
+memory, so that nothing large goes through the socket and nothing is left behind when either side is
+killed. The kernel ends a decoding that outlives its time even when the parent is gone; otherwise
+the process ends when the parent's end of the socket does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from detection.errors import PermanentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from detection.intake import DecodedImage
+
+MAX_LINE_BYTES = 64 * 1024
+#: Seconds after the parent's time limit at which the kernel ends the decoding instead.
+GRACE_S = 2.0
+
+
+def anonymous_file() -> int:
+    """Return a descriptor of memory that no path names; Linux can seal it against change."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("unlatent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write everything; one call may write less."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def send(
+    connection: socket.socket, message: dict[str, Any], descriptor: int | None = None
+) -> None:
+    """Send one line of JSON and perhaps a descriptor with it."""
+    line = json.dumps(message).encode("ascii") + b"\n"
+    socket.send_fds(connection, [line], [] if descriptor is None else [descriptor])
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None]:
+    """Receive one line and its descriptor; raises `EOFError` when the other side is gone."""
+    line, descriptors, _, _ = socket.recv_fds(connection, MAX_LINE_BYTES, 1)
+    descriptor = descriptors[0] if descriptors else None
+    while not line.endswith(b"\n"):
+        more = connection.recv(MAX_LINE_BYTES) if len(line) < MAX_LINE_BYTES else b""
+        if not more:
+            if descriptor is not None:
+                os.close(descriptor)
+            raise EOFError
+        line += more
+    return json.loads(line), descriptor
+
+
+def main(config: dict[str, Any]) -> None:
+    """Serve one parent until it hangs up."""
+    connection = socket.socket(fileno=config["socket"])
+    module, _, name = config["decoder"].partition(":")
+    decoder: Callable[..., DecodedImage] = getattr(importlib.import_module(module), name)
+    limits = importlib.import_module("detection.intake").IntakeLimits(**config["limits"])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (config["memory_bytes"], config["memory_bytes"]))
+    send(connection, {"ready": True})
+    # Codecs print what hostile files make them print; what broke the start is worth reading.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    while True:
+        try:
+            request, source = receive(connection)
+        except (EOFError, ConnectionError):
+            return
+        signal.setitimer(signal.ITIMER_REAL, config["timeout_s"] + GRACE_S)
+        reply, result = _answer(decoder, limits, request, source)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            send(connection, reply, result)
+        except ConnectionError:
+            return
+        if result is not None:
+            os.close(result)
+
+
+def _answer(
+    decoder: Callable[..., DecodedImage], limits: object, request: dict[str, Any], source: int | None
+) -> tuple[dict[str, Any], int | None]:
+    try:
+        image = decoder(_read(source), limits=limits, **request)
+        result = anonymous_file()
+        write_all(result, image.pixels.data)
+    except PermanentError as error:
+        return {"refused": error.reason, "message": str(error)[:1000]}, None
+    except MemoryError:
+        return {"refused": "decode_memory"}, None
+    except Exception as error:  # noqa: BLE001 - a codec may raise anything; the parent is told what
+        return {"refused": "decode_error", "message": f"{type(error).__name__}: {error}"[:1000]}, None
+    facts = {
+        "sha256": image.sha256,
+        "size": image.size_bytes,
+        "format": image.format,
+        "width": image.width,
+        "height": image.height,
+        "pdq": image.pdq.hex(),
+        "pdq_quality": image.pdq_quality,
+    }
+    return {"facts": facts}, result
+
+
+def _read(source: int | None) -> bytes:
+    if source is None or os.fstat(source).st_size == 0:
+        return b""
+    try:
+        with mmap.mmap(source, 0, access=mmap.ACCESS_READ) as view:
+            return view[:]
+    finally:
+        os.close(source)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
