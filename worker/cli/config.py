@@ -13,9 +13,5 @@ commands = typer.Typer()
 @commands.command()
 def config(context: typer.Context) -> None:
     """Print every setting in force under its environment name, secrets masked."""
-    chosen = cli.of(context)
-    env_file = chosen.stack_in_use()
-    if env_file is not None:
-        typer.echo(f"# addresses of the local stack in {chosen.stack_folder}")
-    for name, value in in_force(chosen.settings()).items():
+    for name, value in in_force(cli.of(context).settings()).items():
         typer.echo(f"{name}={value}")

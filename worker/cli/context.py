@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import typer
+
 from detection.errors import SettingsError
 from worker.settings import Settings, environment_names, load_settings
 
 if TYPE_CHECKING:
-    import typer
-
     from worker.localstack import LocalStack
 
 DEFAULT_STACK = Path("var/stack")
@@ -39,12 +39,14 @@ class Context:
         """Return the settings in force.
 
         The environment decides. When it names none of the addresses that a local stack would
-        provide, and the stack runs, the stack's addresses are used.
+        provide, and the stack runs, the stack's addresses are used, and standard error says so.
         """
-        return load_settings(self.stack_in_use())
+        env_file = self._stack_in_use()
+        if env_file is not None:
+            typer.echo(f"using the local stack in {self.stack_folder}", err=True)
+        return load_settings(env_file)
 
-    def stack_in_use(self) -> Path | None:
-        """Return the environment file of the local stack if its addresses are in force."""
+    def _stack_in_use(self) -> Path | None:
         env_file = self.stack_folder / "stack.env"
         if not env_file.exists():
             if self.stack_option is not None:

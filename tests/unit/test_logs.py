@@ -1,0 +1,112 @@
+"""Logging: one format for all, and no secrets in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from worker import logs
+from worker.masking import mask
+from worker.settings import Observability
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REDIS_URL = "redis://:hunter2@127.0.0.1:6379/0"
+POSTGRES_URL = "postgresql+psycopg://app:hunter2@db.example/unlatent"
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    """What was logged."""
+    return io.StringIO()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    """Return the logged JSON lines."""
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_events_and_records_share_one_format(stream: io.StringIO) -> None:
+    """A structlog event and a standard record come out with the same keys."""
+    logs.configure(Observability(), stream=stream)
+    structlog.get_logger("ours").info("scored", image_id="7")
+    logging.getLogger("theirs").warning("lost %s of %d", "one", 2, extra={"queue": "score"})
+    ours, theirs = lines(stream)
+    assert ours.pop("timestamp")
+    assert theirs.pop("timestamp")
+    assert ours == {"event": "scored", "image_id": "7", "level": "info", "logger": "ours"}
+    assert theirs == {
+        "event": "lost one of 2",
+        "queue": "score",
+        "level": "warning",
+        "logger": "theirs",
+    }
+
+
+def test_bound_context_reaches_every_line(stream: io.StringIO) -> None:
+    """What a task binds stands in its own lines and in those of libraries."""
+    logs.configure(Observability(), stream=stream)
+    with structlog.contextvars.bound_contextvars(image_id="7"):
+        structlog.get_logger("ours").info("scored")
+        logging.getLogger("theirs").error("lost")
+    assert [line["image_id"] for line in lines(stream)] == ["7", "7"]
+
+
+def test_the_level_holds_for_both(stream: io.StringIO) -> None:
+    """Lines below the configured level are dropped wherever they come from."""
+    logs.configure(Observability(log_level="warning"), stream=stream)
+    structlog.get_logger("ours").info("quiet")
+    logging.getLogger("theirs").info("quiet")
+    structlog.get_logger("ours").warning("loud")
+    assert [line["event"] for line in lines(stream)] == ["loud"]
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_secret_is_written(stream: io.StringIO, log_format: str) -> None:
+    """Passwords in messages, fields, library records and tracebacks are masked."""
+    logs.configure(Observability.model_validate({"log_format": log_format}), stream=stream)
+    password = "hunter2"  # a local variable, as tracebacks with locals would show
+    structlog.get_logger("ours").info("connected", url=REDIS_URL, secret_access_key=password)
+    logging.getLogger("theirs").info("connected to %s", POSTGRES_URL, extra={"token": password})
+    try:
+        raise ConnectionError(REDIS_URL)
+    except ConnectionError:
+        structlog.get_logger("ours").exception("lost")
+        logging.getLogger("theirs").exception("lost")
+    text = stream.getvalue()
+    assert text.count("ConnectionError") >= 2
+    assert "db.example" in text
+    assert "hunter2" not in text.replace('password = "hunter2"', "")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (REDIS_URL, "redis://:***@127.0.0.1:6379/0"),
+        (f"two: {REDIS_URL}, {POSTGRES_URL}", None),
+        ("https://s3.example/b/k?X-Amz-Signature=hunter2&x=1", None),
+        ("https://example.org/a:b@c is a path", "https://example.org/a:b@c is a path"),
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+    ],
+)
+def test_masking_hides_passwords_and_leaves_the_rest(text: str, masked: str | None) -> None:
+    """Passwords of URLs and signatures go; hosts, ports and paths stay."""
+    assert "hunter2" not in mask(text)
+    if masked is not None:
+        assert mask(text) == masked

@@ -1,0 +1,88 @@
+"""Settings: what the environment may say, and what is shown of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from detection.errors import SettingsError
+from worker.settings import in_force, load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_value_of_the_environment_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nested name sets its one setting and leaves its neighbours at their defaults."""
+    monkeypatch.setenv("UNLATENT_S3__BUCKETS", '["avatars", "posts"]')
+    settings = load_settings()
+    assert settings.s3.buckets == ("avatars", "posts")
+    assert settings.s3.region == "us-east-1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "UNLATENT_REDIS__ULR",  # a misspelt setting
+        "UNLATENT_REDIS",  # a whole section, which would be a second way to say the same
+        "unlatent_redis__ulr",  # names are read without regard to case
+        "UNLATENT_NONSENSE",
+    ],
+)
+def test_a_name_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """An unknown name with our prefix is an error that repeats the name."""
+    monkeypatch.setenv(name, "{}")
+    with pytest.raises(SettingsError, match=f"{name.upper()} is not a setting"):
+        load_settings()
+
+
+def test_a_misspelt_name_is_told_its_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error for a misspelt name offers the name that was probably meant."""
+    monkeypatch.setenv("UNLATENT_REDIS__ULR", "redis://elsewhere")
+    with pytest.raises(SettingsError, match=r"did you mean UNLATENT_REDIS__URL\?"):
+        load_settings()
+
+
+def test_a_refused_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error for a bad value names the setting and keeps the value to itself."""
+    monkeypatch.setenv("UNLATENT_POSTGRES__POOL_SIZE", "hunter2")
+    with pytest.raises(SettingsError, match="UNLATENT_POSTGRES__POOL_SIZE") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_the_environment_wins_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name in the environment beats the same name in the file; the rest comes from the file."""
+    env_file = tmp_path / "stack.env"
+    env_file.write_text("UNLATENT_S3__REGION=from-file\nUNLATENT_SCORING__BUNDLE=from-file\n")
+    monkeypatch.setenv("UNLATENT_S3__REGION", "from-environment")
+    settings = load_settings(env_file)
+    assert settings.s3.region == "from-environment"
+    assert settings.scoring.bundle == "from-file"
+
+
+def test_an_unknown_name_in_a_file_is_refused(tmp_path: Path) -> None:
+    """A file may not say what the environment may not say."""
+    env_file = tmp_path / "stack.env"
+    env_file.write_text("UNLATENT_S3__REGOIN=nowhere\n")
+    with pytest.raises(SettingsError, match="REGOIN"):
+        load_settings(env_file)
+
+
+def test_settings_in_force_can_be_read_back_and_hide_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What `config` prints is valid as an environment, except that secrets are masked."""
+    monkeypatch.setenv("UNLATENT_REDIS__URL", "rediss://:hunter2@cache.example:6380/1")
+    monkeypatch.setenv("UNLATENT_S3__SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("UNLATENT_S3__BUCKETS", '["avatars"]')
+    settings = load_settings()
+    shown = in_force(settings)
+    assert "hunter2" not in str(shown)
+    assert shown["UNLATENT_REDIS__URL"] == "rediss://:***@cache.example:6380/1"
+    for name, value in shown.items():
+        if value and "***" not in value:
+            monkeypatch.setenv(name, value)
+    assert load_settings() == settings
