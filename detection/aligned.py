@@ -49,7 +49,7 @@ class AlignedNet(nn.Module):
         for stage, (wide, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
             for index in range(depth):
                 stride = 2 if stage and not index else 1
-                blocks.append(_block(width, wide, stride))
+                blocks.append(residual_block(width, wide, stride))
                 width = wide
         self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(width, 1)
@@ -70,7 +70,8 @@ class AlignedNet(nn.Module):
         return logits.squeeze(1)
 
 
-def _block(inputs: int, outputs: int, stride: int) -> BasicBlock:
+def residual_block(inputs: int, outputs: int, stride: int) -> BasicBlock:
+    """A torchvision block with a projecting shortcut where shape or stride changes."""
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(

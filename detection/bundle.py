@@ -1,0 +1,176 @@
+"""A bundle: a released detector as a folder of `bundle.json`, safetensors and a card.
+
+`bundle.json` names every file with its sha256; the sha256 of `bundle.json` itself is the model
+version that verdicts carry, so that a changed byte anywhere is another version. Loading checks
+every hash and refuses anything that is not safetensors, JSON or text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from detection.aligned import AlignedConfig  # noqa: TC001  # pydantic resolves it at run time
+from detection.egre import EgreConfig  # noqa: TC001  # pydantic resolves it at run time
+from detection.errors import SettingsError
+from detection.fusion import Fusion, LabelPolicy, OperatingPoint
+from detection.lare import LareConfig  # noqa: TC001  # pydantic resolves it at run time
+
+SCHEMA_VERSION: Final = 1
+#: Raised with every change of intake or views that could move a score.
+PREPROCESSING_VERSION: Final = 1
+MANIFEST: Final = "bundle.json"
+SUFFIXES: Final = frozenset({".safetensors", ".json", ".md", ".txt"})
+
+
+class BundleError(SettingsError):
+    """The bundle cannot be used."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GeneratorReference(_Record):
+    """Where the generator comes from: a folder of the bundle, or a preset at a revision."""
+
+    folder: str | None = None
+    preset: str | None = None
+    revision: str | None = None
+
+
+class Provenance(_Record):
+    """What the bundle was made from."""
+
+    snapshot_digest: str
+    code_revision: str
+    recipe: str
+    seen_families: tuple[str, ...]
+    data_licence: str
+
+
+class Manifest(_Record):
+    """The content of `bundle.json`."""
+
+    schema_version: int
+    name: str
+    preprocessing_version: int
+    generator: GeneratorReference | None
+    lare: LareConfig | None
+    egre: EgreConfig | None
+    aligned: AlignedConfig | None
+    fusion: Fusion
+    operating_points: tuple[OperatingPoint, ...]
+    policy: LabelPolicy
+    metrics: dict[str, Any]
+    provenance: Provenance
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    folder: Path
+    manifest: Manifest
+    model_version: str
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of the bundle's files."""
+        return self.folder / name
+
+
+def embedded_folder(name: str) -> Path:
+    """Return where the package keeps the bundle called `name` (it may not exist)."""
+    return Path(str(files("detection") / "bundles" / name))
+
+
+def embedded_names() -> list[str]:
+    """List the bundles that ship in the package."""
+    root = embedded_folder("")
+    return sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+
+
+def load_bundle(name_or_folder: str | Path) -> Bundle:
+    """Open and verify a bundle: an embedded one by its name, else a folder.
+
+    Raises `BundleError` for a missing or unlisted file, a changed byte, a newer schema, another
+    preprocessing version, or weights in a format that can run code.
+    """
+    folder = Path(name_or_folder)
+    if not (folder / MANIFEST).is_file() and str(name_or_folder) in embedded_names():
+        folder = embedded_folder(str(name_or_folder))
+    file = folder / MANIFEST
+    if not file.is_file():
+        known = ", ".join(embedded_names()) or "none"
+        raise BundleError(f"no bundle at {folder}: no {MANIFEST} there (embedded bundles: {known})")
+    raw = file.read_bytes()
+    manifest = _parse(file, raw)
+    _verify(folder, manifest)
+    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def _parse(file: Path, raw: bytes) -> Manifest:
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise BundleError(f"{file} is not JSON: {error}") from error
+    schema = content.get("schema_version") if isinstance(content, dict) else None
+    if not isinstance(schema, int):
+        raise BundleError(f"{file} states no schema_version")
+    if schema > SCHEMA_VERSION:
+        raise BundleError(
+            f"{file} has schema {schema}, this release reads up to {SCHEMA_VERSION}: upgrade unlatent"
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise BundleError(f"{file} is not a valid bundle: {error}") from error
+    if manifest.preprocessing_version != PREPROCESSING_VERSION:
+        raise BundleError(
+            f"{file} was calibrated on preprocessing {manifest.preprocessing_version}, this release"
+            f" does {PREPROCESSING_VERSION}: its scores would not be comparable"
+        )
+    return manifest
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    present = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST
+    }
+    for name in sorted(present | manifest.files.keys()):
+        if Path(name).suffix not in SUFFIXES:
+            raise BundleError(f"{folder / name}: only safetensors weights are loaded, never pickles")
+        if name not in manifest.files:
+            raise BundleError(f"{folder / name} is not listed in {MANIFEST}")
+        if name not in present:
+            raise BundleError(f"{folder / name} is missing: {MANIFEST} lists it")
+        if sha256_of(folder / name) != manifest.files[name]:
+            raise BundleError(f"{folder / name} has changed: its sha256 is not the one listed")
+
+
+def sha256_of(file: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+    """Write `bundle.json` for the files in `folder`, hashing each, and load the result."""
+    hashes = {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    listed = manifest.model_copy(update={"files": hashes})
+    text = json.dumps(listed.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return load_bundle(folder)

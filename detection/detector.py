@@ -1,0 +1,203 @@
+"""The detector: decoded images in, scores out, with one bundle on one device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from detection.aligned import AlignedNet, aggregate, cut_tiles
+from detection.bundle import Bundle, BundleError, load_bundle
+from detection.egre import Egre
+from detection.errors import PermanentError
+from detection.fusion import at_prior, label_of
+from detection.generator_folder import load_generator_folder
+from detection.lare import lare_map, lare_view, to_unit
+from detection.score import Label, Score
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+#: Smallest side of an image that can be scored, in pixels.
+MIN_SIDE = 64
+#: Tiles and views that pass through a network at once: bounds memory, not results.
+CHUNK = 32
+GOLDEN_TOLERANCE = 2e-3
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class ImageTooSmall(PermanentError):
+    """The image is smaller than the detector's 64 pixels a side."""
+
+    reason = "too_small"
+
+
+class Detector:
+    """Scores RGB images with one bundle; not thread-safe, so one thread owns it."""
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", dtype: str = "float32") -> None:
+        """Build the networks of a verified bundle on `device`.
+
+        `dtype` is the arithmetic of the forward passes; weights stay float32 and are cast by
+        autocast where the device gains by it.
+        """
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.device = device
+        self.dtype = dtype
+        self._egre: Egre | None = None
+        self._aligned: AlignedNet | None = None
+        if manifest.lare and manifest.egre and manifest.generator:
+            constants = load_file(bundle.path("constants.safetensors"))
+            noises = constants.pop("noise_bank").float()
+            if len(noises) < manifest.lare.ensemble:
+                raise BundleError(f"{bundle.folder}: the noise bank is smaller than the ensemble")
+            if manifest.generator.folder is None:
+                raise BundleError(f"{bundle.folder}: only generators inside the bundle are served")
+            conditioning = {
+                name.removeprefix("conditioning."): value.float()
+                for name, value in constants.items()
+            }
+            generator = load_generator_folder(bundle.path(manifest.generator.folder), conditioning)
+            self._generator = self._place(generator)
+            self._noises = noises[: manifest.lare.ensemble].to(device)
+            self._egre = self._place(_load(Egre(manifest.egre), bundle.path("egre.safetensors")))
+        if manifest.aligned:
+            network = AlignedNet(manifest.aligned)
+            self._aligned = self._place(_load(network, bundle.path("aligned.safetensors")))
+
+    @classmethod
+    def load(
+        cls, name_or_folder: str | Path = "small", *, device: str = "cpu", dtype: str = "float32"
+    ) -> Detector:
+        """Verify and load a bundle by embedded name or folder; raises `BundleError`."""
+        return cls(load_bundle(name_or_folder), device=device, dtype=dtype)
+
+    @property
+    def model_version(self) -> str:
+        """Digest of the bundle."""
+        return self.bundle.model_version
+
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
+        """Score RGB images, each uint8 (H, W, 3), of any sizes from 64 pixels a side.
+
+        Raises `ImageTooSmall` naming the size, and `ValueError` for another shape or dtype.
+        """
+        for image in images:
+            _check(image)
+        branches: list[dict[str, float]] = [{} for _ in images]
+        maps: list[NDArray[np.float32] | None] = [None] * len(images)
+        with torch.inference_mode():
+            if self._egre is not None:
+                for index, (logit, error) in enumerate(self._score_lare(images)):
+                    branches[index]["lare"] = logit
+                    maps[index] = error
+            if self._aligned is not None:
+                for index, logit in enumerate(self._score_aligned(images)):
+                    branches[index]["aligned"] = logit
+        return [self._verdict(*pair) for pair in zip(branches, maps, strict=True)]
+
+    def golden(self) -> tuple[NDArray[np.uint8], dict[str, float]]:
+        """Return the bundle's golden image (H, W, 3) and the branch logits it must get."""
+        tensors = load_file(self.bundle.path("golden.safetensors"))
+        image = tensors.pop("image").numpy()
+        logits = {name.removeprefix("logit."): float(value) for name, value in tensors.items()}
+        return image, logits
+
+    def self_check(self) -> None:
+        """Score the golden image; raises `BundleError` when this machine computes otherwise.
+
+        The tolerance is for float32; half precision is allowed thirty times as much.
+        """
+        image, expected = self.golden()
+        found = self.score([image])[0].branches
+        allowed = GOLDEN_TOLERANCE * (1 if self.dtype == "float32" else 30)
+        for name, value in expected.items():
+            if not abs(found[name] - value) <= allowed * max(1.0, abs(value)):
+                raise BundleError(
+                    f"the golden image of {self.bundle.manifest.name} gets {found[name]:.5f} from"
+                    f" the {name} branch on {self.device} in {self.dtype}, not {value:.5f}"
+                )
+
+    def _score_lare(
+        self, images: Sequence[NDArray[np.uint8]]
+    ) -> list[tuple[float, NDArray[np.float32]]]:
+        config = self.bundle.manifest.lare
+        assert config is not None and self._egre is not None  # noqa: PT018, S101  # caller's branch
+        results = []
+        for start in range(0, len(images), CHUNK):
+            stacked = [lare_view(image, config.side) for image in images[start : start + CHUNK]]
+            views = self._move(to_unit(np.stack(stacked)))
+            with self._autocast():
+                maps = lare_map(self._generator, views, self._noises, config.step)
+                logits = self._egre(views, maps).float()
+            errors = maps.mean(dim=1).float().cpu().numpy()
+            results += list(zip(logits.cpu().tolist(), errors, strict=True))
+        return results
+
+    def _score_aligned(self, images: Sequence[NDArray[np.uint8]]) -> list[float]:
+        config = self.bundle.manifest.aligned
+        assert config is not None and self._aligned is not None  # noqa: PT018, S101  # as above
+        tiles = [cut_tiles(image, config) for image in images]
+        logits = []
+        for chunk in torch.cat(tiles).split(CHUNK):
+            with self._autocast():
+                logits.append(self._aligned(self._move(chunk)).float().cpu())
+        return aggregate(torch.cat(logits), [len(part) for part in tiles]).tolist()
+
+    def _verdict(
+        self, branches: dict[str, float], error_map: NDArray[np.float32] | None
+    ) -> Score:
+        manifest = self.bundle.manifest
+        logit = manifest.fusion.logit(branches)
+        label, point = label_of(logit, manifest.operating_points, manifest.policy)
+        return Score(
+            probability=at_prior(logit, manifest.policy.prior),
+            label=label,
+            branches=branches,
+            decided_by=manifest.fusion.decided_by(branches, generated=label is not Label.REAL),
+            operating_point=point.name,
+            prior=manifest.policy.prior,
+            error_map=error_map,
+        )
+
+    def _place(self, network: _Network) -> _Network:
+        network.eval().requires_grad_(False)
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
+        return network
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, memory_format=torch.channels_last)
+
+    def _autocast(self) -> torch.autocast:
+        device = torch.device(self.device).type
+        return torch.autocast(device, DTYPES[self.dtype], enabled=self.dtype != "float32")
+
+
+def _load(network: _Network, file: Path) -> _Network:
+    weights = {name: value.float() for name, value in load_file(file).items()}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BundleError(f"{file} does not fit the architecture in bundle.json: {error}") from error
+    return network
+
+
+def _check(image: NDArray[np.uint8]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:  # noqa: PLR2004
+        raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ImageTooSmall(f"the image is {width} x {height} pixels: {MIN_SIDE} a side are needed")

@@ -1,0 +1,118 @@
+"""From branch logits to a calibrated probability and a label.
+
+The fused logit is logistic in the branch logits and divided by a temperature; both are fitted on
+images no branch trained on. A probability is meaningless without the share of generated images it
+assumes, so the fit is made at even odds and shifted to a stated prior by Bayes' rule. Labels come
+from thresholds at stated false-positive rates, not from the probability.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from detection.score import Label
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fusion(_Record):
+    """Weights on the branch logits; `centres` are their means over the calibration images."""
+
+    weights: dict[str, float]
+    centres: dict[str, float]
+    bias: float
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+    def logit(self, branches: Mapping[str, float]) -> float:
+        """Fuse branch logits to one calibrated logit at even odds."""
+        weighted = sum(weight * branches[name] for name, weight in self.weights.items())
+        return (weighted + self.bias) / self.temperature
+
+    def decided_by(self, branches: Mapping[str, float], *, generated: bool) -> str:
+        """Name the branch that pulled hardest towards the side on which the image landed."""
+        sign = 1 if generated else -1
+
+        def pull(name: str) -> float:
+            return sign * self.weights[name] * (branches[name] - self.centres[name])
+
+        return max(self.weights, key=pull)
+
+
+class OperatingPoint(_Record):
+    """A threshold on the fused logit at a target false-positive rate, and what supports it.
+
+    `low` and `high` are the Clopper-Pearson 95 % interval of the rate measured on `reals`
+    photographs; a point whose `high` exceeds 2.5 times its target is unsupported and never used:
+    `needs_reals` says how many photographs would support it.
+    """
+
+    target: Annotated[float, Field(gt=0, lt=1)]
+    threshold: float
+    measured: float
+    low: float
+    high: float
+    reals: int
+    recall: float
+    supported: bool
+    needs_reals: int | None = None
+
+    @property
+    def name(self) -> str:
+        """How verdicts name the point, for example "fpr=0.01"."""
+        return f"fpr={self.target:g}"
+
+
+class LabelPolicy(_Record):
+    """Labels: generated from the `flag` rate on, unsure from the `doubt` rate on, else real."""
+
+    flag: float = 0.01
+    doubt: float = 0.05
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+def at_prior(logit: float, prior: float) -> float:
+    """Turn a logit at even odds into a probability when a share `prior` is generated (Bayes)."""
+    shifted = logit + math.log(prior / (1 - prior))
+    if shifted >= 0:
+        return 1 / (1 + math.exp(-shifted))
+    return math.exp(shifted) / (1 + math.exp(shifted))
+
+
+def convert_prior(probability: float, *, assumed: float, wanted: float) -> float:
+    """Convert a probability stated for one share of generated images to another share."""
+    odds = probability / (1 - probability) * (1 - assumed) / assumed * wanted / (1 - wanted)
+    return odds / (1 + odds)
+
+
+def label_of(
+    logit: float, points: Sequence[OperatingPoint], policy: LabelPolicy
+) -> tuple[Label, OperatingPoint]:
+    """Label a fused logit; returns the operating point that the label rests on."""
+    flag = find_point(points, policy.flag)
+    if logit >= flag.threshold:
+        return Label.GENERATED, flag
+    doubt = find_point(points, policy.doubt)
+    if logit >= doubt.threshold:
+        return Label.UNSURE, doubt
+    return Label.REAL, doubt
+
+
+def find_point(points: Sequence[OperatingPoint], target: float) -> OperatingPoint:
+    """Return the supported point nearest to `target` from the strict side, else the strictest.
+
+    A rate that the photographs at hand cannot support is never used: the next looser supported
+    point takes its place.
+    """
+    supported = sorted((p for p in points if p.supported), key=lambda point: point.target)
+    for point in supported:
+        if point.target >= target:
+            return point
+    return supported[-1]
