@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from detection.errors import UnlatentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,6 +14,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from detection.score import Score
+
+
+class DeviceMemoryExceeded(UnlatentError):
+    """The batch does not fit into the device's memory; a smaller one may."""
+
+
+class DeviceLost(UnlatentError):
+    """The device failed for good; only a new process gets it back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """An image, uint8 (H, W, 3), whose probability the model is known to give within a tolerance."""
+
+    image: NDArray[np.uint8]
+    probability: float
+    tolerance: float
 
 
 class Scorer(Protocol):
@@ -28,5 +48,11 @@ class Scorer(Protocol):
     def dtype(self) -> str:
         """Arithmetic of the forward pass, for example "float32"."""
 
+    def golden(self) -> Golden:
+        """Return the image that tells a sound device and sound weights from broken ones."""
+
     def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
-        """Score RGB images, each uint8 (H, W, 3) and at least 64 pixels a side, in their order."""
+        """Score RGB images, each uint8 (H, W, 3) and at least 64 pixels a side, in their order.
+
+        Raises `DeviceMemoryExceeded` and `DeviceLost`; anything else is a fault of an image.
+        """

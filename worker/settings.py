@@ -60,6 +60,8 @@ class S3(Section):
     buckets: tuple[str, ...] = ("uploads",)
     connect_timeout_s: float = Field(default=3.0, gt=0)
     read_timeout_s: float = Field(default=10.0, gt=0)
+    fetch_timeout_s: float = Field(default=30.0, gt=0)
+    denied_limit: int = Field(default=5, ge=1)
 
 
 class Intake(Section):

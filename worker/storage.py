@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from detection.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from datetime import datetime
 
 
@@ -33,6 +33,12 @@ class AccessDenied(PermanentError):
     """Object storage denies this worker the object."""
 
     reason: ClassVar[str] = "access_denied"
+
+
+class AddressRefused(PermanentError):
+    """The bucket is not among the configured ones, or the key leads out of it."""
+
+    reason: ClassVar[str] = "address_not_allowed"
 
 
 class ObjectReplaced(PermanentError):
@@ -85,3 +91,14 @@ class Storage(Protocol):
 
     def list(self, bucket: str, *, prefix: str = "") -> Iterator[ObjectFacts]:
         """List the current objects of a bucket in key order."""
+
+
+def check_address(bucket: str, key: str, *, allowed: Collection[str]) -> None:
+    """Raise `AddressRefused` for what an event may not make this service touch.
+
+    S3 itself takes a key of ".." segments literally, but a proxy before it may resolve them into
+    another bucket.
+    """
+    if bucket not in allowed or ".." in key.split("/"):
+        message = f"The address {bucket!r} {key!r} is not in a bucket of the settings' `s3.buckets`."
+        raise AddressRefused(message)
