@@ -27,15 +27,11 @@ _KINDS = {
         "image/jpeg image/jpg image/pjpeg image/mpo image/x-mpo",
         "jpg jpeg jpe jfif jif pjpeg mpo",
     ),
-    "PNG": _names(
-        "image/png image/x-png image/apng image/vnd.mozilla.apng", "png apng"
-    ),
+    "PNG": _names("image/png image/x-png image/apng image/vnd.mozilla.apng", "png apng"),
     "GIF": _names("image/gif", "gif"),
     "WEBP": _names("image/webp", "webp"),
     "TIFF": _names("image/tiff image/tif image/x-tiff image/tiff-fx", "tif tiff"),
-    "BMP": _names(
-        "image/bmp image/x-bmp image/x-ms-bmp image/x-windows-bmp", "bmp dib"
-    ),
+    "BMP": _names("image/bmp image/x-bmp image/x-ms-bmp image/x-windows-bmp", "bmp dib"),
     "AVIF": _names(
         "image/avif image/avif-sequence image/heif image/heif-sequence",
         "avif avifs heif hif",
@@ -45,16 +41,10 @@ _KINDS = {
         "heic heics heif heifs hif",
     ),
     "SVG": _names("image/svg+xml image/svg text/xml application/xml", "svg xml"),
-    "Photoshop": _names(
-        "image/vnd.adobe.photoshop image/x-photoshop image/psd", "psd psb"
-    ),
+    "Photoshop": _names("image/vnd.adobe.photoshop image/x-photoshop image/psd", "psd psb"),
     "PDF": _names("application/pdf", "pdf ai"),
-    "PostScript": _names(
-        "application/postscript image/x-eps application/eps", "ps eps ai"
-    ),
-    "JPEG 2000": _names(
-        "image/jp2 image/jpx image/jpm image/j2k", "jp2 j2k jpf jpx jpm j2c jpc"
-    ),
+    "PostScript": _names("application/postscript image/x-eps application/eps", "ps eps ai"),
+    "JPEG 2000": _names("image/jp2 image/jpx image/jpm image/j2k", "jp2 j2k jpf jpx jpm j2c jpc"),
     "JPEG XL": _names("image/jxl", "jxl"),
     "JPEG XR": _names("image/jxr image/vnd.ms-photo", "jxr wdp hdp"),
     "icon": _names("image/x-icon image/vnd.microsoft.icon image/icns", "ico cur icns"),
@@ -71,10 +61,11 @@ _GENERIC_TYPES = frozenset(
     }
 )
 # Extensions that promise something which is no image.
-_FOREIGN = frozenset(
+_FOREIGN = _names(
+    "",
     "txt md csv json yaml html htm css js php py sh exe dll apk jar zip gz tar 7z rar doc docx xls "
-    "xlsx ppt pptx mp3 wav flac ogg mp4 m4v mov avi mkv webm mpg mpeg wmv flv".split()
-)
+    "xlsx ppt pptx mp3 wav flac ogg mp4 m4v mov avi mkv webm mpg mpeg wmv flv",
+).extensions
 _KNOWN_EXTENSIONS = _FOREIGN.union(*(names.extensions for names in _KINDS.values()))
 
 
@@ -89,9 +80,7 @@ def check_claims(kind: str, *, declared_type: str | None, key: str | None) -> No
         return
     media_type = (declared_type or "").split(";")[0].strip().lower()
     if media_type not in _GENERIC_TYPES and media_type not in names.types:
-        message = (
-            f"The content type says {media_type[:100]!r} but the bytes are {kind}."
-        )
+        message = f"The content type says {media_type[:100]!r} but the bytes are {kind}."
         raise TypeMismatch(message)
     extension = PurePosixPath(key or "").suffix.removeprefix(".").lower()
     if extension in _KNOWN_EXTENSIONS - names.extensions:

@@ -57,9 +57,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode not in {"I", "F"}:
         return image
-    values = np.nan_to_num(
-        np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0
-    )
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     top = float(values.max(initial=0.0))
     scales = _FLOAT_SCALES if image.mode == "F" else _INTEGER_SCALES
     full = next((scale for scale in scales if top <= scale), top)

@@ -105,11 +105,7 @@ def identify(data: bytes) -> str | None:
         return {b"WEBP": "WEBP", b"AVI ": "AVI video"}.get(data[8:12])
     if data[4:8] in {b"ftyp", b"moov", b"mdat", b"wide"}:
         return _isobmff_kind(data)
-    if (
-        data.startswith(b"BM")
-        and len(data) > 17
-        and data[14] in {12, 40, 52, 56, 64, 108, 124}
-    ):
+    if data.startswith(b"BM") and len(data) > 17 and data[14] in {12, 40, 52, 56, 64, 108, 124}:
         return "BMP"
     if data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3].isspace():
         return "Netpbm"
@@ -137,7 +133,7 @@ def orientation(exif: bytes) -> int:
         for tag, kind, count, value in _entries(exif, _first_ifd(exif)):
             if tag == _ORIENTATION and kind == _SHORT and count == 1:
                 (found,) = struct.unpack_from(_order(exif) + "H", value)
-                return int(found) if 1 <= found <= 8 else 1  # noqa: PLR2004 - EXIF's own range
+                return int(found) if 1 <= found <= 8 else 1  # EXIF's own range
     except (struct.error, IndexError):
         pass
     return 1
@@ -198,12 +194,12 @@ def _check_pieces(pieces: int) -> None:
 # ---------------------------------------------------------------- JPEG
 
 
-def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:
+def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:  # noqa: C901 - one branch a marker kind
     at, metadata, pieces = 2, 0, 0
     size: tuple[int, int] | None = None
     exif = b""
     while True:
-        if data[at] != 0xFF:  # noqa: PLR2004 - marker prefix
+        if data[at] != 0xFF:  # marker prefix
             at = data.find(b"\xff", at)
             if at < 0:
                 message = "The JPEG file ends before its picture begins."
@@ -212,9 +208,9 @@ def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:
         pieces += 1
         _check_pieces(pieces)
         if marker in {0x00, 0x01, 0xFF, 0xD8, *range(0xD0, 0xD8)}:
-            at += 1 if marker == 0xFF else 2  # noqa: PLR2004 - fill byte
+            at += 1 if marker == 0xFF else 2  # fill byte
             continue
-        if marker == 0xD9:  # noqa: PLR2004 - EOI
+        if marker == 0xD9:  # EOI
             message = "The JPEG file ends before its picture begins."
             raise Truncated(message)
         (length,) = struct.unpack_from(">H", data, at + 2)
@@ -222,12 +218,12 @@ def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:
         if marker in _SOF:
             height, width = struct.unpack_from(">HH", body, 1)
             size = (width, height)
-        elif 0xE0 <= marker <= 0xEF or marker == 0xFE:  # noqa: PLR2004 - APPn and COM
+        elif 0xE0 <= marker <= 0xEF or marker == 0xFE:  # APPn and COM
             metadata += length
             _check_metadata(metadata, bounds)
-            if marker == 0xE1 and body.startswith(b"Exif\0\0"):  # noqa: PLR2004 - APP1
+            if marker == 0xE1 and body.startswith(b"Exif\0\0"):  # APP1
                 exif += body[6:]
-        elif marker == 0xDA:  # noqa: PLR2004 - SOS
+        elif marker == 0xDA:  # SOS
             break
         at += 2 + max(length, 2)
     # Inside a scan 0xFF is always escaped, so this pair can only be another scan's header.
@@ -304,21 +300,21 @@ def _walk_gif(data: bytes, bounds: Bounds) -> Survey:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _gif_palette(flags)
     frames, metadata, pieces = 0, 0, 0
-    while at < len(data) and data[at] != 0x3B:  # noqa: PLR2004 - trailer
+    while at < len(data) and data[at] != 0x3B:  # trailer
         introducer = data[at]
-        if introducer == 0x2C:  # noqa: PLR2004 - image descriptor
+        if introducer == 0x2C:  # image descriptor
             frames += 1
             _check_frames(frames, bounds)
             # The first frame decides what is checked; what it needs is checked while decoding.
             at += 11 + _gif_palette(data[at + 9]) if at + 9 < len(data) else len(data)
-        elif introducer == 0x21:  # noqa: PLR2004 - extension
+        elif introducer == 0x21:  # extension
             at += 2
         else:
             break
         while at < len(data) and data[at]:
             pieces += 1
             _check_pieces(pieces)
-            if introducer == 0x21:  # noqa: PLR2004 - extension
+            if introducer == 0x21:  # extension
                 metadata += data[at] + 1
                 _check_metadata(metadata, bounds)
             at += data[at] + 1
@@ -382,7 +378,7 @@ def _u24(data: bytes, at: int) -> int:
 
 def _walk_bmp(data: bytes, bounds: Bounds) -> Survey:
     del bounds
-    if data[14] == 12:  # noqa: PLR2004 - the OS/2 1.x header's size
+    if data[14] == 12:  # the OS/2 1.x header's size
         width, height = struct.unpack_from("<HH", data, 18)
     else:
         width, height = struct.unpack_from("<ii", data, 18)
@@ -452,7 +448,7 @@ _TYPE_SIZES = {
 }
 _BIG_TYPE_SIZES = _TYPE_SIZES | {16: 8, 17: 8, 18: 8}
 
-# Tag, type, count, value. The value is a view: overlapping entries must not multiply what they cover.
+# Tag, type, count, value. The value is a view: overlapping entries must multiply nothing.
 Entry = tuple[int, int, int, memoryview]
 
 
@@ -463,13 +459,9 @@ def _walk_tiff(data: bytes, bounds: Bounds) -> Survey:
         frames += 1
         _check_frames(frames, bounds)
         if frames == 1:
-            first = {
-                tag: _integer(data, kind, value) for tag, kind, _, value in entries
-            }
+            first = {tag: _integer(data, kind, value) for tag, kind, _, value in entries}
     if _DNG_VERSION in first:
-        message = (
-            "The file is a camera raw (DNG), which is not checked; upload its JPEG."
-        )
+        message = "The file is a camera raw (DNG), which is not checked; upload its JPEG."
         raise UnsupportedFormat(message)
     if first.get(_TILE_WIDTH, 0) * first.get(_TILE_HEIGHT, 0) > bounds.max_pixels:
         message = (
@@ -507,9 +499,7 @@ def _chain(data: bytes, start: int, bounds: Bounds) -> Iterator[list[Entry]]:
     at, referred = start, 0
     while at:
         if at in seen:
-            message = (
-                "The file's metadata directories refer to one another in a circle."
-            )
+            message = "The file's metadata directories refer to one another in a circle."
             raise MetadataBomb(message)
         seen.add(at)
         if len(seen) > _MAX_IFDS + bounds.max_frames:
@@ -535,9 +525,7 @@ def _first_ifd(data: bytes) -> int:
     if data[:2] not in {b"II", b"MM"}:
         return 0
     big = _is_big(data)
-    (at,) = struct.unpack_from(
-        _order(data) + ("Q" if big else "I"), data, 8 if big else 4
-    )
+    (at,) = struct.unpack_from(_order(data) + ("Q" if big else "I"), data, 8 if big else 4)
     return int(at)
 
 
@@ -561,9 +549,7 @@ def _entries(data: bytes, at: int) -> Iterator[Entry]:
     if not at:
         return
     order, big = _order(data), _is_big(data)
-    form, sizes = (
-        (order + "HHQ", _BIG_TYPE_SIZES) if big else (order + "HHI", _TYPE_SIZES)
-    )
+    form, sizes = (order + "HHQ", _BIG_TYPE_SIZES) if big else (order + "HHI", _TYPE_SIZES)
     inline = 8 if big else 4
     view = memoryview(data)
     count, start, stride = _entry_count(data, at)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -97,7 +98,8 @@ def decode(
 
     `declared_type` is the content type and `key` the object key that came with the bytes; `sha256`
     the digest (hex) that the producer gave. What is None claims nothing. Raises only
-    `detection.refusals.Refusal` subclasses, for any bytes.
+    `detection.refusals.Refusal` subclasses, for any bytes. Silences warnings meanwhile, which is
+    process-wide state: decode in processes rather than in threads of one.
     """
     digest = _check_bytes(data, limits, sha256)
     kind = identify(data)
@@ -133,9 +135,7 @@ def _check_bytes(data: bytes, limits: IntakeLimits, claimed: str | None) -> str:
         raise TooManyBytes(message)
     digest = hashlib.sha256(data).hexdigest()
     if claimed is not None and claimed.strip().lower() != digest:
-        message = (
-            f"The producer gave sha256 {claimed[:64]!r}, but the bytes have {digest}."
-        )
+        message = f"The producer gave sha256 {claimed[:64]!r}, but the bytes have {digest}."
         raise ChecksumMismatch(message)
     return digest
 
@@ -154,11 +154,11 @@ def _decode_first_frame(
     with _OPENERS[kind](io.BytesIO(data)) as image:
         # The header as the decoder read it decides what is allocated, so it is checked as well.
         _check_size(image.size, len(data), limits)
-        frames = max(
-            found.frames, int(getattr(image, "n_frames", 1)) if kind in _COUNTED else 1
-        )
+        frames = max(found.frames, int(getattr(image, "n_frames", 1)) if kind in _COUNTED else 1)
         if frames > limits.max_frames:
-            message = f"The file has {frames} frames; the limit (max_frames) is {limits.max_frames}."
+            message = (
+                f"The file has {frames} frames; the limit (max_frames) is {limits.max_frames}."
+            )
             raise TooManyFrames(message)
         image.load()
         _check_size(image.size, len(data), limits)
@@ -179,9 +179,7 @@ def _check_size(size: tuple[int, int], size_bytes: int, limits: IntakeLimits) ->
             f"the limit (max_pixels) is {limits.max_pixels} pixels."
         )
         if pixels > _BOMB_PIXELS_PER_BYTE * size_bytes:
-            message = (
-                f"The file unpacks to far more than a photograph of its size: {claim}"
-            )
+            message = f"The file unpacks to far more than a photograph of its size: {claim}"
             raise DecompressionBomb(message)
         message = f"The image has {claim}"
         raise TooManyPixels(message)
@@ -197,7 +195,9 @@ def _check_size(size: tuple[int, int], size_bytes: int, limits: IntakeLimits) ->
 def _refusing(kind: str) -> Iterator[None]:
     """Turn whatever a decoder throws at hostile bytes into a refusal."""
     try:
-        yield
+        # A hostile file can make Pillow warn thousands of times; what matters ends as an error.
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except Refusal:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -229,7 +229,8 @@ def _open_heif(file: io.BytesIO) -> Image.Image:
     # Loads libheif, which most uploads never need.
     from pillow_heif import HeifImageFile  # noqa: PLC0415
 
-    return HeifImageFile(file)
+    image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]  # untyped upstream
+    return image
 
 
 _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {

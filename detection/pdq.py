@@ -84,4 +84,5 @@ def _cosines() -> NDArray[np.float32]:
     order = np.arange(1, _COEFFICIENTS + 1)[:, None]
     position = 2 * np.arange(_GRID)[None, :] + 1
     rows = np.sqrt(2 / _GRID) * np.cos(np.pi / (2 * _GRID) * order * position)
-    return rows.astype(np.float32)
+    cosines: NDArray[np.float32] = rows.astype(np.float32)
+    return cosines
