@@ -217,6 +217,59 @@ class DeathPolicy:
 #: The `reason` of quarantined rows.
 KILLED_WORKER = "killed_worker"
 
+#: The `reason` of withdrawn rows.
+REMOVED = "removed"
+
+#: (bucket, key, version id, etag)
+Identity = tuple[str, str, str | None, str | None]
+
+#: How long a pending row may wait for its first message before the sweeper sends one: longer than
+#: a bridge takes from commit to publication.
+NEVER_PUBLISHED_GRACE = timedelta(seconds=30)
+
+#: Longest `detail` that a row keeps, in characters.
+MAX_DETAIL = 2000
+
+
+def tidy(detail: str) -> str:
+    """Shorten a detail to what a row keeps, without the one character that Postgres refuses."""
+    return detail.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_DETAIL]
+
+
+def identity(upload: Upload) -> Identity:
+    """Return what makes two events the same upload."""
+    return upload.bucket, upload.key, upload.version_id, upload.etag
+
+
+def sequencer_rank(sequencer: str) -> str:
+    """Make S3 sequencers comparable: hexadecimal, the shorter one padded with zeros on the right."""
+    return sequencer.upper().ljust(64, "0")
+
+
+def removes(removal: Removal, *, version_id: str | None, sequencer: str | None) -> bool:
+    """Say whether the removal takes away an object already in the ledger.
+
+    Without a version it removes every version that is not known to be newer.
+    """
+    if removal.version_id not in (None, version_id):
+        return False
+    if removal.sequencer is None or sequencer is None:
+        return True
+    return sequencer_rank(sequencer) <= sequencer_rank(removal.sequencer)
+
+
+def outdated(upload: Upload, removal: Removal) -> bool:
+    """Say whether a created event is known to be older than a removal that came before it.
+
+    A version never comes back. Without one, only sequencers tell a late event from a new upload of
+    the same key, so an event that has none counts as new.
+    """
+    if removal.version_id is not None:
+        return removal.version_id == upload.version_id
+    if removal.sequencer is None or upload.sequencer is None:
+        return False
+    return sequencer_rank(upload.sequencer) <= sequencer_rank(removal.sequencer)
+
 
 class Ledger(Protocol):
     """Every method is one transaction; all raise `TransientError` when the database is away."""
