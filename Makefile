@@ -1,0 +1,53 @@
+# `make` without a target lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lock demo check test test-full clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## Make .venv with every dependency of the lock; again only when the lock changes
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "unlatent needs Python 3.11 or newer: make PYTHON=python3.11 …" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "This Python cannot make virtual environments: install its venv and ensurepip" >&2; \
+		echo "(on Debian and Ubuntu the package python3-venv), or choose another: make PYTHON=…" >&2; \
+		exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes \
+		-r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+		--no-build-isolation --editable .
+	@touch $@
+
+lock: venv ## Resolve pyproject.toml into requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --quiet \
+		--output-file requirements.lock
+
+check: venv ## Lint, check types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run
+
+test: venv ## Run the unit, integration, migration and failure tests but the long ones
+	$(PYTEST) -m "not full"
+
+test-full: venv ## Run the long tests that `make test` leaves out
+	$(PYTEST) -m full
+
+demo: venv ## Start everything on this machine and follow images from upload to verdict
+	$(BIN)/unlatent demo
+
+clean: ## Remove the local stack, caches and build output; the virtual environment stays
+	@if [ -x $(BIN)/unlatent ]; then $(BIN)/unlatent down --delete; fi
+	rm -rf var out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
