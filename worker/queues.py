@@ -1,0 +1,15 @@
+"""Names on the wire: queues and tasks. Producers import them without importing Celery."""
+
+from __future__ import annotations
+
+SCORE = "score"
+SCORE_PRIORITY = "score.priority"
+BACKFILL = "backfill"
+CONTROL = "control"
+
+#: In the order in which a worker looks into them.
+QUEUES = (CONTROL, SCORE_PRIORITY, SCORE, BACKFILL)
+
+SCORE_TASK = "worker.tasks.score"
+RESCORE_TASK = "worker.tasks.rescore"
+SWEEP_TASK = "worker.tasks.sweep"
