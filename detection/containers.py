@@ -12,24 +12,20 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from detection.refusals import (
-    Corrupt,
-    DecompressionBomb,
-    MetadataBomb,
-    TooManyFrames,
-    Truncated,
-    UnsupportedFormat,
-)
+from detection.directories import directories, integer
+from detection.refusals import Corrupt, DecompressionBomb, Truncated, UnsupportedFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-# Enough for any real file of 64 MiB; more pieces are made to keep a parser busy.
-_MAX_PIECES = 500_000
+    from detection.bounds import Bounds
+
 # A progressive JPEG has about ten scans; each one visits every pixel however few bytes it has.
 _MAX_SCANS = 200
-_MAX_IFDS = 10_000
 _MAX_EXIF_ITEMS = 16
+_XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
+# Keyword, then "not compressed": packets are stored plain, so that every program finds them.
+_XMP_CHUNK = b"XML:com.adobe.xmp\0\0\0"
 
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -85,15 +81,7 @@ class Survey:
     size: tuple[int, int] | None = None
     frames: int = 1
     exif: bytes = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """How much of a container may be frames and metadata."""
-
-    max_frames: int
-    max_metadata_bytes: int
-    max_pixels: int
+    xmp: bytes = b""
 
 
 def identify(data: bytes) -> str | None:
@@ -127,18 +115,6 @@ def survey(kind: str, data: bytes, bounds: Bounds) -> Survey:
     return found
 
 
-def orientation(exif: bytes) -> int:
-    """Read EXIF orientation, 1 to 8; anything unreadable or out of range counts as upright."""
-    try:
-        for tag, kind, count, value in _entries(exif, _first_ifd(exif)):
-            if tag == _ORIENTATION and kind == _SHORT and count == 1:
-                (found,) = struct.unpack_from(_order(exif) + "H", value)
-                return int(found) if 1 <= found <= 8 else 1  # EXIF's own range
-    except (struct.error, IndexError):
-        pass
-    return 1
-
-
 # ---------------------------------------------------------------- kinds
 
 
@@ -167,37 +143,13 @@ def _text_kind(head: bytes) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------- shared checks
-
-
-def _check_metadata(size: int, bounds: Bounds) -> None:
-    if size > bounds.max_metadata_bytes:
-        message = (
-            f"The file carries more than {bounds.max_metadata_bytes} bytes of metadata, "
-            "the limit (max_metadata_bytes)."
-        )
-        raise MetadataBomb(message)
-
-
-def _check_frames(frames: int, bounds: Bounds) -> None:
-    if frames > bounds.max_frames:
-        message = f"The animation has more than {bounds.max_frames} frames, the limit (max_frames)."
-        raise TooManyFrames(message)
-
-
-def _check_pieces(pieces: int) -> None:
-    if pieces > _MAX_PIECES:
-        message = f"The file is cut into more than {_MAX_PIECES} pieces."
-        raise MetadataBomb(message)
-
-
 # ---------------------------------------------------------------- JPEG
 
 
 def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:  # noqa: C901 - one branch a marker kind
     at, metadata, pieces = 2, 0, 0
     size: tuple[int, int] | None = None
-    exif = b""
+    exif = xmp = b""
     while True:
         if data[at] != 0xFF:  # marker prefix
             at = data.find(b"\xff", at)
@@ -206,7 +158,7 @@ def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:  # noqa: C901 - one branc
                 raise Truncated(message)
         marker = data[at + 1]
         pieces += 1
-        _check_pieces(pieces)
+        bounds.check_pieces(pieces)
         if marker in {0x00, 0x01, 0xFF, 0xD8, *range(0xD0, 0xD8)}:
             at += 1 if marker == 0xFF else 2  # fill byte
             continue
@@ -220,9 +172,11 @@ def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:  # noqa: C901 - one branc
             size = (width, height)
         elif 0xE0 <= marker <= 0xEF or marker == 0xFE:  # APPn and COM
             metadata += length
-            _check_metadata(metadata, bounds)
+            bounds.check_metadata(metadata)
             if marker == 0xE1 and body.startswith(b"Exif\0\0"):  # APP1
                 exif += body[6:]
+            elif marker == 0xE1 and body.startswith(_XMP_SEGMENT):  # APP1
+                xmp = body[len(_XMP_SEGMENT) :]
         elif marker == 0xDA:  # SOS
             break
         at += 2 + max(length, 2)
@@ -230,7 +184,7 @@ def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:  # noqa: C901 - one branc
     if data.count(b"\xff\xda", at) > _MAX_SCANS:
         message = f"The JPEG file draws its picture in more than {_MAX_SCANS} scans."
         raise DecompressionBomb(message)
-    return Survey(size=size, exif=exif)
+    return Survey(size=size, exif=exif, xmp=xmp)
 
 
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -242,12 +196,12 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 def _walk_png(data: bytes, bounds: Bounds) -> Survey:
     at, metadata, frames, pieces = 8, 0, 0, 0
     size: tuple[int, int] | None = None
-    exif = b""
+    exif = xmp = b""
     while True:
         (length,) = struct.unpack_from(">I", data, at)
         name = data[at + 4 : at + 8]
         pieces += 1
-        _check_pieces(pieces)
+        bounds.check_pieces(pieces)
         if name == b"IEND":
             break
         if at + 12 + length > len(data):
@@ -257,15 +211,17 @@ def _walk_png(data: bytes, bounds: Bounds) -> Survey:
             size = struct.unpack_from(">II", data, at + 8)
         elif name == b"fcTL":
             frames += 1
-            _check_frames(frames, bounds)
+            bounds.check_frames(frames)
         elif name not in {b"IDAT", b"fdAT", b"PLTE"}:
             body = data[at + 8 : at + 8 + length]
             metadata += length + _inflated(name, body, bounds)
-            _check_metadata(metadata, bounds)
+            bounds.check_metadata(metadata)
             if name == b"eXIf":
                 exif = body
+            elif name == b"iTXt" and body.startswith(_XMP_CHUNK):
+                xmp = body[len(_XMP_CHUNK) :].split(b"\0", 2)[-1]
         at += 12 + length
-    return Survey(size=size, frames=max(1, frames), exif=exif)
+    return Survey(size=size, frames=max(1, frames), exif=exif, xmp=xmp)
 
 
 def _inflated(name: bytes, body: bytes, bounds: Bounds) -> int:
@@ -304,7 +260,7 @@ def _walk_gif(data: bytes, bounds: Bounds) -> Survey:
         introducer = data[at]
         if introducer == 0x2C:  # image descriptor
             frames += 1
-            _check_frames(frames, bounds)
+            bounds.check_frames(frames)
             # The first frame decides what is checked; what it needs is checked while decoding.
             at += 11 + _gif_palette(data[at + 9]) if at + 9 < len(data) else len(data)
         elif introducer == 0x21:  # extension
@@ -313,10 +269,10 @@ def _walk_gif(data: bytes, bounds: Bounds) -> Survey:
             break
         while at < len(data) and data[at]:
             pieces += 1
-            _check_pieces(pieces)
+            bounds.check_pieces(pieces)
             if introducer == 0x21:  # extension
                 metadata += data[at] + 1
-                _check_metadata(metadata, bounds)
+                bounds.check_metadata(metadata)
             at += data[at] + 1
         at += 1
     if frames == 0:
@@ -332,19 +288,19 @@ def _gif_palette(flags: int) -> int:
 # ---------------------------------------------------------------- WebP
 
 
-def _walk_webp(data: bytes, bounds: Bounds) -> Survey:
+def _walk_webp(data: bytes, bounds: Bounds) -> Survey:  # noqa: C901 - one branch a chunk kind
     (total,) = struct.unpack_from("<I", data, 4)
     if total + 8 > len(data):
         message = f"The WebP file says {total + 8} bytes and has {len(data)}."
         raise Truncated(message)
     at, metadata, frames, pieces = 12, 0, 0, 0
     size: tuple[int, int] | None = None
-    exif = b""
+    exif = xmp = b""
     while at + 8 <= min(total + 8, len(data)):
         name, (length,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
         body = at + 8
         pieces += 1
-        _check_pieces(pieces)
+        bounds.check_pieces(pieces)
         if name == b"VP8X":
             size = (_u24(data, body + 4) + 1, _u24(data, body + 7) + 1)
         elif name == b"VP8 " and size is None:
@@ -355,17 +311,19 @@ def _walk_webp(data: bytes, bounds: Bounds) -> Survey:
             size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
         elif name == b"ANMF":
             frames += 1
-            _check_frames(frames, bounds)
+            bounds.check_frames(frames)
         elif name not in {b"ALPH", b"ANIM"}:
             metadata += length
-            _check_metadata(metadata, bounds)
+            bounds.check_metadata(metadata)
             if name == b"EXIF":
                 exif = data[body : body + length].removeprefix(b"Exif\0\0")
+            elif name == b"XMP ":
+                xmp = data[body : body + length]
         at = body + length + (length & 1)
     if size is None:
         message = "The WebP file holds no picture."
         raise Corrupt(message)
-    return Survey(size=size, frames=max(1, frames), exif=exif)
+    return Survey(size=size, frames=max(1, frames), exif=exif, xmp=xmp)
 
 
 def _u24(data: bytes, at: int) -> int:
@@ -398,7 +356,7 @@ def _walk_isobmff(data: bytes, bounds: Bounds) -> Survey:
         if length == 0:
             length = len(data) - at
         pieces += 1
-        _check_pieces(pieces)
+        bounds.check_pieces(pieces)
         if length < header and described:
             break  # what follows the last box is no concern of the image
         if length < header or at + length > len(data):
@@ -407,7 +365,7 @@ def _walk_isobmff(data: bytes, bounds: Bounds) -> Survey:
         if name in {b"meta", b"moov"}:
             described = True
             # Tables, not pixels: an item's pixels are in 'mdat'.
-            _check_metadata(length, bounds)
+            bounds.check_metadata(length)
         at += length
     # Decoders read EXIF as soon as they open the file, wherever in it the item lies.
     for magic in (b"II*\0", b"MM\0*"):
@@ -422,44 +380,19 @@ def _walk_isobmff(data: bytes, bounds: Bounds) -> Survey:
 
 # ---------------------------------------------------------------- TIFF and EXIF
 
-_ORIENTATION, _SHORT = 0x0112, 3
-_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _DNG_VERSION = (
-    0x0100,
-    0x0101,
-    0x0142,
-    0x0143,
-    0xC612,
-)
-_SUB_IFDS = {0x8769, 0x8825, 0xA005}
-_TYPE_SIZES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-}
-_BIG_TYPE_SIZES = _TYPE_SIZES | {16: 8, 17: 8, 18: 8}
-
-# Tag, type, count, value. The value is a view: overlapping entries must multiply nothing.
-Entry = tuple[int, int, int, memoryview]
+_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 0x0100, 0x0101, 0x0142, 0x0143
+_XMP, _DNG_VERSION = 0x02BC, 0xC612
 
 
 def _walk_tiff(data: bytes, bounds: Bounds) -> Survey:
-    frames = 0
+    frames, xmp = 0, b""
     first: dict[int, int] = {}
-    for entries in _directories(data, bounds):
+    for entries in directories(data, bounds):
         frames += 1
-        _check_frames(frames, bounds)
+        bounds.check_frames(frames)
         if frames == 1:
-            first = {tag: _integer(data, kind, value) for tag, kind, _, value in entries}
+            first = {tag: integer(data, kind, value) for tag, kind, _, value in entries}
+            xmp = b"".join(bytes(value) for tag, _, _, value in entries if tag == _XMP)
     if _DNG_VERSION in first:
         message = "The file is a camera raw (DNG), which is not checked; upload its JPEG."
         raise UnsupportedFormat(message)
@@ -472,101 +405,15 @@ def _walk_tiff(data: bytes, bounds: Bounds) -> Survey:
     if _WIDTH not in first or _HEIGHT not in first:
         message = "The TIFF file does not say how large its picture is."
         raise Corrupt(message)
-    return Survey(size=(first[_WIDTH], first[_HEIGHT]), frames=frames)
+    return Survey(size=(first[_WIDTH], first[_HEIGHT]), frames=frames, xmp=xmp)
 
 
 def _check_exif(exif: bytes, bounds: Bounds) -> None:
     try:
-        for _ in _directories(exif, bounds):
+        for _ in directories(exif, bounds):
             pass
     except (struct.error, IndexError):
         return  # unreadable EXIF is ignored, as every viewer does
-
-
-def _directories(data: bytes, bounds: Bounds) -> Iterator[list[Entry]]:
-    """Yield every page's entries, following each page's sub-directories on the way."""
-    for entries in _chain(data, _first_ifd(data), bounds):
-        for tag, kind, _, value in entries:
-            if tag in _SUB_IFDS:
-                for _ in _chain(data, _integer(data, kind, value), bounds):
-                    pass
-        yield entries
-
-
-def _chain(data: bytes, start: int, bounds: Bounds) -> Iterator[list[Entry]]:
-    """Yield the entries of each directory of a chain, bounding what they refer to."""
-    seen: set[int] = set()
-    at, referred = start, 0
-    while at:
-        if at in seen:
-            message = "The file's metadata directories refer to one another in a circle."
-            raise MetadataBomb(message)
-        seen.add(at)
-        if len(seen) > _MAX_IFDS + bounds.max_frames:
-            message = f"The file has more than {_MAX_IFDS} metadata directories."
-            raise MetadataBomb(message)
-        entries = list(_entries(data, at))
-        # Entries may overlap: a small directory can ask a reader to copy the file many times.
-        referred += sum(len(value) for *_, value in entries)
-        _check_metadata(referred, bounds)
-        yield entries
-        at = _next_ifd(data, at)
-
-
-def _order(data: bytes) -> str:
-    return ">" if data[:2] == b"MM" else "<"
-
-
-def _is_big(data: bytes) -> bool:
-    return data[2:4] in {b"+\0", b"\0+"}
-
-
-def _first_ifd(data: bytes) -> int:
-    if data[:2] not in {b"II", b"MM"}:
-        return 0
-    big = _is_big(data)
-    (at,) = struct.unpack_from(_order(data) + ("Q" if big else "I"), data, 8 if big else 4)
-    return int(at)
-
-
-def _entry_count(data: bytes, at: int) -> tuple[int, int, int]:
-    """Number of entries, where they start, and the bytes of each."""
-    big = _is_big(data)
-    (count,) = struct.unpack_from(_order(data) + ("Q" if big else "H"), data, at)
-    return (int(count), at + 8, 20) if big else (int(count), at + 2, 12)
-
-
-def _next_ifd(data: bytes, at: int) -> int:
-    count, start, stride = _entry_count(data, at)
-    form = _order(data) + ("Q" if _is_big(data) else "I")
-    if start + count * stride + struct.calcsize(form) > len(data):
-        return 0
-    return int(struct.unpack_from(form, data, start + count * stride)[0])
-
-
-def _entries(data: bytes, at: int) -> Iterator[Entry]:
-    """Read the directory at `at`; values end with the data."""
-    if not at:
-        return
-    order, big = _order(data), _is_big(data)
-    form, sizes = (order + "HHQ", _BIG_TYPE_SIZES) if big else (order + "HHI", _TYPE_SIZES)
-    inline = 8 if big else 4
-    view = memoryview(data)
-    count, start, stride = _entry_count(data, at)
-    for position in range(start, start + min(count, 65_536) * stride, stride):
-        tag, kind, values = struct.unpack_from(form, data, position)
-        value = position + struct.calcsize(form)
-        size = values * sizes.get(kind, 1)
-        if size > inline:
-            (value,) = struct.unpack_from(order + ("Q" if big else "I"), data, value)
-        yield tag, kind, values, view[value : value + size]
-
-
-def _integer(data: bytes, kind: int, value: memoryview) -> int:
-    form = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(kind)
-    if form is None or len(value) < struct.calcsize(form):
-        return 0
-    return int(struct.unpack_from(_order(data) + form, value)[0])
 
 
 _WALKS: dict[str, Callable[[bytes, Bounds], Survey]] = {

@@ -16,17 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from detection.bounds import Bounds
 from detection.claims import check_claims
 from detection.colour import to_srgb, upright
-from detection.containers import SUPPORTED, Bounds, identify, orientation, survey
+from detection.containers import SUPPORTED, identify, survey
+from detection.decoders import OPENERS
+from detection.directories import orientation
 from detection.pdq import pdq
 from detection.refusals import (
     ChecksumMismatch,
@@ -36,7 +32,6 @@ from detection.refusals import (
     NotAnImage,
     Refusal,
     TooManyBytes,
-    TooManyFrames,
     TooManyPixels,
     TooSmall,
     Truncated,
@@ -44,7 +39,7 @@ from detection.refusals import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -151,15 +146,11 @@ def _decode_first_frame(
     found = survey(kind, data, bounds)
     if found.size is not None:
         _check_size(found.size, len(data), limits)
-    with _OPENERS[kind](io.BytesIO(data)) as image:
+    with OPENERS[kind](io.BytesIO(data)) as image:
         # The header as the decoder read it decides what is allocated, so it is checked as well.
         _check_size(image.size, len(data), limits)
         frames = max(found.frames, int(getattr(image, "n_frames", 1)) if kind in _COUNTED else 1)
-        if frames > limits.max_frames:
-            message = (
-                f"The file has {frames} frames; the limit (max_frames) is {limits.max_frames}."
-            )
-            raise TooManyFrames(message)
+        bounds.check_frames(frames)
         image.load()
         _check_size(image.size, len(data), limits)
         exif = found.exif
@@ -225,23 +216,5 @@ _TRUNCATION_WORDS = (
 )
 
 
-def _open_heif(file: io.BytesIO) -> Image.Image:
-    # Loads libheif, which most uploads never need.
-    from pillow_heif import HeifImageFile  # noqa: PLC0415
-
-    image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]  # untyped upstream
-    return image
-
-
-_OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "GIF": GifImageFile,
-    "WEBP": WebPImageFile,
-    "TIFF": TiffImageFile,
-    "BMP": BmpImageFile,
-    "AVIF": AvifImageFile,
-    "HEIF": _open_heif,
-}
 # Kinds whose frames the decoder's header pass counts without decoding any.
 _COUNTED = {"AVIF", "HEIF", "WEBP"}
