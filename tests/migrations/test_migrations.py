@@ -1,0 +1,154 @@
+"""Migrations run on a real server, in both directions, and grant what the service needs only."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic import command
+from sqlalchemy import create_engine, exc, inspect, text
+from sqlalchemy.pool import NullPool
+
+from tests.ledger_contract import scored
+from worker.database import alembic_config, downgrade, migrate
+from worker.ledger_postgres import PostgresLedger
+from worker.schema import Base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from worker.settings import Settings
+
+
+@pytest.fixture
+def owner_url(settings: Settings) -> str:
+    """URL of this test's own, migrated database, as its owner."""
+    assert settings.postgres.owner_url is not None
+    return settings.postgres.owner_url.get_secret_value()
+
+
+@pytest.fixture
+def owner(owner_url: str) -> Iterator[Engine]:
+    """Connections of the owner."""
+    engine = create_engine(owner_url, poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+def constraints(engine: Engine) -> set[tuple[str, str, str]]:
+    """List every constraint and index of schema app as Postgres prints it."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) "
+                "FROM pg_constraint WHERE connamespace = 'app'::regnamespace "
+                "UNION SELECT tablename, indexname, indexdef FROM pg_indexes "
+                "WHERE schemaname = 'app' AND tablename <> 'alembic_version'"
+            )
+        )
+        return {(row[0], row[1], row[2]) for row in rows if "alembic_version" not in row[0]}
+
+
+def test_down_and_up_again(owner_url: str, owner: Engine) -> None:
+    """Going down leaves nothing but the version table, and going up again works."""
+    downgrade(owner_url, "base")
+    assert inspect(owner).get_table_names("app") == ["alembic_version"]
+    with owner.connect() as connection:
+        left = connection.scalar(
+            text("SELECT count(*) FROM pg_proc WHERE pronamespace = 'app'::regnamespace")
+        )
+    assert left == 0
+    migrate(owner_url)
+    expected = {table.name for table in Base.metadata.sorted_tables} | {"alembic_version"}
+    assert set(inspect(owner).get_table_names("app")) == expected
+
+
+def test_the_models_and_the_migrations_agree(owner_url: str) -> None:
+    """`alembic check` finds nothing that the migrations forgot."""
+    command.check(alembic_config(owner_url))
+
+
+def test_the_constraints_of_models_and_migrations_agree(owner_url: str, owner: Engine) -> None:
+    """Alembic does not compare CHECK constraints, so Postgres' own listing is compared."""
+    migrated = constraints(owner)
+    downgrade(owner_url, "base")
+    Base.metadata.create_all(owner)
+    assert constraints(owner) == migrated
+
+
+def test_two_pods_may_migrate_at_once(owner_url: str, owner: Engine) -> None:
+    """Racing migrators take turns; none fails."""
+    downgrade(owner_url, "base")
+    with ThreadPoolExecutor(1) as pool, owner.connect() as other:
+        other.execute(text("SELECT pg_advisory_lock(hashtext('alembic'))"))
+        waiting = pool.submit(migrate, owner_url)
+        assert inspect(owner).get_table_names("app") == ["alembic_version"]
+        other.execute(text("SELECT pg_advisory_unlock(hashtext('alembic'))"))
+        waiting.result(timeout=60)
+    assert "images" in inspect(owner).get_table_names("app")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE app.mine (id int)",
+        "CREATE TABLE public.mine (id int)",
+        "CREATE SCHEMA mine",
+        "ALTER TABLE app.images ADD COLUMN mine int",
+        "DROP TABLE app.outbox",
+        "TRUNCATE app.outbox",
+        "TRUNCATE app.decisions",
+        "DELETE FROM app.images",
+        "DELETE FROM app.decisions",
+        "UPDATE app.decisions SET note = 'mine'",
+        "UPDATE app.appeals SET note = 'mine'",
+        "DELETE FROM app.audit_log",
+        "UPDATE app.audit_log SET actor = 'mine'",
+        "INSERT INTO app.audit_log (action) VALUES ('mine')",
+        "DELETE FROM app.champion",
+        "UPDATE app.champion SET actor = 'mine'",
+        "UPDATE app.alembic_version SET version_num = 'mine'",
+        "CREATE ROLE mine",
+        "SET ROLE unlatent_owner",
+        "COPY app.images TO PROGRAM 'true'",
+        "SELECT app.audit_image_state()",
+    ],
+)
+def test_the_service_role_is_refused(engine: Engine, statement: str) -> None:
+    """The worker's role cannot change the schema, destroy rows or touch the audit."""
+    with pytest.raises(exc.ProgrammingError, match="permission denied|must be owner"):
+        with engine.begin() as connection:
+            connection.execute(text(statement))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE app.audit_log SET actor = 'mine'",
+        "DELETE FROM app.audit_log",
+        "TRUNCATE app.audit_log",
+        "DELETE FROM app.decisions",
+        "TRUNCATE app.champion CASCADE",
+    ],
+)
+def test_append_only_binds_the_owner_too(owner: Engine, statement: str) -> None:
+    """Triggers refuse what grants cannot."""
+    with pytest.raises(exc.ProgrammingError, match="append-only"):
+        with owner.begin() as connection:
+            connection.execute(text(statement))
+
+
+@pytest.mark.parametrize("state", ["pending", "failed", "quarantined", "superseded"])
+def test_a_scored_image_stays_scored(engine: Engine, state: str) -> None:
+    """No statement moves a terminal row elsewhere, except a removal or a reopening."""
+    scored(PostgresLedger(engine))
+    reason = None if state == "pending" else "mine"
+    with pytest.raises(exc.IntegrityError, match="cannot go from scored"):
+        with engine.begin() as connection:
+            connection.execute(
+                text("UPDATE app.images SET state = :state, reason = :reason"),
+                {"state": state, "reason": reason},
+            )
