@@ -76,13 +76,7 @@ class View:
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Cut and augment RGB uint8 (H, W, 3) to uint8 (crop, crop, 3)."""
         rows = slice(self.top, self.top + self.height)
-        region = image[rows, self.left : self.left + self.width]
-        if self.first is not None:
-            region = self.first.apply(np.ascontiguousarray(region))
-        region = self._resize(region)
-        region = self._photometric(region)
-        if self.last is not None:
-            region = self.last.apply(region)
+        region = self.distort(image[rows, self.left : self.left + self.width])
         top, left = (
             int(at * (side - self.crop))
             for at, side in zip(self.crop_at, region.shape[:2], strict=True)
@@ -95,6 +89,14 @@ class View:
             y, x, size = (int(share * self.crop) for share in self.cutout)
             square[y : y + size, x : x + size] = 128
         return square
+
+    def distort(self, region: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply everything but cutting, turning and flipping to RGB uint8 (h, w, 3)."""
+        if self.first is not None:
+            region = self.first.apply(np.ascontiguousarray(region))
+        region = self._resize(region)
+        region = self._photometric(region)
+        return region if self.last is None else self.last.apply(region)
 
     def _resize(self, region: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = (max(self.crop, round(side * self.scale)) for side in region.shape[:2])
