@@ -21,9 +21,9 @@ HASH_BYTES = 32
 _GRID = 64
 _COEFFICIENTS = 16
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-# Larger images are first averaged over k x k blocks, k whole, until their shorter side is under
-# twice this; the hash's own windows are wider than such a block, so that few bits ever move.
-_SHORT_SIDE = 512
+# A longer axis is first averaged over whole blocks down to under twice this; the hash's own windows
+# are wider than such a block, so that few bits ever move.
+_LENGTH = 512
 
 
 def pdq(pixels: NDArray[np.uint8]) -> tuple[bytes, int]:
@@ -32,9 +32,9 @@ def pdq(pixels: NDArray[np.uint8]) -> tuple[bytes, int]:
     Quality, 0 to 100, measures gradients: an image under about 50 is so flat that its hash says
     little.
     """
-    block = max(1, min(pixels.shape[:2]) // _SHORT_SIDE)
-    if block > 1:
-        pixels = np.asarray(Image.fromarray(pixels).reduce(block))
+    rows, columns = (max(1, length // _LENGTH) for length in pixels.shape[:2])
+    if rows > 1 or columns > 1:
+        pixels = np.asarray(Image.fromarray(pixels).reduce((columns, rows)))
     luma = pixels @ _LUMA
     height, width = luma.shape
     grid = _smoothing(height) @ luma @ _smoothing(width).T

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _MAX_TEXT = 200
 _MAX_LIST = 16
 _MAX_DEPTH = 32
+_MAX_FRAMES = 10_000
 _SOURCE_TYPE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ DigitalSourceType"
 _RDF_RESOURCE = "http://www.w3.org/1999/02/22-rdf-syntax-ns# resource"
 # Whoever uploads must not make this process call a server or another one's revocation list.
@@ -107,7 +108,7 @@ def read_signals(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> Signals
     kind = identify(data)
     if kind not in _C2PA_TYPES:
         return Signals()
-    bounds = Bounds(max_frames=2**31, max_metadata_bytes=max_metadata_bytes, max_pixels=2**62)
+    bounds = Bounds(max_frames=_MAX_FRAMES, max_metadata_bytes=max_metadata_bytes, max_pixels=2**62)
     try:
         exif, xmp = _blocks(kind, data, bounds)
     except Refusal:
