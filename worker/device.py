@@ -1,0 +1,318 @@
+"""The one device thread: it loads the model, proves it, runs the batches and stores the verdicts.
+
+Everything that touches the device happens on this thread, because graphs and contexts belong to
+threads. What it does about faults:
+
+* the golden image scores wrong at the start: `start` raises and no message is ever taken;
+* out of device memory: halves of the batch, down to one image, which fails alone;
+* any other exception: every image of the batch by itself, so that only the guilty one fails, and
+  only if the golden image still scores; otherwise the process ends;
+* the device is lost: the process ends with `EXIT_DEVICE_LOST`; leases run out, messages return;
+* a forward pass that hangs: a watchdog ends the process with `EXIT_STUCK`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import structlog
+
+from detection.errors import PermanentError, TransientError, UnlatentError
+from worker.batcher import Batcher, CountMismatch
+from worker.ledger import ImageFacts, Lease, Role, Verdict
+from worker.scorer import DeviceLost, DeviceMemoryExceeded, Golden
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from detection.score import Score
+    from worker.health import Health
+    from worker.ledger import Ledger
+    from worker.metrics import Metrics
+    from worker.scorer import Scorer
+    from worker.settings import Scoring
+
+_log = structlog.get_logger(__name__)
+
+EXIT_DEVICE_LOST = 70
+EXIT_STUCK = 71
+
+#: The liveness file is touched at least this often.
+_IDLE_S = 5.0
+_LOAD_TIMEOUT_S = 900.0
+_PERSIST_TRIES = 3
+_PERSIST_DELAY_S = 0.2
+
+
+class DeviceNotReady(UnlatentError):
+    """The model did not become ready on the device."""
+
+
+class GoldenMismatch(UnlatentError):
+    """The model does not score its golden image as it must: the device or the weights are broken."""
+
+
+class OutOfDeviceMemory(PermanentError):
+    """The image alone does not fit into the device's memory."""
+
+    reason: ClassVar[str] = "out_of_device_memory"
+
+
+class ScoringFailed(PermanentError):
+    """The detector failed on the image, alone and with a sound device."""
+
+    reason: ClassVar[str] = "scoring_failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """One image on its way through the device."""
+
+    lease: Lease
+    facts: ImageFacts
+    pixels: NDArray[np.uint8]
+    role: Role
+    timings_ms: Mapping[str, float]
+    submitted_at: float
+
+
+class Device:
+    """Owns the device thread.
+
+    `load` builds the scorer on that thread; `end_process` is how the process ends at once (a hung
+    forward pass holds whatever an orderly exit would wait for).
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Scorer],
+        *,
+        ledger: Ledger,
+        settings: Scoring,
+        health: Health,
+        metrics: Metrics,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._load = load
+        self._ledger = ledger
+        self._settings = settings
+        self._health = health
+        self._metrics = metrics
+        self._end_process = end_process
+        self._batcher: Batcher[Work, Verdict] = Batcher(
+            max_batch=settings.max_batch,
+            max_wait_s=settings.max_wait_s,
+            capacity=max(settings.threads, settings.max_batch),
+        )
+        self._scorer: Future[Scorer] = Future()
+        self._stopping = threading.Event()
+        self._forward_since: float | None = None
+        self._threads = [
+            threading.Thread(target=self._main, name="device", daemon=True),
+            threading.Thread(target=self._watch, name="device-watchdog", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Load and prove the model; raises what went wrong, and then nothing may be consumed."""
+        self._threads[0].start()
+        try:
+            self._scorer.result(_LOAD_TIMEOUT_S)
+        except TimeoutError as error:
+            message = f"The model was not ready within {_LOAD_TIMEOUT_S:g} s."
+            raise DeviceNotReady(message) from error
+        self._threads[1].start()
+
+    def stop(self) -> None:
+        """Fail what waits, finish the batch that runs, end the threads."""
+        self._stopping.set()
+        self._batcher.close()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(self._settings.forward_timeout_s)
+
+    @property
+    def model_version(self) -> str:
+        """Digest of the bundle that scores; known once `start` returned."""
+        return self._scorer.result(0).model_version
+
+    def submit(self, work: Work) -> Future[Verdict]:
+        """Queue one image; its future holds the verdict once the ledger has it."""
+        return self._batcher.submit(work, alone=work.lease.alone)
+
+    def _main(self) -> None:
+        try:
+            scorer = self._load()
+            self._prove(scorer, (1, self._settings.max_batch))
+        except BaseException as error:  # noqa: BLE001 - whoever started us gets it
+            self._scorer.set_exception(error)
+            return
+        self._scorer.set_result(scorer)
+        try:
+            while not self._stopping.is_set():
+                self._health.beat()
+                self._batcher.run_next(self._run, idle_s=_IDLE_S)
+        except BaseException:
+            # A worker without its device thread would take messages and never answer them.
+            _log.critical("device_thread_died", exc_info=True)
+            self._end_process(EXIT_DEVICE_LOST)
+
+    def _watch(self) -> None:
+        limit_s = self._settings.forward_timeout_s
+        while not self._stopping.wait(min(1.0, limit_s / 10)):
+            since = self._forward_since
+            if since is not None and time.monotonic() - since > limit_s:
+                _log.critical("forward_pass_stuck", limit_s=limit_s)
+                self._end_process(EXIT_STUCK)
+                return
+
+    def _prove(self, scorer: Scorer, sizes: Sequence[int]) -> None:
+        golden: Golden = scorer.golden()
+        for size in sizes:
+            try:
+                scores = scorer.score([golden.image] * size)
+            except DeviceMemoryExceeded:
+                if size == 1:
+                    raise
+                _log.warning("batch_does_not_fit", size=size)
+                continue
+            probabilities = [score.probability for score in scores]
+            if len(probabilities) != size:
+                raise GoldenMismatch(f"{size} golden images gave {len(probabilities)} scores.")
+            for probability in probabilities:
+                # Written so that a score that is no number fails too.
+                if not abs(probability - golden.probability) <= golden.tolerance:
+                    message = (
+                        f"The golden image of model {scorer.model_version} scored "
+                        f"{probability:.6f} in a batch of {size}, expected "
+                        f"{golden.probability:.6f} within {golden.tolerance:g}."
+                    )
+                    raise GoldenMismatch(message)
+
+    def _run(self, works: Sequence[Work]) -> list[Verdict | Exception]:
+        begun = time.monotonic()
+        self._metrics.batch_size.observe(len(works))
+        for work in works:
+            self._metrics.batch_wait.observe(begun - work.submitted_at)
+        # The same bytes twice in one batch cost one forward pass.
+        unique = {work.facts.sha256: work for work in works}
+        try:
+            scored = self._score([work.pixels for work in unique.values()])
+        except (DeviceLost, GoldenMismatch):
+            # Before any future is settled: what was in the batch is pending, not failed.
+            _log.critical("device_lost", exc_info=True)
+            self._end_process(EXIT_DEVICE_LOST)
+            raise
+        scores = dict(zip(unique, scored, strict=True))
+        forward_s = time.monotonic() - begun
+        self._metrics.forward.observe(forward_s)
+        outcomes = [
+            self._verdict(work, scores[work.facts.sha256], begun, forward_s) for work in works
+        ]
+        with self._metrics.persist.time():
+            return self._persist(outcomes)
+
+    def _score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score | Exception]:
+        try:
+            return list(self._forward(images))
+        except DeviceMemoryExceeded as error:
+            if len(images) == 1:
+                return [_caused(OutOfDeviceMemory(), error)]
+            _log.warning("out_of_device_memory", size=len(images))
+            half = (len(images) + 1) // 2
+            return self._score(images[:half]) + self._score(images[half:])
+        except DeviceLost:
+            raise
+        except Exception as error:
+            _log.exception("batch_failed", size=len(images))
+            if len(images) > 1:
+                return [outcome for image in images for outcome in self._score([image])]
+            self._prove(self._scorer.result(0), (1,))
+            return [_caused(ScoringFailed(f"{type(error).__name__} in the detector."), error)]
+
+    def _forward(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
+        self._forward_since = time.monotonic()
+        try:
+            scores = self._scorer.result(0).score(images)
+        finally:
+            self._forward_since = None
+        if len(scores) != len(images):
+            message = f"{len(images)} images gave {len(scores)} scores."
+            raise CountMismatch(message)
+        if not all(0 <= score.probability <= 1 for score in scores):
+            message = "A score is not a probability."
+            raise UnlatentError(message)
+        return scores
+
+    def _verdict(
+        self, work: Work, score: Score | Exception, begun: float, forward_s: float
+    ) -> Verdict | Exception:
+        if isinstance(score, Exception):
+            return score
+        scorer = self._scorer.result(0)
+        return Verdict(
+            image_id=work.lease.image_id,
+            lease_id=work.lease.lease_id,
+            facts=work.facts,
+            model_version=scorer.model_version,
+            role=work.role,
+            score=score.probability,
+            label=score.label.value,
+            branches=dict(score.branches),
+            decided_by=score.decided_by,
+            operating_point=score.operating_point,
+            prior=score.prior,
+            device=scorer.device,
+            dtype=scorer.dtype,
+            timings_ms={
+                **work.timings_ms,
+                "batch_wait": 1000 * (begun - work.submitted_at),
+                "forward": 1000 * forward_s,
+            },
+        )
+
+    def _persist(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:
+        verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
+        if not verdicts:
+            return outcomes
+        try:
+            self._record(verdicts)
+        except TransientError as error:
+            return [error if isinstance(outcome, Verdict) else outcome for outcome in outcomes]
+        except Exception:
+            _log.exception("record_failed", size=len(verdicts))
+            return [self._record_alone(outcome) for outcome in outcomes]
+        return outcomes
+
+    def _record_alone(self, outcome: Verdict | Exception) -> Verdict | Exception:
+        if isinstance(outcome, Verdict):
+            try:
+                self._record([outcome])
+            except Exception as error:  # noqa: BLE001 - it is this image's outcome
+                return error
+        return outcome
+
+    def _record(self, verdicts: Sequence[Verdict]) -> None:
+        for tries_left in reversed(range(_PERSIST_TRIES)):
+            try:
+                self._ledger.record(verdicts)
+            except TransientError as error:
+                _log.warning("record_retry", error=str(error), tries_left=tries_left)
+                if not tries_left:
+                    raise
+                self._health.beat()
+                self._stopping.wait(_PERSIST_DELAY_S)
+            else:
+                return
+
+
+def _caused(error: PermanentError, cause: BaseException) -> PermanentError:
+    error.__cause__ = cause
+    return error

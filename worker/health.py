@@ -1,0 +1,34 @@
+"""Files that probes look at: `worker.alive` is touched by the device thread, `worker.ready` is there
+while the worker takes messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ALIVE = "worker.alive"
+READY = "worker.ready"
+
+
+class Health:
+    """The two files in one folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._alive = run_dir / ALIVE
+        self._ready = run_dir / READY
+        self.unready()
+
+    def beat(self) -> None:
+        """Say that the device thread makes progress."""
+        self._alive.touch()
+
+    def ready(self) -> None:
+        """Say that the worker is warm and takes messages."""
+        self._ready.touch()
+
+    def unready(self) -> None:
+        """Take that back."""
+        self._ready.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""The worker's Prometheus metrics: one object a process, on a registry of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_WAITS = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """Names start with `unlatent_`; times are in seconds."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.queue_wait = self._histogram(
+            "queue_wait_seconds", "From upload to the start of the check.", _WAITS
+        )
+        self.fetch = self._histogram("fetch_seconds", "Download of one object.", _SECONDS)
+        self.decode = self._histogram("decode_seconds", "Decoding, waits included.", _SECONDS)
+        self.batch_wait = self._histogram("batch_wait_seconds", "Wait for a batch.", _SECONDS)
+        self.batch_size = self._histogram("batch_size", "Images in one batch.", _SIZES)
+        self.forward = self._histogram("forward_seconds", "Forward passes of a batch.", _SECONDS)
+        self.persist = self._histogram("persist_seconds", "Transaction of a batch.", _SECONDS)
+        self.verdicts = self._counter("verdicts", "Verdicts.", "label", "model_version", "role")
+        self.reused = self._counter("verdicts_reused", "Verdicts taken from the same bytes.")
+        self.failures = self._counter("failures", "Images ended without a verdict.", "reason")
+        self.retries = self._counter("retries", "Checks given back for another try.", "error")
+        self.messages = self._counter(
+            "messages", "What became of messages: leased, suspect, busy or a terminal state.", "kind"
+        )
+        self.swept = self._counter("swept", "Messages that the sweeper sent again.")
+        self.paused = Gauge(
+            "unlatent_paused", "1 while storage denies everything.", registry=self.registry
+        )
+
+    def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
+        """Publish a gauge that is read when it is scraped."""
+        gauge = Gauge(f"unlatent_{name}", documentation, registry=self.registry)
+        gauge.set_function(value)
+
+    def serve(self, port: int) -> Callable[[], None]:
+        """Answer scrapes on a port; returns the function that stops."""
+        server, thread = start_http_server(port, registry=self.registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop
+
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(
+            f"unlatent_{name}", documentation, buckets=buckets, registry=self.registry
+        )
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"unlatent_{name}", documentation, labels, registry=self.registry)

@@ -1,0 +1,313 @@
+"""The check of one image, from its lease to its outcome: the body of the tasks.
+
+The lease is committed before anything is fetched, and is closed with every outcome that this code
+catches. While the ledger is away, the thread waits in place, both for a lease and to close one:
+what the threads hold then is all that the worker takes from the queue, and an outage never looks
+like a death.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+
+import structlog
+
+from detection.errors import PermanentError, TransientError
+from worker.device import Work
+from worker.ledger import (
+    Busy,
+    Lease,
+    LedgerUnavailable,
+    Outcome,
+    Role,
+    State,
+    Terminal,
+    UnknownImage,
+    Verdict,
+)
+from worker.storage import AccessDenied, ObjectReplaced, StorageForbidden
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from worker.breaker import Breaker
+    from worker.decode_pool import Decoded
+    from worker.device import Device
+    from worker.ledger import Ledger
+    from worker.metrics import Metrics
+    from worker.settings import Settings
+    from worker.storage import Storage
+
+_log = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
+
+_FIRST_DELAY_S = 0.2
+_MAX_DELAY_S = 5.0
+#: How long a thread waits for a ledger that is away before its message goes back to the queue.
+_LEASE_PATIENCE_S = 60.0
+#: No stage is given less time than this, however little of the lease is left.
+_LEAST_WAIT_S = 1.0
+
+
+class ScoringTimeout(TransientError):
+    """The image got no verdict within its lease."""
+
+
+class InternalError(PermanentError):
+    """The worker failed on the image in a way that it does not foresee; its log says where."""
+
+    reason: ClassVar[str] = "internal_error"
+
+
+class Decoder(Protocol):
+    """What the pipeline asks of `worker.decode_pool.DecodePool`."""
+
+    def decode(
+        self,
+        data: bytes,
+        *,
+        declared_type: str | None = None,
+        key: str | None = None,
+        sha256: str | None = None,
+        alone: bool = False,
+        wait_s: float,
+    ) -> Decoded:
+        """Decode one image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    lease: Lease
+    role: Role
+    begun: float
+
+
+class Pipeline:
+    """Checks images by id; called by many threads at once."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        storage: Storage,
+        decoder: Decoder,
+        device: Device,
+        breaker: Breaker,
+        metrics: Metrics,
+        settings: Settings,
+        worker: str,
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._decoder = decoder
+        self._device = device
+        self._breaker = breaker
+        self._metrics = metrics
+        self._settings = settings
+        self._worker = worker
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Stop waiting for a ledger that is away; what is under way goes on."""
+        self._stopping.set()
+
+    def score(self, image_id: UUID) -> None:
+        """Check a pending image.
+
+        Returns when the message may be acknowledged: the image has its verdict, ended, had ended
+        before, or is leased to another thread. That one's message, or the sweeper after its lease
+        ran out, sees to the image, so a second message for it adds nothing.
+
+        Raises `TransientError` when the image is worth another try; its lease is closed then.
+        """
+        self._check(
+            image_id,
+            Role.CHAMPION,
+            lambda: self._ledger.lease(
+                image_id, worker=self._worker, duration=self._lease_duration
+            ),
+        )
+
+    def rescore(self, image_id: UUID) -> None:
+        """Check a scored image with another model version; otherwise like `score`."""
+        self._check(
+            image_id,
+            Role.RESCORE,
+            lambda: self._ledger.lease_for_rescore(
+                image_id,
+                model_version=self._device.model_version,
+                worker=self._worker,
+                duration=self._lease_duration,
+            ),
+        )
+
+    @property
+    def _lease_duration(self) -> timedelta:
+        return timedelta(seconds=self._settings.scoring.lease_s)
+
+    def _check(
+        self, image_id: UUID, role: Role, lease: Callable[[], Lease | Terminal | Busy]
+    ) -> None:
+        self._breaker.check()
+        try:
+            answer = self._patiently(lease, patience_s=_LEASE_PATIENCE_S)
+        except UnknownImage:
+            _log.error("unknown_image")
+            self._metrics.messages.labels("unknown").inc()
+            return
+        if isinstance(answer, Terminal):
+            _log.info("already_ended", state=answer.state.value)
+            self._metrics.messages.labels(answer.state.value).inc()
+            return
+        if isinstance(answer, Busy):
+            _log.info("leased_elsewhere", until=answer.until.isoformat())
+            self._metrics.messages.labels("busy").inc()
+            return
+        self._metrics.messages.labels("suspect" if answer.alone else "leased").inc()
+        with structlog.contextvars.bound_contextvars(
+            attempt=answer.attempt, model_version=self._device.model_version
+        ):
+            self._work(_Job(lease=answer, role=role, begun=time.monotonic()))
+
+    def _work(self, job: _Job) -> None:
+        if job.lease.upload.uploaded_at is not None:
+            waited = datetime.now(UTC) - job.lease.upload.uploaded_at
+            self._metrics.queue_wait.observe(max(0.0, waited.total_seconds()))
+        try:
+            verdict = self._verdict(job)
+        except PermanentError as error:
+            self._end(job.lease, error)
+        except TransientError as error:
+            self._give_back(job.lease, error)
+            raise
+        except Exception as error:
+            _log.exception("unexpected_error")
+            failure = InternalError(f"Unexpected {type(error).__name__} in the worker.")
+            self._end(job.lease, failure)
+        else:
+            self._metrics.verdicts.labels(verdict.label, verdict.model_version, job.role).inc()
+            _log.info(
+                "verdict",
+                label=verdict.label,
+                score=round(verdict.score, 6),
+                reused=verdict.reused_from is not None,
+                total_ms=round(1000 * (time.monotonic() - job.begun), 1),
+            )
+
+    def _verdict(self, job: _Job) -> Verdict:
+        begun = time.monotonic()
+        data = self._fetch(job)
+        fetched = time.monotonic()
+        self._metrics.fetch.observe(fetched - begun)
+        with self._decode(job, data) as decoded:
+            del data  # the compressed bytes are not worth keeping beside the pixels
+            ready = time.monotonic()
+            self._metrics.decode.observe(ready - fetched)
+            timings_ms = {"fetch": 1000 * (fetched - begun), "decode": 1000 * (ready - fetched)}
+            known = self._ledger.reusable_verdict(
+                decoded.facts.sha256, model_version=self._device.model_version
+            )
+            if known is not None:
+                return self._reuse(job, known, decoded, timings_ms)
+            future = self._device.submit(
+                Work(
+                    lease=job.lease,
+                    facts=decoded.facts,
+                    pixels=decoded.pixels,
+                    role=job.role,
+                    timings_ms=timings_ms,
+                    submitted_at=ready,
+                )
+            )
+            try:
+                return future.result(self._left_s(job))
+            except TimeoutError as error:
+                future.cancel()
+                raise ScoringTimeout from error
+
+    def _fetch(self, job: _Job) -> bytes:
+        upload = job.lease.upload
+        try:
+            data = self._storage.fetch(
+                upload.bucket,
+                upload.key,
+                version_id=upload.version_id,
+                etag=upload.etag,
+                max_bytes=self._settings.intake.max_bytes,
+            )
+        except AccessDenied as error:
+            raise self._breaker.denied(job.lease, error) from error
+        self._breaker.allowed(upload)
+        return data
+
+    def _decode(self, job: _Job, data: bytes) -> Decoded:
+        upload = job.lease.upload
+        # Twice: an image that kills its process is decoded once more.
+        decoding_s = 2 * self._settings.intake.timeout_s
+        return self._decoder.decode(
+            data,
+            declared_type=upload.content_type,
+            key=upload.key,
+            sha256=upload.sha256,
+            alone=job.lease.alone,
+            wait_s=max(_LEAST_WAIT_S, self._left_s(job) - decoding_s),
+        )
+
+    def _reuse(
+        self, job: _Job, known: Verdict, decoded: Decoded, timings_ms: dict[str, float]
+    ) -> Verdict:
+        verdict = replace(
+            known,
+            image_id=job.lease.image_id,
+            lease_id=job.lease.lease_id,
+            facts=decoded.facts,
+            role=job.role,
+            reused_from=known.reused_from or known.image_id,
+            timings_ms=timings_ms,
+        )
+        self._ledger.record([verdict])
+        self._metrics.reused.inc()
+        return verdict
+
+    def _left_s(self, job: _Job) -> float:
+        spent_s = time.monotonic() - job.begun
+        return max(_LEAST_WAIT_S, self._settings.scoring.lease_s - spent_s)
+
+    def _end(self, lease: Lease, error: PermanentError) -> None:
+        state = State.SUPERSEDED if isinstance(error, ObjectReplaced) else State.FAILED
+        self._close(
+            lambda: self._ledger.end(lease, state=state, reason=error.reason, detail=str(error))
+        )
+        self._metrics.failures.labels(error.reason).inc()
+        _log.info("ended", state=state.value, reason=error.reason, detail=str(error))
+
+    def _give_back(self, lease: Lease, error: TransientError) -> None:
+        paused = isinstance(error, StorageForbidden)
+        outcome = Outcome.RELEASED if paused else Outcome.RETRY
+        detail = f"{type(error).__name__}: {error}"
+        self._close(lambda: self._ledger.release(lease, outcome=outcome, detail=detail))
+        self._metrics.retries.labels(type(error).__name__).inc()
+        _log.warning("given_back", outcome=outcome.value, error=detail)
+
+    def _close(self, close: Callable[[], None]) -> None:
+        # As long as the message is ours; the ledger takes back a death when the lease closes late.
+        self._patiently(close, patience_s=self._settings.queue.visibility_timeout_s)
+
+    def _patiently(self, call: Callable[[], _T], *, patience_s: float) -> _T:
+        deadline = time.monotonic() + patience_s
+        delay_s = _FIRST_DELAY_S
+        while True:
+            try:
+                return call()
+            except LedgerUnavailable as error:
+                if self._stopping.is_set() or time.monotonic() + delay_s > deadline:
+                    raise
+                _log.warning("ledger_away", error=str(error), wait_s=delay_s)
+                self._stopping.wait(delay_s)
+                delay_s = min(2 * delay_s, _MAX_DELAY_S)

@@ -1,0 +1,66 @@
+"""The sweeper: sends again what waits too long for its message.
+
+Redis may lose a message and a worker may give up on one; the ledger knows what is still pending. A
+row is swept only when its last message is older than twice the visibility timeout, so that the
+message is gone and not merely waiting its turn with another worker, and only while the queue is
+short, because in a long queue the message is most likely still there.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from worker.ledger import Ledger, Registration
+    from worker.metrics import Metrics
+    from worker.settings import Queue
+
+_log = structlog.get_logger(__name__)
+
+
+class Publisher(Protocol):
+    """What the sweeper asks of `worker.publisher.Publisher`."""
+
+    def publish(self, registrations: Sequence[Registration]) -> int:
+        """Send one message an image and stamp the rows; return how many were sent."""
+
+
+class Sweeper:
+    """`queue_length` counts the messages that wait in all scoring queues."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        publisher: Publisher,
+        queue_length: Callable[[], int],
+        settings: Queue,
+        metrics: Metrics,
+    ) -> None:
+        self._ledger = ledger
+        self._publisher = publisher
+        self._queue_length = queue_length
+        self._settings = settings
+        self._metrics = metrics
+
+    def tick(self) -> int:
+        """Sweep once; return how many messages were sent."""
+        waiting = self._queue_length()
+        if waiting >= self._settings.sweep_when_shorter_than:
+            _log.info("sweep_skipped", waiting=waiting)
+            return 0
+        stale = self._ledger.stale(
+            published_before=timedelta(seconds=2 * self._settings.visibility_timeout_s),
+            limit=self._settings.sweep_limit,
+        )
+        if not stale:
+            return 0
+        self._publisher.publish(stale)
+        self._metrics.swept.inc(len(stale))
+        _log.warning("swept", images=len(stale), waiting=waiting)
+        return len(stale)

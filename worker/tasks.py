@@ -1,0 +1,65 @@
+"""The Celery tasks: ids in, nothing out; all that happens is in the ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import structlog
+from celery.exceptions import Reject
+
+from detection.errors import TransientError
+from worker import queues
+from worker.storage import StorageForbidden
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+
+    from worker.pipeline import Pipeline
+    from worker.sweeper import Sweeper
+
+_log = structlog.get_logger(__name__)
+
+#: Waits of 1, 2, 4, 8, 16 s with jitter, far below the visibility timeout. After the last one the
+#: message is dropped; the image stays pending and the sweeper sends the next message for it.
+_RETRYING: dict[str, Any] = {
+    "autoretry_for": (TransientError,),
+    "throws": (TransientError,),
+    "max_retries": 5,
+    "retry_backoff": 1,
+    "retry_backoff_max": 30,
+    "retry_jitter": True,
+}
+
+
+def register_tasks(app: Celery, *, pipeline: Pipeline, sweeper: Sweeper) -> None:
+    """Give a worker's application its tasks."""
+
+    @app.task(name=queues.SCORE_TASK, **_RETRYING)
+    def score(image_id: str) -> None:
+        _check(pipeline.score, image_id)
+
+    @app.task(name=queues.RESCORE_TASK, **_RETRYING)
+    def rescore(image_id: str) -> None:
+        _check(pipeline.rescore, image_id)
+
+    # Not retried: the next tick is.
+    @app.task(name=queues.SWEEP_TASK, throws=(TransientError,))
+    def sweep() -> None:
+        sweeper.tick()
+
+
+def _check(check: Callable[[UUID], None], image_id: str) -> None:
+    with structlog.contextvars.bound_contextvars(image_id=image_id):
+        try:
+            wanted = UUID(image_id)
+        except (ValueError, AttributeError, TypeError):
+            _log.error("not_an_image_id")
+            return
+        try:
+            check(wanted)
+        except StorageForbidden as error:
+            # This worker is paused: the message goes back, for another one or for later.
+            raise Reject(str(error), requeue=True) from error
