@@ -144,7 +144,7 @@ def _verify(folder: Path, manifest: Manifest) -> None:
     present = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != folder / MANIFEST
     }
     for name in sorted(present | manifest.files.keys()):
         if Path(name).suffix not in SUFFIXES:
@@ -168,7 +168,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     hashes = {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != folder / MANIFEST
     }
     listed = manifest.model_copy(update={"files": hashes})
     text = json.dumps(listed.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"

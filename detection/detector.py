@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from detection.aligned import AlignedNet, aggregate, cut_tiles
+from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.bundle import Bundle, BundleError, load_bundle
 from detection.egre import Egre
 from detection.errors import PermanentError
@@ -42,6 +43,17 @@ class ImageTooSmall(PermanentError):
     """The image is smaller than the detector's 64 pixels a side."""
 
     reason = "too_small"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileLogit:
+    """One tile that the aligned branch read, in pixels of the image, and what it said of it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    logit: float
 
 
 class Detector:
@@ -109,6 +121,27 @@ class Detector:
                     branches[index]["aligned"] = logit
         return [self._verdict(*pair) for pair in zip(branches, maps, strict=True)]
 
+    def tile_logits(self, image: NDArray[np.uint8]) -> list[TileLogit]:
+        """Say what the aligned branch saw in each tile of one image; empty without that branch."""
+        config = self.bundle.manifest.aligned
+        if config is None:
+            return []
+        _check(image)
+        height, width = image.shape[:2]
+        with torch.inference_mode():
+            logits = self._tile_logits(cut_tiles(image, config)).tolist()
+        origins = tile_origins(height, width, tile=config.tile, max_tiles=config.max_tiles)
+        return [
+            TileLogit(
+                top=top,
+                left=left,
+                height=min(config.tile, height),
+                width=min(config.tile, width),
+                logit=logit,
+            )
+            for (top, left), logit in zip(origins, logits, strict=True)
+        ]
+
     def golden(self) -> tuple[NDArray[np.uint8], dict[str, float]]:
         """Return the bundle's golden image (H, W, 3) and the branch logits it must get."""
         tensors = load_file(self.bundle.path("golden.safetensors"))
@@ -149,13 +182,18 @@ class Detector:
 
     def _score_aligned(self, images: Sequence[NDArray[np.uint8]]) -> list[float]:
         config = self.bundle.manifest.aligned
-        assert config is not None and self._aligned is not None  # noqa: PT018, S101  # as above
+        assert config is not None  # noqa: S101  # as above
         tiles = [cut_tiles(image, config) for image in images]
+        logits = self._tile_logits(torch.cat(tiles))
+        return aggregate(logits, [len(part) for part in tiles]).tolist()
+
+    def _tile_logits(self, tiles: Tensor) -> Tensor:
+        assert self._aligned is not None  # noqa: S101  # the callers' branch
         logits = []
-        for chunk in torch.cat(tiles).split(CHUNK):
+        for chunk in tiles.split(CHUNK):
             with self._autocast():
                 logits.append(self._aligned(self._move(chunk)).float().cpu())
-        return aggregate(torch.cat(logits), [len(part) for part in tiles]).tolist()
+        return torch.cat(logits)
 
     def _verdict(
         self, branches: dict[str, float], error_map: NDArray[np.float32] | None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from detection.errors import SettingsError
 from detection.score import Label
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ def at_prior(logit: float, prior: float) -> float:
 
 def convert_prior(probability: float, *, assumed: float, wanted: float) -> float:
     """Convert a probability stated for one share of generated images to another share."""
-    odds = probability / (1 - probability) * (1 - assumed) / assumed * wanted / (1 - wanted)
-    return odds / (1 + odds)
+    generated = probability * wanted / assumed
+    real = (1 - probability) * (1 - wanted) / (1 - assumed)
+    return generated / (generated + real)
 
 
 def label_of(
@@ -106,12 +108,14 @@ def label_of(
 
 
 def find_point(points: Sequence[OperatingPoint], target: float) -> OperatingPoint:
-    """Return the supported point nearest to `target` from the strict side, else the strictest.
+    """Return the strictest supported point that is not stricter than `target`, else the loosest.
 
     A rate that the photographs at hand cannot support is never used: the next looser supported
-    point takes its place.
+    point takes its place. Raises `SettingsError` when no point is supported.
     """
     supported = sorted((p for p in points if p.supported), key=lambda point: point.target)
+    if not supported:
+        raise SettingsError("no operating point is supported by enough photographs")
     for point in supported:
         if point.target >= target:
             return point

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.errors import SettingsError
+from detection.predictors import call_predictor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,8 @@ class Process:
     """The forward process: how clean latents and noise mix at a step, and what is predicted.
 
     `alphas_cumprod` is float32 (T,) for the variance-preserving kinds and None for flow, whose
-    noise level at step t of `steps` is t / steps.
+    noise level at step t of `steps` is t / steps. (A flow scheduler's `shift` only chooses at which
+    levels a sampler stops; the level that belongs to a step does not depend on it.)
     """
 
     prediction: str
@@ -62,14 +64,20 @@ def process_from_scheduler(config: Mapping[str, Any]) -> Process:
     from diffusers import DDPMScheduler
 
     steps = int(config.get("num_train_timesteps", 1000))
-    if "Flow" in str(config.get("_class_name", "")):
-        return Process(prediction=FLOW, steps=steps)
     prediction = str(config.get("prediction_type", EPSILON))
+    if "Flow" in str(config.get("_class_name", "")) or prediction == "flow_prediction":
+        return Process(prediction=FLOW, steps=steps)
     if prediction not in {EPSILON, VELOCITY}:
         raise SettingsError(f"prediction type {prediction!r} is not supported: epsilon, v or flow")
     known = {
         name: config[name]
-        for name in ("beta_start", "beta_end", "beta_schedule", "trained_betas")
+        for name in (
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "trained_betas",
+            "rescale_betas_zero_snr",
+        )
         if config.get(name) is not None
     }
     scheduler = DDPMScheduler(num_train_timesteps=steps, **known)
@@ -143,22 +151,12 @@ class Generator(nn.Module):
         if self.predictor is None:
             raise SettingsError("this generator has no noise predictor: it can only reconstruct")
         batch = noised.shape[0]
-        conditioning = {
-            name: getattr(self, f"conditioning_{name}").expand(
-                batch, *getattr(self, f"conditioning_{name}").shape[1:]
-            )
-            for name in self._conditioning
-        }
-        added = {
-            name.removeprefix("added_"): conditioning.pop(name)
-            for name in list(conditioning)
-            if name.startswith("added_")
-        }
-        if added:
-            conditioning["added_cond_kwargs"] = added  # type: ignore[assignment]  # nested by SDXL
+        conditioning = {}
+        for name in self._conditioning:
+            constant = getattr(self, f"conditioning_{name}")
+            conditioning[name] = constant.expand(batch, *constant.shape[1:])
         timesteps = torch.full((batch,), step, device=noised.device)
-        answer: Tensor = self.predictor(noised, timestep=timesteps, **conditioning).sample
-        return answer[:, : noised.shape[1]]
+        return call_predictor(self.predictor, noised, timesteps, conditioning)
 
 
 def noise_bank(shape: tuple[int, ...], *, seed: int) -> Tensor:

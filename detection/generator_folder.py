@@ -1,5 +1,6 @@
 """Loading a generator from a folder in diffusers' layout: `vae/`, `unet/` or `transformer/`, `scheduler/`.
 
+A folder that is itself one saved autoencoder (as the tiny ones are published) is read as such.
 diffusers' own loading code does the work (sharded and variant files included); this module picks the
 class that the configuration names, from those it knows, and turns every failure into one error that
 says what was looked for and where. Only safetensors are read, and nothing is fetched.
@@ -44,7 +45,8 @@ def load_generator_folder(
 
     Raises `GeneratorError` naming the folder and the part that is missing or wrong.
     """
-    autoencoder = _load_part(folder, "vae", AUTOENCODERS, variant)
+    part = "vae" if (folder / "vae").is_dir() or not (folder / "config.json").is_file() else "."
+    autoencoder = _load_part(folder, part, AUTOENCODERS, variant)
     for part in ("unet", "transformer"):
         if predictor and (folder / part).is_dir():
             network = _load_part(folder, part, PREDICTORS, variant)
