@@ -30,7 +30,7 @@ GRADIENT_WEIGHT = 0.5
 CONDITIONING_DIM = 32
 
 
-def build_autoencoder(widths: Sequence[int] = (24, 48, 96, 128)) -> AutoencoderKL:
+def build_autoencoder(widths: Sequence[int] = (16, 32, 64, 96)) -> AutoencoderKL:
     """Build the embedded autoencoder: factor 2^(len(widths) - 1), four latent channels."""
     return AutoencoderKL(
         block_out_channels=tuple(widths),
@@ -63,7 +63,7 @@ def build_predictor() -> UNet2DConditionModel:
 class AutoencoderTask:
     """Reconstruction of random crops: absolute error, gradient error and a light KL term."""
 
-    def __init__(self, samples: Sequence[Sample], *, crop: int = 128, batch_size: int = 12) -> None:
+    def __init__(self, samples: Sequence[Sample], *, crop: int = 96, batch_size: int = 16) -> None:
         self._picker = BalancedPicker(samples)
         self._batch_size = batch_size
         self._recipe = Recipe(

@@ -35,17 +35,17 @@ class Recipe:
 
     crop: int = 96
     margin: int = 24
-    resize_p: float = 0.6
-    scale: tuple[float, float] = (0.45, 1.6)
+    resize_p: float = 0.5
+    scale: tuple[float, float] = (0.5, 1.6)
     blur_p: float = 0.1
     blur_sigma: tuple[float, float] = (0.2, 1.2)
     noise_p: float = 0.15
     noise_sigma: tuple[float, float] = (0.5, 6.0)
     colour_p: float = 0.3
     colour_range: float = 0.2
-    jpeg_p: float = 0.5
+    jpeg_p: float = 0.45
     jpeg_quality: tuple[int, int] = (35, 98)
-    webp_p: float = 0.2
+    webp_p: float = 0.15
     webp_quality: tuple[int, int] = (40, 95)
     cutout_p: float = 0.1
 

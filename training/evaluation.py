@@ -1,0 +1,138 @@
+"""Scoring labelled images under the robustness tiers, and the figures that reports state.
+
+Codecs are harmonised first: whatever is not already a generator's JPEG is saved the way most
+generated files are, so that no figure rests on who used which codec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from training.calibration import Logits
+from training.corpus import GENERATOR_CODEC, read_pixels
+from training.tiers import TIERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from detection.detector import Detector
+    from training.manifest import Entry
+
+BATCH = 16
+BOOTSTRAPS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """N scored images of one tier: their entries, branch logits and lare error maps' means."""
+
+    entries: tuple[Entry, ...]
+    logits: Logits
+    tier: str
+
+    def of(self, keep: NDArray[np.bool_]) -> Scored:
+        """Return the images selected by a mask (N,)."""
+        branches = {name: values[keep] for name, values in self.logits.branches.items()}
+        entries = tuple(entry for entry, kept in zip(self.entries, keep, strict=True) if kept)
+        return Scored(entries, Logits(branches, self.logits.generated[keep]), self.tier)
+
+    @property
+    def sets(self) -> NDArray[np.str_]:
+        """Name of each image's set (N,)."""
+        return np.array([entry.set for entry in self.entries])
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure with its 95 % interval and the numbers of images behind it."""
+
+    value: float
+    low: float
+    high: float
+    reals: int
+    generated: int
+
+
+def harmonised(entry: Entry) -> NDArray[np.uint8]:
+    """Decode an entry and, unless it is a generator's JPEG, save it once as one."""
+    pixels, kind = read_pixels(entry)
+    if entry.generated and kind == "JPEG":
+        return pixels
+    return GENERATOR_CODEC.apply(pixels)
+
+
+def score_tier(
+    detector: Detector,
+    entries: Sequence[Entry],
+    tier: str,
+    *,
+    read: Callable[[Entry], NDArray[np.uint8]] = harmonised,
+    on_image: Callable[[int], None] | None = None,
+) -> Scored:
+    """Score entries under one tier; `on_image` hears how many are done."""
+    rows: list[dict[str, float]] = []
+    for start in range(0, len(entries), BATCH):
+        images = [TIERS[tier](read(entry)) for entry in entries[start : start + BATCH]]
+        rows += [dict(score.branches) for score in detector.score(images)]
+        if on_image is not None:
+            on_image(len(rows))
+    branches = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    generated = np.array([entry.generated for entry in entries])
+    return Scored(tuple(entries), Logits(branches, generated), tier)
+
+
+def merge(parts: Sequence[Scored]) -> Scored:
+    """Join scored images of one tier."""
+    branches = {
+        name: np.concatenate([part.logits.branches[name] for part in parts])
+        for name in parts[0].logits.branches
+    }
+    generated = np.concatenate([part.logits.generated for part in parts])
+    entries = tuple(entry for part in parts for entry in part.entries)
+    return Scored(entries, Logits(branches, generated), parts[0].tier)
+
+
+def auc(values: NDArray[np.float64], generated: NDArray[np.bool_], *, seed: int = 0) -> Interval:
+    """Area under the ROC curve with a stratified bootstrap interval."""
+    return _bootstrapped(values, generated, _auc, seed)
+
+
+def recall_at(
+    values: NDArray[np.float64], generated: NDArray[np.bool_], rate: float, *, seed: int = 0
+) -> Interval:
+    """Recall at a false-positive rate on these very images, with a stratified bootstrap interval.
+
+    For reports of separability only: no threshold found here is ever served.
+    """
+
+    def figure(reals: NDArray[np.float64], fakes: NDArray[np.float64]) -> float:
+        return float((fakes > np.quantile(reals, 1 - rate, method="higher")).mean())
+
+    return _bootstrapped(values, generated, figure, seed)
+
+
+def _auc(reals: NDArray[np.float64], fakes: NDArray[np.float64]) -> float:
+    labels = np.r_[np.zeros(len(reals)), np.ones(len(fakes))]
+    return float(roc_auc_score(labels, np.r_[reals, fakes]))
+
+
+def _bootstrapped(
+    values: NDArray[np.float64],
+    generated: NDArray[np.bool_],
+    figure: Callable[[NDArray[np.float64], NDArray[np.float64]], float],
+    seed: int,
+) -> Interval:
+    reals, fakes = values[~generated], values[generated]
+    rng = np.random.default_rng(seed)
+    draws = [
+        figure(rng.choice(reals, len(reals)), rng.choice(fakes, len(fakes)))
+        for _ in range(BOOTSTRAPS)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(figure(reals, fakes), float(low), float(high), len(reals), len(fakes))
