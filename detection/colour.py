@@ -45,7 +45,8 @@ def to_srgb(image: Image.Image) -> Image.Image:
     image = _apply_profile(image, profile)
     if alpha is not None:
         white = Image.new("RGB", image.size, "white")
-        image = Image.composite(image, white, alpha)
+        white.paste(image, mask=alpha)
+        return white
     return image
 
 
@@ -53,15 +54,17 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Bring 16-bit, 32-bit and float greyscale to 8 bits; other modes pass."""
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255 instead of scaling.
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        values16 = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values16 + 128) // 257).astype(np.uint8))
     if image.mode not in {"I", "F"}:
         return image
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.array(image, dtype=np.float32)
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     top = float(values.max(initial=0.0))
     scales = _FLOAT_SCALES if image.mode == "F" else _INTEGER_SCALES
     full = next((scale for scale in scales if top <= scale), top)
-    return Image.fromarray(np.rint(values.clip(0) * (255 / full)).astype(np.uint8))
+    np.multiply(values, 255 / full, out=values)
+    return Image.fromarray(np.rint(values, out=values).clip(0, 255).astype(np.uint8))
 
 
 def _apply_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -72,7 +75,7 @@ def _apply_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
             pass  # a broken profile says nothing about the pixels
     if image.mode == "LAB":
         return _transformed(image, None)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _transformed(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -33,13 +33,11 @@ _MAGIC = [
 def _decode_or_refuse(data: bytes) -> None:
     try:
         image = decode(data, limits=LIMITS)
-    except Refusal as refusal:
-        assert refusal.reason != Refusal.reason
-        assert str(refusal)
-    else:
-        assert image.pixels.shape == (image.height, image.width, 3)
-        assert min(image.pixels.shape[:2]) >= LIMITS.min_side
-        assert len(image.pdq) == HASH_BYTES
+    except Refusal:
+        return
+    assert image.pixels.shape == (image.height, image.width, 3)
+    assert min(image.pixels.shape[:2]) >= LIMITS.min_side
+    assert len(image.pdq) == HASH_BYTES
 
 
 @settings(max_examples=300, deadline=None)
