@@ -88,7 +88,7 @@ def downgrade(url: str, revision: str) -> None:
 
 
 def bootstrap(superuser_url: str) -> None:
-    """Create the roles and the schema in the database at `superuser_url`; harmless when repeated."""
+    """Create roles and schema in the database at `superuser_url`; harmless when repeated."""
     engine = connect(superuser_url, application_name="unlatent-bootstrap")
     with engine.begin() as connection:
         # Several statements at once need the driver's simple protocol, without parameters.

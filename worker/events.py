@@ -123,7 +123,7 @@ def parse(raw: bytes, *, buckets: Collection[str]) -> list[Event]:
     return events
 
 
-def _load(raw: bytes) -> Any:
+def _load(raw: bytes) -> object:
     try:
         value = json.loads(raw.decode(), parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -148,7 +148,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _events(value: Any) -> list[Event]:
+def _events(value: object) -> list[Event]:
     if isinstance(value, dict):
         if "v" in value:
             return [_own(value)]
@@ -165,7 +165,7 @@ def _events(value: Any) -> list[Event]:
     raise EventShapeUnknown
 
 
-def _records(value: Any) -> list[Any]:
+def _records(value: object) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise EventShapeUnknown("the list of records is missing or empty")
     if len(value) > MAX_RECORDS:
@@ -222,8 +222,8 @@ def own_event(upload: Upload) -> bytes:
 # S3's shape ---------------------------------------------------------------------------------------
 
 
-def _record(record: Any) -> Event:
-    record = _mapping(record, "record")
+def _record(value: object) -> Event:
+    record = _mapping(value, "record")
     version = _required(record, "eventVersion")
     if not re.fullmatch(r"2\.\d{1,4}", version):
         raise EventVersionUnknown(f"S3 events have version 2.x, this one {version[:20]!r}")
@@ -278,7 +278,7 @@ def _if_image(upload: Upload) -> Upload | Ignored:
     return Ignored(reason="extension")
 
 
-def _mapping(value: Any, name: str) -> dict[str, Any]:
+def _mapping(value: object, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EventFieldInvalid(f"{name} is missing or not an object")
     return value

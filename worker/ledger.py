@@ -242,7 +242,7 @@ def identity(upload: Upload) -> Identity:
 
 
 def sequencer_rank(sequencer: str) -> str:
-    """Make S3 sequencers comparable: hexadecimal, the shorter one padded with zeros on the right."""
+    """Make S3 sequencers comparable: hexadecimal, padded with zeros on the right."""
     return sequencer.upper().ljust(64, "0")
 
 
@@ -301,7 +301,7 @@ class Ledger(Protocol):
     def record(self, verdicts: Sequence[Verdict]) -> None:
         """Upsert verdicts, end their images and close their leases, in one transaction.
 
-        A verdict whose image ended meanwhile (withdrawn, superseded) is stored and changes no state.
+        A verdict whose image ended meanwhile (withdrawn, superseded) is stored, no state changes.
         """
 
     def end(
@@ -325,7 +325,7 @@ class Ledger(Protocol):
         """
 
     def reopen(self, *, reason: str, since: datetime, limit: int) -> list[Registration]:
-        """Return failed or quarantined rows of that reason to `pending`; their deaths are forgiven."""
+        """Return failed or quarantined rows of that reason to `pending`, deaths forgiven."""
 
     def rescorable(
         self, *, model_version: str, since: datetime | None, limit: int

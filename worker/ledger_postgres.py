@@ -55,6 +55,23 @@ if TYPE_CHECKING:
 REGISTER_TRIES = 3
 
 
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Commit on leaving; the database's absence, in whatever form, is a `LedgerUnavailable`."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    # InternalError: a fail-over left us on a read-only server; TimeoutError: the pool's.
+    except (
+        exc.OperationalError,
+        exc.InterfaceError,
+        exc.InternalError,
+        exc.TimeoutError,
+    ) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        raise LedgerUnavailable(f"the ledger's database is away: {cause}") from error
+
+
 class PostgresLedger:
     """`worker.ledger.Ledger` over an engine of `worker.database`."""
 
@@ -62,28 +79,13 @@ class PostgresLedger:
         self._engine = engine
         self._deaths = deaths or DeathPolicy()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        # InternalError: a fail-over left us on a read-only server; TimeoutError: the pool's.
-        except (
-            exc.OperationalError,
-            exc.InterfaceError,
-            exc.InternalError,
-            exc.TimeoutError,
-        ) as error:
-            cause = error.orig if isinstance(error, exc.DBAPIError) else error
-            raise LedgerUnavailable(f"the ledger's database is away: {cause}") from error
-
     # Uploads and removals -------------------------------------------------------------------------
 
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
         """Insert what is new; the answers are in the order of `uploads`."""
         wanted = {identity(upload): upload for upload in reversed(uploads)}
         answers: dict[Identity, Registration] = {}
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             late = statements.late(connection, wanted.values())
             for upload in late:
                 answers[identity(upload)] = statements.register_withdrawn(connection, upload)
@@ -107,7 +109,7 @@ class PostgresLedger:
         """Move the rows of removed objects to `withdrawn`, and remember the removals."""
         if not removals:
             return 0
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             statements.remember(connection, removals)
             keys = {(removal.bucket, removal.key) for removal in removals}
             rows = connection.execute(
@@ -136,7 +138,7 @@ class PostgresLedger:
 
     def mark_published(self, image_ids: Sequence[UUID]) -> None:
         """Stamp the rows whose messages were just published."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             statements.lock(connection, image_ids)
             connection.execute(
                 update(Image).where(Image.id.in_(image_ids)).values(published_at=NOW)
@@ -174,7 +176,7 @@ class PostgresLedger:
 
     def reopen(self, *, reason: str, since: datetime, limit: int) -> list[Registration]:
         """Return failed or quarantined rows of that reason to `pending`, deaths forgiven."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             chosen = connection.scalars(
                 select(Image.id)
                 .where(
@@ -205,7 +207,7 @@ class PostgresLedger:
 
     def lease(self, image_id: UUID, *, worker: str, duration: timedelta) -> Lease | Terminal | Busy:
         """Take a pending image; quarantines one that killed its worker too often."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             image = statements.locked_image(connection, image_id)
             if image.state != State.PENDING:
                 return Terminal(image_id=image_id, state=State(image.state))
@@ -221,7 +223,7 @@ class PostgresLedger:
         self, image_id: UUID, *, model_version: str, worker: str, duration: timedelta
     ) -> Lease | Terminal | Busy:
         """Take a scored image for another model version; one with too many deaths is refused."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             image = statements.locked_image(connection, image_id)
             judged = connection.scalar(
                 select(
@@ -241,12 +243,12 @@ class PostgresLedger:
 
     def release(self, lease: Lease, *, outcome: Outcome, detail: str = "") -> None:
         """Close the lease without ending the image."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             statements.lock(connection, [lease.image_id])
             statements.close(connection, [lease.lease_id], outcome, detail)
 
     def _others_died_too(self, connection: Connection, image_id: UUID) -> bool:
-        """Say whether so many images died around this one's last death that the worker is to blame."""
+        """Say whether too many images died around this one's last death to blame it."""
         last = select(func.max(LeaseRow.until)).where(LeaseRow.image_id == image_id, DIED)
         moment = connection.scalar(last)
         if moment is None:
@@ -261,7 +263,7 @@ class PostgresLedger:
 
     def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
         """Return the verdict of the same bytes by the same model version, if there is one."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(
                 select(VerdictRow.__table__, *FACTS)
                 .join(Image, Image.id == VerdictRow.image_id)
@@ -278,7 +280,7 @@ class PostgresLedger:
         unique = {(v.image_id, v.model_version): v for v in reversed(verdicts)}
         ordered = sorted(unique.values(), key=lambda verdict: verdict.image_id)
         ending = [v for v in ordered if v.role is Role.CHAMPION]
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             statements.lock(connection, [verdict.image_id for verdict in ordered])
             stored = insert(VerdictRow).values([statements.verdict_values(v) for v in ordered])
             connection.execute(
@@ -315,7 +317,7 @@ class PostgresLedger:
     ) -> None:
         """End the image as failed or superseded with its reason, and close the lease."""
         learnt = statements.fact_columns(facts) if facts else {}
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             statements.lock(connection, [lease.image_id])
             connection.execute(
                 update(Image)
@@ -332,7 +334,7 @@ class PostgresLedger:
             func.count(),
             func.coalesce(func.extract("epoch", NOW - func.min(Image.state_since)), 0.0),
         ).where(Image.state == State.PENDING)
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             waiting, age_s = connection.execute(pending).one()
             leased = connection.scalar(select(func.count()).select_from(LeaseRow).where(LIVE))
             died = statements.count_deaths(connection, LeaseRow.until >= NOW - self._deaths.window)
@@ -346,7 +348,7 @@ class PostgresLedger:
 
     def _registrations(self, chosen: Select[Image]) -> list[Registration]:
         columns = chosen.with_only_columns(Image.id, Image.priority)
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             return [_unpublished(row) for row in connection.execute(columns)]
 
 

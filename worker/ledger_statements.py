@@ -115,6 +115,7 @@ def register_withdrawn(connection: Connection, upload: Upload) -> Registration:
 
 
 def insert_new(connection: Connection, uploads: list[Upload]) -> dict[Identity, Registration]:
+    """Insert what is not there yet; answers only for what was inserted."""
     rows = connection.execute(
         insert(Image)
         .values([_upload_columns(upload) for upload in uploads])
@@ -186,12 +187,14 @@ def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
 
 
 def lock(connection: Connection, image_ids: Collection[UUID]) -> None:
+    """Lock rows of images in the order of their ids."""
     connection.execute(
         select(Image.id).where(Image.id.in_(image_ids)).order_by(Image.id).with_for_update()
     )
 
 
 def locked_image(connection: Connection, image_id: UUID) -> AnyRow:
+    """Read and lock one image; raises `UnknownImage`."""
     row = connection.execute(
         select(Image.__table__).where(Image.id == image_id).with_for_update()
     ).one_or_none()
@@ -215,6 +218,7 @@ def bury(connection: Connection, image_id: UUID) -> int:
 
 
 def quarantine(connection: Connection, image_id: UUID, deaths: int) -> None:
+    """End an image that killed too many workers."""
     connection.execute(
         update(Image)
         .where(Image.id == image_id)
@@ -236,6 +240,7 @@ def take(
     purpose: Purpose,
     model_version: str | None = None,
 ) -> Lease | Busy:
+    """Open a lease unless one is open; the row of the image must be locked."""
     held = connection.scalar(
         select(LeaseRow.until).where(LeaseRow.image_id == image.id, LeaseRow.closed_at.is_(None))
     )
@@ -292,6 +297,7 @@ def close(
 
 
 def count_deaths(connection: Connection, when: ColumnElement[bool]) -> int:
+    """Count the distinct images with a death whose lease ran out then."""
     counted = connection.scalar(select(func.count(LeaseRow.image_id.distinct())).where(DIED, when))
     return counted or 0
 
@@ -324,16 +330,19 @@ def _upload(image: AnyRow) -> Upload:
 
 
 def fact_columns(facts: ImageFacts) -> dict[str, Any]:
+    """Name the values of facts as columns of `images`."""
     columns = asdict(facts)
     columns["size_bytes"] = columns.pop("size")
     return columns
 
 
 def fact_values(facts: ImageFacts) -> dict[str, Any]:
+    """Name the values of facts as bound parameters beside column names."""
     return {f"new_{name}": value for name, value in fact_columns(facts).items()}
 
 
 def verdict_values(verdict: Verdict) -> dict[str, Any]:
+    """Name the values of a verdict as columns of `verdicts`."""
     # Field by field, because asdict copies the mappings deeply and chokes on read-only ones.
     columns = {
         field.name: getattr(verdict, field.name)
@@ -346,6 +355,7 @@ def verdict_values(verdict: Verdict) -> dict[str, Any]:
 
 
 def verdict_of(row: AnyRow) -> Verdict:
+    """Build a verdict from its row joined with the facts of its image."""
     facts = ImageFacts(
         sha256=row.sha256,
         size=row.size_bytes,

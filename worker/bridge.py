@@ -1,0 +1,229 @@
+"""The bridge: entries of the ingest list become rows of the ledger, then messages of the queue.
+
+An entry moves from `ingest` to this bridge's own list, is parsed and committed to the ledger,
+published, and only then removed. A bridge may die between any two steps: what its list still holds
+is done again by it or by another one, and doing it again changes nothing.
+
+Keys, all under the prefix of the settings:
+    ingest                      the list that producers append to
+    ingest:processing:<name>    entries that bridge <name> works on
+    ingest:bridge:<name>        expires when bridge <name> was not seen for a while
+    ingest:rejected             refused entries, truncated, the newest first
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, cast
+
+import structlog
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from detection.errors import PermanentError, TransientError
+from worker.events import Ignored, parse
+from worker.ledger import Removal, Upload
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from threading import Event as Stop
+
+    from redis import Redis
+
+    from worker.bridge_metrics import BridgeMetrics
+    from worker.events import Event
+    from worker.ledger import Ledger, Registration
+    from worker.publisher import Publisher
+    from worker.settings import Redis as RedisSettings
+    from worker.storage import Storage
+
+_log = structlog.get_logger(__name__)
+
+BATCH = 256
+#: How long one wait for an entry blocks; a stop is noticed after it at the latest.
+WAIT_S = 1
+#: A bridge not seen for this long is dead, and its entries are taken over. Taking over from one
+#: that was only slow is harmless.
+ALIVE_S = 60
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 30.0
+#: How much of a refused entry is kept, in bytes.
+KEPT_BYTES = 2048
+
+
+class Bridge:
+    """One bridge; several may run at once. `name` is its own and survives its restarts."""
+
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        ledger: Ledger,
+        publisher: Publisher,
+        storage: Storage,
+        buckets: Collection[str],
+        settings: RedisSettings,
+        metrics: BridgeMetrics,
+        name: str,
+    ) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._publisher = publisher
+        self._storage = storage
+        self._buckets = frozenset(buckets)
+        self._metrics = metrics
+        self._name = name
+        self._rejected_max = settings.rejected_max
+        self._ingest = settings.key_prefix + settings.ingest_key
+        self._processing = f"{self._ingest}:processing:"
+        self._alive = f"{self._ingest}:bridge:"
+        self._rejected = f"{self._ingest}:rejected"
+        self._mine = self._processing + name
+
+    def run(self, stop: Stop) -> None:
+        """Work until `stop` is set; services that are away are waited for, ever more patiently."""
+        delay_s = 0.0
+        _log.info("bridge_started", bridge=self._name)
+        while not stop.wait(delay_s):
+            try:
+                self.step()
+                delay_s = 0.0
+            except (TransientError, RedisError) as error:
+                delay_s = min(max(2 * delay_s, FIRST_DELAY_S), LONGEST_DELAY_S)
+                self._metrics.outages.inc()
+                _log.warning("bridge_waits", error=str(error), delay_s=delay_s)
+        _log.info("bridge_stopped", bridge=self._name)
+
+    def step(self, *, wait_s: int = WAIT_S) -> int:
+        """Work on one batch, waiting for its first entry; return how many entries were done.
+
+        Raises `TransientError` or `RedisError` when a service is away; nothing is lost by that.
+        """
+        try:
+            self._say_alive()
+            self._take(wait_s)
+        except OutOfMemoryError:
+            # Moving needs memory that Redis no longer has, while reading and removing do not. If
+            # the bridge stopped here, nothing would ever empty the list that fills the memory.
+            # Messages need memory too, so the sweeper sends them later.
+            _log.warning("redis_out_of_memory", bridge=self._name)
+            done = self._work_on(self._mine, publish=False)
+            return done + self._work_on(self._ingest, publish=False)
+        return self._work_on(self._mine, publish=True)
+
+    def _say_alive(self) -> None:
+        """Renew the sign of life; when it had expired, also look for bridges that died."""
+        if self._redis.set(self._alive + self._name, b"1", ex=ALIVE_S, get=True) is None:
+            self.take_over()
+
+    def take_over(self) -> int:
+        """Move the entries of dead bridges to this one's list; return how many there were."""
+        moved = 0
+        for key in self._redis.scan_iter(match=f"{self._processing}*", count=1000):
+            name = key.decode().removeprefix(self._processing)
+            if name == self._name or self._redis.exists(self._alive + name):
+                continue
+            while self._redis.lmove(key.decode(), self._mine, "LEFT", "RIGHT") is not None:
+                moved += 1
+        if moved:
+            _log.warning("bridge_took_over", bridge=self._name, entries=moved)
+        return moved
+
+    def _take(self, wait_s: int) -> None:
+        """Fill this bridge's list to a batch; wait only when it is empty."""
+        room = BATCH - self._redis.llen(self._mine)
+        if room == BATCH:
+            if self._redis.blmove(self._ingest, self._mine, wait_s, "LEFT", "RIGHT") is None:
+                return
+            room -= 1
+        room = min(room, self._redis.llen(self._ingest))
+        if room > 0:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for _ in range(room):
+                    pipeline.lmove(self._ingest, self._mine, "LEFT", "RIGHT")
+                pipeline.execute()
+
+    def _work_on(self, key: str, *, publish: bool) -> int:
+        """Do the entries at the head of a list and remove them; those that must wait stay."""
+        # The client is built without decode_responses, which its types cannot tell.
+        raws = cast("list[bytes]", self._redis.lrange(key, 0, BATCH - 1))
+        events: list[Event] = []
+        done: list[bytes] = []
+        refused: list[tuple[bytes, PermanentError]] = []
+        waits_for: TransientError | None = None
+        for raw in raws:
+            try:
+                events += [self._complete(event) for event in parse(raw, buckets=self._buckets)]
+            except PermanentError as error:
+                refused.append((raw, error))
+            except TransientError as error:
+                waits_for = error
+                continue
+            done.append(raw)
+        self._keep(events, publish=publish)
+        for raw, error in refused:
+            self._reject(raw, error)
+        if done:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for raw in done:
+                    pipeline.lrem(key, 1, raw)  # type: ignore[arg-type]  # bytes are fine
+                pipeline.execute()
+            self._metrics.received.inc(len(done))
+        if waits_for is not None:
+            raise waits_for
+        return len(done)
+
+    def _complete(self, event: Event) -> Event:
+        """Ask storage which object an event means when the event does not say."""
+        if not isinstance(event, Upload) or event.etag or event.version_id:
+            return event
+        facts = self._storage.head(event.bucket, event.key)
+        return replace(
+            event,
+            etag=facts.etag,
+            version_id=facts.version_id,
+            size=facts.size,
+            content_type=event.content_type or facts.content_type,
+        )
+
+    def _keep(self, events: list[Event], *, publish: bool) -> None:
+        """Commit events in their order, then publish what has no message yet."""
+        unpublished: list[Registration] = []
+        for kind, group in groupby(events, key=type):
+            if kind is Upload:
+                uploads = [event for event in group if isinstance(event, Upload)]
+                answers = self._ledger.register(uploads)
+                created = sum(answer.created for answer in answers)
+                self._metrics.registered.inc(created)
+                self._metrics.duplicates.inc(len(answers) - created)
+                unpublished += [answer for answer in answers if answer.unpublished]
+            elif kind is Removal:
+                removals = [event for event in group if isinstance(event, Removal)]
+                self._metrics.withdrawn.inc(self._ledger.withdraw(removals))
+            else:
+                for event in group:
+                    if isinstance(event, Ignored):
+                        self._metrics.ignored.labels(event.reason).inc()
+        once = list({answer.image_id: answer for answer in unpublished}.values())
+        if publish and once:
+            self._metrics.published.inc(self._publisher.publish(once))
+
+    def _reject(self, raw: bytes, error: PermanentError) -> None:
+        """Count a refused entry and keep the beginning of it with the reason."""
+        self._metrics.rejected.labels(error.reason).inc()
+        _log.warning("entry_rejected", reason=error.reason, error=str(error), size=len(raw))
+        note = {
+            "at": datetime.now(UTC).isoformat(),
+            "reason": error.reason,
+            "error": str(error)[:KEPT_BYTES],
+            "size": len(raw),
+            "entry": raw[:KEPT_BYTES].decode(errors="backslashreplace"),
+        }
+        # A full Redis must not stop the bridge; the counter and the log still know.
+        with suppress(OutOfMemoryError), self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.lpush(self._rejected, json.dumps(note))
+            pipeline.ltrim(self._rejected, 0, self._rejected_max - 1)
+            pipeline.execute()
