@@ -8,7 +8,8 @@ from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
 from detection.errors import SettingsError
-from worker.schema import SCHEMA, Base
+from worker.schema import SCHEMA
+from worker.schema_moderation import Base
 from worker.settings import Settings
 
 if TYPE_CHECKING:

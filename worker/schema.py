@@ -6,7 +6,7 @@ grant. Triggers (append-only tables, the audit of every change of state) live in
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,9 +14,11 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
+    Interval,
     MetaData,
     SmallInteger,
     Text,
@@ -135,6 +137,9 @@ class Image(Base):
     uploaded_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = _now()
     published_at: Mapped[datetime | None]
+    #: When retention removed the object, and when a request erased what identifies the upload.
+    object_removed_at: Mapped[datetime | None]
+    erased_at: Mapped[datetime | None]
 
 
 class ObjectRemoval(Base):
@@ -194,6 +199,44 @@ class LeaseRow(Base):
     detail: Mapped[str | None]
 
 
+class Policy(Base):
+    """Thresholds on the score and what goes with them; append-only, the last one of a source rules.
+
+    `source` NULL is the policy of every source that has none of its own. The breaker's band is the
+    share of verdicts that get a `flag` tier within `breaker_window`.
+    """
+
+    __tablename__ = "policies"
+    __table_args__ = (
+        CheckConstraint(
+            "0 <= review AND review <= flag AND flag <= flag_high AND flag_high <= 1", name="order"
+        ),
+        CheckConstraint("audit_share BETWEEN 0 AND 1", name="audit_share"),
+        CheckConstraint(
+            "0 <= min_flag_share AND min_flag_share <= max_flag_share AND max_flag_share <= 1",
+            name="band",
+        ),
+        CheckConstraint("breaker_images > 0", name="breaker_images"),
+        Index("ix_policies_source", "source", "id"),
+    )
+
+    id: Mapped[int] = _serial()
+    source: Mapped[str | None]
+    review: Mapped[float] = mapped_column(Double)
+    flag: Mapped[float] = mapped_column(Double)
+    flag_high: Mapped[float] = mapped_column(Double)
+    audit_share: Mapped[float] = mapped_column(Double, server_default=text("0.005"))
+    min_flag_share: Mapped[float] = mapped_column(Double, server_default=text("0"))
+    max_flag_share: Mapped[float] = mapped_column(Double, server_default=text("0.2"))
+    breaker_window: Mapped[timedelta] = mapped_column(
+        Interval, server_default=text("'01:00:00'::interval")
+    )
+    breaker_images: Mapped[int] = mapped_column(server_default=text("200"))
+    reason: Mapped[str]
+    created_by: Mapped[str] = mapped_column(server_default=text("SESSION_USER"))
+    created_at: Mapped[datetime] = _now()
+
+
 class VerdictRow(Base):
     """What one model version said of one image; never rewritten by another version."""
 
@@ -203,12 +246,19 @@ class VerdictRow(Base):
         _one_of("label", Label),
         CheckConstraint("score BETWEEN 0 AND 1", name="score"),
         CheckConstraint("prior BETWEEN 0 AND 1", name="prior"),
+        _one_of("tier", ("allow", "review", "flag", "flag_high")),
         Index("uq_verdicts_image_id_model_version", "image_id", "model_version", unique=True),
         Index("ix_verdicts_model_version_scored_at", "model_version", "scored_at"),
         Index(
             "ix_verdicts_champion",
             "image_id",
             "scored_at",
+            postgresql_where=text("role = 'champion'"),
+        ),
+        Index(
+            "ix_verdicts_scored_at",
+            "scored_at",
+            "id",
             postgresql_where=text("role = 'champion'"),
         ),
     )
@@ -227,6 +277,11 @@ class VerdictRow(Base):
     device: Mapped[str]
     dtype: Mapped[str]
     evidence_uri: Mapped[str | None]
+    #: What the policy in force made of the score; triggers fill them for a champion's verdict.
+    tier: Mapped[str | None]
+    policy_id: Mapped[int | None] = mapped_column(ForeignKey("app.policies.id"))
+    #: A tripped circuit breaker turned a flag into a review.
+    held: Mapped[bool] = mapped_column(server_default=text("false"))
     reused_from: Mapped[UUID | None] = mapped_column(ForeignKey("app.images.id"))
     timings_ms: Mapped[dict[str, Any]] = _empty()
     scored_at: Mapped[datetime] = _now()
