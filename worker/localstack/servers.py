@@ -281,10 +281,16 @@ def _package(name: str) -> Path:
 
 def _reachable(folder: Path) -> Path:
     """Return the folder if every account can reach it, else one of ours that every account can."""
-    if all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents)):
+    if _open_to_all(folder):
         return folder
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    home = Path(tempfile.gettempdir(), f"unlatent-{digest}")
+    temporary = Path(tempfile.gettempdir())
+    if not _open_to_all(temporary):
+        raise LocalStackError(
+            f"root runs PostgreSQL as `nobody`, who can reach neither {folder} nor {temporary}: "
+            "set TMPDIR to a directory that everybody can reach"
+        )
+    home = temporary / f"unlatent-{digest}"
     home.mkdir(mode=0o755, exist_ok=True)
     # The name can be guessed, so somebody else may have made it first.
     found = home.lstat()
@@ -292,3 +298,8 @@ def _reachable(folder: Path) -> Path:
         raise LocalStackError(f"{home} belongs to somebody else; remove it or set TMPDIR")
     home.chmod(0o755)
     return home
+
+
+def _open_to_all(folder: Path) -> bool:
+    """Whether every account can reach the folder, as far as permission bits tell."""
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
