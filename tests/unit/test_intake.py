@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
+from detection.bounds import Bounds
+from detection.containers import identify, survey
 from detection.intake import decode
 from detection.pdq import hamming
-from detection.refusals import Refusal, TypeMismatch
+from detection.refusals import Refusal, TooManyFrames, TypeMismatch
 from tests import badfiles
 from tests.badfiles import HEIGHT, LIMITS, WIDTH, encoded, picture, tiff
 
@@ -277,6 +279,17 @@ def test_first_frame_of_several(kind: str) -> None:
     image = decode(data, limits=LIMITS)
     assert image.frames == 4
     assert np.abs(image.pixels[32, 32].astype(int) - (255, 0, 0)).max() <= 3
+
+
+@pytest.mark.parametrize("name", ["gif", "webp", "apng", "tiff"])
+def test_frames_are_refused_before_any_decoder_opens_the_file(name: str) -> None:
+    """Counting stops at the limit while the container is walked."""
+    bad = badfiles.refused()[f"frames {name}"]
+    kind = identify(bad.data)
+    assert kind is not None
+    bounds = Bounds(max_frames=50, max_metadata_bytes=2**20, max_pixels=2**24)
+    with pytest.raises(TooManyFrames):
+        survey(kind, bad.data, bounds)
 
 
 @pytest.mark.parametrize(
