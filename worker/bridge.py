@@ -164,8 +164,8 @@ class Bridge:
                 continue
             done.append(raw)
         self._keep(events, publish=publish)
-        for raw, error in refused:
-            self._reject(raw, error)
+        for raw, refusal in refused:
+            self._reject(raw, refusal)
         if done:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for raw in done:

@@ -100,7 +100,7 @@ class ModelsRegistry:
                     reigns.pop()
                 else:
                     reigns.append(row.model_version)
-            if len(reigns) < 2:  # noqa: PLR2004 - the champion and the one before it
+            if len(reigns) < 2:
                 raise NothingToRollBack
             _enthrone(connection, reigns[-2], "rollback", actor, reason)
             return reigns[-2]
