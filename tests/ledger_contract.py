@@ -291,7 +291,7 @@ class LedgerContract:
         assert ledger.backlog().pending == 0
 
     def test_mass_deaths_pause_quarantining(self, make_ledger: MakeLedger) -> None:
-        """When many distinct images die together the worker is to blame, and an alert can see it."""
+        """When many images die together the worker is to blame, and an alert can see it."""
         ledger = make_ledger(DeathPolicy(max_deaths=2, max_in_window=3))
         images = [registered(ledger, f"{n}.jpg") for n in range(4)]
         for _ in range(3):

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-    from worker.ledger import Registration, Upload
     from worker.localstack import LocalStack
     from worker.publisher import Publisher
     from worker.settings import Settings
@@ -160,9 +159,7 @@ def test_created_and_removed_in_any_order_end_withdrawn(
 
 def test_garbage_is_kept_with_its_reason_and_harms_nobody(setting: Setting) -> None:
     """Bad entries between good ones are counted, truncated and bounded in number."""
-    bridge = setting.bridge(
-        settings=setting.settings.redis.model_copy(update={"rejected_max": 3})
-    )
+    bridge = setting.bridge(settings=setting.settings.redis.model_copy(update={"rejected_max": 3}))
     setting.send(
         event("a.jpg"),
         b"\xff" * 5000,
@@ -174,9 +171,7 @@ def test_garbage_is_kept_with_its_reason_and_harms_nobody(setting: Setting) -> N
     )
     setting.drain(bridge)
     assert setting.states() == {"a.jpg": "pending", "c.jpg": "pending"}
-    kept = [
-        json.loads(note) for note in setting.redis.lrange(f"{setting.ingest}:rejected", 0, -1)
-    ]
+    kept = [json.loads(note) for note in setting.redis.lrange(f"{setting.ingest}:rejected", 0, -1)]
     assert [note["reason"] for note in kept] == [
         "bucket_not_allowed",
         "event_too_deep",
@@ -251,7 +246,7 @@ class Dying:
     ],
 )
 def test_a_bridge_killed_between_steps_loses_nothing(
-    setting: Setting, part: str, method: str, after: bool
+    setting: Setting, part: str, method: str, *, after: bool
 ) -> None:
     """Whatever step a bridge dies at, another one takes its entries over and finishes."""
     setting.send(*(event(f"{n}.jpg") for n in range(3)))

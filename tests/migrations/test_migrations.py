@@ -119,9 +119,9 @@ def test_two_pods_may_migrate_at_once(owner_url: str, owner: Engine) -> None:
 )
 def test_the_service_role_is_refused(engine: Engine, statement: str) -> None:
     """The worker's role cannot change the schema, destroy rows or touch the audit."""
-    with pytest.raises(exc.ProgrammingError, match="permission denied|must be owner"):
-        with engine.begin() as connection:
-            connection.execute(text(statement))
+    refused = pytest.raises(exc.ProgrammingError, match=r"permission denied|must be owner")
+    with refused, engine.begin() as connection:
+        connection.execute(text(statement))
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_the_service_role_is_refused(engine: Engine, statement: str) -> None:
 )
 def test_append_only_binds_the_owner_too(owner: Engine, statement: str) -> None:
     """Triggers refuse what grants cannot."""
-    with pytest.raises(exc.ProgrammingError, match="append-only"):
-        with owner.begin() as connection:
-            connection.execute(text(statement))
+    refused = pytest.raises(exc.ProgrammingError, match="append-only")
+    with refused, owner.begin() as connection:
+        connection.execute(text(statement))
 
 
 @pytest.mark.parametrize("state", ["pending", "failed", "quarantined", "superseded"])
@@ -146,9 +146,9 @@ def test_a_scored_image_stays_scored(engine: Engine, state: str) -> None:
     """No statement moves a terminal row elsewhere, except a removal or a reopening."""
     scored(PostgresLedger(engine))
     reason = None if state == "pending" else "mine"
-    with pytest.raises(exc.IntegrityError, match="cannot go from scored"):
-        with engine.begin() as connection:
-            connection.execute(
-                text("UPDATE app.images SET state = :state, reason = :reason"),
-                {"state": state, "reason": reason},
-            )
+    refused = pytest.raises(exc.IntegrityError, match="cannot go from scored")
+    with refused, engine.begin() as connection:
+        connection.execute(
+            text("UPDATE app.images SET state = :state, reason = :reason"),
+            {"state": state, "reason": reason},
+        )

@@ -1,0 +1,48 @@
+"""Reconciling adds what notifications lost, and only that."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from worker.ledger import State, Upload
+from worker.ledger_memory import MemoryLedger
+from worker.publisher import MemoryPublisher
+from worker.reconcile import Reconciled, reconcile
+from worker.storage_memory import MemoryStorage
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def test_what_is_missing_is_added_and_published_once() -> None:
+    """Known rows, files that are no images, and a second run change nothing."""
+    ledger, storage = MemoryLedger(), MemoryStorage(["uploads"])
+    publisher = MemoryPublisher(ledger)
+    for key in ("a.jpg", "b.jpg", "notes.txt"):
+        facts = storage.put("uploads", key, key.encode(), content_type="")
+        if key == "b.jpg":
+            (known,) = ledger.register([Upload(bucket="uploads", key=key, etag=facts.etag)])
+            ledger.mark_published([known.image_id])
+
+    def run() -> Reconciled:
+        return reconcile(
+            "uploads", since=LONG_AGO, storage=storage, ledger=ledger, publisher=publisher
+        )
+
+    assert run() == Reconciled(listed=3, added=1, known=1, ignored=1, published=1)
+    assert run() == Reconciled(listed=3, added=0, known=2, ignored=1, published=0)
+    assert {image.state for image in ledger.images.values()} == {State.PENDING}
+
+
+def test_older_objects_are_left_alone() -> None:
+    """Objects stored before the given time are not counted."""
+    ledger, storage = MemoryLedger(), MemoryStorage(["uploads"])
+    storage.put("uploads", "a.jpg", b"a", content_type="image/jpeg")
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    counts = reconcile(
+        "uploads",
+        since=tomorrow,
+        storage=storage,
+        ledger=ledger,
+        publisher=MemoryPublisher(ledger),
+    )
+    assert counts == Reconciled()

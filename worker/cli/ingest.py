@@ -1,0 +1,221 @@
+"""`unlatent submit`, `reconcile`, `retry`, `rescore`, `bridge`: how uploads enter and re-enter."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import signal
+import socket
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from uuid import uuid4
+
+import typer
+
+from detection.errors import SettingsError
+from worker.cli import context as cli
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from worker.ledger_postgres import PostgresLedger
+    from worker.publisher import CeleryPublisher
+    from worker.settings import Settings
+    from worker.storage import ObjectFacts, Storage
+
+commands = typer.Typer()
+
+Since = Annotated[datetime, typer.Option(help="UTC, for example 2026-01-31T12:00:00.")]
+S3_SCHEME = "s3://"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What these commands work with, built from the settings of one invocation."""
+
+    settings: Settings
+    engine: Engine
+    ledger: PostgresLedger
+    publisher: CeleryPublisher
+    storage: Storage
+
+
+def _services(context: typer.Context) -> Services:
+    from worker.celery_app import build_app  # noqa: PLC0415 - help stays quick
+    from worker.database import build_engine  # noqa: PLC0415 - help stays quick
+    from worker.ledger_postgres import PostgresLedger  # noqa: PLC0415 - help stays quick
+    from worker.publisher import CeleryPublisher  # noqa: PLC0415 - help stays quick
+    from worker.storage_s3 import S3Storage  # noqa: PLC0415 - help stays quick
+
+    settings = cli.of(context).settings()
+    engine = build_engine(settings.postgres, application_name="unlatent-cli")
+    ledger = PostgresLedger(engine)
+    return Services(
+        settings=settings,
+        engine=engine,
+        ledger=ledger,
+        publisher=CeleryPublisher(build_app(settings), ledger),
+        storage=S3Storage(settings.s3),
+    )
+
+
+@commands.command()
+def submit(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(help="A file, or s3://bucket/key.", metavar="FILE|S3")],
+    source: Annotated[str, typer.Option(help="Where the upload comes from.")] = "cli",
+    priority: Annotated[bool, typer.Option(help="Check it before others.")] = False,
+) -> None:
+    """Have an image checked; prints its id. A file is uploaded to the first bucket."""
+    from worker.client import Client  # noqa: PLC0415 - help stays quick
+
+    services = _services(context)
+    facts = _stored(what, services)
+    settings = services.settings
+    with Client(
+        redis_url=settings.redis.url.get_secret_value(),
+        postgres_url=settings.postgres.url.get_secret_value(),
+        key_prefix=settings.redis.key_prefix,
+        ingest_key=settings.redis.ingest_key,
+    ) as client:
+        image_id = client.submit(
+            bucket=facts.bucket,
+            key=facts.key,
+            etag=facts.etag,
+            version_id=facts.version_id,
+            source=source,
+            priority=priority,
+        )
+    typer.echo(image_id)
+
+
+def _stored(what: str, services: Services) -> ObjectFacts:
+    """Ask for the object that `what` names, uploading it first when it is a file."""
+    if what.startswith(S3_SCHEME):
+        bucket, _, key = what.removeprefix(S3_SCHEME).partition("/")
+        if not key:
+            raise SettingsError(f"{what} names no object: s3://bucket/key")
+        return services.storage.head(bucket, key)
+    path = Path(what)
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{what} cannot be read: {error.strerror}") from error
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    # A name of its own: two files of one name are two uploads.
+    key = f"submitted/{uuid4()}/{path.name}"
+    return services.storage.put(services.settings.s3.buckets[0], key, body, content_type=kind)
+
+
+@commands.command()
+def reconcile(
+    context: typer.Context,
+    since: Since,
+    bucket: Annotated[str, typer.Option(help="One of the buckets of the settings.")],
+) -> None:
+    """List a bucket and add what the ledger lacks."""
+    from worker.reconcile import reconcile  # noqa: PLC0415 - help stays quick
+
+    services = _services(context)
+    counts = reconcile(
+        bucket,
+        since=_utc(since),
+        storage=services.storage,
+        ledger=services.ledger,
+        publisher=services.publisher,
+    )
+    typer.echo(
+        f"listed {counts.listed}, added {counts.added}, known {counts.known}, "
+        f"ignored {counts.ignored}, published {counts.published}"
+    )
+
+
+@commands.command()
+def retry(
+    context: typer.Context,
+    reason: Annotated[str, typer.Option(help="The reason of failed or quarantined rows.")],
+    since: Since,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10_000,
+) -> None:
+    """Check failed or quarantined images of one reason again."""
+    services = _services(context)
+    reopened = services.ledger.reopen(reason=reason, since=_utc(since), limit=limit)
+    typer.echo(f"reopened {services.publisher.publish(reopened)}")
+
+
+@commands.command()
+def rescore(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help="Digest of a registered model.", show_default="the champion")
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="Uploads since then, UTC.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10_000,
+) -> None:
+    """Queue scored images that the model has not judged, for the workers that run it."""
+    from worker.models_registry import ModelsRegistry  # noqa: PLC0415 - help stays quick
+
+    services = _services(context)
+    registry = ModelsRegistry(services.engine)
+    wanted = registry.champion() if model is None else registry.find(model)
+    if wanted is None:
+        raise SettingsError("no model is champion yet: name one with --model")
+    chosen = services.ledger.rescorable(
+        model_version=wanted.digest, since=since and _utc(since), limit=limit
+    )
+    typer.echo(f"queued {services.publisher.publish_rescore(chosen)} for {wanted.name}")
+
+
+@commands.command()
+def bridge(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Option(help="This bridge's own.", show_default="host and process")
+    ] = None,
+) -> None:
+    """Move uploads from the ingest list to the ledger and the queue, until SIGTERM."""
+    from worker.bridge import Bridge  # noqa: PLC0415 - help stays quick
+    from worker.bridge_metrics import BridgeMetrics  # noqa: PLC0415 - help stays quick
+    from worker.logs import configure  # noqa: PLC0415 - help stays quick
+
+    services = _services(context)
+    settings = services.settings
+    configure(settings.observability)
+    metrics = BridgeMetrics()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if settings.observability.metrics_port:
+        from prometheus_client import start_http_server  # noqa: PLC0415 - help stays quick
+
+        start_http_server(settings.observability.metrics_port, registry=metrics.registry)
+    with _redis(settings) as redis:
+        Bridge(
+            redis=redis,
+            ledger=services.ledger,
+            publisher=services.publisher,
+            storage=services.storage,
+            buckets=settings.s3.buckets,
+            settings=settings.redis,
+            metrics=metrics,
+            name=name or f"{socket.gethostname()}-{os.getpid()}",
+        ).run(stop)
+
+
+def _redis(settings: Settings) -> Redis:
+    import redis  # noqa: PLC0415 - help stays quick
+
+    return redis.Redis.from_url(
+        settings.redis.url.get_secret_value(),
+        socket_timeout=30,
+        socket_connect_timeout=5,
+        health_check_interval=25,
+    )
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC)
