@@ -1,0 +1,28 @@
+"""What an installed unlatent carries with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_the_wheel_carries_what_the_code_reads_at_run_time(tmp_path: Path) -> None:
+    """SQL, migrations and every file of the embedded bundles are in the wheel."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        carried = set(archive.namelist())
+    needed = [REPOSITORY / "worker" / "bootstrap.sql"]
+    needed += (REPOSITORY / "migrations" / "versions").glob("*.py")
+    needed += (path for path in (REPOSITORY / "detection" / "bundles").rglob("*") if path.is_file())
+    missing = {path.relative_to(REPOSITORY).as_posix() for path in needed} - carried
+    assert {name for name in missing if "__pycache__" not in name} == set()
