@@ -73,9 +73,7 @@ def describe(score: Score, tiles: Sequence[TileLogit] = ()) -> list[str]:
     return lines
 
 
-def overlay(
-    image: NDArray[np.uint8], score: Score, tiles: Sequence[TileLogit] = ()
-) -> bytes:
+def overlay(image: NDArray[np.uint8], score: Score, tiles: Sequence[TileLogit] = ()) -> bytes:
     """Draw the evidence of one verdict over its image, uint8 (H, W, 3), as a PNG.
 
     The upper left (H, W) pixels are the image at its own scale, the caption stands below; its text

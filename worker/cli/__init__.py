@@ -22,6 +22,11 @@ from worker.masking import mask
 MODULES = (
     "stack",
     "config",
+    "ingest",
+    "service",
+    "check",
+    "models",
+    "presets",
 )
 
 _EPILOG = (

@@ -1,0 +1,127 @@
+"""Scoring files without any service: find, decode ahead in a thread, batch, score, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detection.intake import DecodedImage, IntakeLimits, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
+
+    from detection.detector import Detector
+    from detection.score import Score
+    from worker.settings import Intake
+
+#: What counts as an image file inside a folder; a file that is named itself is always tried.
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff"}
+    | {".bmp", ".heic", ".heif"}
+)
+#: Pixels that one batch may hold: bounds memory when the photographs are large.
+BATCH_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """One file's outcome: its image and score, or the error that stood in the way."""
+
+    path: Path
+    image: DecodedImage | None = None
+    score: Score | None = None
+    error: Exception | None = None
+
+
+def find_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """List files as named, and the image files in folders recursively, sorted within each."""
+    for path in paths:
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.suffix.lower() in SUFFIXES and file.is_file():
+                    yield file
+        else:
+            yield path
+
+
+def intake_limits(settings: Intake) -> IntakeLimits:
+    """Translate the settings into the decoder's limits."""
+    return IntakeLimits(
+        max_bytes=settings.max_bytes,
+        max_pixels=settings.max_pixels,
+        max_frames=settings.max_frames,
+        max_metadata_bytes=settings.max_metadata_bytes,
+    )
+
+
+def check_files(
+    files: Iterable[Path], detector: Detector, limits: IntakeLimits, *, batch: int
+) -> Iterator[Checked]:
+    """Score files in batches of at most `batch`, the next ones being decoded meanwhile.
+
+    Yields one outcome a file, in their order; no file's fault is another's, or raised.
+    """
+    waiting: list[Checked] = []
+    images = pixels = 0
+    for decoded in _decode_ahead(files, limits, ahead=batch):
+        waiting.append(decoded)
+        if decoded.image is not None:
+            images += 1
+            pixels += decoded.image.width * decoded.image.height
+        if images >= batch or pixels >= BATCH_PIXELS:
+            yield from _score(waiting, detector)
+            waiting, images, pixels = [], 0, 0
+    yield from _score(waiting, detector)
+
+
+def _decode_ahead(files: Iterable[Path], limits: IntakeLimits, *, ahead: int) -> Iterator[Checked]:
+    remaining = iter(files)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as thread:
+        futures: deque[Future[Checked]] = deque(
+            thread.submit(_decode, file, limits) for file in islice(remaining, ahead)
+        )
+        while futures:
+            decoded = futures.popleft().result()
+            futures.extend(thread.submit(_decode, file, limits) for file in islice(remaining, 1))
+            yield decoded
+
+
+def _decode(file: Path, limits: IntakeLimits) -> Checked:
+    try:
+        with file.open("rb") as handle:
+            # One byte more than allowed is enough for the decoder to refuse the file.
+            data = handle.read(limits.max_bytes + 1)
+        return Checked(path=file, image=decode(data, limits=limits))
+    except Exception as error:  # noqa: BLE001 - the file's line says so; the others go on
+        return Checked(path=file, error=error)
+
+
+def _score(batch: list[Checked], detector: Detector) -> Iterator[Checked]:
+    images = [decoded.image.pixels for decoded in batch if decoded.image is not None]
+    try:
+        scores: list[Score | Exception] = [*detector.score(images)] if images else []
+    except Exception:  # noqa: BLE001 - one by one, the image at fault names itself
+        scores = [_score_alone(decoded, detector) for decoded in batch if decoded.image is not None]
+    outcomes = iter(scores)
+    for decoded in batch:
+        if decoded.image is None:
+            yield decoded
+            continue
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            yield Checked(path=decoded.path, error=outcome)
+        else:
+            yield Checked(path=decoded.path, image=decoded.image, score=outcome)
+
+
+def _score_alone(decoded: Checked, detector: Detector) -> Score | Exception:
+    assert decoded.image is not None  # noqa: S101  # the caller's filter
+    try:
+        return detector.score([decoded.image.pixels])[0]
+    except Exception as error:  # noqa: BLE001 - as above
+        return error

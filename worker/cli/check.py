@@ -1,0 +1,130 @@
+"""`unlatent check`: score files without any service."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detection.errors import PermanentError, SettingsError
+from worker.settings import load_settings
+
+if TYPE_CHECKING:
+    from detection.detector import Detector
+    from worker.checking import Checked
+
+commands = typer.Typer()
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+
+
+@commands.command()
+def check(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
+    format_: Annotated[
+        Format, typer.Option("--format", help="A table, or one JSON object a line.")
+    ] = Format.TABLE,
+    evidence: Annotated[
+        Path | None, typer.Option(help="Folder for an overlay and the error map of each image.")
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="Embedded bundle's name, or a bundle's folder.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" …')] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 8,
+) -> None:
+    """Score image files, and the image files in folders, without any service.
+
+    Exits with 0 when every file was scored and with 1 when some could not be.
+    """
+    from worker.checking import check_files, find_files, intake_limits  # noqa: PLC0415 - imports torch
+
+    settings = load_settings()
+    files = list(find_files(paths))
+    if not files:
+        raise SettingsError(f"no image files in {', '.join(map(str, paths))}")
+    detector = _load(bundle or settings.scoring.bundle, device or settings.scoring.device)
+    if format_ is Format.TABLE:
+        typer.echo(_HEADER)
+    failed = 0
+    for checked in check_files(files, detector, intake_limits(settings.intake), batch=batch):
+        record = _record(checked, detector.model_version)
+        if evidence is not None and checked.score is not None:
+            record["evidence"] = str(_keep_evidence(evidence, checked, detector))
+        failed += checked.error is not None
+        typer.echo(json.dumps(record) if format_ is Format.JSONL else _row(record))
+    if failed:
+        typer.echo(f"{failed} of {len(files)} files could not be scored", err=True)
+        raise typer.Exit(1)
+
+
+def _load(bundle: str, device: str) -> Detector:
+    import torch  # noqa: PLC0415 - not every command needs it
+
+    from detection.detector import Detector  # noqa: PLC0415 - likewise
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        known = torch.device(device)
+    except RuntimeError as error:
+        raise SettingsError(f"no device named {device!r}: auto, cpu or cuda") from error
+    if known.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("this machine has no CUDA device: use --device cpu")
+    return Detector.load(bundle, device=device)
+
+
+def _record(checked: Checked, model_version: str) -> dict[str, Any]:
+    if checked.score is None:
+        error = checked.error
+        record = {"path": str(checked.path), "error": f"{type(error).__name__}: {error}"}
+        return record | ({"reason": error.reason} if isinstance(error, PermanentError) else {})
+    score = checked.score
+    return {
+        "path": str(checked.path),
+        "score": score.probability,
+        "label": score.label.value,
+        "model_version": model_version,
+        "branches": dict(score.branches),
+        "decided_by": score.decided_by,
+        "operating_point": score.operating_point,
+        "prior": score.prior,
+    }
+
+
+_HEADER = f"{'score':>6}  {'label':<9}  {'decided by':<10}  path"
+
+
+def _row(record: dict[str, Any]) -> str:
+    # File names need not be text; what the terminal cannot show is replaced.
+    path = record["path"].encode("utf-8", "replace").decode()
+    if "error" in record:
+        return f"{'-':>6}  {'error':<9}  {'-':<10}  {path}: {record['error']}"
+    score, label, branch = record["score"], record["label"], record["decided_by"]
+    return f"{score:6.3f}  {label:<9}  {branch:<10}  {path}"
+
+
+def _keep_evidence(folder: Path, checked: Checked, detector: Detector) -> Path:
+    import numpy as np  # noqa: PLC0415 - not every command needs it
+
+    from detection.evidence import error_at_image_scale, overlay  # noqa: PLC0415 - likewise
+
+    assert checked.image is not None  # noqa: S101  # the caller saw a score
+    assert checked.score is not None  # noqa: S101  # likewise
+    folder.mkdir(parents=True, exist_ok=True)
+    image, score = checked.image, checked.score
+    # Files of one name in different folders must not overwrite each other.
+    file = folder / f"{checked.path.stem}-{image.sha256[:12]}.png"
+    file.write_bytes(overlay(image.pixels, score, detector.tile_logits(image.pixels)))
+    if score.error_map is not None:
+        errors = error_at_image_scale(score.error_map, image.height, image.width)
+        np.savez_compressed(file.with_suffix(".npz"), error=errors)
+    return file

@@ -1,0 +1,126 @@
+"""`unlatent presets`: the published generators that bundles can be built on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from detection.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from detection.generator import Generator
+
+commands = typer.Typer()
+presets = typer.Typer(no_args_is_help=True, help="List, show, pin and verify published generators.")
+commands.add_typer(presets, name="presets")
+
+Name = Annotated[str, typer.Argument(help="Preset's name, see `unlatent presets list`.")]
+Pins = Annotated[Path, typer.Option(help="File that keeps the pinned revisions.")]
+DEFAULT_PINS = Path("var/presets.json")
+
+
+@presets.command("list")
+def list_(pins: Pins = DEFAULT_PINS) -> None:
+    """List the presets: what they can do, where they come from, and the pinned revision."""
+    from detection.presets import PRESETS, pinned_revision  # noqa: PLC0415 - imports torch
+
+    for preset in PRESETS.values():
+        can = ", ".join(preset.capabilities)
+        revision = pinned_revision(preset, pins) or "not pinned"
+        typer.echo(f"{preset.name:<8} {can:<18} {preset.repository:<48} {revision}")
+
+
+@presets.command()
+def show(name: Name, pins: Pins = DEFAULT_PINS) -> None:
+    """Print one preset: repository, licence, gate, prediction, conditioning, revision."""
+    from detection.presets import find_preset, pinned_revision  # noqa: PLC0415 - imports torch
+
+    preset = find_preset(name)
+    fields = asdict(preset) | {
+        "capabilities": preset.capabilities,
+        "revision": pinned_revision(preset, pins) or "",
+    }
+    for field, value in fields.items():
+        text = ", ".join(value) if isinstance(value, tuple) else str(value)
+        typer.echo(f"{field}: {text}".rstrip())
+
+
+@presets.command()
+def pin(name: Name, pins: Pins = DEFAULT_PINS) -> None:
+    """Ask the hub for the revision in force and record it."""
+    from detection.presets import find_preset  # noqa: PLC0415 - imports torch
+    from detection.presets import pin as pin_preset  # noqa: PLC0415 - likewise
+
+    typer.echo(f"{name} {pin_preset(find_preset(name), pins)}")
+
+
+@presets.command()
+def verify(
+    name: Name,
+    folder: Annotated[
+        Path | None, typer.Option(help="Local folder in diffusers' layout, instead of the hub.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help='Weight files\' variant: "fp16".')] = None,
+    conditioning: Annotated[
+        Path | None, typer.Option(help="Safetensors with the predictor's constant tensors.")
+    ] = None,
+    pins: Pins = DEFAULT_PINS,
+) -> None:
+    """Load a preset and send one image through it.
+
+    With the predictor's conditioning the error map is computed too; without it only the
+    autoencoder is run.
+    """
+    from detection.presets import find_preset, load_preset, pinned_revision  # noqa: PLC0415 - torch
+
+    preset = find_preset(name)
+    if conditioning is not None and not preset.predictor:
+        raise SettingsError(f"preset {name} has no predictor: it takes no conditioning")
+    generator = load_preset(
+        preset,
+        folder=folder,
+        revision=pinned_revision(preset, pins),
+        conditioning=None if conditioning is None else _read(conditioning),
+        variant=variant,
+    )
+    for line in _try(generator, with_predictor=conditioning is not None):
+        typer.echo(f"{name}: {line}")
+
+
+def _read(file: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError  # noqa: PLC0415 - not every command needs it
+    from safetensors.torch import load_file  # noqa: PLC0415 - likewise
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise SettingsError(f"the conditioning in {file} cannot be read: {error}") from error
+
+
+def _try(generator: Generator, *, with_predictor: bool) -> list[str]:
+    import torch  # noqa: PLC0415 - not every command needs it
+
+    from detection.generator import noise_bank  # noqa: PLC0415 - likewise
+    from detection.lare import LareConfig, lare_map  # noqa: PLC0415 - likewise
+
+    config = LareConfig()
+    view = noise_bank((1, 3, config.side, config.side), seed=0).clamp(-1, 1)
+    with torch.inference_mode():
+        latents = generator.encode(view)
+        restored = generator.decode(latents)
+        lines = [
+            f"latents {tuple(latents.shape[1:])} of {tuple(view.shape[1:])}, factor"
+            f" {generator.factor}, decoded to {tuple(restored.shape[1:])}"
+        ]
+        if with_predictor:
+            noises = noise_bank((1, *latents.shape[1:]), seed=1)
+            errors = lare_map(generator, view, noises, config.step)
+            lines.append(f"error map {tuple(errors.shape[1:])}, mean {float(errors.mean()):.4f}")
+    return lines
