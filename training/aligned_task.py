@@ -56,7 +56,8 @@ class AlignedTask:
 
     def _pair(self, rng: np.random.Generator) -> list[NDArray[np.uint8]]:
         sample = self._paired.pick(rng)
-        partner = sample.reconstructions[int(rng.integers(len(sample.reconstructions)))]
+        partners = sorted(sample.reconstructions)
+        partner = sample.reconstructions[partners[int(rng.integers(len(partners)))]]
         first = upload_codec(rng) if rng.random() < 0.6 else None
         view = draw(rng, sample.pixels.shape, self._recipe, first=first)
         return [view.apply(sample.pixels), view.apply(partner)]

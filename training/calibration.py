@@ -85,9 +85,7 @@ def fit_fusion(logits: Logits) -> Fusion:
         if not wrong or len(used) == 1:
             break
         used = [name for name in used if name not in wrong] or used[:1]
-    centres = {
-        name: float(np.average(logits.branches[name], weights=weights)) for name in names
-    }
+    centres = {name: float(np.average(logits.branches[name], weights=weights)) for name in names}
     fusion = Fusion(
         weights={name: max(0.0, found.get(name, 0.0)) for name in names},
         centres=centres,

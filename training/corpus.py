@@ -9,7 +9,7 @@ Only pairs, whose two sides share a history, enter untouched.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -31,14 +31,15 @@ GENERATOR_CODEC = Codec("JPEG", 75, "4:2:0")
 class Sample:
     """One image in memory; `lossy` says that its file was already a generator's JPEG.
 
-    `shrunk` holds smaller copies of a photograph, `reconstructions` its aligned partners.
+    `shrunk` holds smaller copies of a photograph, `reconstructions` its aligned partners by the
+    aligner's name.
     """
 
     entry: Entry
     pixels: NDArray[np.uint8]
     lossy: bool
     shrunk: list[NDArray[np.uint8]] = field(default_factory=list)
-    reconstructions: list[NDArray[np.uint8]] = field(default_factory=list)
+    reconstructions: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 def read_pixels(entry: Entry) -> tuple[NDArray[np.uint8], str]:
@@ -75,19 +76,30 @@ def upload_codec(rng: np.random.Generator) -> Codec:
     return Codec("JPEG", int(rng.integers(60, 96)), "4:2:0" if rng.random() < 0.75 else "4:4:4")
 
 
-class BalancedPicker:
-    """Picks samples so that no large set drowns a small one: weight of a set is sqrt(size).
+class HasEntry(Protocol):
+    """Anything that knows which image of the manifest it is or comes from."""
+
+    @property
+    def entry(self) -> Entry:
+        """The image."""
+
+
+Item = TypeVar("Item", bound=HasEntry)
+
+
+class BalancedPicker(Generic[Item]):
+    """Picks items so that no large set drowns a small one: weight of a set is sqrt(size).
 
     Generated sets are first balanced over their autoencoder families in the same way.
     """
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        families: dict[str, dict[str, list[Sample]]] = {}
-        for sample in samples:
-            sets = families.setdefault(sample.entry.family, {})
-            sets.setdefault(sample.entry.set, []).append(sample)
+    def __init__(self, items: Sequence[Item]) -> None:
+        families: dict[str, dict[str, list[Item]]] = {}
+        for item in items:
+            sets = families.setdefault(item.entry.family, {})
+            sets.setdefault(item.entry.set, []).append(item)
         shares = _shares([sum(map(len, sets.values())) for sets in families.values()])
-        self._sets: list[list[Sample]] = []
+        self._sets: list[list[Item]] = []
         weights: list[float] = []
         for share, sets in zip(shares, families.values(), strict=True):
             for inner, members in zip(
@@ -97,8 +109,8 @@ class BalancedPicker:
                 weights.append(float(share * inner))
         self._edges = np.cumsum(weights)
 
-    def pick(self, rng: np.random.Generator) -> Sample:
-        """Draw one sample."""
+    def pick(self, rng: np.random.Generator) -> Item:
+        """Draw one item."""
         index = int(np.searchsorted(self._edges, rng.random() * self._edges[-1], side="right"))
         members = self._sets[min(index, len(self._sets) - 1)]
         return members[int(rng.integers(len(members)))]

@@ -46,9 +46,7 @@ class Fold:
             and not (entry.generated and side(entry.group) < HELD_PROMPTS)
         ]
         known = {entry.group for entry in training}
-        tested = [
-            entry for entry in entries if self.left_out(entry) and entry.group not in known
-        ]
+        tested = [entry for entry in entries if self.left_out(entry) and entry.group not in known]
         return training, tested
 
 

@@ -134,8 +134,15 @@ def fit(
         if done % config.log_every == 0 or done == config.steps:
             rate = (done - start) / (time.monotonic() - began)
             values = {name: round(part.item(), 4) for name, part in parts.items()}
-            log.info("train_step", run=run_dir.name, step=done, of=config.steps,
-                     smooth=round(running, 4), steps_per_s=round(rate, 2), **values)
+            log.info(
+                "train_step",
+                run=run_dir.name,
+                step=done,
+                of=config.steps,
+                smooth=round(running, 4),
+                steps_per_s=round(rate, 2),
+                **values,
+            )
         if done % config.checkpoint_every == 0 or done == config.steps:
             _save(run_dir, model, optimiser, ema, done, config)
         if on_step is not None:
@@ -184,9 +191,7 @@ def _save(
     aside.replace(run_dir / CHECKPOINT)
 
 
-def _resume(
-    run_dir: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema
-) -> int:
+def _resume(run_dir: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema) -> int:
     file = run_dir / CHECKPOINT
     if not file.is_file():
         return 0

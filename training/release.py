@@ -1,0 +1,121 @@
+"""Writing bundles: networks, constants and figures into a folder that the detector loads."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from detection.bundle import (
+    PREPROCESSING_VERSION,
+    SCHEMA_VERSION,
+    Bundle,
+    GeneratorReference,
+    Manifest,
+    Provenance,
+    write_manifest,
+)
+from detection.detector import Detector
+from detection.fusion import Fusion, LabelPolicy, OperatingPoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from detection.aligned import AlignedNet
+    from detection.egre import Egre
+    from training.recipe import BundleRecipe, Workshop
+
+#: What a bundle that is only trained, not calibrated, says: its logits are read, its labels never.
+DRAFT_FUSION = Fusion(
+    weights={"aligned": 1.0, "lare": 1.0}, centres={"aligned": 0.0, "lare": 0.0}, bias=0.0
+)
+DRAFT_POINT = OperatingPoint(
+    target=0.5, threshold=0.0, measured=0.5, low=0.0, high=1.0, reals=0, recall=0.0, supported=True
+)
+DRAFT_PROVENANCE = Provenance(
+    snapshot_digest="", code_revision="", recipe="", seen_families=(), data_licence=""
+)
+
+
+def write_bundle(
+    folder: Path,
+    workshop: Workshop,
+    aligned: AlignedNet,
+    egre: Egre,
+    *,
+    fusion: Fusion = DRAFT_FUSION,
+    points: tuple[OperatingPoint, ...] = (DRAFT_POINT,),
+    policy: LabelPolicy | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Provenance = DRAFT_PROVENANCE,
+    texts: Mapping[str, str] | None = None,
+) -> Bundle:
+    """Write a bundle, replacing what is in `folder`, and load it back.
+
+    Weights are stored in half precision and computed with in float32; `texts` are the card and the
+    licence by file name.
+    """
+    recipe = workshop.recipe
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(workshop.run_dir / "generator", folder / "generator")
+    for file in (folder / "generator").rglob("*.safetensors"):
+        # diffusers refuses weights whose metadata does not name their framework.
+        save_file(halved(load_file(file)), file, metadata={"format": "pt"})
+    save_file(halved(aligned.state_dict()), folder / "aligned.safetensors")
+    save_file(halved(egre.state_dict()), folder / "egre.safetensors")
+    constants = {
+        "noise_bank": workshop.noises(),
+        "conditioning.encoder_hidden_states": workshop.conditioning(),
+    }
+    save_file(constants, folder / "constants.safetensors")
+    for name, text in (texts or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=recipe.name,
+        preprocessing_version=PREPROCESSING_VERSION,
+        generator=GeneratorReference(folder="generator"),
+        lare=recipe.lare,
+        egre=recipe.egre,
+        aligned=recipe.aligned,
+        fusion=fusion,
+        operating_points=points,
+        policy=policy or LabelPolicy(),
+        metrics=dict(metrics or {}),
+        provenance=provenance,
+        files={},
+    )
+    bundle = write_manifest(folder, manifest)
+    image = golden_image()
+    logits = Detector(bundle).score([image])[0].branches
+    golden = {f"logit.{name}": torch.tensor(value) for name, value in logits.items()}
+    save_file({"image": torch.from_numpy(image), **golden}, folder / "golden.safetensors")
+    return write_manifest(folder, manifest)
+
+
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Store matrices and kernels in float16; vectors and running statistics keep their precision."""
+    return {
+        name: (value.half() if value.is_floating_point() and value.ndim > 1 else value)
+        .detach()
+        .cpu()
+        .contiguous()
+        for name, value in weights.items()
+    }
+
+
+def golden_image() -> NDArray[np.uint8]:
+    """Draw the image that every worker scores before it serves: uint8 (288, 352, 3), procedural."""
+    y, x = np.mgrid[0:288, 0:352].astype(np.float64)
+    waves = [np.sin(x / (7 + 3 * k) + k) * np.cos(y / (11 + 2 * k)) for k in range(3)]
+    grain = np.random.default_rng(2024).normal(0, 6, (288, 352, 3))
+    colour = 128 + 80 * np.stack(waves, axis=-1) + 30 * np.hypot(x - 176, y - 144)[..., None] / 230
+    return np.clip(colour + grain, 0, 255).astype(np.uint8)
