@@ -95,10 +95,7 @@ class Batcher(Generic[Item, Result]):
         if not tickets:
             return 0
         try:
-            outcomes = run([ticket.item for ticket in tickets])
-            if len(outcomes) != len(tickets):
-                message = f"A batch of {len(tickets)} items gave {len(outcomes)} outcomes."
-                raise CountMismatch(message)
+            outcomes = _checked(run([ticket.item for ticket in tickets]), len(tickets))
         except BaseException as error:
             for ticket in tickets:
                 ticket.future.set_exception(error)
@@ -147,3 +144,10 @@ class Batcher(Generic[Item, Result]):
             ticket = self._waiting.popleft()
             (held if ticket.alone else batch).append(ticket)
         self._waiting.extendleft(reversed(held))
+
+
+def _checked(outcomes: Sequence[Result | Exception], count: int) -> Sequence[Result | Exception]:
+    if len(outcomes) != count:
+        message = f"A batch of {count} items gave {len(outcomes)} outcomes."
+        raise CountMismatch(message)
+    return outcomes

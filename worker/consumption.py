@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celery.apps.worker import Worker
+    from celery.worker.consumer import Consumer
 
 _log = structlog.get_logger(__name__)
 
@@ -34,14 +35,14 @@ class Consumption:
         self._on_the_loop("add_task_queue")
 
     def _on_the_loop(self, method: str) -> None:
-        consumer: Any = None if self._worker is None else self._worker.consumer
+        consumer: Consumer | None = None if self._worker is None else self._worker.consumer
         if consumer is None:
             return
         # Only the thread that runs the worker's event loop may touch its channel.
         consumer.call_soon(_apply, consumer, method, self._queues)
 
 
-def _apply(consumer: Any, method: str, queues: Sequence[str]) -> None:
+def _apply(consumer: Consumer, method: str, queues: Sequence[str]) -> None:
     for queue in queues:
         try:
             getattr(consumer, method)(queue)

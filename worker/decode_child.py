@@ -47,9 +47,7 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def send(
-    connection: socket.socket, message: dict[str, Any], descriptor: int | None = None
-) -> None:
+def send(connection: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
     """Send one line of JSON and perhaps a descriptor with it."""
     line = json.dumps(message).encode("ascii") + b"\n"
     socket.send_fds(connection, [line], [] if descriptor is None else [descriptor])
@@ -97,7 +95,10 @@ def main(config: dict[str, Any]) -> None:
 
 
 def _answer(
-    decoder: Callable[..., DecodedImage], limits: object, request: dict[str, Any], source: int | None
+    decoder: Callable[..., DecodedImage],
+    limits: object,
+    request: dict[str, Any],
+    source: int | None,
 ) -> tuple[dict[str, Any], int | None]:
     try:
         image = decoder(_read(source), limits=limits, **request)
@@ -108,7 +109,8 @@ def _answer(
     except MemoryError:
         return {"refused": "decode_memory"}, None
     except Exception as error:  # noqa: BLE001 - a codec may raise anything; the parent is told what
-        return {"refused": "decode_error", "message": f"{type(error).__name__}: {error}"[:1000]}, None
+        message = f"{type(error).__name__}: {error}"[:1000]
+        return {"refused": "decode_error", "message": message}, None
     facts = {
         "sha256": image.sha256,
         "size": image.size_bytes,

@@ -27,6 +27,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -127,7 +128,7 @@ class _Process:
     def __init__(self, config: dict[str, Any]) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            self._process = subprocess.Popen(
                 [
                     sys.executable,
                     "-P",
@@ -141,7 +142,7 @@ class _Process:
                 cwd="/",
                 # No secrets, and one thread each: the pool is the parallelism.
                 env={
-                    "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
+                    "PYTHONPATH": os.pathsep.join(str(Path(path).resolve()) for path in sys.path),
                     "OMP_NUM_THREADS": "1",
                     "OPENBLAS_NUM_THREADS": "1",
                 },

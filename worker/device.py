@@ -57,7 +57,7 @@ class DeviceNotReady(UnlatentError):
 
 
 class GoldenMismatch(UnlatentError):
-    """The model does not score its golden image as it must: the device or the weights are broken."""
+    """The golden image does not score as it must: the device or the weights are broken."""
 
 
 class OutOfDeviceMemory(PermanentError):
@@ -159,7 +159,7 @@ class Device:
             while not self._stopping.is_set():
                 self._health.beat()
                 self._batcher.run_next(self._run, idle_s=_IDLE_S)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the process ends
             # A worker without its device thread would take messages and never answer them.
             _log.critical("device_thread_died", exc_info=True)
             self._end_process(EXIT_DEVICE_LOST)
@@ -205,8 +205,9 @@ class Device:
         unique = {work.facts.sha256: work for work in works}
         try:
             scored = self._score([work.pixels for work in unique.values()])
-        except (DeviceLost, GoldenMismatch):
-            # Before any future is settled: what was in the batch is pending, not failed.
+        except Exception:
+            # The device is lost, or even the golden image fails. No future is settled: what
+            # was in the batch stays pending.
             _log.critical("device_lost", exc_info=True)
             self._end_process(EXIT_DEVICE_LOST)
             raise
@@ -230,7 +231,7 @@ class Device:
             return self._score(images[:half]) + self._score(images[half:])
         except DeviceLost:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - an image may make the detector raise anything
             _log.exception("batch_failed", size=len(images))
             if len(images) > 1:
                 return [outcome for image in images for outcome in self._score([image])]
@@ -286,7 +287,7 @@ class Device:
             self._record(verdicts)
         except TransientError as error:
             return [error if isinstance(outcome, Verdict) else outcome for outcome in outcomes]
-        except Exception:
+        except Exception:  # noqa: BLE001 - one row may be what the ledger refuses
             _log.exception("record_failed", size=len(verdicts))
             return [self._record_alone(outcome) for outcome in outcomes]
         return outcomes

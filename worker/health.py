@@ -1,5 +1,7 @@
-"""Files that probes look at: `worker.alive` is touched by the device thread, `worker.ready` is there
-while the worker takes messages."""
+"""Files that probes look at.
+
+`worker.alive` is touched by the device thread; `worker.ready` is there while messages are taken.
+"""
 
 from __future__ import annotations
 

@@ -33,12 +33,9 @@ class Metrics:
         self.failures = self._counter("failures", "Images ended without a verdict.", "reason")
         self.retries = self._counter("retries", "Checks given back for another try.", "error")
         self.messages = self._counter(
-            "messages", "What became of messages: leased, suspect, busy or a terminal state.", "kind"
+            "messages", "Messages: leased, suspect, busy, unknown, or a terminal state.", "kind"
         )
         self.swept = self._counter("swept", "Messages that the sweeper sent again.")
-        self.paused = Gauge(
-            "unlatent_paused", "1 while storage denies everything.", registry=self.registry
-        )
 
     def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """Publish a gauge that is read when it is scraped."""
@@ -57,9 +54,7 @@ class Metrics:
         return stop
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            f"unlatent_{name}", documentation, buckets=buckets, registry=self.registry
-        )
+        return Histogram(f"unlatent_{name}", documentation, buckets=buckets, registry=self.registry)
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"unlatent_{name}", documentation, labels, registry=self.registry)

@@ -127,7 +127,6 @@ class Pipeline:
         Raises `TransientError` when the image is worth another try; its lease is closed then.
         """
         self._check(
-            image_id,
             Role.CHAMPION,
             lambda: self._ledger.lease(
                 image_id, worker=self._worker, duration=self._lease_duration
@@ -137,7 +136,6 @@ class Pipeline:
     def rescore(self, image_id: UUID) -> None:
         """Check a scored image with another model version; otherwise like `score`."""
         self._check(
-            image_id,
             Role.RESCORE,
             lambda: self._ledger.lease_for_rescore(
                 image_id,
@@ -151,9 +149,7 @@ class Pipeline:
     def _lease_duration(self) -> timedelta:
         return timedelta(seconds=self._settings.scoring.lease_s)
 
-    def _check(
-        self, image_id: UUID, role: Role, lease: Callable[[], Lease | Terminal | Busy]
-    ) -> None:
+    def _check(self, role: Role, lease: Callable[[], Lease | Terminal | Busy]) -> None:
         self._breaker.check()
         try:
             answer = self._patiently(lease, patience_s=_LEASE_PATIENCE_S)
@@ -186,7 +182,7 @@ class Pipeline:
         except TransientError as error:
             self._give_back(job.lease, error)
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a bug must not look like a death
             _log.exception("unexpected_error")
             failure = InternalError(f"Unexpected {type(error).__name__} in the worker.")
             self._end(job.lease, failure)

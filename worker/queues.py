@@ -9,6 +9,8 @@ CONTROL = "control"
 
 #: In the order in which a worker looks into them.
 QUEUES = (CONTROL, SCORE_PRIORITY, SCORE, BACKFILL)
+#: Those that carry images.
+IMAGE_QUEUES = (SCORE_PRIORITY, SCORE, BACKFILL)
 
 SCORE_TASK = "worker.tasks.score"
 RESCORE_TASK = "worker.tasks.rescore"

@@ -26,7 +26,7 @@ class DeviceLost(UnlatentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """An image, uint8 (H, W, 3), whose probability the model is known to give within a tolerance."""
+    """An image, uint8 (H, W, 3), whose probability the model gives within a tolerance."""
 
     image: NDArray[np.uint8]
     probability: float

@@ -1,6 +1,6 @@
 """The object-storage seam: the few calls that the service makes of S3.
 
-`worker.storage_s3` is the real thing over boto3, `worker.storage_memory` the shipped in-memory twin.
+`worker.storage_s3` is the real thing over boto3, `worker.storage_memory` its in-memory twin.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Storage(Protocol):
         etag: str | None = None,
         max_bytes: int,
     ) -> bytes:
-        """Download one object, with If-Match when `etag` is given; the limit holds while streaming."""
+        """Download one object, with If-Match when `etag` is given, at most `max_bytes` of it."""
 
     def put(self, bucket: str, key: str, body: bytes, *, content_type: str) -> ObjectFacts:
         """Store one object."""
@@ -100,5 +100,5 @@ def check_address(bucket: str, key: str, *, allowed: Collection[str]) -> None:
     another bucket.
     """
     if bucket not in allowed or ".." in key.split("/"):
-        message = f"The address {bucket!r} {key!r} is not in a bucket of the settings' `s3.buckets`."
+        message = f"{bucket!r} {key!r} is not in one of the settings' `s3.buckets`."
         raise AddressRefused(message)

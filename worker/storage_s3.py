@@ -31,6 +31,8 @@ from worker.storage import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from botocore.response import StreamingBody
+
     from worker.settings import S3
 
 _log = structlog.get_logger(__name__)
@@ -225,7 +227,7 @@ def _raise_ours(error: ClientError) -> NoReturn:
     raise StorageUnavailable(message) from error
 
 
-def _read(body: Any, *, max_bytes: int, deadline: float) -> bytes:
+def _read(body: StreamingBody, *, max_bytes: int, deadline: float) -> bytes:
     received = bytearray()
     while chunk := body.read(_CHUNK_BYTES):
         received += chunk

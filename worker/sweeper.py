@@ -9,29 +9,50 @@ short, because in a long queue the message is most likely still there.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from worker import queues
+from worker.publisher import QueueUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from worker.ledger import Ledger, Registration
+    from worker.ledger import Ledger
     from worker.metrics import Metrics
+    from worker.publisher import Publisher
     from worker.settings import Queue
+    from worker.settings import Redis as RedisSettings
 
 _log = structlog.get_logger(__name__)
 
 
-class Publisher(Protocol):
-    """What the sweeper asks of `worker.publisher.Publisher`."""
+class QueueLength:
+    """Counts the messages that wait in the queues of images."""
 
-    def publish(self, registrations: Sequence[Registration]) -> int:
-        """Send one message an image and stamp the rows; return how many were sent."""
+    def __init__(self, settings: RedisSettings) -> None:
+        self._prefix = settings.key_prefix
+        self._client = Redis.from_url(
+            settings.url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5
+        )
+
+    def __call__(self) -> int:
+        """Return the count; raises `QueueUnavailable`."""
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for queue in queues.IMAGE_QUEUES:
+                    pipeline.llen(self._prefix + queue)
+                return sum(pipeline.execute())
+        except RedisError as error:
+            message = f"The length of the queues is not known: {error}"
+            raise QueueUnavailable(message) from error
 
 
 class Sweeper:
-    """`queue_length` counts the messages that wait in all scoring queues."""
+    """Sweeps once a tick; `queue_length` counts the messages that wait."""
 
     def __init__(
         self,

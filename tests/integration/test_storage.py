@@ -79,9 +79,14 @@ def test_the_limit_on_bytes_holds(storage: Storage, bucket: str, size: int, fits
             storage.fetch(bucket, "k", max_bytes=1000)
 
 
-@pytest.mark.parametrize(("elsewhere", "key"), [(True, "k"), (False, "../other/k"), (False, "a/..")])
+@pytest.mark.parametrize(
+    ("elsewhere", "key"), [(True, "k"), (False, "../other/k"), (False, "a/..")]
+)
 def test_addresses_outside_the_buckets_are_refused(
-    storage: Storage, bucket: str, elsewhere: bool, key: str  # noqa: FBT001 - a parameter of the test
+    storage: Storage,
+    bucket: str,
+    elsewhere: bool,  # noqa: FBT001 - a parameter of the test
+    key: str,
 ) -> None:
     """An event cannot make the service read where it was not told to."""
     name = "other" if elsewhere else bucket

@@ -59,9 +59,7 @@ def make_runner() -> Iterator[object]:
     made: list[Runner] = []
 
     def make(*, max_batch: int, max_wait_s: float) -> Runner:
-        made.append(
-            Runner(Batcher(max_batch=max_batch, max_wait_s=max_wait_s, capacity=HUGE))
-        )
+        made.append(Runner(Batcher(max_batch=max_batch, max_wait_s=max_wait_s, capacity=HUGE)))
         return made[-1]
 
     yield make
@@ -117,14 +115,14 @@ def test_items_that_waited_while_the_runner_was_busy_run_at_once() -> None:
     batcher: Batcher[int, int] = Batcher(max_batch=8, max_wait_s=0.05, capacity=HUGE)
     batcher.submit(1)
     batcher.submit(2)
-    batcher._changed.acquire()  # noqa: SLF001 - stands for a runner that was busy
+    batcher._changed.acquire()
     time.sleep(0.06)
-    batcher._changed.release()  # noqa: SLF001
+    batcher._changed.release()
     assert batcher.run_next(doubled, idle_s=0) == 2
 
 
 def test_an_alone_item_runs_by_itself_and_the_others_run_together() -> None:
-    """A suspect met while collecting is held for the next round and shares its batch with nobody."""
+    """A suspect met while collecting waits for the next round and shares its batch with nobody."""
     batcher: Batcher[int, int] = Batcher(max_batch=8, max_wait_s=0.0, capacity=HUGE)
     seen: list[list[int]] = []
 

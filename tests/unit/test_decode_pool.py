@@ -165,7 +165,7 @@ def test_processes_see_no_secrets(
 def test_a_busy_pool_is_transient() -> None:
     """No free process in time is no fault of the image."""
     pool = DecodePool(Intake(processes=1, timeout_s=30.0), decoder=DECODER)
-    with pool._one_slot(0.0), pytest.raises(DecodeBusy):  # noqa: SLF001 - holds the only process
+    with pool._one_slot(0.0), pytest.raises(DecodeBusy):
         pool.decode(b"side 64", wait_s=0.01)
 
 
@@ -216,7 +216,7 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
         "time.sleep(0.3)\n"
         "import os; os._exit(1)\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=False, timeout=60)  # noqa: S603
+    subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
     orphans = [int(pid) for pid in pids.read_text().split()]
     assert len(orphans) == 2
 

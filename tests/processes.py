@@ -1,0 +1,99 @@
+"""Worker processes under test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import SecretStr
+
+from tests.waiting import eventually
+from worker.health import READY
+from worker.settings import PREFIX, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from pydantic import BaseModel
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the environment from which a process reads these very settings."""
+    names = {
+        f"{PREFIX}{section}__{name}".upper(): value
+        for section in type(settings).model_fields
+        for name, value in _plain(getattr(settings, section)).items()
+    }
+    return {name: value for name, value in names.items() if value is not None}
+
+
+def _plain(section: BaseModel) -> dict[str, str | None]:
+    plain: dict[str, str | None] = {}
+    for name in type(section).model_fields:
+        value: Any = getattr(section, name)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        elif isinstance(value, tuple):
+            value = json.dumps(value)
+        plain[name] = None if value is None else str(value)
+    return plain
+
+
+class WorkerProcess:
+    """`python -m <module>` with settings in its environment; its log lines can be read."""
+
+    def __init__(self, settings: Settings, *, module: str = "tests.memory_worker") -> None:
+        self._run_dir: Path = settings.observability.run_dir
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self.log = self._run_dir.with_suffix(".log")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                env={**os.environ, **environment(settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if error is not None:
+            sys.stderr.write(self.log.read_text()[-20_000:])
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker is warm and takes messages."""
+        if self.process.poll() is not None:
+            message = f"The worker exited with {self.process.returncode}:\n{self.log.read_text()}"
+            raise AssertionError(message)
+        return (self._run_dir / READY).exists()
+
+    def wait_until_ready(self) -> Self:
+        """Wait until the worker takes messages."""
+        eventually(lambda: self.ready, timeout_s=60, what="a ready worker")
+        return self
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the log lines of one event."""
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    def stop(self) -> int:
+        """Ask for a warm shutdown and return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)

@@ -1,0 +1,166 @@
+"""The worker process: every part built from the settings, started in order, stopped in reverse.
+
+1. decoding processes and the device thread start; the golden image is scored;
+2. only then does Celery connect and take messages; the readiness file appears;
+3. SIGTERM: no more messages; the checks under way end, are acknowledged, and the rest stops.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+from celery import signals
+
+from worker import queues as names
+from worker.breaker import Breaker
+from worker.celery_app import build_app
+from worker.consumption import Consumption
+from worker.database import build_engine
+from worker.decode_pool import DecodePool
+from worker.device import Device
+from worker.health import Health
+from worker.ledger import DeathPolicy
+from worker.ledger_postgres import PostgresLedger
+from worker.metrics import Metrics
+from worker.pipeline import Pipeline
+from worker.publisher import CeleryPublisher
+from worker.storage_s3 import S3Storage
+from worker.sweeper import QueueLength, Sweeper
+from worker.tasks import register_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from celery import Celery
+
+    from worker.scorer import Scorer
+    from worker.settings import Scoring, Settings
+
+_log = structlog.get_logger(__name__)
+
+
+def load_detector(settings: Scoring) -> Scorer:
+    """Load the bundle; torch is imported here and nowhere else in the service."""
+    from worker.detector_scorer import DetectorScorer  # noqa: PLC0415
+
+    return DetectorScorer.load(settings)
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    queues: Sequence[str] = names.QUEUES,
+    load_scorer: Callable[[Scoring], Scorer] = load_detector,
+) -> int:
+    """Run a worker until it is told to stop; returns the exit status of the process."""
+    worker_name = f"{socket.gethostname()}:{os.getpid()}"
+    metrics = Metrics()
+    health = Health(settings.observability.run_dir)
+    with ExitStack() as stack:
+        engine = build_engine(settings.postgres, application_name="unlatent-worker")
+        stack.callback(engine.dispose)
+        deaths = DeathPolicy(
+            max_deaths=settings.scoring.max_deaths,
+            window=timedelta(seconds=settings.scoring.death_window_s),
+            max_in_window=settings.scoring.max_deaths_in_window,
+        )
+        ledger = PostgresLedger(engine, deaths=deaths)
+        storage = S3Storage(settings.s3)
+        stack.callback(storage.close)
+        pool = DecodePool(settings.intake)
+        stack.callback(pool.close)
+        pool.start()
+        device = Device(
+            lambda: load_scorer(settings.scoring),
+            ledger=ledger,
+            settings=settings.scoring,
+            health=health,
+            metrics=metrics,
+        )
+        stack.callback(device.stop)
+        device.start()
+        consumption = Consumption([name for name in names.IMAGE_QUEUES if name in queues])
+        breaker = Breaker(
+            storage,
+            limit=settings.s3.denied_limit,
+            pause=consumption.pause,
+            resume=consumption.resume,
+        )
+        stack.callback(breaker.stop)
+        pipeline = Pipeline(
+            ledger=ledger,
+            storage=storage,
+            decoder=pool,
+            device=device,
+            breaker=breaker,
+            metrics=metrics,
+            settings=settings,
+            worker=worker_name,
+        )
+        app = build_app(settings)
+        register_tasks(
+            app,
+            pipeline=pipeline,
+            sweeper=Sweeper(
+                ledger=ledger,
+                publisher=CeleryPublisher(app, ledger),
+                queue_length=QueueLength(settings.redis),
+                settings=settings.queue,
+                metrics=metrics,
+            ),
+        )
+        metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
+        metrics.watch("paused", "1 while storage denies everything.", lambda: breaker.is_open)
+        if settings.observability.metrics_port:
+            stack.callback(metrics.serve(settings.observability.metrics_port))
+        return _consume(app, settings, queues, consumption, pipeline, health)
+
+
+def run_beat(settings: Settings) -> None:
+    """Run beat until it is told to stop; it only sends, and needs no ledger."""
+    settings.observability.run_dir.mkdir(parents=True, exist_ok=True)
+    signals.setup_logging.connect(_leave_logging_alone)
+    build_app(settings).Beat(quiet=True).run()
+
+
+def _leave_logging_alone(**_: object) -> None:
+    """Be connected: Celery sets up logging only when nobody else does."""
+
+
+def _consume(
+    app: Celery,
+    settings: Settings,
+    queues: Sequence[str],
+    consumption: Consumption,
+    pipeline: Pipeline,
+    health: Health,
+) -> int:
+    def ready(**_: object) -> None:
+        health.ready()
+        _log.info("worker_ready", queues=list(queues))
+
+    def stopping(**_: object) -> None:
+        health.unready()
+        pipeline.stop()
+
+    signals.setup_logging.connect(_leave_logging_alone)
+    signals.worker_ready.connect(ready)
+    signals.worker_shutting_down.connect(stopping)
+    worker = app.Worker(
+        pool="threads",  # one process owns the device; threads fill its batches
+        concurrency=settings.scoring.threads,
+        queues=list(queues),
+        hostname=f"unlatent@{socket.gethostname()}",
+        without_gossip=True,  # workers coordinate in the ledger and need no talk between them
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    consumption.bind(worker)
+    worker.start()
+    return worker.exitcode or 0
