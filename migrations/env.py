@@ -13,8 +13,6 @@ from worker.schema_moderation import Base
 from worker.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
-
     from sqlalchemy import Connection
 
 #: A migration that needs longer sets its own time-outs with SET LOCAL, and says why.
@@ -31,7 +29,7 @@ def url() -> str:
     return (postgres.owner_url or postgres.url).get_secret_value()
 
 
-def compared(name: str | None, kind: str, _parents: MutableMapping[str, str | None]) -> bool:
+def compared(name: str | None, kind: str, _parents: object) -> bool:
     """Compare the tables of our schema only."""
     return kind != "schema" or name == SCHEMA
 

@@ -98,9 +98,7 @@ def test_a_refused_upload_says_so(client: Client, upload: dict[str, str]) -> Non
         client.submit(bucket="uploads", **upload)  # type: ignore[arg-type]  # a test's keywords
 
 
-def test_without_redis_the_row_is_kept(
-    client: Client, stack: LocalStack, engine: Engine, settings: Settings
-) -> None:
+def test_without_redis_the_row_is_kept(client: Client, stack: LocalStack, engine: Engine) -> None:
     """The upload is safe in the ledger; it waits for the sweeper."""
     stack.redis.stop()
     image_id = client.submit(bucket="uploads", key="a.jpg", etag="e")

@@ -25,7 +25,7 @@ def registry(engine: Engine) -> ModelsRegistry:
 def champion(registry: ModelsRegistry) -> str | None:
     """Return the digest in force."""
     found = registry.champion()
-    return found and found.digest
+    return None if found is None else found.digest
 
 
 def test_a_registered_model_comes_back_whole(registry: ModelsRegistry) -> None:
