@@ -102,10 +102,11 @@ class Workshop:
 
     def samples(self, entries: Iterable[Entry]) -> list[Sample]:
         """Decode entries once and keep them in memory."""
-        missing = [entry for entry in entries if entry.path not in self._samples]
+        wanted = list(entries)
+        missing = [entry for entry in wanted if entry.path not in self._samples]
         for loaded in load_samples(missing):
             self._samples[loaded.entry.path] = loaded
-        return [self._samples[entry.path] for entry in entries]
+        return [self._samples[entry.path] for entry in wanted]
 
     @property
     def training_entries(self) -> list[Entry]:
