@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Integer,
     Text,
     func,
     text,
@@ -124,6 +125,16 @@ class Review(Base):
     rank_at: Mapped[datetime]
     claimed_until: Mapped[datetime | None]
     closed_at: Mapped[datetime | None]
+
+
+class NearDuplicateKeys(Base):
+    """Pieces of a PDQ hash by which near duplicates are found; flat images have none."""
+
+    __tablename__ = "near_duplicate_keys"
+    __table_args__ = (Index("ix_near_duplicate_keys_chunks", "chunks", postgresql_using="gin"),)
+
+    image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"), primary_key=True)
+    chunks: Mapped[list[int]] = mapped_column(ARRAY(Integer))
 
 
 class Provenance(Base):

@@ -44,7 +44,7 @@ def constraints(engine: Engine) -> set[tuple[str, str, str]]:
         rows = connection.execute(
             text(
                 "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) "
-                "FROM pg_constraint WHERE connamespace = 'app'::regnamespace "
+                "FROM pg_constraint WHERE connamespace = 'app'::regnamespace AND contype <> 't' "
                 "UNION SELECT tablename, indexname, indexdef FROM pg_indexes "
                 "WHERE schemaname = 'app' AND tablename <> 'alembic_version'"
             )

@@ -1,0 +1,1 @@
+"""What people do with verdicts: views, the review queue, policies, webhooks, retention."""

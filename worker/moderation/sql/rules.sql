@@ -1,0 +1,288 @@
+-- What happens by itself: a champion's verdict meets the policy in force, enters the queue, is told
+-- to whoever listens; a removed image leaves the queue. Nobody but the owner can call these.
+
+CREATE OR REPLACE FUNCTION app.policy_of(source_name text) RETURNS app.policies
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT p FROM app.policies p
+    WHERE p.source = source_name OR p.source IS NULL
+    ORDER BY p.source NULLS LAST, p.id DESC
+    LIMIT 1
+$$;
+
+-- A label that the detector was sure enough to give, or refused to give, is never let through
+-- unseen: thresholds and labels come from different hands.
+CREATE OR REPLACE FUNCTION app.tier_of(
+    score float8, label text, review float8, flag float8, flag_high float8
+) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN score >= flag_high THEN 'flag_high'
+        WHEN score >= flag THEN 'flag'
+        WHEN score >= review OR label <> 'real' THEN 'review'
+        ELSE 'allow'
+    END
+$$;
+
+-- The draw depends on the image alone, so that a second verdict does not draw a second time and an
+-- uploader, who never learns the id, cannot steer it.
+CREATE OR REPLACE FUNCTION app.audit_draw(image uuid) RETURNS float8
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT ('x' || substr(md5('audit ' || image::text), 1, 13))::bit(52)::bigint / 2.0 ^ 52
+$$;
+
+-- Age, uncertainty and reach in one moment: full uncertainty is worth four hours of waiting, every
+-- e-fold of reach two. All ages grow alike, so the order never has to be computed anew.
+CREATE OR REPLACE FUNCTION app.rank_at(queued_at timestamptz, uncertainty float8, reach bigint)
+RETURNS timestamptz
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT queued_at - uncertainty * interval '4 hours' - ln(greatest(reach, 1)) * interval '2 hours'
+$$;
+
+-- Sixteen chunks of sixteen bits, each told from the others by its place: two hashes that differ in
+-- at most 31 bits differ in at most one bit of some chunk (pigeonhole; Norouzi, Punjani and Fleet,
+-- "Fast Search in Hamming Space with Multi-Index Hashing", CVPR 2012).
+CREATE OR REPLACE FUNCTION app.pdq_chunks(pdq bytea) RETURNS integer[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(
+        (place << 16) | (get_byte(pdq, 2 * place) << 8) | get_byte(pdq, 2 * place + 1)
+    )
+    FROM generate_series(0, 15) place
+$$;
+
+CREATE OR REPLACE FUNCTION app.emit(topic text, image uuid, payload jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    IF topic = ANY (string_to_array(
+        (SELECT c.value FROM app.config c WHERE c.name = 'webhook_topics'), ','
+    )) THEN
+        INSERT INTO app.outbox (topic, payload)
+        VALUES (topic, jsonb_strip_nulls(
+            jsonb_build_object('image_id', image, 'at', clock_timestamp()) || payload
+        ));
+        PERFORM pg_notify('unlatent_outbox', '');
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION app.apply_policy() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    its_source text := (SELECT i.source FROM app.images i WHERE i.id = NEW.image_id);
+    policy app.policies := app.policy_of(its_source);
+BEGIN
+    NEW.policy_id := policy.id;
+    NEW.tier := app.tier_of(NEW.score, NEW.label, policy.review, policy.flag, policy.flag_high);
+    NEW.held := NEW.tier IN ('flag', 'flag_high') AND EXISTS (
+        SELECT FROM app.breakers b WHERE b.source = its_source AND b.closed_at IS NULL
+    );
+    IF NEW.held THEN
+        NEW.tier := 'review';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+-- Runs at commit, when the facts that came with the verdict are in the image's row.
+CREATE OR REPLACE FUNCTION app.follow_verdict() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    image app.images;
+    policy app.policies;
+    its_queue text;
+    its_uncertainty float8 := 0;
+    its_reach bigint := 1;
+    its_share float8;
+BEGIN
+    SELECT * INTO image FROM app.images i WHERE i.id = NEW.image_id;
+    SELECT * INTO policy FROM app.policies p WHERE p.id = NEW.policy_id;
+    PERFORM pg_notify('unlatent_verdicts', NEW.image_id::text);
+    PERFORM app.emit('verdict', NEW.image_id, jsonb_build_object(
+        'source', image.source, 'label', NEW.label, 'score', NEW.score, 'tier', NEW.tier,
+        'held', NEW.held, 'model_version', NEW.model_version, 'policy_id', NEW.policy_id
+    ));
+    IF NEW.tier IN ('flag', 'flag_high') THEN
+        PERFORM app.emit('verdict.flagged', NEW.image_id, jsonb_build_object(
+            'source', image.source, 'score', NEW.score, 'tier', NEW.tier,
+            'model_version', NEW.model_version, 'policy_id', NEW.policy_id
+        ));
+    END IF;
+    IF image.state <> 'scored' THEN
+        RETURN NULL;
+    END IF;
+    -- A flat image's hash says little: it would be near everything.
+    IF image.pdq_quality >= 50 THEN
+        INSERT INTO app.near_duplicate_keys VALUES (image.id, app.pdq_chunks(image.pdq))
+        ON CONFLICT DO NOTHING;
+    END IF;
+    IF app.audit_draw(image.id) < policy.audit_share AND NEW.tier = 'allow' THEN
+        its_share := policy.audit_share;
+    END IF;
+    its_queue := CASE
+        WHEN NEW.held OR NEW.tier IN ('flag', 'flag_high') THEN 'flagged'
+        WHEN NEW.tier = 'review' THEN 'unsure'
+        WHEN its_share IS NOT NULL THEN 'audit'
+    END;
+    IF its_queue IS NULL THEN
+        RETURN NULL;
+    END IF;
+    -- The audit waits by age alone: what it shows must not depend on what it looks like.
+    IF its_queue <> 'audit' THEN
+        its_uncertainty := 1 - abs(NEW.score - policy.flag)
+            / greatest(policy.flag, 1 - policy.flag);
+        its_reach := (
+            SELECT count(*) FROM (
+                SELECT FROM app.images i WHERE i.sha256 = image.sha256 LIMIT 1000
+            ) uploads
+        );
+    END IF;
+    INSERT INTO app.reviews AS r (
+        image_id, source, queue, verdict_id, uncertainty, reach, audit_share, rank_at
+    ) VALUES (
+        image.id, image.source, its_queue, NEW.id, its_uncertainty, its_reach, its_share,
+        app.rank_at(now(), its_uncertainty, its_reach)
+    )
+    ON CONFLICT (image_id) DO UPDATE SET
+        audit_share = coalesce(r.audit_share, excluded.audit_share),
+        verdict_id = CASE WHEN r.closed_at IS NULL THEN excluded.verdict_id ELSE r.verdict_id END,
+        queue = CASE
+            WHEN r.closed_at IS NULL AND r.queue IN ('flagged', 'unsure', 'audit')
+            THEN excluded.queue ELSE r.queue
+        END;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION app.leave_queue() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    UPDATE app.reviews r SET closed_at = now()
+    WHERE r.image_id = NEW.id AND r.closed_at IS NULL;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION app.audit_policy() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    INSERT INTO app.audit_log (action, reason, detail)
+    VALUES ('policy', NEW.reason, to_jsonb(NEW) - 'reason');
+    RETURN NULL;
+END
+$$;
+
+-- Opens the breaker of every source whose share of flags left the band of its policy; a flag that
+-- an open breaker held back counts as one. After a resumption the count starts anew.
+CREATE OR REPLACE FUNCTION app.check_breakers()
+RETURNS TABLE (tripped text, tripped_share float8, counted bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    seen record;
+BEGIN
+    FOR seen IN
+        WITH recent AS MATERIALIZED (
+            SELECT i.source, v.scored_at, v.held OR v.tier IN ('flag', 'flag_high') AS flagged
+            FROM app.verdicts v
+            JOIN app.images i ON i.id = v.image_id
+            WHERE v.role = 'champion' AND v.tier IS NOT NULL
+              AND v.scored_at > now() - (SELECT max(p.breaker_window) FROM app.policies p)
+        ), sources AS (
+            SELECT s.source, (p.policy).*,
+                   (SELECT max(b.closed_at) FROM app.breakers b WHERE b.source = s.source) AS resumed
+            FROM (SELECT DISTINCT r.source FROM recent r) s,
+                 LATERAL (SELECT app.policy_of(s.source) AS policy) p (policy)
+            WHERE NOT EXISTS (
+                SELECT FROM app.breakers b WHERE b.source = s.source AND b.closed_at IS NULL
+            )
+        )
+        SELECT r.source, s.id AS policy_id, count(*) AS images,
+               avg(r.flagged::int)::float8 AS share
+        FROM recent r
+        JOIN (SELECT source_row.source AS name, source_row.* FROM (
+            SELECT sources.source, sources.id, sources.breaker_window, sources.breaker_images,
+                   sources.min_flag_share, sources.max_flag_share, sources.resumed
+            FROM sources
+        ) source_row) s ON s.name = r.source
+        WHERE r.scored_at > now() - s.breaker_window
+          AND (s.resumed IS NULL OR r.scored_at > s.resumed)
+        GROUP BY r.source, s.id, s.breaker_images, s.min_flag_share, s.max_flag_share
+        HAVING count(*) >= s.breaker_images
+           AND NOT avg(r.flagged::int) BETWEEN s.min_flag_share AND s.max_flag_share
+    LOOP
+        INSERT INTO app.breakers (source, policy_id, images, flag_share)
+        VALUES (seen.source, seen.policy_id, seen.images, seen.share)
+        ON CONFLICT DO NOTHING;
+        CONTINUE WHEN NOT FOUND;
+        INSERT INTO app.audit_log (action, to_state, reason, detail)
+        VALUES ('breaker', 'open', seen.source, jsonb_build_object(
+            'flag_share', seen.share, 'images', seen.images, 'policy_id', seen.policy_id
+        ));
+        PERFORM app.emit('breaker.opened', NULL, jsonb_build_object(
+            'source', seen.source, 'flag_share', seen.share, 'images', seen.images
+        ));
+        RETURN QUERY SELECT seen.source, seen.share, seen.images;
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION app.resume_flagging(source_name text, why text, by text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    UPDATE app.breakers b SET closed_at = clock_timestamp(), closed_by = by, close_reason = why
+    WHERE b.source = source_name AND b.closed_at IS NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO app.audit_log (action, from_state, to_state, reason, detail)
+    VALUES ('breaker', 'open', 'closed', source_name, jsonb_build_object('why', why, 'by', by));
+    PERFORM app.emit('breaker.closed', NULL, jsonb_build_object('source', source_name, 'why', why));
+    RETURN true;
+END
+$$;
+
+-- The last step of an erasure: objects are gone, now everything in the rows that identifies the
+-- upload, its content or its uploader goes; what was decided and by whom stays.
+CREATE OR REPLACE FUNCTION app.erase_rows(image uuid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    found_image app.images;
+BEGIN
+    SELECT * INTO found_image FROM app.images i WHERE i.id = image FOR UPDATE;
+    IF EXISTS (SELECT FROM app.legal_holds h WHERE h.image_id = image AND h.lifted_at IS NULL) THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'image ' || image || ' is under a legal hold';
+    END IF;
+    DELETE FROM app.object_removals o
+    WHERE o.bucket = found_image.bucket AND o.key = found_image.key;
+    DELETE FROM app.provenance p WHERE p.image_id = image;
+    DELETE FROM app.near_duplicate_keys k WHERE k.image_id = image;
+    UPDATE app.leases l SET detail = NULL WHERE l.image_id = image AND l.detail IS NOT NULL;
+    UPDATE app.verdicts v SET evidence_uri = NULL WHERE v.image_id = image;
+    UPDATE app.images i SET
+        key = 'erased/' || i.id, version_id = NULL, etag = 'erased', sequencer = NULL,
+        content_type = NULL, claimed_sha256 = NULL, sha256 = NULL, pdq = NULL, pdq_quality = NULL,
+        size_bytes = NULL, uploader = NULL, detail = NULL, uploaded_at = NULL,
+        state = 'withdrawn', reason = 'erased', state_since = clock_timestamp(),
+        erased_at = clock_timestamp()
+    WHERE i.id = image;
+    UPDATE app.erasures e SET rows_done_at = clock_timestamp() WHERE e.image_id = image;
+    INSERT INTO app.audit_log (action, image_id, reason)
+    SELECT 'erased', image, e.reason FROM app.erasures e WHERE e.image_id = image;
+    PERFORM app.emit('image.erased', image, jsonb_build_object('source', found_image.source));
+END
+$$;
+
+DROP TRIGGER IF EXISTS apply_policy ON app.verdicts;
+CREATE TRIGGER apply_policy BEFORE INSERT OR UPDATE OF role ON app.verdicts
+    FOR EACH ROW WHEN (NEW.role = 'champion') EXECUTE FUNCTION app.apply_policy();
+DROP TRIGGER IF EXISTS follow_verdict ON app.verdicts;
+CREATE CONSTRAINT TRIGGER follow_verdict AFTER INSERT OR UPDATE OF role ON app.verdicts
+    DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.role = 'champion') EXECUTE FUNCTION app.follow_verdict();
+DROP TRIGGER IF EXISTS leave_queue ON app.images;
+CREATE TRIGGER leave_queue AFTER UPDATE OF state ON app.images
+    FOR EACH ROW WHEN (NEW.state = 'withdrawn' AND OLD.state <> 'withdrawn')
+    EXECUTE FUNCTION app.leave_queue();
+DROP TRIGGER IF EXISTS audit_policy ON app.policies;
+CREATE TRIGGER audit_policy AFTER INSERT ON app.policies
+    FOR EACH ROW EXECUTE FUNCTION app.audit_policy();

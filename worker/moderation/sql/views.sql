@@ -1,0 +1,319 @@
+-- What a moderator sees. VISIBLE(source) becomes the predicate that limits a view to the sources of
+-- whoever asks (worker/moderation/database.py).
+--
+-- The views are security barriers: nothing that a caller writes runs on rows that are not theirs,
+-- and a barrier's query is planned apart from the caller's ORDER BY and LIMIT. LATERAL with OFFSET 0
+-- leaves the planner nested loops in the order of the outer index, which is what makes a first page
+-- cheap at any size; the views come in the order in which they are read.
+
+CREATE OR REPLACE VIEW moderation.verdicts WITH (security_barrier) AS
+SELECT
+    v.image_id, v.id AS verdict_id, i.source, i.uploader,
+    coalesce(i.uploaded_at, i.created_at) AS uploaded_at, i.state, i.format, i.width, i.height,
+    i.size_bytes, i.sha256,
+    v.label, v.score, v.tier, v.held, v.operating_point, v.prior, v.decided_by AS decided_by_branch,
+    v.branches, v.model_version, v.policy_id, v.scored_at,
+    CASE
+        WHEN v.tier IS NULL THEN NULL
+        ELSE format(
+            'The detector estimates %s %% that this image was generated (if %s %% of uploads are) '
+            'and says "%s". Policy %s reviews from %s %%, flags from %s %% and flags high from '
+            '%s %%: %s.',
+            round((v.score * 100)::numeric, 1), round((v.prior * 100)::numeric, 1), v.label,
+            v.policy_id, round((p.review * 100)::numeric, 1), round((p.flag * 100)::numeric, 1),
+            round((p.flag_high * 100)::numeric, 1),
+            CASE
+                WHEN v.held
+                THEN 'automatic flagging is stopped for this source, so a person looks first'
+                WHEN v.tier = 'review' AND v.score < p.review
+                THEN 'below the line, but the label alone asks for a person'
+                ELSE 'so its tier is ' || v.tier
+            END
+        )
+    END AS explanation,
+    d.decision, d.moderator AS decision_by, d.reason_code AS decision_reason,
+    d.created_at AS decision_at,
+    o.exif_make, o.exif_model, o.exif_software, o.exif_taken_at, o.iptc_digital_source_type,
+    o.iptc_asserts_ai, o.c2pa_state, o.c2pa_claim_generator, o.c2pa_asserts_ai,
+    moderation.address(
+        (SELECT c.value FROM app.config c WHERE c.name = 'image_url'), i.id, i.bucket, i.key
+    ) AS image_url,
+    moderation.address(
+        (SELECT c.value FROM app.config c WHERE c.name = 'evidence_url'), i.id,
+        split_part(v.evidence_uri, '/', 3), regexp_replace(v.evidence_uri, '^s3://[^/]*/', '')
+    ) AS evidence_url
+FROM app.verdicts v
+CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
+LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true
+LEFT JOIN LATERAL (SELECT * FROM app.provenance x WHERE x.image_id = v.image_id OFFSET 0) o ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM app.decisions x WHERE x.image_id = v.image_id ORDER BY x.id DESC LIMIT 1
+) d ON true
+WHERE v.role = 'champion'
+  AND v.id = (
+    SELECT n.id FROM app.verdicts n
+    WHERE n.image_id = v.image_id AND n.role = 'champion'
+    ORDER BY n.scored_at DESC, n.id DESC
+    LIMIT 1
+  )
+  AND VISIBLE(i.source)
+ORDER BY v.scored_at DESC, v.id DESC;
+
+CREATE OR REPLACE VIEW moderation.review_queue WITH (security_barrier) AS
+SELECT
+    r.image_id, r.queue, r.source, r.uncertainty, r.reach, r.queued_at, r.rank_at,
+    c.moderator AS claimed_by, r.claimed_until, r.verdict_id, v.label, v.score, v.tier, v.held,
+    v.operating_point, v.model_version, v.policy_id, i.uploader,
+    coalesce(i.uploaded_at, i.created_at) AS uploaded_at, i.format, i.width, i.height,
+    o.exif_make, o.exif_model, o.exif_software, o.iptc_asserts_ai, o.c2pa_state, o.c2pa_asserts_ai,
+    moderation.address(
+        (SELECT c.value FROM app.config c WHERE c.name = 'image_url'), i.id, i.bucket, i.key
+    ) AS image_url,
+    moderation.address(
+        (SELECT c.value FROM app.config c WHERE c.name = 'evidence_url'), i.id,
+        split_part(v.evidence_uri, '/', 3), regexp_replace(v.evidence_uri, '^s3://[^/]*/', '')
+    ) AS evidence_url
+FROM app.reviews r
+CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = r.image_id OFFSET 0) i
+LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = r.verdict_id OFFSET 0) v ON true
+LEFT JOIN LATERAL (SELECT * FROM app.provenance x WHERE x.image_id = r.image_id OFFSET 0) o ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM app.claims x
+    WHERE x.image_id = r.image_id AND x.closed_at IS NULL AND x.until > now()
+    OFFSET 0
+) c ON true
+WHERE r.closed_at IS NULL AND VISIBLE(r.source)
+ORDER BY r.rank_at;
+
+CREATE OR REPLACE VIEW moderation.image_history WITH (security_barrier) AS
+SELECT h.image_id, i.source, h.at, h.event, h.actor, h.summary, h.detail
+FROM (
+    SELECT i.id AS image_id, i.created_at AS at, 1 AS step, 'upload' AS event, i.uploader AS actor,
+           'uploaded from ' || i.source AS summary,
+           jsonb_build_object('bucket', i.bucket, 'key', i.key, 'format', i.format,
+               'width', i.width, 'height', i.height, 'sha256', i.sha256) AS detail
+    FROM app.images i
+    UNION ALL
+    SELECT a.image_id, a.at, 9, 'state', a.actor,
+           concat_ws(' ', a.from_state, '→', a.to_state, '(' || a.reason || ')'), a.detail
+    FROM app.audit_log a WHERE a.action = 'state' AND a.from_state IS NOT NULL
+    UNION ALL
+    SELECT v.image_id, v.scored_at, 2, 'verdict', v.model_version,
+           format('%s, %s (%s)', v.label, round(v.score::numeric, 4), coalesce(v.tier, v.role)),
+           jsonb_build_object('verdict_id', v.id, 'label', v.label, 'score', v.score,
+               'tier', v.tier, 'held', v.held, 'role', v.role, 'branches', v.branches,
+               'operating_point', v.operating_point, 'policy_id', v.policy_id)
+    FROM app.verdicts v
+    UNION ALL
+    SELECT c.image_id, c.since, 3, 'claim', c.moderator, 'claimed from ' || c.queue,
+           jsonb_build_object('until', c.until)
+    FROM app.claims c
+    UNION ALL
+    SELECT c.image_id, c.closed_at, 4, 'claim closed', c.moderator, c.outcome, '{}'::jsonb
+    FROM app.claims c WHERE c.closed_at IS NOT NULL
+    UNION ALL
+    SELECT d.image_id, d.created_at, 5,
+           CASE WHEN d.overturns IS NULL THEN 'decision' ELSE 'overturn' END, d.moderator,
+           d.decision || ': ' || d.reason_code,
+           jsonb_build_object('decision_id', d.id, 'decision', d.decision, 'why', d.why_reviewed,
+               'overturns', d.overturns, 'verdict_id', d.verdict_id, 'note', d.note)
+    FROM app.decisions d
+    UNION ALL
+    SELECT a.image_id, a.created_at, 6, 'appeal ' || a.event, a.actor, coalesce(a.note, ''),
+           jsonb_build_object('appeal_id', a.appeal_id, 'decision_id', a.decision_id)
+    FROM app.appeals a
+    UNION ALL
+    SELECT r.image_id, r.created_at, 7, 'regression corpus', NULL,
+           'must score as ' || r.label || CASE WHEN r.pinned THEN ', pinned' ELSE '' END,
+           jsonb_build_object('decision_id', r.decision_id, 'group', r.group_key,
+               'pinned', r.pinned)
+    FROM app.regression_items r
+    UNION ALL
+    SELECT l.image_id, l.placed_at, 8, 'legal hold', l.placed_by, l.reason,
+           jsonb_build_object('lifted_at', l.lifted_at, 'lifted_by', l.lifted_by)
+    FROM app.legal_holds l
+    UNION ALL
+    SELECT e.image_id, e.requested_at, 8, 'erasure requested', e.requested_by, e.reason,
+           jsonb_build_object('objects_done_at', e.objects_done_at,
+               'rows_done_at', e.rows_done_at, 'shards_done_at', e.shards_done_at)
+    FROM app.erasures e
+) h
+CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = h.image_id OFFSET 0) i
+WHERE VISIBLE(i.source)
+ORDER BY h.at, h.step;
+
+CREATE OR REPLACE VIEW moderation.decisions WITH (security_barrier) AS
+SELECT
+    d.id AS decision_id, d.image_id, i.source, d.moderator, d.decision, d.reason_code, c.words,
+    d.note, d.why_reviewed, d.overturns,
+    (SELECT min(o.id) FROM app.decisions o WHERE o.overturns = d.id AND o.image_id = d.image_id)
+        AS overturned_by,
+    v.label, v.score, v.tier, v.model_version, d.claimed_at, d.created_at,
+    extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision
+FROM app.decisions d
+JOIN app.images i ON i.id = d.image_id
+LEFT JOIN app.verdicts v ON v.id = d.verdict_id
+LEFT JOIN app.reason_codes c ON c.code = d.reason_code
+WHERE VISIBLE(i.source);
+
+CREATE OR REPLACE VIEW moderation.appeals WITH (security_barrier) AS
+SELECT
+    o.appeal_id, o.image_id, i.source, coalesce(c.event, 'open') AS status,
+    o.created_at AS opened_at, o.actor AS opened_by, o.note,
+    o.decision_id AS appealed_decision_id, d.moderator AS appealed_decision_by, d.decision,
+    c.created_at AS closed_at, c.actor AS closed_by, c.note AS closing_note
+FROM app.appeals o
+JOIN app.images i ON i.id = o.image_id
+LEFT JOIN app.appeals c ON c.appeal_id = o.appeal_id AND c.event <> 'opened'
+LEFT JOIN app.decisions d ON d.id = o.decision_id
+WHERE o.event = 'opened' AND VISIBLE(i.source);
+
+CREATE OR REPLACE VIEW moderation.model_quality WITH (security_barrier) AS
+WITH cells AS (
+    SELECT
+        v.model_version, i.source, date_trunc('week', v.scored_at, 'UTC')::date AS week,
+        count(*) AS verdicts,
+        count(*) FILTER (WHERE v.tier <> 'allow') AS flagged,
+        count(d.id) FILTER (WHERE v.tier <> 'allow') AS flagged_decided,
+        count(d.id) FILTER (WHERE v.tier <> 'allow' AND d.decision = 'generated') AS confirmed,
+        count(d.id) FILTER (WHERE v.label = 'generated' AND d.decision <> 'unsure')
+            AS generated_decided,
+        count(d.id) FILTER (WHERE v.label = 'generated' AND d.decision = 'generated')
+            AS generated_confirmed,
+        count(d.id) AS decided,
+        count(d.id) FILTER (WHERE d.overturns IS NOT NULL) AS overturned,
+        count(*) FILTER (WHERE v.tier = 'allow') AS unflagged,
+        count(d.id) FILTER (WHERE v.tier = 'allow' AND r.audit_share IS NOT NULL) AS audited,
+        count(d.id) FILTER (
+            WHERE v.tier = 'allow' AND r.audit_share IS NOT NULL AND d.decision = 'generated'
+        ) AS audited_generated
+    FROM app.verdicts v
+    JOIN app.images i ON i.id = v.image_id
+    LEFT JOIN app.reviews r ON r.image_id = v.image_id
+    LEFT JOIN LATERAL (
+        SELECT x.id, x.decision, x.overturns FROM app.decisions x
+        WHERE x.image_id = v.image_id AND r.image_id IS NOT NULL ORDER BY x.id DESC LIMIT 1
+    ) d ON true
+    WHERE v.role = 'champion' AND VISIBLE(i.source)
+    GROUP BY v.model_version, i.source, date_trunc('week', v.scored_at, 'UTC')
+)
+SELECT
+    c.model_version, m.name AS model_name, c.source, c.week, c.verdicts, c.flagged,
+    c.flagged_decided, c.confirmed, c.decided, c.overturned,
+    c.generated_confirmed::float8 / nullif(c.generated_decided, 0) AS label_precision,
+    c.overturned::float8 / nullif(c.decided, 0) AS overturn_rate,
+    c.unflagged, c.audited, c.audited_generated,
+    e.recall, e.low AS recall_low, e.high AS recall_high
+FROM cells c
+LEFT JOIN app.model_versions m ON m.digest = c.model_version
+LEFT JOIN LATERAL moderation.recall_interval(
+    c.flagged::float8,
+    CASE WHEN c.flagged = 0 THEN 0 ELSE c.confirmed::float8 / nullif(c.flagged_decided, 0) END,
+    moderation.effective_size(c.flagged_decided::float8, c.flagged::float8),
+    c.unflagged::float8,
+    CASE WHEN c.unflagged = 0 THEN 0 ELSE c.audited_generated::float8 / nullif(c.audited, 0) END,
+    moderation.effective_size(c.audited::float8, c.unflagged::float8)
+) e ON true;
+
+CREATE OR REPLACE VIEW moderation.source_summary WITH (security_barrier) AS
+SELECT
+    s.source, s.uploads, s.waiting, s.failed, s.scored, s.flagged,
+    s.flagged::float8 / nullif(s.scored, 0) AS flag_share,
+    q.open_reviews, q.oldest_review, b.opened_at AS flagging_stopped_since, p.id AS policy_id,
+    p.min_flag_share, p.max_flag_share
+FROM (
+    SELECT
+        i.source, count(*) AS uploads,
+        count(*) FILTER (WHERE i.state = 'pending') AS waiting,
+        count(*) FILTER (WHERE i.state IN ('failed', 'quarantined')) AS failed,
+        count(v.tier) AS scored,
+        count(*) FILTER (WHERE v.held OR v.tier IN ('flag', 'flag_high')) AS flagged
+    FROM app.images i
+    LEFT JOIN LATERAL (
+        SELECT x.tier, x.held FROM app.verdicts x
+        WHERE x.image_id = i.id AND x.role = 'champion'
+        ORDER BY x.scored_at DESC, x.id DESC LIMIT 1
+    ) v ON true
+    WHERE i.created_at > now() - interval '7 days' AND VISIBLE(i.source)
+    GROUP BY i.source
+) s
+CROSS JOIN LATERAL (
+    SELECT count(*) AS open_reviews, min(r.queued_at) AS oldest_review
+    FROM app.reviews r WHERE r.source = s.source AND r.closed_at IS NULL
+) q
+LEFT JOIN app.breakers b ON b.source = s.source AND b.closed_at IS NULL
+LEFT JOIN LATERAL (
+    SELECT * FROM app.policies x WHERE x.source = s.source OR x.source IS NULL
+    ORDER BY x.source NULLS LAST, x.id DESC LIMIT 1
+) p ON true;
+
+CREATE OR REPLACE VIEW moderation.daily_summary WITH (security_barrier) AS
+WITH uploads AS (
+    SELECT (i.created_at AT TIME ZONE 'UTC')::date AS day, i.source, count(*) AS uploads,
+           count(*) FILTER (WHERE i.state IN ('failed', 'quarantined')) AS failed
+    FROM app.images i WHERE VISIBLE(i.source)
+    GROUP BY 1, 2
+), scored AS (
+    SELECT (v.scored_at AT TIME ZONE 'UTC')::date AS day, i.source, count(*) AS verdicts,
+           count(*) FILTER (WHERE v.label = 'generated') AS generated,
+           count(*) FILTER (WHERE v.label = 'unsure') AS unsure,
+           count(*) FILTER (WHERE v.tier IN ('flag', 'flag_high')) AS flagged,
+           count(*) FILTER (WHERE v.held) AS held
+    FROM app.verdicts v JOIN app.images i ON i.id = v.image_id
+    WHERE v.role = 'champion' AND VISIBLE(i.source)
+    GROUP BY 1, 2
+), decided AS (
+    SELECT (d.created_at AT TIME ZONE 'UTC')::date AS day, i.source, count(*) AS decisions,
+           count(d.overturns) AS overturns,
+           percentile_cont(0.5) WITHIN GROUP (
+               ORDER BY extract(epoch FROM d.created_at - d.claimed_at)::float8
+           ) AS median_seconds_to_decision
+    FROM app.decisions d JOIN app.images i ON i.id = d.image_id
+    WHERE VISIBLE(i.source)
+    GROUP BY 1, 2
+), appealed AS (
+    SELECT (a.created_at AT TIME ZONE 'UTC')::date AS day, i.source, count(*) AS appeals
+    FROM app.appeals a JOIN app.images i ON i.id = a.image_id
+    WHERE a.event = 'opened' AND VISIBLE(i.source)
+    GROUP BY 1, 2
+)
+SELECT
+    day, source, coalesce(u.uploads, 0) AS uploads, coalesce(u.failed, 0) AS failed,
+    coalesce(s.verdicts, 0) AS verdicts, coalesce(s.generated, 0) AS generated,
+    coalesce(s.unsure, 0) AS unsure, coalesce(s.flagged, 0) AS flagged,
+    coalesce(s.held, 0) AS held, coalesce(d.decisions, 0) AS decisions,
+    coalesce(d.overturns, 0) AS overturns, coalesce(a.appeals, 0) AS appeals,
+    d.median_seconds_to_decision
+FROM uploads u
+FULL JOIN scored s USING (day, source)
+FULL JOIN decided d USING (day, source)
+FULL JOIN appealed a USING (day, source);
+
+CREATE OR REPLACE VIEW moderation.policies WITH (security_barrier) AS
+SELECT
+    p.id AS policy_id, p.source, p.review, p.flag, p.flag_high, p.audit_share, p.min_flag_share,
+    p.max_flag_share, p.breaker_window, p.breaker_images, p.reason, p.created_by, p.created_at,
+    p.id = (SELECT max(x.id) FROM app.policies x WHERE x.source IS NOT DISTINCT FROM p.source)
+        AS in_force
+FROM app.policies p
+WHERE (p.source IS NULL AND EXISTS (
+    SELECT FROM app.moderators m WHERE m.moderator = SESSION_USER
+)) OR VISIBLE(p.source);
+
+CREATE OR REPLACE VIEW moderation.breakers WITH (security_barrier) AS
+SELECT
+    b.source, b.opened_at, b.images, b.flag_share, b.policy_id, b.closed_at, b.closed_by,
+    b.close_reason
+FROM app.breakers b WHERE VISIBLE(b.source);
+
+CREATE OR REPLACE VIEW moderation.reasons WITH (security_barrier) AS
+SELECT c.code, c.decision, c.words FROM app.reason_codes c;
+
+CREATE OR REPLACE VIEW moderation.audit_trail WITH (security_barrier) AS
+SELECT a.at, a.actor, a.action, a.image_id, i.source, a.reason, a.detail
+FROM app.audit_log a
+JOIN app.images i ON i.id = a.image_id
+WHERE a.action <> 'state' AND VISIBLE(i.source)
+  AND (a.actor = SESSION_USER OR EXISTS (
+    SELECT FROM app.moderators m WHERE m.moderator = SESSION_USER AND m.lead
+  ));
