@@ -1,17 +1,20 @@
 """A real worker process with the in-memory scorer, for tests: `python -m tests.memory_worker`.
 
-Its settings come from the environment, as those of `unlatent worker` do. `FAULTS` in the pixels:
-the top left pixel of a losslessly stored image chooses what the forward pass does with it.
+Its settings come from the environment, as those of `unlatent worker` do. The top left pixel of a
+losslessly stored image chooses what the forward pass does with it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
+from detection.errors import UnlatentError
 from worker.logs import configure
+from worker.scorer import Golden
 from worker.scorer_memory import MemoryScorer
 from worker.service import run_worker
 from worker.settings import load_settings
@@ -26,6 +29,14 @@ if TYPE_CHECKING:
 RAISE = (255, 1, 1)
 DIE = (255, 1, 2)
 HANG = (255, 1, 3)
+
+
+class BrokenScorer(MemoryScorer):
+    """A scorer whose golden image scores wrong."""
+
+    def golden(self) -> Golden:
+        """Return the golden image with another score than it gets."""
+        return dataclasses.replace(super().golden(), probability=0.9)
 
 
 def misbehave(images: Sequence[NDArray[np.uint8]]) -> None:
@@ -45,7 +56,12 @@ def main() -> int:
     """Run the worker until it is told to stop."""
     settings = load_settings()
     configure(settings.observability)
-    return run_worker(settings, load_scorer=lambda _: MemoryScorer(before=misbehave))
+    scorer = BrokenScorer() if sys.argv[1:] == ["--broken"] else MemoryScorer(before=misbehave)
+    try:
+        return run_worker(settings, load_scorer=lambda _: scorer)
+    except UnlatentError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from worker.health import READY
 from worker.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -47,13 +48,19 @@ def _plain(section: BaseModel) -> dict[str, str | None]:
 class WorkerProcess:
     """`python -m <module>` with settings in its environment; its log lines can be read."""
 
-    def __init__(self, settings: Settings, *, module: str = "tests.memory_worker") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        module: str = "tests.memory_worker",
+        arguments: Sequence[str] = (),
+    ) -> None:
         self._run_dir: Path = settings.observability.run_dir
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        self.log = self._run_dir.with_suffix(".log")
+        self.log = self._run_dir.with_name(f"{module}.log")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-m", module, *arguments],
                 env={**os.environ, **environment(settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

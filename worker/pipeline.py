@@ -18,6 +18,7 @@ import structlog
 
 from detection.errors import PermanentError, TransientError
 from worker.device import Work
+from worker.gate import Gate
 from worker.ledger import (
     Busy,
     Lease,
@@ -111,6 +112,7 @@ class Pipeline:
         self._metrics = metrics
         self._settings = settings
         self._worker = worker
+        self._gate = Gate()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -149,29 +151,48 @@ class Pipeline:
     def _lease_duration(self) -> timedelta:
         return timedelta(seconds=self._settings.scoring.lease_s)
 
-    def _check(self, role: Role, lease: Callable[[], Lease | Terminal | Busy]) -> None:
+    def _check(self, role: Role, ask: Callable[[], Lease | Terminal | Busy]) -> None:
         self._breaker.check()
+        wait_s = self._settings.scoring.lease_s
+        with self._gate.together(wait_s=wait_s):
+            lease = self._lease(ask)
+            if lease is None:
+                return
+            if not lease.alone:
+                self._work(_Job(lease=lease, role=role, begun=time.monotonic()))
+                return
+            # Not kept while it waits: the suspect before it may end the process.
+            self._release(lease, outcome=Outcome.RELEASED, detail="waits to be checked alone")
+        with self._gate.alone(wait_s=wait_s):
+            lease = self._lease(ask)
+            if lease is not None:
+                self._work(_Job(lease=lease, role=role, begun=time.monotonic()))
+
+    def _lease(self, ask: Callable[[], Lease | Terminal | Busy]) -> Lease | None:
         try:
-            answer = self._patiently(lease, patience_s=_LEASE_PATIENCE_S)
+            answer = self._patiently(ask, patience_s=_LEASE_PATIENCE_S)
         except UnknownImage:
             _log.error("unknown_image")
             self._metrics.messages.labels("unknown").inc()
-            return
+            return None
         if isinstance(answer, Terminal):
             _log.info("already_ended", state=answer.state.value)
             self._metrics.messages.labels(answer.state.value).inc()
-            return
+            return None
         if isinstance(answer, Busy):
             _log.info("leased_elsewhere", until=answer.until.isoformat())
             self._metrics.messages.labels("busy").inc()
-            return
+            return None
         self._metrics.messages.labels("suspect" if answer.alone else "leased").inc()
-        with structlog.contextvars.bound_contextvars(
-            attempt=answer.attempt, model_version=self._device.model_version
-        ):
-            self._work(_Job(lease=answer, role=role, begun=time.monotonic()))
+        return answer
 
     def _work(self, job: _Job) -> None:
+        with structlog.contextvars.bound_contextvars(
+            attempt=job.lease.attempt, model_version=self._device.model_version
+        ):
+            self._outcome(job)
+
+    def _outcome(self, job: _Job) -> None:
         if job.lease.upload.uploaded_at is not None:
             waited = datetime.now(UTC) - job.lease.upload.uploaded_at
             self._metrics.queue_wait.observe(max(0.0, waited.total_seconds()))
@@ -287,9 +308,12 @@ class Pipeline:
         paused = isinstance(error, StorageForbidden)
         outcome = Outcome.RELEASED if paused else Outcome.RETRY
         detail = f"{type(error).__name__}: {error}"
-        self._close(lambda: self._ledger.release(lease, outcome=outcome, detail=detail))
+        self._release(lease, outcome=outcome, detail=detail)
         self._metrics.retries.labels(type(error).__name__).inc()
         _log.warning("given_back", outcome=outcome.value, error=detail)
+
+    def _release(self, lease: Lease, *, outcome: Outcome, detail: str) -> None:
+        self._close(lambda: self._ledger.release(lease, outcome=outcome, detail=detail))
 
     def _close(self, close: Callable[[], None]) -> None:
         # As long as the message is ours; the ledger takes back a death when the lease closes late.

@@ -7,14 +7,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import warnings
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 from celery import signals
+from celery.exceptions import SecurityWarning
 
 from worker import queues as names
 from worker.breaker import Breaker
@@ -46,7 +49,7 @@ _log = structlog.get_logger(__name__)
 
 def load_detector(settings: Scoring) -> Scorer:
     """Load the bundle; torch is imported here and nowhere else in the service."""
-    from worker.detector_scorer import DetectorScorer  # noqa: PLC0415
+    from worker.detector_scorer import DetectorScorer
 
     return DetectorScorer.load(settings)
 
@@ -149,6 +152,10 @@ def _consume(
         pipeline.stop()
 
     signals.setup_logging.connect(_leave_logging_alone)
+    # Two lines a message that our own say better; and as root nothing but JSON is accepted.
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.worker_ready.connect(ready)
     signals.worker_shutting_down.connect(stopping)
     worker = app.Worker(

@@ -90,7 +90,7 @@ class Scoring(Section):
     forward_timeout_s: float = Field(default=60.0, gt=0)
     max_deaths: int = Field(default=3, ge=1)
     death_window_s: float = Field(default=300.0, gt=0)
-    max_deaths_in_window: int = Field(default=10, ge=1)
+    max_deaths_in_window: int = Field(default=40, ge=1)
 
 
 class Queue(Section):

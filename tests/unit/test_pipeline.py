@@ -13,6 +13,7 @@ import pytest
 
 from detection.errors import TransientError
 from detection.refusals import Truncated
+from tests.waiting import eventually
 from worker.breaker import Breaker, DenialUndecided
 from worker.decode_pool import Decoded
 from worker.device import Device
@@ -257,7 +258,7 @@ def test_a_lonely_denial_is_tried_three_times(rig: Rig) -> None:
 
 @pytest.mark.parametrize("read_before", [True, False])
 def test_denials_of_everything_pause_the_worker(rig: Rig, *, read_before: bool) -> None:
-    """Expired credentials fail no image: the worker pauses, and resumes when they are good again."""
+    """Expired credentials fail no image: the worker pauses until they are good again."""
     if read_before:
         rig.pipeline.score(rig.upload("fine.png"))
     rig.storage.all_denied = True
@@ -302,3 +303,36 @@ def test_shutdown_fails_what_waits_as_transient(rig: Rig) -> None:
         rig.pipeline.score(image_id)
     assert rig.image(image_id).state == State.PENDING
     assert rig.outcomes(image_id) == [Outcome.RETRY]
+
+
+def test_a_suspect_is_checked_while_no_other_lease_is_held(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image with a death waits, without a lease, until the checks under way have ended."""
+    suspect, ordinary = rig.upload("suspect.png"), rig.upload("ordinary.png", b"\x10")
+    died = rig.ledger.lease(suspect, worker="dead", duration=timedelta(0))
+    assert isinstance(died, Lease)
+    fetch, held, begun, free = rig.storage.fetch, [], threading.Event(), threading.Event()
+
+    def watched(bucket: str, key: str, **named: Any) -> bytes:
+        held.append((key, sum(lease.live for lease in rig.ledger.leases.values())))
+        if key == "ordinary.png":
+            begun.set()
+            assert free.wait(10)
+        return fetch(bucket, key, **named)
+
+    monkeypatch.setattr(rig.storage, "fetch", watched)
+    threads = [
+        threading.Thread(target=rig.pipeline.score, args=[image_id])
+        for image_id in (ordinary, suspect)
+    ]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    eventually(lambda: Outcome.RELEASED in rig.outcomes(suspect))
+    free.set()
+    for thread in threads:
+        thread.join(10)
+    assert held == [("ordinary.png", 1), ("suspect.png", 1)]
+    assert rig.image(suspect).state == State.SCORED
+    assert rig.decoder.told[-1]["alone"] is True

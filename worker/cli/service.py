@@ -27,8 +27,8 @@ def worker(
     if unknown or not wanted:
         message = f"--queues {queues!r}: choose from {', '.join(names.QUEUES)}"
         raise SettingsError(message)
-    from worker.logs import configure  # noqa: PLC0415
-    from worker.service import run_worker  # noqa: PLC0415
+    from worker.logs import configure
+    from worker.service import run_worker
 
     configure(settings.observability)
     raise typer.Exit(run_worker(settings, queues=wanted))
@@ -38,8 +38,8 @@ def worker(
 def beat(context: typer.Context) -> None:
     """Send the scheduled messages; run exactly one of these."""
     settings = cli.of(context).settings()
-    from worker.logs import configure  # noqa: PLC0415
-    from worker.service import run_beat  # noqa: PLC0415
+    from worker.logs import configure
+    from worker.service import run_beat
 
     configure(settings.observability)
     run_beat(settings)

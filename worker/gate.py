@@ -1,0 +1,65 @@
+"""Lets a suspect have the whole process to itself.
+
+A process that dies leaves every lease it held as a death. So that the next crash names one image,
+an image with a death on record is leased and checked while this process holds no other lease.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from detection.errors import TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class GateTimeout(TransientError):
+    """Other checks in this process did not end in time."""
+
+
+class Gate:
+    """Either any number of threads inside together, or one alone; who waits to be alone is next."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._together = 0
+        self._alone = False
+        self._waiting_alone = 0
+
+    @contextmanager
+    def together(self, *, wait_s: float) -> Iterator[None]:
+        """Be inside with others; raises `GateTimeout`."""
+        with self._changed:
+            self._wait(lambda: not self._alone and not self._waiting_alone, wait_s)
+            self._together += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._together -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self, *, wait_s: float) -> Iterator[None]:
+        """Be inside alone; raises `GateTimeout`."""
+        with self._changed:
+            self._waiting_alone += 1
+            try:
+                self._wait(lambda: not self._alone and not self._together, wait_s)
+                self._alone = True
+            finally:
+                self._waiting_alone -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()
+
+    def _wait(self, condition: Callable[[], bool], wait_s: float) -> None:
+        if not self._changed.wait_for(condition, timeout=wait_s):
+            raise GateTimeout
