@@ -65,6 +65,9 @@ def test_every_promotion_is_in_the_audit(registry: ModelsRegistry, engine: Engin
     registry.promote("a", actor="ana", reason="first", forced=True)
     with engine.connect() as connection:
         row = connection.execute(
-            text("SELECT actor, action, to_state, reason, detail->>'forced' FROM app.audit_log")
+            text(
+                "SELECT actor, action, to_state, reason, detail->>'forced' FROM app.audit_log "
+                "WHERE action = 'promote'"
+            )
         ).one()
     assert tuple(row) == ("ana", "promote", "a", "first", "true")
