@@ -54,6 +54,7 @@ class AlignedNet(nn.Module):
         self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(width, 1)
         kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+        self.binomial: Tensor
         self.register_buffer("binomial", torch.outer(kernel, kernel).repeat(3, 1, 1, 1), False)
 
     def features(self, images: Tensor) -> Tensor:

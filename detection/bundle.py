@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from detection.aligned import AlignedConfig  # noqa: TC001  # pydantic resolves it at run time
-from detection.egre import EgreConfig  # noqa: TC001  # pydantic resolves it at run time
+from detection.aligned import AlignedConfig  # pydantic resolves it at run time
+from detection.egre import EgreConfig  # pydantic resolves it at run time
 from detection.errors import SettingsError
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
-from detection.lare import LareConfig  # noqa: TC001  # pydantic resolves it at run time
+from detection.lare import LareConfig  # pydantic resolves it at run time
 
 SCHEMA_VERSION: Final = 1
 #: Raised with every change of intake or views that could move a score.
@@ -126,7 +126,8 @@ def _parse(file: Path, raw: bytes) -> Manifest:
         raise BundleError(f"{file} states no schema_version")
     if schema > SCHEMA_VERSION:
         raise BundleError(
-            f"{file} has schema {schema}, this release reads up to {SCHEMA_VERSION}: upgrade unlatent"
+            f"{file} has schema {schema}, this release reads up to {SCHEMA_VERSION}:"
+            " upgrade unlatent"
         )
     try:
         manifest = Manifest.model_validate(content)
@@ -137,6 +138,8 @@ def _parse(file: Path, raw: bytes) -> Manifest:
             f"{file} was calibrated on preprocessing {manifest.preprocessing_version}, this release"
             f" does {PREPROCESSING_VERSION}: its scores would not be comparable"
         )
+    if not any(point.supported for point in manifest.operating_points):
+        raise BundleError(f"{file} has no operating point supported by enough photographs")
     return manifest
 
 
@@ -148,7 +151,9 @@ def _verify(folder: Path, manifest: Manifest) -> None:
     }
     for name in sorted(present | manifest.files.keys()):
         if Path(name).suffix not in SUFFIXES:
-            raise BundleError(f"{folder / name}: only safetensors weights are loaded, never pickles")
+            raise BundleError(
+                f"{folder / name}: only safetensors weights are loaded, never pickles"
+            )
         if name not in manifest.files:
             raise BundleError(f"{folder / name} is not listed in {MANIFEST}")
         if name not in present:

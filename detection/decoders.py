@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _open_heif(file: io.BytesIO) -> Image.Image:
     # Loads libheif, which most uploads never need.
-    from pillow_heif import HeifImageFile  # noqa: PLC0415
+    from pillow_heif import HeifImageFile
 
     image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]  # untyped upstream
     return image

@@ -109,6 +109,8 @@ class Detector:
         """
         for image in images:
             _check(image)
+        if not images:
+            return []
         branches: list[dict[str, float]] = [{} for _ in images]
         maps: list[NDArray[np.float32] | None] = [None] * len(images)
         with torch.inference_mode():
@@ -195,9 +197,7 @@ class Detector:
                 logits.append(self._aligned(self._move(chunk)).float().cpu())
         return torch.cat(logits)
 
-    def _verdict(
-        self, branches: dict[str, float], error_map: NDArray[np.float32] | None
-    ) -> Score:
+    def _verdict(self, branches: dict[str, float], error_map: NDArray[np.float32] | None) -> Score:
         manifest = self.bundle.manifest
         logit = manifest.fusion.logit(branches)
         label, point = label_of(logit, manifest.operating_points, manifest.policy)
@@ -229,12 +229,14 @@ def _load(network: _Network, file: Path) -> _Network:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise BundleError(f"{file} does not fit the architecture in bundle.json: {error}") from error
+        raise BundleError(
+            f"{file} does not fit the architecture in bundle.json: {error}"
+        ) from error
     return network
 
 
 def _check(image: NDArray[np.uint8]) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:  # noqa: PLR2004
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE:

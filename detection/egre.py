@@ -105,7 +105,8 @@ class SpatialRefinement(nn.Module):
         return refined
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return split
 
 
 class ChannelRefinement(nn.Module):
@@ -121,7 +122,8 @@ class ChannelRefinement(nn.Module):
     def forward(self, pooled: Tensor, aligned_map: Tensor) -> Tensor:
         """Gate pooled features (B, D) by the mean and maximum of a map (B, C, h, w)."""
         summary = torch.cat([aligned_map.mean(dim=(2, 3)), aligned_map.amax(dim=(2, 3))], dim=1)
-        return pooled * torch.sigmoid(self.gate(summary))
+        gated: Tensor = pooled * torch.sigmoid(self.gate(summary))
+        return gated
 
 
 class Egre(nn.Module):

@@ -2,8 +2,8 @@
 
 One small interface over the families: latents are scaled and shifted the way the predictor was
 trained (autoencoder configuration: `(z - shift_factor) * scaling_factor`), the forward process is
-the variance-preserving one (epsilon and v prediction; `z_t = sqrt(a_t) z + sqrt(1 - a_t) e`) or the
-straight line of rectified flow (`z_s = (1 - s) z + s e`), and `predict` returns the network's answer
+the variance-preserving one (epsilon and v prediction; `z_t = sqrt(a_t) z + sqrt(1 - a_t) e`) or
+the straight line of rectified flow (`z_s = (1 - s) z + s e`), and `predict` returns the network's answer
 together with what it should have answered.
 """
 
@@ -93,8 +93,8 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        autoencoder: nn.Module,
-        predictor: nn.Module | None = None,
+        autoencoder: Any,
+        predictor: Any = None,
         process: Process | None = None,
         conditioning: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -133,7 +133,8 @@ class Generator(nn.Module):
             latents = encoded.latent_dist.mode()
         else:
             latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
-        return (latents - self.shift) * self.scaling
+        scaled: Tensor = (latents - self.shift) * self.scaling
+        return scaled
 
     def decode(self, latents: Tensor) -> Tensor:
         """Map scaled latents (B, C, h, w) to float images (B, 3, f h, f w), clipped to [-1, 1]."""

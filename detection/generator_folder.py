@@ -1,9 +1,9 @@
-"""Loading a generator from a folder in diffusers' layout: `vae/`, `unet/` or `transformer/`, `scheduler/`.
+"""Loading a generator from a folder in diffusers' layout: `vae/`, a predictor, `scheduler/`.
 
 A folder that is itself one saved autoencoder (as the tiny ones are published) is read as such.
-diffusers' own loading code does the work (sharded and variant files included); this module picks the
-class that the configuration names, from those it knows, and turns every failure into one error that
-says what was looked for and where. Only safetensors are read, and nothing is fetched.
+diffusers' own loading code does the work (sharded and variant files included); this module picks
+the class that the configuration names, from those it knows, and turns every failure into one error
+that says what was looked for and where. Only safetensors are read, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def read_config(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise GeneratorError(f"{file} is missing: expected a folder in diffusers' layout") from error
+        raise GeneratorError(
+            f"{file} is missing: expected a folder in diffusers' layout"
+        ) from error
     except (OSError, ValueError) as error:
         raise GeneratorError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -54,7 +54,8 @@ def lare_map(generator: Generator, views: Tensor, noises: Tensor, step: int) -> 
     bank = noises.to(latents).repeat(len(latents), 1, 1, 1)
     noised, target = generator.mix(repeated, bank, step)
     error = (generator.predict(noised, step) - target).float().square()
-    return error.unflatten(0, (len(latents), len(noises))).mean(dim=1)
+    averaged: Tensor = error.unflatten(0, (len(latents), len(noises))).mean(dim=1)
+    return averaged
 
 
 def to_unit(views: NDArray[np.uint8]) -> Tensor:

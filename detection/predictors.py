@@ -1,7 +1,7 @@
 """How each family of noise predictors is called: one function from latents to an answer like them.
 
-Networks on a latent grid (U-Nets, SD3, PixArt) take it as it is and steps from 0 to 1000. Flux takes
-2 x 2 patches as tokens with their positions, and steps from 0 to 1 (diffusers' FluxPipeline is the
+Networks on a latent grid (U-Nets, SD3, PixArt) take it as it is and steps from 0 to 1000. Flux
+takes 2 x 2 patches as tokens with their positions, and steps from 0 to 1 (diffusers' FluxPipeline is the
 reference for both). Conditioning arrives by the names of the network's own arguments; the ones that
 diffusers nests into `added_cond_kwargs` carry the prefix `added_`.
 """
@@ -23,7 +23,7 @@ FLUX = "FluxTransformer2DModel"
 FLUX_STEPS = 1000
 
 
-def required_conditioning(network: nn.Module) -> frozenset[str]:
+def required_conditioning(network: Any) -> frozenset[str]:
     """Name the constant tensors without which a predictor cannot be called."""
     config = network.config
     match type(network).__name__:
@@ -90,13 +90,15 @@ def pack(latents: Tensor) -> Tensor:
     if latents.shape[-2] % 2 or latents.shape[-1] % 2:
         raise SettingsError(f"packed latents need even sides, got {tuple(latents.shape[-2:])}")
     patches = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    tokens: Tensor = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return tokens
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """Undo `pack`: tokens (B, h/2 w/2, 4 C) to latents (B, C, h, w)."""
     patches = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))
-    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    latents: Tensor = patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    return latents
 
 
 def positions(height: int, width: int) -> Tensor:

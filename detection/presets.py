@@ -1,8 +1,8 @@
 """Named generators: where they are published, under which terms, and what they can do.
 
 A preset is loaded from a local folder or from its hub repository at a pinned revision, both through
-the same code. No revision is written here: `pin` asks the hub for the one in force and records it in
-a pins file, so that a revision is only ever one that was seen.
+the same code. No revision is written here: `pin` asks the hub for the one in force and records it
+in a pins file, so that a revision is only ever one that was seen.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def _xmp_source_type(xmp: bytes) -> str | None:
 
 def _read_c2pa(data: bytes, media_type: str) -> C2pa:
     # A library of its own size, which only files that reach this point need.
-    import c2pa  # type: ignore[import-untyped]  # noqa: PLC0415 - no stubs
+    import c2pa  # type: ignore[import-untyped]
 
     try:
         context = c2pa.Context.from_dict(_C2PA_SETTINGS)

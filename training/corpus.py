@@ -118,4 +118,5 @@ class BalancedPicker(Generic[Item]):
 
 def _shares(sizes: Sequence[int]) -> NDArray[np.float64]:
     roots = np.sqrt(np.asarray(sizes, dtype=np.float64))
-    return roots / roots.sum()
+    shares: NDArray[np.float64] = roots / roots.sum()
+    return shares

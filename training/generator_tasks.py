@@ -6,12 +6,12 @@ presets load; only the widths are small.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from detection.generator import noise_bank
@@ -80,7 +80,7 @@ class AutoencoderTask:
         images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         return {"images": images.contiguous().float() / 127.5 - 1}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss and the mean absolute error in [-1, 1] units."""
         images = batch["images"].to(memory_format=torch.channels_last)
         posterior = model.encode(images).latent_dist
@@ -122,7 +122,7 @@ class PredictorTask:
             "steps": torch.from_numpy(steps),
         }
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Mean squared error of the prediction."""
         conditioning = self._conditioning.expand(len(batch["noised"]), -1, -1)
         answer = model(

@@ -118,6 +118,8 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config)
         model.train()
+        # Draws inside the loss must not depend on where the run was last resumed either.
+        torch.manual_seed((config.seed << 32) + step)
         on_device = {name: value.to(device) for name, value in batch.items()}
         with torch.autocast(device, torch.bfloat16, enabled=config.bfloat16):
             parts = task.loss(model, on_device)

@@ -81,12 +81,12 @@ def _group(label: str, set_: str, stem: str) -> str:
     """Derive what must stay together: the prompt of a generated image, the scene of a real one."""
     if label == REAL:
         # dreambooth holds several views of one object: backpack__01, backpack__02, …
-        return f"{set_}:{stem.split('__')[0] if set_ == 'dreambooth' else stem}"
+        return f"{set_}:{stem.split('__', maxsplit=1)[0] if set_ == 'dreambooth' else stem}"
     if numbered := re.fullmatch(r"(\d+)__.+", stem):
         return f"promptlist-a:{numbered[1]}"
     if numbered := re.fullmatch(r".+__(\d+)", stem):
         return f"promptlist-b:{numbered[1]}"
-    return f"prompt:{stem.split('__')[0]}"
+    return f"prompt:{stem.split('__', maxsplit=1)[0]}"
 
 
 def side(group: str, *, salt: str = "split-1") -> float:

@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import structlog
@@ -325,7 +325,7 @@ def _own(stem: str, set_: str, group: str, origin: str) -> Entry:
     return Entry(path=path, label=GENERATED, set=set_, family=EMBEDDED, group=group)
 
 
-def _encode(autoencoder: nn.Module, views: np.ndarray, device: str) -> Tensor:
+def _encode(autoencoder: Any, views: np.ndarray, device: str) -> Tensor:
     latents = []
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
         for start in range(0, len(views), 16):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from detection.aligned import AlignedNet
     from detection.egre import Egre
-    from training.recipe import BundleRecipe, Workshop
+    from training.recipe import Workshop
 
 #: What a bundle that is only trained, not calibrated, says: its logits are read, its labels never.
 DRAFT_FUSION = Fusion(
@@ -102,7 +102,7 @@ def write_bundle(
 
 
 def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Store matrices and kernels in float16; vectors and running statistics keep their precision."""
+    """Store matrices and kernels in float16; vectors and running statistics as they are."""
     return {
         name: (value.half() if value.is_floating_point() and value.ndim > 1 else value)
         .detach()
@@ -118,4 +118,5 @@ def golden_image() -> NDArray[np.uint8]:
     waves = [np.sin(x / (7 + 3 * k) + k) * np.cos(y / (11 + 2 * k)) for k in range(3)]
     grain = np.random.default_rng(2024).normal(0, 6, (288, 352, 3))
     colour = 128 + 80 * np.stack(waves, axis=-1) + 30 * np.hypot(x - 176, y - 144)[..., None] / 230
-    return np.clip(colour + grain, 0, 255).astype(np.uint8)
+    image: NDArray[np.uint8] = np.clip(colour + grain, 0, 255).astype(np.uint8)
+    return image

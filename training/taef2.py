@@ -8,13 +8,16 @@ the user's and never shipped.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detection.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WIDTH = 64
 LATENT_CHANNELS = 32

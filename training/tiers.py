@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def resize(image: Pixels, scale: float) -> Pixels:
-    """Resample RGB uint8 (H, W, 3) by `scale` with a bicubic filter, to 64 pixels a side or more."""
+    """Resample RGB uint8 (H, W, 3) bicubically by `scale`, to 64 pixels a side or more."""
     scale = max(scale, 64 / min(image.shape[:2]))
     height, width = (max(64, round(side * scale)) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:

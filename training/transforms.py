@@ -115,7 +115,8 @@ class View:
         if self.noise_sigma:
             noise = np.random.default_rng(self.noise_seed).standard_normal(region.shape, np.float32)
             values += noise * self.noise_sigma
-        return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+        rounded: NDArray[np.uint8] = np.clip(values + 0.5, 0, 255).astype(np.uint8)
+        return rounded
 
 
 def draw(
