@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from detection.errors import UnlatentError
 from worker.logs import configure
-from worker.scorer import Golden
 from worker.scorer_memory import MemoryScorer
 from worker.service import run_worker
 from worker.settings import load_settings
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from worker.scorer import Golden
 
 #: Top left pixels that make the forward pass raise, die or hang.
 RAISE = (255, 1, 1)

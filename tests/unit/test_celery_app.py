@@ -1,0 +1,105 @@
+"""The Celery configuration and the tasks' contract with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from uuid import UUID, uuid4
+
+import pytest
+from celery.exceptions import Reject, Retry
+
+from worker import queues
+from worker.celery_app import build_app
+from worker.settings import Settings
+from worker.storage import StorageForbidden, StorageUnavailable
+from worker.tasks import register_tasks
+
+
+class Pipeline:
+    """Raises what it was told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.checked: list[UUID] = []
+
+    def score(self, image_id: UUID) -> None:
+        """Check an image."""
+        self.checked.append(image_id)
+        if self.error is not None:
+            raise self.error
+
+    rescore = score
+
+
+def task(pipeline: Pipeline, name: str = queues.SCORE_TASK) -> object:
+    """Return a task of an application whose checks are stubbed."""
+    app = build_app(Settings())
+    register_tasks(app, pipeline=pipeline, sweeper=None)  # type: ignore[arg-type]
+    return app.tasks[name]
+
+
+def test_building_the_application_imports_no_torch() -> None:
+    """Beat and the bridge build the application in small processes."""
+    script = (
+        "import sys; from worker.celery_app import build_app; from worker.settings import Settings;"
+        "build_app(Settings()); import worker.tasks; sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_nothing_but_json_is_accepted_and_messages_outlive_their_worker() -> None:
+    """What a compromised broker could abuse is off, and acknowledgements come last."""
+    configuration = build_app(Settings()).conf
+    assert configuration.accept_content == ["json"]
+    assert configuration.task_acks_late
+    assert not configuration.task_create_missing_queues
+    assert not configuration.worker_enable_remote_control
+    assert [queue.name for queue in configuration.task_queues] == list(queues.QUEUES)
+
+
+def test_retries_end_well_before_the_visibility_timeout() -> None:
+    """A message that waits for its retry must not be redelivered beside it."""
+    app = build_app(Settings())
+    register_tasks(app, pipeline=Pipeline(), sweeper=None)  # type: ignore[arg-type]
+    for name in (queues.SCORE_TASK, queues.RESCORE_TASK):
+        assert app.tasks[name].retry_backoff_max * 5 <= Settings().queue.visibility_timeout_s
+        assert app.tasks[name].acks_late
+
+
+@pytest.mark.parametrize("name", [queues.SCORE_TASK, queues.RESCORE_TASK])
+def test_a_task_checks_the_image_it_names(name: str) -> None:
+    """The id arrives as text and leaves as an id."""
+    pipeline, image_id = Pipeline(), uuid4()
+    task(pipeline, name).run(str(image_id))  # type: ignore[attr-defined]
+    assert pipeline.checked == [image_id]
+
+
+@pytest.mark.parametrize("image_id", ["", "not-an-id", None, 7, ["x"]])
+def test_what_is_no_id_is_acknowledged(image_id: object) -> None:
+    """A message that names nothing is not retried for ever."""
+    pipeline = Pipeline()
+    task(pipeline).run(image_id)  # type: ignore[attr-defined]
+    assert pipeline.checked == []
+
+
+def test_a_transient_fault_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery sends the message again, later."""
+    retried = task(Pipeline(StorageUnavailable()))
+    countdowns: list[float] = []
+
+    def retry(**options: float) -> Retry:
+        countdowns.append(options["countdown"])
+        return Retry()
+
+    monkeypatch.setattr(retried, "retry", retry)
+    with pytest.raises(Retry):
+        retried.run(str(uuid4()))  # type: ignore[attr-defined]
+    assert 0 <= countdowns[0] <= 1
+
+
+def test_a_paused_worker_puts_the_message_back() -> None:
+    """While storage denies everything, messages stay in the queue."""
+    with pytest.raises(Reject) as caught:
+        task(Pipeline(StorageForbidden())).run(str(uuid4()))  # type: ignore[attr-defined]
+    assert caught.value.requeue
