@@ -39,9 +39,9 @@ class DetectorScorer:
         return cls(detector, device=name, dtype=settings.dtype)
 
     def golden(self) -> Golden:
-        """Return the bundle's own golden image."""
-        image, probability, tolerance = self._detector.golden()
-        return Golden(image=image, probability=probability, tolerance=tolerance)
+        """Return the bundle's own golden image and logits."""
+        image, branches = self._detector.golden()
+        return Golden(image=image, branches=branches, tolerance=self._detector.golden_tolerance)
 
     def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
         """Score a batch; raises `DeviceMemoryExceeded` and `DeviceLost` in torch's stead."""

@@ -62,7 +62,7 @@ def test_gradients_reach_every_parameter() -> None:
 def test_tiles_lie_inside_and_cover_what_they_can(
     height: int, width: int, tile: int, most: int
 ) -> None:
-    """At most `most` distinct tiles, inside the image, covering all of it when enough are allowed."""
+    """At most `most` distinct tiles, inside the image, covering it when enough are."""
     origins = tile_origins(height, width, tile=tile, max_tiles=most)
     assert origins == tile_origins(height, width, tile=tile, max_tiles=most)
     assert 1 <= len(origins) <= most

@@ -220,6 +220,8 @@ def test_presets_are_listed_shown_and_verified(
     assert "gated: True" in shown
     assert "revision:\n" in shown
     assert run(monkeypatch, "presets", "verify", "sd15", "--folder", bundle / "generator") == 0
-    assert "latents (4, 64, 64) of (3, 256, 256), factor 4" in capsys.readouterr().out
+    assert (
+        "latents (4, 64, 64) of (3, 256, 256), decoded to (3, 256, 256)" in capsys.readouterr().out
+    )
     assert run(monkeypatch, "presets", "verify", "taesd") == 1
     assert "presets pin taesd" in capsys.readouterr().err

@@ -145,7 +145,7 @@ def test_a_device_that_computes_otherwise_fails_the_self_check(folder: Path) -> 
     assert detector._aligned is not None
     with torch.no_grad():
         detector._aligned.head.bias.add_(0.5)
-    with pytest.raises(BundleError, match="golden image of tiny gets .* from the aligned branch"):
+    with pytest.raises(BundleError, match=r"golden image of tiny gets .* from the aligned branch"):
         detector.self_check()
 
 

@@ -33,7 +33,7 @@ class Killed(Exception):
 
 
 class Regression:
-    """A line with noise from torch's own generator in the loss, as sampling a posterior draws it."""
+    """A line with noise from torch's own generator in the loss, as a posterior's sample has."""
 
     def __init__(self, *, diverge_at: int | None = None) -> None:
         self.diverge_at = diverge_at
@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_the_average_is_worked_out_by_hand() -> None:
-    """decay = min(0.9, (1 + step) / (10 + step)); integers are copied."""
+    """Decay = min(0.9, (1 + step) / (10 + step)); integers are copied."""
     model = nn.BatchNorm1d(1)
     ema = Ema(model, 0.9)
     expected = 1.0

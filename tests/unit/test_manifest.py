@@ -81,7 +81,7 @@ def test_a_manifest_that_cannot_be_read_says_why(
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     """The error says which columns are expected."""
-    with pytest.raises(SettingsError, match="no manifest.tsv: expected columns path, label, set"):
+    with pytest.raises(SettingsError, match=r"no manifest\.tsv: expected columns path, label, set"):
         load_manifest(tmp_path)
 
 

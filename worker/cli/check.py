@@ -45,7 +45,7 @@ def check(
 
     Exits with 0 when every file was scored and with 1 when some could not be.
     """
-    from worker.checking import check_files, find_files, intake_limits  # noqa: PLC0415 - imports torch
+    from worker.checking import check_files, find_files, intake_limits
 
     settings = load_settings()
     files = list(find_files(paths))
@@ -67,9 +67,9 @@ def check(
 
 
 def _load(bundle: str, device: str) -> Detector:
-    import torch  # noqa: PLC0415 - not every command needs it
+    import torch
 
-    from detection.detector import Detector  # noqa: PLC0415 - likewise
+    from detection.detector import Detector
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,9 +113,9 @@ def _row(record: dict[str, Any]) -> str:
 
 
 def _keep_evidence(folder: Path, checked: Checked, detector: Detector) -> Path:
-    import numpy as np  # noqa: PLC0415 - not every command needs it
+    import numpy as np
 
-    from detection.evidence import error_at_image_scale, overlay  # noqa: PLC0415 - likewise
+    from detection.evidence import error_at_image_scale, overlay
 
     assert checked.image is not None  # noqa: S101  # the caller saw a score
     assert checked.score is not None  # noqa: S101  # likewise

@@ -21,7 +21,7 @@ Bundle = Annotated[str, typer.Argument(help="Embedded bundle's name, or a bundle
 @models.command("list")
 def list_() -> None:
     """List the embedded bundles with their model versions."""
-    from detection.bundle import embedded_names, load_bundle  # noqa: PLC0415 - imports torch
+    from detection.bundle import embedded_names, load_bundle
 
     for name in embedded_names():
         typer.echo(f"{name}  {load_bundle(name).model_version}")
@@ -30,7 +30,7 @@ def list_() -> None:
 @models.command()
 def show(bundle: Bundle) -> None:
     """Print what a bundle says of itself, with its model version."""
-    from detection.bundle import load_bundle  # noqa: PLC0415 - imports torch
+    from detection.bundle import load_bundle
 
     loaded = load_bundle(bundle)
     content = {"model_version": loaded.model_version} | loaded.manifest.model_dump(mode="json")
@@ -42,7 +42,7 @@ def verify(
     bundle: Bundle, device: Annotated[str, typer.Option(help='"cpu" or "cuda".')] = "cpu"
 ) -> None:
     """Check every file's hash, load the networks and score the bundle's golden image."""
-    from detection.detector import Detector  # noqa: PLC0415 - imports torch
+    from detection.detector import Detector
 
     detector = Detector.load(bundle, device=device)
     detector.self_check()
@@ -57,7 +57,7 @@ def export(
     bundle: Bundle, folder: Annotated[Path, typer.Argument(help="New folder to copy it to.")]
 ) -> None:
     """Copy a verified bundle to a new folder, from where it can be served by path or uploaded."""
-    from detection.bundle import load_bundle  # noqa: PLC0415 - imports torch
+    from detection.bundle import load_bundle
 
     loaded = load_bundle(bundle)
     if folder.exists():

@@ -29,7 +29,7 @@ DEFAULT_PINS = Path("var/presets.json")
 @presets.command("list")
 def list_(pins: Pins = DEFAULT_PINS) -> None:
     """List the presets: what they can do, where they come from, and the pinned revision."""
-    from detection.presets import PRESETS, pinned_revision  # noqa: PLC0415 - imports torch
+    from detection.presets import PRESETS, pinned_revision
 
     for preset in PRESETS.values():
         can = ", ".join(preset.capabilities)
@@ -40,7 +40,7 @@ def list_(pins: Pins = DEFAULT_PINS) -> None:
 @presets.command()
 def show(name: Name, pins: Pins = DEFAULT_PINS) -> None:
     """Print one preset: repository, licence, gate, prediction, conditioning, revision."""
-    from detection.presets import find_preset, pinned_revision  # noqa: PLC0415 - imports torch
+    from detection.presets import find_preset, pinned_revision
 
     preset = find_preset(name)
     fields = asdict(preset) | {
@@ -55,8 +55,8 @@ def show(name: Name, pins: Pins = DEFAULT_PINS) -> None:
 @presets.command()
 def pin(name: Name, pins: Pins = DEFAULT_PINS) -> None:
     """Ask the hub for the revision in force and record it."""
-    from detection.presets import find_preset  # noqa: PLC0415 - imports torch
-    from detection.presets import pin as pin_preset  # noqa: PLC0415 - likewise
+    from detection.presets import find_preset
+    from detection.presets import pin as pin_preset
 
     typer.echo(f"{name} {pin_preset(find_preset(name), pins)}")
 
@@ -78,7 +78,7 @@ def verify(
     With the predictor's conditioning the error map is computed too; without it only the
     autoencoder is run.
     """
-    from detection.presets import find_preset, load_preset, pinned_revision  # noqa: PLC0415 - torch
+    from detection.presets import find_preset, load_preset, pinned_revision
 
     preset = find_preset(name)
     if conditioning is not None and not preset.predictor:
@@ -95,8 +95,8 @@ def verify(
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError  # noqa: PLC0415 - not every command needs it
-    from safetensors.torch import load_file  # noqa: PLC0415 - likewise
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     try:
         return load_file(file)
@@ -105,20 +105,18 @@ def _read(file: Path) -> Mapping[str, Tensor]:
 
 
 def _try(generator: Generator, *, with_predictor: bool) -> list[str]:
-    import torch  # noqa: PLC0415 - not every command needs it
+    import torch
 
-    from detection.generator import noise_bank  # noqa: PLC0415 - likewise
-    from detection.lare import LareConfig, lare_map  # noqa: PLC0415 - likewise
+    from detection.generator import noise_bank
+    from detection.lare import LareConfig, lare_map
 
     config = LareConfig()
     view = noise_bank((1, 3, config.side, config.side), seed=0).clamp(-1, 1)
     with torch.inference_mode():
         latents = generator.encode(view)
         restored = generator.decode(latents)
-        lines = [
-            f"latents {tuple(latents.shape[1:])} of {tuple(view.shape[1:])}, factor"
-            f" {generator.factor}, decoded to {tuple(restored.shape[1:])}"
-        ]
+        shapes = [tuple(tensor.shape[1:]) for tensor in (latents, view, restored)]
+        lines = ["latents {} of {}, decoded to {}".format(*shapes)]
         if with_predictor:
             noises = noise_bank((1, *latents.shape[1:]), seed=1)
             errors = lare_map(generator, view, noises, config.step)
