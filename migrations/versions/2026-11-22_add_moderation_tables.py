@@ -26,10 +26,10 @@ GRANTS = {
         "breakers",
         "erasures",
         "legal_holds",
-        "moderators",
         "provenance",
         "reviews",
     ),
+    "SELECT, INSERT, UPDATE, DELETE": ("moderators",),
     "SELECT": ("config", "reason_codes"),
 }
 

@@ -96,9 +96,9 @@ BEGIN
     ORDER BY r.id
     LIMIT 1;
     its_group := coalesce(its_group, image.sha256, image.id::text);
-    INSERT INTO app.regression_items (image_id, decision_id, label, group_key, pinned)
+    INSERT INTO app.regression_items (image_id, decision_id, label, group_key, created_at, pinned)
     VALUES (
-        image.id, decision_id, label, its_group,
+        image.id, decision_id, label, its_group, clock_timestamp(),
         get_byte(decode(md5('pinned ' || its_group), 'hex'), 0) < 128
     )
     ON CONFLICT (image_id) DO UPDATE
@@ -494,5 +494,68 @@ BEGIN
     INSERT INTO app.erasures (image_id, reason) VALUES (found_image.id, reason)
     ON CONFLICT DO NOTHING;
     PERFORM app.audit('request_erasure', image, reason, '{}');
+END
+$$;
+
+-- Recall over all of the caller's sources: strata are source, policy and week, each with its own
+-- rate of misses (Cochran, "Sampling Techniques", 3rd ed., 5.3); strata without an audited image
+-- take the others' rate, and `uncovered` says what share of unflagged uploads that is.
+CREATE OR REPLACE FUNCTION moderation.recall(
+    model text DEFAULT NULL, since timestamptz DEFAULT '-infinity'
+) RETURNS TABLE (
+    model_version text, flagged bigint, flagged_decided bigint, unflagged bigint, audited bigint,
+    audited_generated bigint, uncovered float8, recall float8, recall_low float8,
+    recall_high float8
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    who app.moderators := app.me();
+BEGIN
+    RETURN QUERY
+    WITH seen AS (
+        SELECT v.model_version AS version, v.tier, i.source, v.policy_id,
+               date_trunc('week', v.scored_at, 'UTC') AS week,
+               CASE WHEN v.tier <> 'allow' OR r.audit_share IS NOT NULL THEN d.decision END
+                   AS decision
+        FROM app.verdicts v
+        JOIN app.images i ON i.id = v.image_id
+        LEFT JOIN app.reviews r ON r.image_id = v.image_id
+        LEFT JOIN LATERAL (
+            SELECT x.decision FROM app.decisions x
+            WHERE x.image_id = v.image_id AND r.image_id IS NOT NULL ORDER BY x.id DESC LIMIT 1
+        ) d ON true
+        WHERE v.role = 'champion' AND v.tier IS NOT NULL AND v.scored_at >= since
+          AND (model IS NULL OR v.model_version = model)
+          AND (who.every_source OR i.source = ANY (who.sources))
+    ), strata AS (
+        SELECT s.version, s.tier = 'allow' AS passed, count(*)::float8 AS total,
+               count(s.decision)::float8 AS n,
+               count(*) FILTER (WHERE s.decision = 'generated')::float8 AS hits
+        FROM seen s
+        GROUP BY s.version, s.source, s.policy_id, s.week, s.tier
+    ), sides AS (
+        SELECT t.version, t.passed, sum(t.total) AS total, sum(t.n) AS n, sum(t.hits) AS hits,
+               sum(t.total) FILTER (WHERE t.n > 0) AS covered,
+               sum(t.total * t.hits / t.n) FILTER (WHERE t.n > 0) AS weighed,
+               sum(t.total ^ 2 * (1 - t.n / t.total) / t.n) FILTER (WHERE t.n > 0) AS spread
+        FROM strata t GROUP BY t.version, t.passed
+    ), rates AS (
+        SELECT s.*, s.weighed / s.covered AS rate,
+               CASE WHEN s.spread = 0 AND s.covered = s.total THEN 'infinity'::float8
+                    ELSE s.covered ^ 2 / nullif(s.spread, 0) END AS size
+        FROM sides s
+    )
+    SELECT m.version, coalesce(f.total, 0)::bigint, coalesce(f.n, 0)::bigint,
+           coalesce(u.total, 0)::bigint, coalesce(u.n, 0)::bigint, coalesce(u.hits, 0)::bigint,
+           1 - coalesce(u.covered, 0) / nullif(u.total, 0), e.recall, e.low, e.high
+    FROM (SELECT DISTINCT r.version FROM rates r) m
+    LEFT JOIN rates f ON f.version = m.version AND NOT f.passed
+    LEFT JOIN rates u ON u.version = m.version AND u.passed
+    LEFT JOIN LATERAL moderation.recall_interval(
+        coalesce(f.total, 0), CASE WHEN f.total IS NULL THEN 0 ELSE f.rate END,
+        CASE WHEN f.total IS NULL THEN 'infinity' ELSE f.size END,
+        coalesce(u.total, 0), CASE WHEN u.total IS NULL THEN 0 ELSE u.rate END,
+        CASE WHEN u.total IS NULL THEN 'infinity' ELSE u.size END
+    ) e ON true;
 END
 $$;

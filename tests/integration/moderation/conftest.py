@@ -1,0 +1,165 @@
+"""Moderators with logins of their own, and images that a detector has scored."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
+from worker.ledger_postgres import PostgresLedger
+from worker.moderation.moderators import allow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy import Engine
+
+    from worker.localstack import LocalStack
+    from worker.settings import Settings
+
+#: A hash with gradients enough to mean something.
+PDQ = bytes(range(32))
+
+
+class Desk:
+    """One moderator's connection."""
+
+    def __init__(self, name: str, password: str, address: str) -> None:
+        self.name = name
+        self.dsn = psycopg.conninfo.make_conninfo(address, user=name, password=password)
+        self.connection = psycopg.connect(self.dsn, autocommit=True)
+
+    def rows(self, query: str, *values: object) -> list[Any]:
+        """Run one query and return its rows."""
+        return self.connection.execute(query, values).fetchall()
+
+    def value(self, query: str, *values: object) -> Any:
+        """Run one query and return its first value."""
+        row = self.connection.execute(query, values).fetchone()
+        return None if row is None else row[0]
+
+
+MakeDesk = "Callable[..., Desk]"
+
+
+@pytest.fixture
+def superuser(stack: LocalStack, database: str) -> Iterator[psycopg.Connection]:
+    """A superuser's connection to this test's database."""
+    with psycopg.connect(stack.postgres.dsn(database), autocommit=True) as connection:
+        # Rights on a database are not cloned with it; bootstrap takes PUBLIC's away.
+        connection.execute(
+            psycopg.sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(
+                psycopg.sql.Identifier(database)
+            )
+        )
+        connection.execute(
+            psycopg.sql.SQL("GRANT CONNECT ON DATABASE {} TO unlatent_app, moderator").format(
+                psycopg.sql.Identifier(database)
+            )
+        )
+        yield connection
+
+
+@pytest.fixture
+def desk(
+    stack: LocalStack, database: str, superuser: psycopg.Connection, engine: Engine
+) -> Iterator[Callable[..., Desk]]:
+    """Make moderators: `desk("web", lead=True)`; without sources they see every one."""
+    made: list[Desk] = []
+
+    def make(*sources: str, lead: bool = False, allowed: bool = True) -> Desk:
+        name, password = f"moderator_{uuid4().hex[:12]}", uuid4().hex
+        superuser.execute(
+            psycopg.sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} IN ROLE moderator").format(
+                psycopg.sql.Identifier(name), psycopg.sql.Literal(password)
+            )
+        )
+        if allowed:
+            allow(engine, name, sources=sources or None, lead=lead)
+        made.append(Desk(name, password, stack.postgres.dsn(database)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.connection.close()
+        superuser.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(one.name)))
+
+
+@pytest.fixture
+def scored(engine: Engine, settings: Settings) -> Callable[..., UUID]:
+    """Take an upload through the ledger to a champion's verdict and return its id."""
+    ledger = PostgresLedger(engine)
+
+    def score(
+        probability: float = 0.97,
+        *,
+        source: str = "web",
+        label: str | None = None,
+        sha256: str | None = None,
+        pdq: bytes | None = None,
+        evidence_uri: str | None = None,
+        key: str | None = None,
+        uploader: str | None = "anna@example.com",
+    ) -> UUID:
+        upload = Upload(
+            bucket=settings.s3.buckets[0],
+            key=key or f"{uuid4().hex}.jpg",
+            etag="e1",
+            source=source,
+            uploader=uploader,
+        )
+        image_id = ledger.register([upload])[0].image_id
+        lease = ledger.lease(image_id, worker="w", duration=timedelta(minutes=2))
+        assert isinstance(lease, Lease)
+        said = label or ("generated" if probability >= 0.9 else "real")
+        ledger.record([verdict_of(lease, probability, said, sha256, pdq, evidence_uri)])
+        return image_id
+
+    return score
+
+
+def verdict_of(
+    lease: Lease,
+    probability: float,
+    label: str,
+    sha256: str | None,
+    pdq: bytes | None,
+    evidence_uri: str | None,
+    *,
+    model_version: str = "model-1",
+    role: Role = Role.CHAMPION,
+) -> Verdict:
+    """Return what a detector would have said of a leased image."""
+    return Verdict(
+        image_id=lease.image_id,
+        lease_id=lease.lease_id,
+        facts=ImageFacts(
+            sha256=sha256 or uuid4().hex * 2,
+            size=70_000,
+            format="JPEG",
+            width=640,
+            height=480,
+            pdq=pdq,
+            pdq_quality=None if pdq is None else 90,
+        ),
+        model_version=model_version,
+        role=role,
+        score=probability,
+        label=label,
+        branches={"lare": 1.5, "aligned": 2.5},
+        decided_by="aligned",
+        operating_point="fpr=0.01",
+        prior=0.1,
+        device="cpu",
+        dtype="float32",
+        evidence_uri=evidence_uri,
+    )
+
+
+def flat(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """Return the first value of every row."""
+    return [row[0] for row in rows]

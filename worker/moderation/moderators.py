@@ -1,0 +1,68 @@
+"""Who may moderate what. Logins are roles of the cluster; which sources they see is a row here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from detection.errors import SettingsError
+from worker.schema_moderation import Moderator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What one login may see and do; `sources` None means every source."""
+
+    moderator: str
+    sources: tuple[str, ...] | None
+    lead: bool
+
+
+def allow(engine: Engine, name: str, *, sources: Sequence[str] | None, lead: bool = False) -> None:
+    """Let an existing login moderate; called again, replaces what it was allowed before.
+
+    Raises `SettingsError` when the cluster has no such role or it is no member of `moderator`.
+    """
+    values = {"every_source": sources is None, "sources": list(sources or ()), "lead": lead}
+    with engine.begin() as connection:
+        member = connection.scalar(
+            text("SELECT pg_has_role(oid, 'moderator', 'USAGE') FROM pg_roles WHERE rolname = :n"),
+            {"n": name},
+        )
+        if not member:
+            message = (
+                f"{name} is no login of a moderator; a superuser makes one with: "
+                f"CREATE ROLE \"{name}\" LOGIN PASSWORD '…' IN ROLE moderator"
+            )
+            raise SettingsError(message)
+        added = insert(Moderator).values(moderator=name, **values)
+        connection.execute(added.on_conflict_do_update(index_elements=["moderator"], set_=values))
+
+
+def disallow(engine: Engine, name: str) -> bool:
+    """Let a login see nothing any more; what it decided stays. Return whether it was allowed."""
+    with engine.begin() as connection:
+        removed = connection.execute(delete(Moderator).where(Moderator.moderator == name))
+    return removed.rowcount > 0
+
+
+def allowances(engine: Engine) -> list[Allowance]:
+    """List everybody who may moderate."""
+    with engine.connect() as connection:
+        rows = connection.execute(select(Moderator.__table__).order_by(Moderator.moderator)).all()
+    return [
+        Allowance(
+            moderator=row.moderator,
+            sources=None if row.every_source else tuple(row.sources),
+            lead=row.lead,
+        )
+        for row in rows
+    ]
