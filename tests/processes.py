@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import SecretStr
-
 from tests.waiting import eventually
 from worker.health import READY
-from worker.settings import PREFIX, Settings
+from worker.settings import child_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from pydantic import BaseModel
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """Return the environment from which a process reads these very settings."""
-    names = {
-        f"{PREFIX}{section}__{name}".upper(): value
-        for section in type(settings).model_fields
-        for name, value in _plain(getattr(settings, section)).items()
-    }
-    return {name: value for name, value in names.items() if value is not None}
-
-
-def _plain(section: BaseModel) -> dict[str, str | None]:
-    plain: dict[str, str | None] = {}
-    for name in type(section).model_fields:
-        value: Any = getattr(section, name)
-        if isinstance(value, SecretStr):
-            value = value.get_secret_value()
-        elif isinstance(value, tuple):
-            value = json.dumps(value)
-        plain[name] = None if value is None else str(value)
-    return plain
+    from worker.settings import Settings
 
 
 class WorkerProcess:
@@ -61,7 +36,7 @@ class WorkerProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
-                env={**os.environ, **environment(settings)},
+                env=child_environment(settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -149,23 +149,44 @@ def environment_names() -> frozenset[str]:
     return frozenset(name.upper() for name in os.environ if name.upper().startswith(PREFIX))
 
 
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment in which a child process reads these very settings, secrets included.
+
+    It is this process's own but for the names with our prefix.
+    """
+    ours = environment_names()
+    environment = {name: value for name, value in os.environ.items() if name.upper() not in ours}
+    for path, value in _leaves(settings, ()):
+        if isinstance(value, SecretStr):
+            environment[_environment_name(path)] = value.get_secret_value()
+        elif value is not None:
+            environment[_environment_name(path)] = _written(value)
+    return environment
+
+
 def in_force(settings: Settings) -> dict[str, str]:
     """Return every setting by its environment name, with secrets masked."""
-    return dict(_flatten(settings, ()))
+    return {_environment_name(path): _shown(value) for path, value in _leaves(settings, ())}
 
 
-def _flatten(section: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def _leaves(section: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from _flatten(value, (*path, name))
-        elif isinstance(value, SecretStr):
-            masked = mask(value.get_secret_value())
-            yield _environment_name((*path, name)), masked if "://" in masked else MASK
-        elif isinstance(value, tuple):
-            yield _environment_name((*path, name)), json.dumps(value)
+            yield from _leaves(value, (*path, name))
         else:
-            yield _environment_name((*path, name)), "" if value is None else str(value)
+            yield (*path, name), value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SecretStr):
+        masked = mask(value.get_secret_value())
+        return masked if "://" in masked else MASK
+    return "" if value is None else _written(value)
+
+
+def _written(value: object) -> str:
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
 def _environment_name(path: tuple[int | str, ...]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from detection.errors import SettingsError
-from worker.settings import in_force, load_settings
+from worker.settings import Settings, child_environment, in_force, load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,3 +86,18 @@ def test_settings_in_force_can_be_read_back_and_hide_secrets(
         if value and "***" not in value:
             monkeypatch.setenv(name, value)
     assert load_settings() == settings
+
+
+def test_a_child_reads_the_settings_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child's environment carries these settings, secrets too, and none of this process's own."""
+    monkeypatch.setenv("HARMLESS", "kept")
+    given = Settings.model_validate(
+        {"redis": {"url": "redis://:hunter2@cache.example/0"}, "s3": {"buckets": ("a", "b")}}
+    )
+    monkeypatch.setenv("UNLATENT_S3__ENDPOINT_URL", "http://elsewhere.example")
+    child = child_environment(given)
+    monkeypatch.delenv("UNLATENT_S3__ENDPOINT_URL")
+    assert child["HARMLESS"] == "kept"
+    for name, value in child.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == given
