@@ -37,7 +37,7 @@ class BrokenScorer(MemoryScorer):
 
     def golden(self) -> Golden:
         """Return the golden image with another score than it gets."""
-        return dataclasses.replace(super().golden(), probability=0.9)
+        return dataclasses.replace(super().golden(), branches={"brightness": 0.9})
 
 
 def misbehave(images: Sequence[NDArray[np.uint8]]) -> None:

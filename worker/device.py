@@ -183,18 +183,18 @@ class Device:
                     raise
                 _log.warning("batch_does_not_fit", size=size)
                 continue
-            probabilities = [score.probability for score in scores]
-            if len(probabilities) != size:
-                raise GoldenMismatch(f"{size} golden images gave {len(probabilities)} scores.")
-            for probability in probabilities:
-                # Written so that a score that is no number fails too.
-                if not abs(probability - golden.probability) <= golden.tolerance:
-                    message = (
-                        f"The golden image of model {scorer.model_version} scored "
-                        f"{probability:.6f} in a batch of {size}, expected "
-                        f"{golden.probability:.6f} within {golden.tolerance:g}."
-                    )
-                    raise GoldenMismatch(message)
+            if len(scores) != size:
+                raise GoldenMismatch(f"{size} golden images gave {len(scores)} scores.")
+            for name, expected in golden.branches.items():
+                allowed = golden.tolerance * max(1.0, abs(expected))
+                for score in scores:
+                    found = score.branches[name]
+                    # Written so that a logit that is no number fails too.
+                    if not abs(found - expected) <= allowed:
+                        raise GoldenMismatch(
+                            f"The golden image of model {scorer.model_version} gets {found:.6f} "
+                            f"from the {name} branch in a batch of {size}, not {expected:.6f}."
+                        )
 
     def _run(self, works: Sequence[Work]) -> list[Verdict | Exception]:
         begun = time.monotonic()
@@ -235,6 +235,8 @@ class Device:
             _log.exception("batch_failed", size=len(images))
             if len(images) > 1:
                 return [outcome for image in images for outcome in self._score([image])]
+            if isinstance(error, PermanentError):
+                return [error]
             self._prove(self._scorer.result(0), (1,))
             return [_caused(ScoringFailed(f"{type(error).__name__} in the detector."), error)]
 

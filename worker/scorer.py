@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from detection.errors import UnlatentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -26,10 +26,13 @@ class DeviceLost(UnlatentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """An image, uint8 (H, W, 3), whose probability the model gives within a tolerance."""
+    """An image, uint8 (H, W, 3), and the logits that the model's branches must give it.
+
+    A logit of size x may be off by `tolerance` times the larger of 1 and |x|.
+    """
 
     image: NDArray[np.uint8]
-    probability: float
+    branches: Mapping[str, float]
     tolerance: float
 
 

@@ -40,7 +40,7 @@ class MemoryScorer:
     def golden(self) -> Golden:
         """Return a grey image."""
         image = np.full((64, 64, 3), 51, np.uint8)
-        return Golden(image=image, probability=0.2, tolerance=1e-6)
+        return Golden(image=image, branches={"brightness": 0.2}, tolerance=1e-6)
 
     def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
         """Score images by their brightness."""

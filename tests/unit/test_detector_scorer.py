@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from tests.tinybundle import build_tiny_bundle
 from worker.detector_scorer import DetectorScorer
+from worker.scorer import DeviceLost, DeviceMemoryExceeded
 from worker.settings import Scoring
 
 if TYPE_CHECKING:
@@ -16,11 +18,37 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_golden_image_scores_within_its_tolerance(tmp_path: Path, dtype: str) -> None:
-    """The probability that the bundle states is the one that scoring gives."""
+    """The branch logits that the bundle states are those that scoring gives."""
     folder = build_tiny_bundle(tmp_path / "tiny").folder
     settings = Scoring.model_validate({"bundle": str(folder), "device": "cpu", "dtype": dtype})
     scorer = DetectorScorer.load(settings)
     golden = scorer.golden()
     (score,) = scorer.score([golden.image])
-    assert score.probability == pytest.approx(golden.probability, abs=golden.tolerance)
-    assert 0 < golden.tolerance < 0.1
+    assert golden.branches
+    for branch, logit in golden.branches.items():
+        allowed = golden.tolerance * max(1.0, abs(logit))
+        assert score.branches[branch] == pytest.approx(logit, abs=allowed)
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), DeviceMemoryExceeded),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), DeviceMemoryExceeded),
+        (torch.AcceleratorError("CUDA error: an illegal memory access"), DeviceLost),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+    ],
+)
+def test_device_errors_get_their_names(raised: Exception, error: type[Exception]) -> None:
+    """Memory, a lost device and an ordinary bug are told apart."""
+
+    class Failing:
+        model_version = "tiny"
+
+        def score(self, _: object) -> None:
+            raise raised
+
+    scorer = DetectorScorer(Failing(), device="cpu", dtype="float32")  # type: ignore[arg-type]
+    with pytest.raises(error) as caught:
+        scorer.score([])
+    assert type(caught.value) is error

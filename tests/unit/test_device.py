@@ -152,7 +152,9 @@ def test_a_wrong_golden_score_refuses_to_start(
 
     class Broken(MemoryScorer):
         def golden(self) -> Golden:
-            return Golden(image=super().golden().image, probability=wrong, tolerance=0.01)
+            return Golden(
+                image=super().golden().image, branches={"brightness": wrong}, tolerance=0.01
+            )
 
     with pytest.raises(GoldenMismatch, match="memory-1"):
         make_bench().start(Broken())
