@@ -54,11 +54,9 @@ def error_at_image_scale(
 def describe(score: Score, tiles: Sequence[TileLogit] = ()) -> list[str]:
     """Say in lines of text what was decided, by which branch, and what the colours mean."""
     logits = ", ".join(f"{name} {value:+.2f}" for name, value in sorted(score.branches.items()))
+    verdict = f"{score.label.value}: probability of generated {score.probability:.3f}"
     lines = [
-        (
-            f"{score.label.value}: probability of generated {score.probability:.3f}"
-            f" if {score.prior:.0%} of images are; label at {score.operating_point}."
-        ),
+        f"{verdict} if {score.prior:.0%} of images are; label at {score.operating_point}.",
         f"Decided by the {score.decided_by} branch. Branch logits: {logits}.",
     ]
     if score.error_map is not None:

@@ -1,9 +1,9 @@
-"""How each family of noise predictors is called: one function from latents to an answer like them.
+"""How each family of noise predictors is called, behind one function on latents.
 
-Networks on a latent grid (U-Nets, SD3, PixArt) take it as it is and steps from 0 to 1000. Flux
-takes 2 x 2 patches as tokens with their positions, and steps from 0 to 1 (diffusers' FluxPipeline is the
-reference for both). Conditioning arrives by the names of the network's own arguments; the ones that
-diffusers nests into `added_cond_kwargs` carry the prefix `added_`.
+Networks on a latent grid (U-Nets, SD3, PixArt) take it as it is, and steps from 0 to 1000. Flux
+takes 2 x 2 patches as tokens with their positions, and steps from 0 to 1 (diffusers' FluxPipeline
+is the reference for both). Conditioning arrives by the names of the network's own arguments; the
+ones that diffusers nests into `added_cond_kwargs` carry the prefix `added_`.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from detection.intake import DecodedImage, IntakeLimits, decode
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterable, Iterator
     from concurrent.futures import Future
+    from pathlib import Path
 
     from detection.detector import Detector
     from detection.score import Score
