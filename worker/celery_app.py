@@ -27,8 +27,10 @@ def build_app(settings: Settings) -> Celery:
             # Shared by all workers of a broker: the shortest one wins. Messages of a killed worker
             # return after it; an image must be done well within it.
             "visibility_timeout": settings.queue.visibility_timeout_s,
-            "unacked_restore_interval": 10,
+            "unacked_restore_interval": min(10, settings.queue.visibility_timeout_s),
             "unacked_restore_throttle": 1,  # the default of 10 looks only every 100 s
+            # A worker killed while it looks keeps the others from looking: by default 300 s.
+            "unacked_mutex_expire": 30,
             # Without one, an acknowledgement on a dead connection waits for ever.
             "socket_timeout": 30,
             "socket_connect_timeout": 5,

@@ -1,0 +1,141 @@
+"""The one accounting at the end of every failure test: nothing lost, nothing twice, nothing left.
+
+* events in = terminal rows: every object that was uploaded has its row, and every row has ended;
+* a scored row has one verdict a model version, any other row has none;
+* nobody is quarantined but whom the test names;
+* no message waits in a queue, in `unacked`, in the ingest list or with a bridge;
+* no lease is held, no transaction is open, no process of a dead worker is left.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from redis import Redis
+from sqlalchemy import func, select, text
+
+from detection.errors import TransientError
+from tests.waiting import eventually
+from worker import queues
+from worker.celery_app import build_app
+from worker.ledger import State
+from worker.ledger_postgres import PostgresLedger
+from worker.metrics import Metrics
+from worker.publisher import CeleryPublisher
+from worker.schema import Image, VerdictRow
+from worker.sweeper import QueueLength, Sweeper
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from sqlalchemy import Engine
+
+    from worker.localstack.processes import Process
+    from worker.settings import Settings
+
+#: Transactions of this database's other connections that are open without a statement running.
+_OPEN_TRANSACTIONS = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
+)
+
+
+class Accounts:
+    """The books of one deployment under test."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._engine = engine
+        self._redis = Redis.from_url(settings.redis.url.get_secret_value())
+        self._prefix = settings.redis.key_prefix
+        self._ingest = settings.redis.key_prefix + settings.redis.ingest_key
+        ledger = PostgresLedger(engine)
+        self.sweeper = Sweeper(
+            ledger=ledger,
+            publisher=CeleryPublisher(build_app(settings), ledger),
+            queue_length=QueueLength(settings.redis),
+            settings=settings.queue,
+            metrics=Metrics(),
+        )
+
+    def settle(self, *, events: int, timeout_s: float = 60.0) -> None:
+        """Sweep, as beat would have it done, until so many rows exist and all have ended."""
+        deadline = time.monotonic() + timeout_s
+        tick = threading.Event()
+        while True:
+            states = self.states()
+            if states.total() >= events and not states[State.PENDING]:
+                return
+            if time.monotonic() > deadline:
+                message = f"of {events} events not all have ended within {timeout_s:g} s: {states}"
+                raise AssertionError(message)
+            try:
+                self.sweeper.tick()
+            except TransientError:
+                pass  # a service is away: the next tick is the retry
+            tick.wait(0.2)
+
+    def states(self) -> Counter[str]:
+        """Count the rows by state."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(select(Image.state, func.count()).group_by(Image.state))
+            return Counter({state: count for state, count in rows})
+
+    def check(
+        self,
+        keys: Iterable[str],
+        *,
+        quarantined: Collection[str] = (),
+        processes: Collection[Process] = (),
+        timeout_s: float = 60.0,
+    ) -> Counter[str]:
+        """Wait for the end of everything and check the books; return the count of each state.
+
+        `keys` names the object of every distinct upload, `quarantined` those that must end so,
+        `processes` those that must be gone. A worker must still run, to take back what its
+        predecessors left unacknowledged.
+        """
+        expected = Counter(keys)
+        self.settle(events=expected.total(), timeout_s=timeout_s)
+        with self._engine.begin() as connection:
+            rows = connection.execute(select(Image.id, Image.key, Image.state, Image.reason)).all()
+            verdicts = Counter(
+                (row.image_id, row.model_version)
+                for row in connection.execute(select(VerdictRow.image_id, VerdictRow.model_version))
+            )
+        assert Counter(row.key for row in rows) == expected
+        scored = {row.id for row in rows if row.state == State.SCORED}
+        assert set(verdicts.values()) <= {1}
+        assert {image_id for image_id, _ in verdicts} == scored
+        found = {row.key for row in rows if row.state == State.QUARANTINED}
+        assert found == set(quarantined)
+        eventually(lambda: not self.left(), timeout_s=timeout_s, what=f"empty lists {self.left()}")
+        eventually(lambda: not self._count(_OPEN_TRANSACTIONS), what="the end of every transaction")
+        ledger = PostgresLedger(self._engine)
+        eventually(lambda: ledger.backlog().leased == 0, what="the end of every lease")
+        eventually(
+            lambda: not any(process.running for process in processes),
+            what="the end of every process of a dead worker",
+        )
+        return Counter(row.state for row in rows)
+
+    def left(self) -> dict[str, int]:
+        """Return what still waits, by key."""
+        waiting: dict[str, int] = {}
+        bridges = self._redis.scan_iter(match=f"{self._ingest}:processing:*")
+        names = [self._prefix + queue for queue in queues.QUEUES]
+        for key in [*names, self._ingest, *(key.decode() for key in bridges)]:
+            waiting[key] = self._redis.llen(key)
+        waiting["unacked"] = self._redis.hlen(f"{self._prefix}unacked")
+        waiting["unacked_index"] = self._redis.zcard(f"{self._prefix}unacked_index")
+        return {key: count for key, count in waiting.items() if count}
+
+    def _count(self, query: object) -> int:
+        with self._engine.begin() as connection:
+            return int(connection.execute(query).scalar_one())  # type: ignore[call-overload]  # text()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()

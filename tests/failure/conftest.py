@@ -1,0 +1,59 @@
+"""Fixtures of the failure tests: short leases and time-outs, a crew of processes, the accounts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.failure.accounting import Accounts
+from tests.failure.faults import Crew
+from tests.site import Site
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder, so that they can be run, or left out, together."""
+    for item in items:
+        if "/tests/failure/" in item.path.as_posix():
+            item.add_marker(pytest.mark.failure)
+
+
+def changed(settings: Settings, section: str, **values: object) -> Settings:
+    """Return settings with other values in one section."""
+    part = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: part})
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The test's own settings, with a visibility timeout and leases that tests can wait for."""
+    settings = changed(settings, "queue", visibility_timeout_s=2, sweep_every_s=1.0)
+    settings = changed(settings, "scoring", lease_s=6.0, threads=4, max_batch=4, max_wait_s=0.05)
+    return changed(settings, "intake", timeout_s=2.0, processes=2)
+
+
+@pytest.fixture
+def site(settings: Settings, engine: Engine) -> Site:
+    """A platform on this test's own services."""
+    return Site(settings, engine)
+
+
+@pytest.fixture
+def crew(settings: Settings) -> Iterator[Crew]:
+    """The processes of this test."""
+    with Crew(settings) as crew:
+        yield crew
+
+
+@pytest.fixture
+def accounts(settings: Settings, engine: Engine) -> Iterator[Accounts]:
+    """The books of this test."""
+    accounts = Accounts(settings, engine)
+    yield accounts
+    accounts.close()

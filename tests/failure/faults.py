@@ -1,0 +1,102 @@
+"""Workers and bridges that tests stop and kill, and what is known of the processes they leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tests.processes import WorkerProcess
+from tests.waiting import eventually
+from worker.localstack.processes import Process
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from worker.settings import Settings
+
+
+def state_of(pid: int) -> str:
+    """Return the state letter of a process: T for stopped; empty when there is none."""
+    try:
+        text = Path("/proc", str(pid), "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return text[text.rindex(")") + 2]
+
+
+def family(pid: int) -> list[Process]:
+    """Return a process's descendants, each by its id and start time."""
+    return Process(pid, 0, signal.SIGKILL)._descendants()
+
+
+class Crew:
+    """The processes of one test; all are killed at its end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.left_behind: list[Process] = []
+        self._stack = ExitStack()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def worker(self, *arguments: str, settings: Settings | None = None) -> WorkerProcess:
+        """Start a worker; it is not waited for."""
+        return self._start("tests.failure.faulty", "worker", *arguments, settings=settings)
+
+    def bridge(self, *arguments: str, settings: Settings | None = None) -> WorkerProcess:
+        """Start a bridge; it is not waited for."""
+        return self._start("tests.failure.faulty", "bridge", *arguments, settings=settings)
+
+    def beat(self) -> WorkerProcess:
+        """Start beat."""
+        return self._start("worker", "beat")
+
+    def _start(
+        self, module: str, *arguments: str, settings: Settings | None = None
+    ) -> WorkerProcess:
+        # Each in a folder of its own: liveness files and logs are one process's.
+        self._count += 1
+        chosen = settings or self.settings
+        run_dir = chosen.observability.run_dir / f"{arguments[0]}-{self._count}" / "run"
+        own = chosen.model_copy(
+            update={"observability": chosen.observability.model_copy(update={"run_dir": run_dir})}
+        )
+        return self._stack.enter_context(WorkerProcess(own, module=module, arguments=arguments))
+
+    def kill(self, process: WorkerProcess) -> None:
+        """`kill -9` it and remember what it leaves behind."""
+        self.left_behind += family(process.process.pid)
+        process.process.kill()
+        process.process.wait()
+
+    def kill_when_stopped(self, process: WorkerProcess) -> None:
+        """Wait until it has stopped itself at its fault point, then kill it there."""
+        pid = process.process.pid
+
+        def stopped() -> bool:
+            assert process.process.poll() is None, process.log.read_text()
+            return state_of(pid) == "T"
+
+        eventually(stopped, timeout_s=90, what="a process stopped at its fault point")
+        self.kill(process)
+
+    def suspend(self, process: WorkerProcess) -> None:
+        """Freeze it."""
+        os.kill(process.process.pid, signal.SIGSTOP)
+
+    def resume(self, process: WorkerProcess) -> None:
+        """Let it go on."""
+        os.kill(process.process.pid, signal.SIGCONT)

@@ -1,0 +1,108 @@
+"""A worker or a bridge that stops dead at a named point: `python -m tests.failure.faulty`.
+
+The process sends itself SIGSTOP there, so that a test can look at it, and kill it, at exactly that
+point. What runs is the code of the service; only the methods at which it stops are wrapped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+#: Phase → the class and the method around which the process stops, and on which side.
+WORKER_PHASES = {
+    "popped": ("kombu.transport.redis:QoS", "append", "before"),
+    "leased": ("worker.ledger_postgres:PostgresLedger", "lease", "after"),
+    "fetching": ("worker.storage_s3:S3Storage", "fetch", "before"),
+    "decoding": ("worker.decode_pool:_Process", "ask", "before"),
+    "waiting": ("worker.device:Device", "submit", "after"),
+    "forward": ("worker.device:Device", "_forward", "before"),
+    "committing": ("worker.ledger_postgres:PostgresLedger", "record", "before"),
+    "acknowledging": ("worker.ledger_postgres:PostgresLedger", "record", "after"),
+}
+BRIDGE_PHASES = {
+    "taking": ("worker.bridge:Bridge", "_take", "before"),
+    "taken": ("worker.bridge:Bridge", "_take", "after"),
+    "registered": ("worker.ledger_postgres:PostgresLedger", "register", "after"),
+    "sent": ("worker.ledger_postgres:PostgresLedger", "mark_published", "before"),
+    "published": ("worker.publisher:CeleryPublisher", "publish", "after"),
+    "removed": ("worker.bridge:Bridge", "_work_on", "after"),
+}
+
+
+def stop_at(place: str, name: str, side: str) -> None:
+    """Make every call of the method stop this process, before or after its work."""
+    import importlib
+
+    module, _, owner = place.partition(":")
+    holder = getattr(importlib.import_module(module), owner)
+    method: Callable[..., Any] = getattr(holder, name)
+
+    @functools.wraps(method)
+    def stopping(*arguments: Any, **named: Any) -> Any:
+        if side == "before":
+            _stop()
+        answer = method(*arguments, **named)
+        if side == "after":
+            _stop()
+        return answer
+
+    setattr(holder, name, stopping)
+
+
+def _stop() -> None:
+    # Sent to this very thread, it takes effect before the call returns, for the whole process.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
+def put_clock_off(seconds: float) -> None:
+    """Shift `time.time` for everything that is imported after this call.
+
+    That is the clock by which Celery's transport stamps and judges messages. The operating system's
+    own clock cannot be another for one process without a preloaded library.
+    """
+    true = time.time
+    time.time = lambda: true() + seconds
+
+
+def main() -> int:
+    """Run a worker with the in-memory scorer, or a bridge."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=["worker", "bridge"])
+    parser.add_argument("--stop-at", choices=[*WORKER_PHASES, *BRIDGE_PHASES])
+    parser.add_argument("--clock-off", type=float, default=0.0)
+    parser.add_argument("--name", default=f"bridge-{os.getpid()}")
+    options = parser.parse_args()
+    if options.clock_off:
+        put_clock_off(options.clock_off)
+    if options.stop_at:
+        stop_at(*(WORKER_PHASES | BRIDGE_PHASES)[options.stop_at])
+    if options.kind == "bridge":
+        from worker.cli import main as unlatent
+
+        sys.argv = ["unlatent", "bridge", "--name", options.name]
+        unlatent()
+        return 0
+    from tests.memory_worker import main as run
+    from worker import service
+    from worker.decode_pool import DecodePool
+
+    service.DecodePool = functools.partial(  # type: ignore[misc,assignment]  # the decoder's seam
+        DecodePool, decoder="tests.failure.decoders:decode"
+    )
+    sys.argv = sys.argv[:1]
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
