@@ -111,6 +111,42 @@ class Observability(Section):
     run_dir: Path = Path("var/run")
 
 
+class Moderation(Section):
+    """What moderators see; addresses are templates with {id}, {bucket} and {key}."""
+
+    image_url: str | None = None
+    evidence_url: str | None = None
+    claim_minutes: int = Field(default=15, ge=1)
+
+
+class Webhooks(Section):
+    """Where signed messages go; without an address none are written."""
+
+    url: str | None = Field(default=None, pattern="^https?://")
+    secret: SecretStr | None = None
+    previous_secret: SecretStr | None = None
+    topics: tuple[str, ...] = (
+        "verdict.flagged",
+        "decision",
+        "appeal.opened",
+        "appeal.closed",
+        "breaker.opened",
+        "breaker.closed",
+        "image.erased",
+    )
+    timeout_s: float = Field(default=10.0, gt=0)
+    max_attempts: int = Field(default=12, ge=1)
+    backoff_s: float = Field(default=5.0, gt=0)
+    backoff_max_s: float = Field(default=3600.0, gt=0)
+
+
+class Retention(Section):
+    """How many days what is kept; nothing set means for ever."""
+
+    originals_days: float | None = Field(default=None, gt=0)
+    evidence_days: float | None = Field(default=None, gt=0)
+
+
 class Settings(BaseSettings):
     """The whole configuration of one process."""
 
@@ -125,6 +161,9 @@ class Settings(BaseSettings):
     scoring: Scoring = Scoring()
     queue: Queue = Queue()
     observability: Observability = Observability()
+    moderation: Moderation = Moderation()
+    webhooks: Webhooks = Webhooks()
+    retention: Retention = Retention()
 
 
 def load_settings(env_file: Path | None = None) -> Settings:

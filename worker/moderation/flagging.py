@@ -26,8 +26,8 @@ class Trip:
 def check_breakers(engine: Engine) -> list[Trip]:
     """Stop automatic flagging where the share of flags left its band; call it every minute.
 
-    Each trip is logged as an error (the alert), audited and sent as `breaker.opened`. Until a person
-    resumes, verdicts of that source that would flag are reviewed instead.
+    Each trip is logged as an error (the alert), audited and sent as `breaker.opened`. Until a
+    person resumes, verdicts of that source that would flag are reviewed instead.
     """
     with engine.begin() as connection:
         rows = connection.execute(text("SELECT * FROM app.check_breakers()")).all()

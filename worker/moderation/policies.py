@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, text
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine
-
 
 
 #: Shares of generated uploads at which a preview tells the precision to expect.

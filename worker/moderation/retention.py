@@ -1,0 +1,201 @@
+"""How long originals and evidence are kept, and what happens when somebody wants an image deleted.
+
+Nothing is removed unless a time is set. A legal hold stops both. Every step of an erasure is
+recorded before the next one, so that a run that was cut short is finished by the next run; objects
+go first, because without the row nobody would know any more where they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import structlog
+from sqlalchemy import exists, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from detection.errors import PermanentError
+from worker.schema import Image, VerdictRow
+from worker.schema_moderation import Erasure, LegalHold
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from sqlalchemy import ColumnElement, Engine
+
+    from worker.settings import Retention
+    from worker.storage import Storage
+
+_log = structlog.get_logger(__name__)
+_NOW = func.clock_timestamp()
+
+
+class UnderHold(PermanentError):
+    """A legal hold stands on this image: nothing of it may be deleted until it is lifted."""
+
+    reason: ClassVar[str] = "legal_hold"
+
+
+class Shards(Protocol):
+    """The training datasets that may hold a copy of an image."""
+
+    def erase(self, image_id: UUID) -> bool:
+        """Rewrite the shards that hold the image, with a tombstone; return whether none is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """What one run removed."""
+
+    originals: int
+    evidence: int
+    erased: int
+
+
+def request_erasure(engine: Engine, image_id: UUID, *, reason: str) -> None:
+    """Ask for an image to be deleted everywhere. Raises `UnderHold`; a second request is none."""
+    with engine.begin() as connection:
+        if connection.scalar(select(exists().where(LegalHold.image_id == image_id, _standing()))):
+            raise UnderHold(f"image {image_id} is under a legal hold; lift it first")
+        connection.execute(
+            insert(Erasure).values(image_id=image_id, reason=reason).on_conflict_do_nothing()
+        )
+
+
+class Keeper:
+    """Removes what may not be kept any longer."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        storage: Storage,
+        settings: Retention,
+        *,
+        shards: Shards | None = None,
+    ) -> None:
+        self._engine = engine
+        self._storage = storage
+        self._settings = settings
+        self._shards = shards
+
+    def run(self, *, limit: int = 1000) -> Removed:
+        """Finish erasures first, then remove what is too old; at most `limit` of each."""
+        return Removed(
+            erased=sum(self._erase(row.image_id) for row in self._requested(limit)),
+            evidence=self._expire_evidence(limit),
+            originals=self._expire_originals(limit),
+        )
+
+    # Erasure on request -----------------------------------------------------------------------
+
+    def _requested(self, limit: int) -> Sequence[Any]:
+        unfinished: ColumnElement[bool] = Erasure.rows_done_at.is_(None)
+        if self._shards is not None:
+            unfinished |= Erasure.shards_done_at.is_(None)
+        with self._engine.connect() as connection:
+            return connection.execute(
+                select(Erasure.image_id)
+                .where(unfinished, ~_held(Erasure.image_id))
+                .order_by(Erasure.requested_at)
+                .limit(limit)
+            ).all()
+
+    def _erase(self, image_id: UUID) -> bool:
+        with self._engine.connect() as connection:
+            image = connection.execute(
+                select(
+                    Image.bucket,
+                    Image.key,
+                    Image.object_removed_at,
+                    Erasure.objects_done_at,
+                    Erasure.rows_done_at,
+                    Erasure.shards_done_at,
+                )
+                .join(Erasure, Erasure.image_id == Image.id)
+                .where(Image.id == image_id)
+            ).one()
+            evidence = connection.scalars(
+                select(VerdictRow.evidence_uri).where(
+                    VerdictRow.image_id == image_id, VerdictRow.evidence_uri.is_not(None)
+                )
+            ).all()
+        if image.objects_done_at is None:
+            for uri in filter(None, evidence):
+                self._delete_uri(uri)
+            self._storage.delete(image.bucket, image.key)
+            self._stamp(image_id, objects_done_at=_NOW)
+        shards = None if image.shards_done_at else self._shards
+        if shards is not None and shards.erase(image_id):
+            self._stamp(image_id, shards_done_at=_NOW)
+        if image.rows_done_at is None:
+            with self._engine.begin() as connection:
+                connection.execute(text("SELECT app.erase_rows(:image)"), {"image": image_id})
+            _log.info("image_erased", image_id=str(image_id))
+        return True
+
+    def _stamp(self, image_id: UUID, **done: object) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(update(Erasure).where(Erasure.image_id == image_id).values(**done))
+
+    # Age --------------------------------------------------------------------------------------
+
+    def _expire_evidence(self, limit: int) -> int:
+        if self._settings.evidence_days is None:
+            return 0
+        age = timedelta(days=self._settings.evidence_days)
+        with self._engine.connect() as connection:
+            old = connection.execute(
+                select(VerdictRow.id, VerdictRow.evidence_uri)
+                .where(
+                    VerdictRow.evidence_uri.is_not(None),
+                    VerdictRow.scored_at < _NOW - age,
+                    ~_held(VerdictRow.image_id),
+                )
+                .limit(limit)
+            ).all()
+        for verdict in old:
+            self._delete_uri(verdict.evidence_uri)
+            with self._engine.begin() as connection:
+                connection.execute(
+                    update(VerdictRow).where(VerdictRow.id == verdict.id).values(evidence_uri=None)
+                )
+        return len(old)
+
+    def _expire_originals(self, limit: int) -> int:
+        if self._settings.originals_days is None:
+            return 0
+        age = timedelta(days=self._settings.originals_days)
+        with self._engine.connect() as connection:
+            old = connection.execute(
+                select(Image.id, Image.bucket, Image.key)
+                .where(
+                    Image.state != "pending",
+                    Image.object_removed_at.is_(None),
+                    Image.erased_at.is_(None),
+                    Image.created_at < _NOW - age,
+                    ~_held(Image.id),
+                )
+                .order_by(Image.created_at)
+                .limit(limit)
+            ).all()
+        for image in old:
+            self._storage.delete(image.bucket, image.key)
+            with self._engine.begin() as connection:
+                connection.execute(
+                    update(Image).where(Image.id == image.id).values(object_removed_at=_NOW)
+                )
+        return len(old)
+
+    def _delete_uri(self, uri: str) -> None:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        self._storage.delete(bucket, key)
+
+
+def _standing() -> ColumnElement[bool]:
+    return LegalHold.lifted_at.is_(None)
+
+
+def _held(image_id: Any) -> ColumnElement[bool]:
+    return exists().where(LegalHold.image_id == image_id, _standing())
