@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock demo check test test-full clean
+.PHONY: help venv lock demo check test test-full bench-check bench-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ test-full: venv ## Run the long tests that `make test` leaves out
 
 demo: venv ## Start everything on this machine and follow images from upload to verdict
 	$(BIN)/unlatent demo
+
+bench-check: venv ## Score every image file of DATA=<folder>: speed and errors
+	$(BIN)/python -m tests.benchmarks.bench_check --data "$(DATA)"
+
+bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
+	$(BIN)/python -m tests.benchmarks.bench_gpu
 
 clean: ## Remove the local stack, caches and build output; the virtual environment stays
 	@if [ -x $(BIN)/unlatent ]; then $(BIN)/unlatent down --delete; fi
