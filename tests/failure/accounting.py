@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from redis import Redis
@@ -71,17 +72,15 @@ class Accounts:
             if time.monotonic() > deadline:
                 message = f"of {events} events not all have ended within {timeout_s:g} s: {states}"
                 raise AssertionError(message)
-            try:
+            with suppress(TransientError):  # a service is away: the next tick is the retry
                 self.sweeper.tick()
-            except TransientError:
-                pass  # a service is away: the next tick is the retry
             tick.wait(0.2)
 
     def states(self) -> Counter[str]:
         """Count the rows by state."""
         with self._engine.begin() as connection:
             rows = connection.execute(select(Image.state, func.count()).group_by(Image.state))
-            return Counter({state: count for state, count in rows})
+            return Counter({row[0]: row[1] for row in rows})
 
     def check(
         self,

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.failure.accounting import Accounts
-from tests.failure.faults import Crew
+from tests.failure.faults import Crew, changed
 from tests.site import Site
-from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Engine
+
+    from worker.settings import Settings
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,12 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "/tests/failure/" in item.path.as_posix():
             item.add_marker(pytest.mark.failure)
-
-
-def changed(settings: Settings, section: str, **values: object) -> Settings:
-    """Return settings with other values in one section."""
-    part = getattr(settings, section).model_copy(update=values)
-    return settings.model_copy(update={section: part})
 
 
 @pytest.fixture

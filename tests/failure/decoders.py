@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection import intake
@@ -14,7 +16,13 @@ POISON = b"poison "
 
 
 def decode(data: bytes, **told: Any) -> DecodedImage:
-    """Decode an image; `poison die`, `poison hang`, … do what `tests.unit.decoders` says."""
+    """Decode an image; `poison die`, `poison hang`, … do what `tests.unit.decoders` says.
+
+    `poison log-and-hang FILE` leaves a file before it hangs.
+    """
+    if data.startswith(POISON + b"log-and-hang "):
+        Path(data.decode().rpartition(" ")[2]).touch()
+        time.sleep(3600)
     if data.startswith(POISON):
         del told["limits"]
         return decoders.decode(data.removeprefix(POISON), **told)

@@ -32,6 +32,12 @@ def family(pid: int) -> list[Process]:
     return Process(pid, 0, signal.SIGKILL)._descendants()
 
 
+def changed(settings: Settings, section: str, **values: object) -> Settings:
+    """Return settings with other values in one section."""
+    part = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: part})
+
+
 class Crew:
     """The processes of one test; all are killed at its end."""
 

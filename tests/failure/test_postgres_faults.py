@@ -1,0 +1,160 @@
+"""Postgres may restart, go away, run out of connections or disk: work waits and nothing is lost."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from sqlalchemy import text, update
+
+from tests.failure.faults import family
+from tests.site import Site, png
+from tests.waiting import eventually
+from worker.ledger import LedgerUnavailable, State, Upload
+from worker.schema import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from tests.failure.accounting import Accounts
+    from tests.failure.faults import Crew
+    from tests.processes import WorkerProcess
+    from worker.localstack import LocalStack
+
+
+def upload(site: Site, first: int, count: int) -> list[str]:
+    """Upload different images and return their keys."""
+    keys = [f"{index}.png" for index in range(first, first + count)]
+    for index, key in enumerate(keys):
+        site.upload(key, png(first + index))
+    return keys
+
+
+def at_work(crew: Crew) -> WorkerProcess:
+    """Start a worker and wait for its first verdict."""
+    worker = crew.worker()
+    eventually(lambda: bool(worker.events("verdict")), timeout_s=60, what="a first verdict")
+    return worker
+
+
+def test_an_immediate_restart_is_survived(
+    site: Site, crew: Crew, accounts: Accounts, stack: LocalStack
+) -> None:
+    """Every connection is cut in the middle of the work; the worker goes on by itself."""
+    keys = upload(site, 0, 40)
+    worker = at_work(crew)
+    process = stack.postgres.process
+    assert process is not None
+    process.send(signal.SIGQUIT)
+    eventually(lambda: not process.running, what="the end of Postgres")
+    stack.postgres.kill()  # only reaps it
+    stack.postgres.start()
+    keys += upload(site, 40, 10)
+    assert accounts.check(keys, timeout_s=90) == {State.SCORED: len(keys)}
+    assert worker.process.poll() is None
+    assert site.ledger.backlog().recent_deaths == 0
+
+
+@pytest.mark.parametrize("outage_s", [2, pytest.param(60, marks=pytest.mark.full)])
+def test_postgres_away_is_no_death(
+    outage_s: int, site: Site, crew: Crew, accounts: Accounts, stack: LocalStack
+) -> None:
+    """The worker waits for its ledger, holds what it has, and an outage kills no image."""
+    keys = upload(site, 0, 40)
+    worker = at_work(crew)
+    stack.postgres.kill()
+    eventually(lambda: bool(worker.events("ledger_away")), what="a worker that waits")
+    if outage_s > 2:
+        away = len(worker.events("ledger_away"))
+        # At the longest delay of 5 s, four threads: as many tries as the outage is long.
+        eventually(
+            lambda: len(worker.events("ledger_away")) >= away + 4 * outage_s // 5,
+            timeout_s=2.0 * outage_s,
+            what="a long outage",
+        )
+    stack.postgres.start()
+    assert accounts.check(keys, timeout_s=100) == {State.SCORED: len(keys)}
+    assert worker.process.poll() is None
+
+
+def test_without_connections_work_waits(
+    site: Site, crew: Crew, accounts: Accounts, stack: LocalStack, database: str
+) -> None:
+    """A server that refuses connections is away, not broken."""
+    keys = upload(site, 0, 40)
+    worker = at_work(crew)
+    with psycopg.connect(stack.postgres.dsn(), autocommit=True) as superuser:
+        superuser.execute(f'ALTER DATABASE "{database}" CONNECTION LIMIT 0')
+        superuser.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database]
+        )
+        eventually(
+            lambda: any(
+                "too many connections" in event["error"] for event in worker.events("ledger_away")
+            ),
+            what="a refused connection",
+        )
+        superuser.execute(f'ALTER DATABASE "{database}" CONNECTION LIMIT -1')
+    assert accounts.check(keys, timeout_s=90) == {State.SCORED: len(keys)}
+    assert site.ledger.backlog().recent_deaths == 0
+
+
+def test_a_serialization_failure_is_tried_again(
+    site: Site, crew: Crew, accounts: Accounts, stack: LocalStack, database: str, engine: Engine
+) -> None:
+    """Where an operator chose a stricter isolation, a lost race is one more try."""
+    keys = upload(site, 0, 1)
+    with psycopg.connect(stack.postgres.dsn(), autocommit=True) as superuser:
+        superuser.execute(
+            f"ALTER DATABASE \"{database}\" SET default_transaction_isolation = 'repeatable read'"
+        )
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with engine.connect() as rival:
+        rival.execute(update(Image).values(uploader="somebody"))
+        worker = crew.worker()
+        eventually(
+            lambda: rival.execute(waiting).scalar_one() > 0, timeout_s=60, what="a waiting worker"
+        )
+        rival.commit()
+    assert accounts.check(keys) == {State.SCORED: len(keys)}
+    assert any("could not serialize" in event["error"] for event in worker.events("ledger_away"))
+
+
+@contextmanager
+def full_disk(stack: LocalStack) -> Iterator[None]:
+    """Let no process of Postgres write a file beyond 64 KiB: its write-ahead log fails first."""
+    process = stack.postgres.process
+    assert process is not None
+    for pid in [process.pid, *(child.pid for child in family(process.pid))]:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        stack.postgres.kill()
+        stack.postgres.start()
+
+
+def test_a_full_disk_of_postgres_loses_nothing(
+    site: Site, crew: Crew, accounts: Accounts, stack: LocalStack
+) -> None:
+    """Postgres cannot write and panics; what it had confirmed is there when it has room again."""
+    keys = upload(site, 0, 40)
+    worker = at_work(crew)
+    late = Upload(bucket=site.bucket, key="late.png", etag="0" * 32)
+    with full_disk(stack):
+        with pytest.raises(LedgerUnavailable):
+            site.ledger.register([late])
+        eventually(lambda: bool(worker.events("ledger_away")), what="a worker that waits")
+    site.ledger.register([late])  # what was not confirmed is the producer's to repeat
+    states = accounts.check([*keys, "late.png"], timeout_s=100)
+    assert states == {State.SCORED: len(keys), State.FAILED: 1}
+    assert worker.process.poll() is None
