@@ -1,0 +1,291 @@
+"""Policies, the circuit breaker, the random audit and the recall that is estimated from it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from tests.integration.moderation.conftest import flat
+from worker.moderation import policies
+from worker.moderation.flagging import check_breakers, resume_flagging
+from worker.moderation.intervals import wilson
+from worker.moderation.policies import Draft, TooFewDecisions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    import psycopg
+    from sqlalchemy import Engine
+
+#: Puts scored images with given truth into the ledger; `share` of each kind scores that high.
+POPULATE = """
+    WITH i AS (
+        INSERT INTO app.images (bucket, key, etag, source, state)
+        SELECT 'uploads', gen_random_uuid(), 'e', :source, 'scored'
+        FROM generate_series(1, :images) n RETURNING id
+    ), l AS (
+        INSERT INTO app.leases (image_id, worker, purpose, until, closed_at, outcome)
+        SELECT id, 'w', 'score', now(), now(), 'scored' FROM i RETURNING id, image_id
+    )
+    INSERT INTO app.verdicts (image_id, lease_id, model_version, role, score, label, branches,
+        decided_by, operating_point, prior, device, dtype)
+    SELECT image_id, id, 'model-1', 'champion', s, CASE WHEN s >= 0.9 THEN 'generated'
+        ELSE 'real' END, '{}', 'lare', 'fpr=0.01', 0.1, 'cpu', 'float32'
+    FROM (SELECT *, CAST(:scores AS float8[]) AS all_scores, row_number() OVER () AS n FROM l) l,
+         LATERAL (SELECT all_scores[n]) x (s)
+    RETURNING image_id, score
+"""
+
+
+def populate(engine: Engine, scores: list[float], source: str = "web") -> list[tuple[UUID, float]]:
+    """Score images in one transaction; return (id, score) of each."""
+    with engine.begin() as connection:
+        rows = connection.execute(
+            text(POPULATE), {"source": source, "images": len(scores), "scores": scores}
+        ).all()
+    return [(row.image_id, row.score) for row in rows]
+
+
+def test_the_policy_in_force_sets_the_tier(
+    desk: Callable[..., Any], scored: Callable[..., UUID], engine: Engine
+) -> None:
+    """A source's own policy beats the general one, past verdicts keep theirs, labels are heeded."""
+    before = scored(0.95, source="forum")
+    policies.enact(
+        engine, Draft(source="forum", review=0.2, flag=0.97, flag_high=0.99), reason="stricter"
+    )
+    after = scored(0.95, source="forum", label="real")
+    let_through = scored(0.1, source="forum", label="unsure")
+    elsewhere = scored(0.99)
+    someone = desk()
+    tiers = dict(someone.rows("SELECT image_id, tier FROM moderation.verdicts"))
+    assert tiers == {before: "flag", after: "review", let_through: "review", elsewhere: "flag_high"}
+    told = someone.value(
+        "SELECT explanation FROM moderation.verdicts WHERE image_id = %s", let_through
+    )
+    assert "10.0 %" in told
+    assert "the label alone asks for a person" in told
+    history = someone.rows("SELECT source, reason, in_force FROM moderation.policies ORDER BY 1")
+    assert ("forum", "stricter", True) in history
+
+
+def test_a_preview_counts_changes_and_expects_a_precision(
+    desk: Callable[..., Any], engine: Engine
+) -> None:
+    """The dry run agrees with a count in Python and writes nothing."""
+    scores = [0.1] * 40 + [0.6] * 30 + [0.93] * 20 + [0.99] * 10
+    made = populate(engine, scores)
+    someone = desk()
+    for image, score in made:
+        if score >= 0.6:
+            said = "generated" if score >= 0.99 else "real"
+            reason = "generated_declared" if said == "generated" else "real_original"
+            someone.value("SELECT moderation.decide(%s, %s, %s)", image, said, reason)
+    draft = Draft(review=0.5, flag=0.95, flag_high=0.98)
+    seen = policies.preview(engine, draft)
+    assert seen.verdicts == 100
+    assert [(c.before, c.after, c.images) for c in seen.changes] == [("flag", "review", 20)]
+    assert set(seen.changes[0].examples) <= {image for image, score in made if score == 0.93}
+    assert len(seen.changes[0].examples) == 5
+    # Nothing that passed was audited: 50 decided reals none of which reaches 0.95, 10 fakes all do.
+    assert seen.false_positives is not None
+    assert seen.false_positives.share == 0
+    assert seen.false_positives.high == pytest.approx(wilson(0, 50)[1])
+    assert seen.recall is not None
+    assert seen.recall.share == 1
+    expected, at_least = seen.precision[0.01]
+    low = wilson(1, 10)[0]
+    assert expected == 1
+    assert at_least == pytest.approx(0.01 * low / (0.01 * low + 0.99 * wilson(0, 50)[1]))
+    assert someone.value("SELECT count(*) FROM moderation.policies") == 1
+
+
+def test_a_threshold_keeps_its_false_positive_budget(
+    desk: Callable[..., Any], engine: Engine
+) -> None:
+    """The chosen score is the lowest whose upper bound fits; too few reals are refused."""
+    scores = [0.90 + 0.0001 * n for n in range(400)]
+    made = populate(engine, scores)
+    someone = desk()
+    with pytest.raises(TooFewDecisions, match="at least 30 images"):
+        policies.threshold_for(engine, false_positives=0.1)
+    for image, _ in made:
+        someone.value("SELECT moderation.decide(%s, 'real', 'real_original')", image)
+    threshold = policies.threshold_for(engine, false_positives=0.1)
+    over = sum(score >= threshold for score in scores)
+    assert wilson(over / 400, 400)[1] <= 0.1 < wilson((over + 1) / 400, 400)[1]
+
+
+def test_the_breaker_stops_flagging_and_a_person_resumes_it(
+    desk: Callable[..., Any], scored: Callable[..., UUID], engine: Engine
+) -> None:
+    """A flood of flags trips one source only; held flags are reviewed; resuming starts anew."""
+    for source in ("web", "forum"):
+        policies.enact(
+            engine,
+            Draft(
+                source=source,
+                review=0.5,
+                flag=0.9,
+                flag_high=0.98,
+                max_flag_share=0.3,
+                breaker_images=20,
+            ),
+            reason="band",
+        )
+    populate(engine, [0.1] * 15 + [0.95] * 4, "web")
+    populate(engine, [0.1] * 18 + [0.95] * 4, "forum")
+    assert check_breakers(engine) == []
+    populate(engine, [0.95] * 11, "web")
+    (trip,) = check_breakers(engine)
+    assert (trip.source, trip.images, trip.flag_share) == ("web", 30, 0.5)
+    assert check_breakers(engine) == []
+    held, free = scored(0.99), scored(0.99, source="forum")
+    someone = desk()
+    tiers = {
+        row[0]: row[1:]
+        for row in someone.rows("SELECT image_id, tier, held FROM moderation.verdicts")
+    }
+    assert tiers[held] == ("review", True)
+    assert tiers[free] == ("flag_high", False)
+    assert (
+        someone.value("SELECT queue FROM moderation.review_queue WHERE image_id = %s", held)
+        == "flagged"
+    )
+    stopped = "SELECT flagging_stopped_since IS NOT NULL FROM moderation.source_summary"
+    assert flat(someone.rows(f"{stopped} ORDER BY source")) == [False, True]
+    assert resume_flagging(engine, "web", reason="a campaign, all generated", by="kim")
+    assert not resume_flagging(engine, "web", reason="again", by="kim")
+    again = scored(0.99)
+    assert (
+        someone.value("SELECT tier FROM moderation.verdicts WHERE image_id = %s", again)
+        == "flag_high"
+    )
+    assert check_breakers(engine) == []
+
+
+def test_the_breaker_trips_when_flags_vanish(engine: Engine) -> None:
+    """A share under the band, for example of a broken model, is an alert as well."""
+    policies.enact(
+        engine,
+        Draft(review=0.5, flag=0.9, flag_high=0.98, min_flag_share=0.05, breaker_images=50),
+        reason="band",
+    )
+    populate(engine, [0.1] * 60)
+    (trip,) = check_breakers(engine)
+    assert trip.flag_share == 0
+
+
+def test_the_audit_draws_its_share_of_unflagged_images_per_source(
+    desk: Callable[..., Any], engine: Engine
+) -> None:
+    """About `audit_share` of each source's unflagged images queue for audit, and none flagged."""
+    policies.enact(
+        engine,
+        Draft(source="forum", review=0.5, flag=0.9, flag_high=0.98, audit_share=0.5),
+        reason="look closer",
+    )
+    populate(engine, [0.1] * 2000, "web")
+    populate(engine, [0.1] * 600, "forum")
+    populate(engine, [0.95] * 50, "forum")
+    drawn = dict(
+        desk().rows(
+            "SELECT source, count(*) FROM moderation.review_queue WHERE queue = 'audit' GROUP BY 1"
+        )
+    )
+    # 0.5 % of 2000 and 50 % of 600: five standard deviations either side.
+    assert 0 <= drawn.get("web", 0) <= 27
+    assert 238 <= drawn["forum"] <= 362
+    assert (
+        desk().value("SELECT max(uncertainty) FROM moderation.review_queue WHERE queue = 'audit'")
+        == 0
+    )
+
+
+def test_recall_is_estimated_within_its_interval(
+    desk: Callable[..., Any], engine: Engine, superuser: psycopg.Connection
+) -> None:
+    """Over a known truth, both the view's cells and the stratified function tell the recall."""
+    rng = np.random.default_rng(7)
+    truth: dict[UUID, bool] = {}
+    share = {"web": 0.3, "forum": 0.5}
+    for source, misses in (("web", 0.02), ("forum", 0.10)):
+        policies.enact(
+            engine,
+            Draft(source=source, review=0.5, flag=0.9, flag_high=0.98, audit_share=share[source]),
+            reason="audit",
+        )
+        made = populate(engine, [0.1] * 1500 + [0.95] * 300, source)
+        for image, score in made:
+            truth[image] = bool(rng.random() < (0.9 if score > 0.5 else misses))
+    flagged = {
+        image
+        for (image,) in superuser.execute("SELECT image_id FROM app.verdicts WHERE tier <> 'allow'")
+    }
+    someone = desk()
+    for image in flat(someone.rows("SELECT image_id FROM moderation.review_queue")):
+        said = ("generated", "generated_declared") if truth[image] else ("real", "real_original")
+        someone.value("SELECT moderation.decide(%s, %s, %s)", image, *said)
+    generated = {image for image, fake in truth.items() if fake}
+    true_recall = len(generated & flagged) / len(generated)
+    total = someone.rows(
+        "SELECT recall, recall_low, recall_high, flagged, unflagged, uncovered "
+        "FROM moderation.recall('model-1')"
+    )
+    assert len(total) == 1
+    recall, low, high, n_flagged, n_unflagged, uncovered = total[0]
+    assert (n_flagged, n_unflagged, uncovered) == (600, 3000, 0)
+    assert low < recall < high
+    assert low <= true_recall <= high
+    assert high - low < 0.15
+    for source, cell_low, cell, cell_high in someone.rows(
+        "SELECT source, recall_low, recall, recall_high FROM moderation.model_quality"
+    ):
+        assert cell_low < cell < cell_high
+        assert share[source] in {0.3, 0.5}
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says(
+    superuser: psycopg.Connection,
+) -> None:
+    """Over 2,000 simulated audits, at least 93 % of the 95 % intervals hold the true recall."""
+    rng = np.random.default_rng(11)
+    runs = 2000
+    unflagged, fakes_let_through, audited = 20_000, 400, 600
+    flagged, fakes_flagged, decided = 1_000, 900, 300
+    true_recall = fakes_flagged / (fakes_flagged + fakes_let_through)
+    missed = rng.hypergeometric(fakes_let_through, unflagged - fakes_let_through, audited, runs)
+    confirmed = rng.hypergeometric(fakes_flagged, flagged - fakes_flagged, decided, runs)
+    covered = superuser.execute(
+        "SELECT avg((%s BETWEEN e.low AND e.high)::int) "
+        "FROM unnest(%s::float8[], %s::float8[]) s (confirmed, missed), "
+        "LATERAL moderation.recall_interval("
+        "  %s, s.confirmed / %s, moderation.effective_size(%s, %s),"
+        "  %s, s.missed / %s, moderation.effective_size(%s, %s)) e",
+        [
+            true_recall, confirmed.astype(float).tolist(), missed.astype(float).tolist(),
+            flagged, decided, decided, flagged, unflagged, audited, audited, unflagged,
+        ],
+    ).fetchone()  # fmt: skip
+    assert covered is not None
+    assert 0.93 <= covered[0] <= 0.99
+
+
+def test_wilson_in_sql_is_wilson_in_python(superuser: psycopg.Connection) -> None:
+    """The two implementations agree, also with no image at all."""
+    for share, n in ((0.0, 0.0), (0.0, 50.0), (0.5, 10.0), (1.0, 7.0), (0.02, 1234.5)):
+        row = superuser.execute(
+            "SELECT low, high FROM moderation.wilson(%s, %s)", [share, n]
+        ).fetchone()
+        assert row == pytest.approx(wilson(share, n))
+
+
+def test_a_draft_that_falls_is_refused() -> None:
+    """Thresholds in the wrong order never reach the database."""
+    with pytest.raises(policies.SettingsError, match="must rise"):
+        Draft(review=0.9, flag=0.5, flag_high=0.98, breaker_window=timedelta(hours=1))

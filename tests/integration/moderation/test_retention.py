@@ -1,0 +1,204 @@
+"""What is removed when: by age, on request, and never under a legal hold; provenance beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from detection.signals import C2pa, Exif, ManifestState, Signals
+from worker.moderation import provenance
+from worker.moderation.retention import Keeper, Removed, UnderHold, request_erasure
+from worker.settings import Retention, Settings
+from worker.storage import StorageUnavailable
+from worker.storage_s3 import S3Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+
+SIGNALS = Signals(
+    exif=Exif(make="Canon", model="EOS R6", software="GIMP", taken_at="2026:01:31 12:00:00"),
+    iptc_digital_source_type="trainedAlgorithmicMedia",
+    iptc_asserts_ai=True,
+    c2pa=C2pa(state=ManifestState.INVALID, problems=("assertion.dataHash.mismatch",)),
+)
+
+
+class FakeShards:
+    """Training shards that hold every image until asked to erase it."""
+
+    def __init__(self) -> None:
+        self.erased: list[UUID] = []
+
+    def erase(self, image_id: UUID) -> bool:
+        """Say that no shard holds the image any more."""
+        self.erased.append(image_id)
+        return True
+
+
+def keys(s3_client: Any, bucket: str) -> set[str]:
+    """List what the bucket holds."""
+    return {found["Key"] for found in s3_client.list_objects_v2(Bucket=bucket).get("Contents", ())}
+
+
+@pytest.fixture
+def stored(scored: Callable[..., UUID], s3_client: Any, bucket: str) -> Callable[[str], UUID]:
+    """Upload an object with its evidence and score it."""
+
+    def store(name: str) -> UUID:
+        for key in (f"{name}.jpg", f"evidence/{name}.png"):
+            s3_client.put_object(Bucket=bucket, Key=key, Body=b"x")
+        return scored(
+            0.97, key=f"{name}.jpg", evidence_uri=f"s3://{bucket}/evidence/{name}.png",
+            pdq=bytes(range(32)), sha256="cd" * 32,
+        )  # fmt: skip
+
+    return store
+
+
+@pytest.fixture
+def storage(settings: Settings) -> S3Storage:
+    """This test's object storage."""
+    return S3Storage(settings.s3)
+
+
+def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
+    stored: Callable[[str], UUID],
+    engine: Engine,
+    storage: S3Storage,
+    s3_client: Any,
+    bucket: str,
+    desk: Callable[..., Any],
+    superuser: psycopg.Connection,
+) -> None:
+    """Objects, hashes, key, uploader and file facts go everywhere; who decided what stays."""
+    image, other = stored("anna-at-the-beach"), stored("other")
+    provenance.store(engine, {image: SIGNALS})
+    lead = desk(lead=True)
+    lead.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
+    lead.value("SELECT moderation.request_erasure(%s, 'her request')", image)
+    shards = FakeShards()
+    keeper = Keeper(engine, storage, Retention(), shards=shards)
+    assert keeper.run() == Removed(originals=0, evidence=0, erased=1)
+    assert keeper.run() == Removed(originals=0, evidence=0, erased=0)
+    assert keys(s3_client, bucket) == {"other.jpg", "evidence/other.png"}
+    assert shards.erased == [image]
+    tables = [
+        row[0]
+        for row in superuser.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'app'"
+        ).fetchall()
+    ]
+    secrets = ("anna", "Canon", bytes(range(32)).hex())
+    for table in tables:
+        dump = superuser.execute(
+            psycopg.sql.SQL(
+                "SELECT string_agg(t::text, ' ') FROM {} t WHERE t::text LIKE %s"
+            ).format(psycopg.sql.Identifier("app", table)),
+            [f"%{image}%"],
+        ).fetchone()
+        for secret in secrets:
+            assert secret not in ((dump and dump[0]) or ""), (table, secret)
+    events = [
+        row[0]
+        for row in lead.rows(
+            "SELECT event FROM moderation.image_history WHERE image_id = %s", image
+        )
+    ]
+    assert {"upload", "verdict", "decision", "erasure requested"} <= set(events)
+    actions = {row[0] for row in lead.rows("SELECT action FROM moderation.audit_trail")}
+    assert {"decide", "request_erasure", "erased"} <= actions
+    assert (
+        lead.value("SELECT state FROM moderation.verdicts WHERE image_id = %s", image)
+        == "withdrawn"
+    )
+    assert (
+        lead.value("SELECT sha256 FROM moderation.verdicts WHERE image_id = %s", other) == "cd" * 32
+    )
+
+
+def test_an_erasure_that_was_cut_short_is_finished(
+    stored: Callable[[str], UUID],
+    engine: Engine,
+    storage: S3Storage,
+    s3_client: Any,
+    bucket: str,
+    superuser: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the store is away the rows still say where the objects are; the next run ends it."""
+    image = stored("half")
+    request_erasure(engine, image, reason="request")
+    with monkeypatch.context() as away:
+
+        def refuse(_bucket: str, key: str) -> None:
+            raise StorageUnavailable(key)
+
+        away.setattr(storage, "delete", refuse)
+        with pytest.raises(StorageUnavailable):
+            Keeper(engine, storage, Retention()).run()
+    assert superuser.execute("SELECT key FROM app.images").fetchone() == ("half.jpg",)
+    Keeper(engine, storage, Retention()).run()
+    assert keys(s3_client, bucket) == set()
+    waiting = superuser.execute("SELECT rows_done_at, shards_done_at FROM app.erasures").fetchone()
+    assert waiting is not None
+    assert waiting[0] is not None
+    assert waiting[1] is None, "training has not yet said that its shards are clean"
+
+
+def test_age_removes_evidence_and_originals_but_not_what_is_held(
+    stored: Callable[[str], UUID],
+    engine: Engine,
+    storage: S3Storage,
+    s3_client: Any,
+    bucket: str,
+    desk: Callable[..., Any],
+    superuser: psycopg.Connection,
+) -> None:
+    """Each has its own time; a hold outlasts both and refuses an erasure until it is lifted."""
+    held, old, young = stored("held"), stored("old"), stored("young")
+    lead = desk(lead=True)
+    lead.value("SELECT moderation.place_hold(%s, 'court order 7')", held)
+    for image, days in ((held, 100), (old, 100), (young, 20)):
+        superuser.execute(
+            "UPDATE app.images SET created_at = now() - make_interval(days => %s) WHERE id = %s",
+            [days, image],
+        )
+        superuser.execute(
+            "UPDATE app.verdicts SET scored_at = now() - make_interval(days => %s) "
+            "WHERE image_id = %s",
+            [days, image],
+        )
+    assert Keeper(engine, storage, Retention()).run() == Removed(originals=0, evidence=0, erased=0)
+    keeper = Keeper(engine, storage, Retention(originals_days=90, evidence_days=10))
+    assert keeper.run() == Removed(originals=1, evidence=2, erased=0)
+    assert keys(s3_client, bucket) == {"held.jpg", "evidence/held.png", "young.jpg"}
+    with pytest.raises(UnderHold):
+        request_erasure(engine, held, reason="request")
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="legal hold"):
+        lead.value("SELECT moderation.request_erasure(%s, 'request')", held)
+    with pytest.raises(errors.InsufficientPrivilege):
+        desk().value("SELECT moderation.lift_hold(%s, 'mine')", held)
+    assert lead.value("SELECT moderation.lift_hold(%s, 'court order 8')", held) is True
+    assert keeper.run() == Removed(originals=1, evidence=1, erased=0)
+
+
+def test_provenance_stands_beside_the_verdict_and_changes_nothing(
+    scored: Callable[..., UUID], engine: Engine, desk: Callable[..., Any]
+) -> None:
+    """Signals are shown as the file's claims; the score, the label and the tier stay."""
+    image = scored(0.2)
+    provenance.store(engine, {image: SIGNALS})
+    provenance.store(engine, {image: Signals()})
+    provenance.store(engine, {})
+    seen = desk().rows(
+        "SELECT exif_make, exif_software, iptc_asserts_ai, c2pa_state, label, tier "
+        "FROM moderation.verdicts WHERE image_id = %s",
+        image,
+    )
+    assert seen == [("Canon", "GIMP", True, "invalid", "real", "allow")]
