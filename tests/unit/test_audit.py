@@ -1,0 +1,192 @@
+"""The alignment report on pairs that are sound and on pairs with one planted misalignment."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from detection.errors import SettingsError
+from training.audit import DatasetRefused, audit
+from training.codecs import Codec
+from training.distances import frechet, maximum_mean_discrepancy, sliced_wasserstein
+from training.nuisances import SourceFile
+from worker import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+PAIRS = 30
+
+
+def picture(seed: int, *, side: int = 104) -> Pixels:
+    """A picture of smooth shapes, edges and grain, different for every seed."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(30, 220, (7, 7, 3), dtype=np.uint8)
+    large = Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+    values = np.asarray(large, np.float32) + rng.normal(0, rng.uniform(2, 9), (side, side, 3))
+    top, left = rng.integers(10, 60, 2)
+    values[top : top + 30, left : left + 30] += rng.uniform(-60, 60)
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def decoded(pixels: Pixels) -> Pixels:
+    """What an autoencoder does, roughly: a faint periodic pattern."""
+    y, x = np.mgrid[0 : pixels.shape[0], 0 : pixels.shape[1]]
+    pattern = (1.5 * np.cos(np.pi * x / 2) * np.cos(np.pi * y / 2))[..., None]
+    return np.clip(pixels + pattern + 0.5, 0, 255).astype(np.uint8)
+
+
+def png(pixels: Pixels) -> bytes:
+    """Encode losslessly."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jpeg(pixels: Pixels) -> bytes:
+    """Encode as JPEG quality 80."""
+    return Codec("JPEG", 80).encode(pixels)
+
+
+def pairs(
+    *,
+    real: Callable[[Pixels], bytes] = png,
+    generated: Callable[[Pixels], bytes] = png,
+    change: Callable[[Pixels], Pixels] = lambda pixels: pixels,
+    prepare: Callable[[Pixels], Pixels] = lambda pixels: pixels,
+) -> list[SourceFile]:
+    """Pairs of a picture and its imitation, with a planted `change` on the second side."""
+    files = []
+    for seed in range(PAIRS):
+        pixels = prepare(picture(seed))
+        for flag, data in ((False, real(pixels)), (True, generated(change(decoded(pixels))))):
+            files.append(
+                SourceFile(name=f"{seed}-{flag}", data=data, generated=flag, group=str(seed))
+            )
+    return files
+
+
+def moved(pixels: Pixels) -> Pixels:
+    """The same size, one pixel of crop to the right."""
+    return np.pad(pixels, ((0, 0), (0, 1), (0, 0)), mode="edge")[:, 1:]
+
+
+def brightened(pixels: Pixels) -> Pixels:
+    """A gamma of 0.9."""
+    return (255 * (pixels / 255.0) ** 0.9 + 0.5).astype(np.uint8)
+
+
+@pytest.mark.parametrize("encode", [png, jpeg])
+def test_sound_pairs_pass(encode: Callable[[Pixels], bytes]) -> None:
+    """Pairs in one codec that differ by a faint pattern alone are not refused."""
+    report = audit(pairs(real=encode, generated=encode))
+
+    report.require()
+    assert report.probes["container"].auc == 0.5
+    assert report.pairs is not None
+    assert report.pairs.shift_px < 0.05
+
+
+@pytest.mark.parametrize(
+    ("files", "betrayer"),
+    [
+        (pairs(real=jpeg, generated=png), "container"),
+        (
+            pairs(real=jpeg, generated=lambda pixels: Codec("JPEG", 92).encode(pixels)),
+            "tables",
+        ),
+        (pairs(change=lambda pixels: pixels[:, 1:]), "size"),
+        (pairs(change=moved), "crop"),
+        (pairs(prepare=Codec("JPEG", 60).apply, change=moved), "blockiness"),
+        (pairs(change=brightened), "tone"),
+        (
+            pairs(
+                change=lambda pixels: np.asarray(
+                    Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(1.5))
+                )
+            ),
+            "sharpness",
+        ),
+    ],
+    ids=["codec", "quality", "resized", "one pixel", "off the grid", "gamma", "blur"],
+)
+def test_a_planted_misalignment_is_refused_by_name(files: list[SourceFile], betrayer: str) -> None:
+    """Each planted misalignment refuses the data set, and the refusal names it."""
+    report = audit(files)
+
+    assert any(reason.startswith(betrayer) for reason in report.refusals), report.refusals
+    with pytest.raises(DatasetRefused, match=betrayer):
+        report.require()
+
+
+def test_unreadable_files_are_listed() -> None:
+    """A file that is no image is left out of the figures and named."""
+    broken = SourceFile(name="broken.png", data=b"no image", generated=True, group="x")
+
+    report = audit([*pairs(), broken])
+
+    assert report.unreadable == ("broken.png",)
+    assert (report.reals, report.generated) == (PAIRS, PAIRS)
+
+
+def test_one_side_missing_is_an_error() -> None:
+    """A data set without generated images cannot be audited, and the error says so."""
+    with pytest.raises(SettingsError, match="0 readable generated"):
+        audit([file for file in pairs() if not file.generated])
+
+
+def test_distances_follow_their_closed_forms() -> None:
+    """A pure shift by d costs d² in Fréchet and is seen by MMD; equal sets cost nothing."""
+    rng = np.random.default_rng(3)
+    first = rng.standard_normal((120, 4))
+    shift = np.array([2.0, 0.0, 0.0, 0.0])
+
+    assert frechet(first, first + shift) == pytest.approx(4.0, rel=1e-6)
+    assert frechet(first, first) == pytest.approx(0.0, abs=1e-6)
+    assert sliced_wasserstein(first, first) == 0
+    far, far_p = maximum_mean_discrepancy(first, rng.standard_normal((120, 4)) + shift)
+    near, near_p = maximum_mean_discrepancy(first, rng.standard_normal((120, 4)))
+    assert far > 0.1 > near
+    assert far_p < 0.01 < near_p
+
+
+def test_the_report_states_distances_in_the_named_space() -> None:
+    """With a feature space the report carries its name and the distances in it."""
+    report = audit(
+        pairs(), features=lambda images: np.array([i.mean((0, 1)) for i in images]), space="means"
+    )
+
+    assert report.distances is not None
+    assert report.distances.space == "means"
+    assert report.distances.pair_share is not None
+    assert report.distances.pair_share < 0.2
+    assert "means" in report.to_markdown()
+
+
+def test_the_command_refuses_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`unlatent audit` reads a manifest, prints the report and exits 1 on a planted misalignment."""
+    lines = ["path\tlabel\tset\tgroup"]
+    for file in pairs(real=jpeg):
+        (tmp_path / file.name).write_bytes(file.data)
+        label = "generated" if file.generated else "real"
+        lines.append(f"{file.name}\t{label}\tplanted\t{file.group}")
+    (tmp_path / "manifest.tsv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(sys, "argv", ["unlatent", "audit", str(tmp_path)])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == 1
+    assert "container betrays the side" in capsys.readouterr().out
