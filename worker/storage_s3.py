@@ -160,6 +160,14 @@ class S3Storage:
         check_address(bucket, key, allowed=self._buckets)
         self._retrying(lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
+    def presign(self, bucket: str, key: str, *, expires_s: int) -> str:
+        """Return an address that anybody can read the object at for a while; asks no server."""
+        check_address(bucket, key, allowed=self._buckets)
+        address: str = self._client.generate_presigned_url(
+            "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=expires_s
+        )
+        return address
+
     def list(self, bucket: str, *, prefix: str = "") -> Iterator[ObjectFacts]:
         """List the current objects of a bucket in key order."""
         check_address(bucket, prefix, allowed=self._buckets)

@@ -186,25 +186,21 @@ BEGIN
             WHERE v.role = 'champion' AND v.tier IS NOT NULL
               AND v.scored_at > now() - (SELECT max(p.breaker_window) FROM app.policies p)
         ), sources AS (
-            SELECT s.source, (p.policy).*,
+            SELECT s.source, p.id AS policy_id, p.breaker_window, p.breaker_images,
+                   p.min_flag_share, p.max_flag_share,
                    (SELECT max(b.closed_at) FROM app.breakers b WHERE b.source = s.source) AS resumed
-            FROM (SELECT DISTINCT r.source FROM recent r) s,
-                 LATERAL (SELECT app.policy_of(s.source) AS policy) p (policy)
+            FROM (SELECT DISTINCT x.source FROM recent x) s,
+                 LATERAL app.policy_of(s.source) p
             WHERE NOT EXISTS (
                 SELECT FROM app.breakers b WHERE b.source = s.source AND b.closed_at IS NULL
             )
         )
-        SELECT r.source, s.id AS policy_id, count(*) AS images,
-               avg(r.flagged::int)::float8 AS share
+        SELECT r.source, s.policy_id, count(*) AS images, avg(r.flagged::int)::float8 AS share
         FROM recent r
-        JOIN (SELECT source_row.source AS name, source_row.* FROM (
-            SELECT sources.source, sources.id, sources.breaker_window, sources.breaker_images,
-                   sources.min_flag_share, sources.max_flag_share, sources.resumed
-            FROM sources
-        ) source_row) s ON s.name = r.source
+        JOIN sources s ON s.source = r.source
         WHERE r.scored_at > now() - s.breaker_window
           AND (s.resumed IS NULL OR r.scored_at > s.resumed)
-        GROUP BY r.source, s.id, s.breaker_images, s.min_flag_share, s.max_flag_share
+        GROUP BY r.source, s.policy_id, s.breaker_images, s.min_flag_share, s.max_flag_share
         HAVING count(*) >= s.breaker_images
            AND NOT avg(r.flagged::int) BETWEEN s.min_flag_share AND s.max_flag_share
     LOOP
