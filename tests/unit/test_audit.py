@@ -176,7 +176,7 @@ def test_the_report_states_distances_in_the_named_space() -> None:
 def test_the_command_refuses_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`unlatent audit` reads a manifest, prints the report and exits 1 on a planted misalignment."""
+    """`unlatent audit` reads a manifest, prints the report and exits 1 when it refuses."""
     lines = ["path\tlabel\tset\tgroup"]
     for file in pairs(real=jpeg):
         (tmp_path / file.name).write_bytes(file.data)

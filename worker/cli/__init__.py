@@ -27,6 +27,8 @@ MODULES = (
     "check",
     "models",
     "presets",
+    "training",
+    "audit",
 )
 
 _EPILOG = (
