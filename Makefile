@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock demo check test test-full bench-check bench-gpu clean
+.PHONY: help venv lock demo check test test-full bench-check bench-gpu bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ demo: venv ## Start everything on this machine and follow images from upload to 
 
 bench-check: venv ## Score every image file of DATA=<folder>: speed and errors
 	$(BIN)/python -m tests.benchmarks.bench_check --data "$(DATA)"
+
+bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a CPU; resumes)
+	$(BIN)/unlatent bundle --data "$(DATA)" $(if $(TAEF2),--taef2 "$(TAEF2)")
 
 bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
 	$(BIN)/python -m tests.benchmarks.bench_gpu

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detection.errors import SettingsError
+from training.aligners import RoundTrip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,3 +126,15 @@ def load_taef2(folder: Path) -> TinyAutoencoder:
         except RuntimeError as error:
             raise SettingsError(f"{file} does not hold the TAEF2 {part}: {error}") from error
     return model.float().eval()
+
+
+def taef2_aligner(folder: Path) -> RoundTrip:
+    """Build the aligner that sends images through TAEF2, in bfloat16 arithmetic on the CPU."""
+    network = load_taef2(folder)
+
+    def round_trip(images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            restored: Tensor = network(images)
+        return restored.float()
+
+    return RoundTrip("taef2", round_trip, TinyAutoencoder.factor)

@@ -25,10 +25,12 @@ MODULES = (
     "ingest",
     "service",
     "check",
+    "demo",
     "models",
     "presets",
     "training",
     "audit",
+    "moderation",
 )
 
 _EPILOG = (
