@@ -28,7 +28,7 @@ from worker.events import Ignored, parse
 from worker.ledger import Removal, Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from threading import Event as Stop
 
     from redis import Redis
@@ -83,11 +83,15 @@ class Bridge:
         self._rejected = f"{self._ingest}:rejected"
         self._mine = self._processing + name
 
-    def run(self, stop: Stop) -> None:
-        """Work until `stop` is set; services that are away are waited for, ever more patiently."""
+    def run(self, stop: Stop, *, alive: Callable[[], object]) -> None:
+        """Work until `stop` is set; services that are away are waited for, ever more patiently.
+
+        `alive` is called before every round.
+        """
         delay_s = 0.0
         _log.info("bridge_started", bridge=self._name)
         while not stop.wait(delay_s):
+            alive()
             try:
                 self.step()
                 delay_s = 0.0

@@ -1,6 +1,7 @@
 """Files that probes look at.
 
 `worker.alive` is touched by the device thread; `worker.ready` is there while messages are taken.
+`bridge.alive` and `beat.alive` are touched in every round of those processes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 ALIVE = "worker.alive"
 READY = "worker.ready"
+BRIDGE_ALIVE = "bridge.alive"
+BEAT_ALIVE = "beat.alive"
 
 
 class Health:
@@ -21,6 +24,8 @@ class Health:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._alive = run_dir / ALIVE
         self._ready = run_dir / READY
+        # Left by a process that died in the same folder, they would speak for this one.
+        self._alive.unlink(missing_ok=True)
         self.unready()
 
     def beat(self) -> None:

@@ -35,6 +35,7 @@ class Metrics:
         self.messages = self._counter(
             "messages", "Messages: leased, suspect, busy, unknown, or a terminal state.", "kind"
         )
+        self.sweeps = self._counter("sweeps", "Ticks of the sweeper; none come without beat.")
         self.swept = self._counter("swept", "Messages that the sweeper sent again.")
 
     def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:

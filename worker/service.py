@@ -26,9 +26,10 @@ from worker.consumption import Consumption
 from worker.database import build_engine
 from worker.decode_pool import DecodePool
 from worker.device import Device
-from worker.health import Health
+from worker.health import BEAT_ALIVE, Health
 from worker.ledger import DeathPolicy
 from worker.ledger_postgres import PostgresLedger
+from worker.lively_scheduler import LivelyScheduler
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.publisher import CeleryPublisher
@@ -127,8 +128,9 @@ def run_worker(
 def run_beat(settings: Settings) -> None:
     """Run beat until it is told to stop; it only sends, and needs no ledger."""
     settings.observability.run_dir.mkdir(parents=True, exist_ok=True)
+    (settings.observability.run_dir / BEAT_ALIVE).unlink(missing_ok=True)
     signals.setup_logging.connect(_leave_logging_alone)
-    build_app(settings).Beat(quiet=True).run()
+    build_app(settings).Beat(scheduler_cls=LivelyScheduler, quiet=True).run()
 
 
 def _leave_logging_alone(**_: object) -> None:

@@ -71,6 +71,7 @@ class Sweeper:
 
     def tick(self) -> int:
         """Sweep once; return how many messages were sent."""
+        self._metrics.sweeps.inc()
         waiting = self._queue_length()
         if waiting >= self._settings.sweep_when_shorter_than:
             _log.info("sweep_skipped", waiting=waiting)

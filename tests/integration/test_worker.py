@@ -12,6 +12,7 @@ from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.waiting import eventually
 from worker import queues
+from worker.health import BEAT_ALIVE
 from worker.ledger import State
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def test_beat_and_the_sweeper_replace_a_lost_message(
     ):
         site.wait_for(image_id)
         assert worker.events("swept")
+        assert (settings.observability.run_dir / BEAT_ALIVE).exists()
         assert beat.stop() == 0
         assert worker.stop() == 0
 

@@ -45,11 +45,11 @@ class Services:
 
 
 def _services(context: typer.Context) -> Services:
-    from worker.celery_app import build_app  # noqa: PLC0415 - help stays quick
-    from worker.database import build_engine  # noqa: PLC0415 - help stays quick
-    from worker.ledger_postgres import PostgresLedger  # noqa: PLC0415 - help stays quick
-    from worker.publisher import CeleryPublisher  # noqa: PLC0415 - help stays quick
-    from worker.storage_s3 import S3Storage  # noqa: PLC0415 - help stays quick
+    from worker.celery_app import build_app
+    from worker.database import build_engine
+    from worker.ledger_postgres import PostgresLedger
+    from worker.publisher import CeleryPublisher
+    from worker.storage_s3 import S3Storage
 
     settings = cli.of(context).settings()
     engine = build_engine(settings.postgres, application_name="unlatent-cli")
@@ -71,7 +71,7 @@ def submit(
     priority: Annotated[bool, typer.Option(help="Check it before others.")] = False,
 ) -> None:
     """Have an image checked; prints its id. A file is uploaded to the first bucket."""
-    from worker.client import Client  # noqa: PLC0415 - help stays quick
+    from worker.client import Client
 
     services = _services(context)
     facts = _stored(what, services)
@@ -118,7 +118,7 @@ def reconcile(
     bucket: Annotated[str, typer.Option(help="One of the buckets of the settings.")],
 ) -> None:
     """List a bucket and add what the ledger lacks."""
-    from worker.reconcile import reconcile  # noqa: PLC0415 - help stays quick
+    from worker.reconcile import reconcile
 
     services = _services(context)
     counts = reconcile(
@@ -157,7 +157,7 @@ def rescore(
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10_000,
 ) -> None:
     """Queue scored images that the model has not judged, for the workers that run it."""
-    from worker.models_registry import ModelsRegistry  # noqa: PLC0415 - help stays quick
+    from worker.models_registry import ModelsRegistry
 
     services = _services(context)
     registry = ModelsRegistry(services.engine)
@@ -178,9 +178,11 @@ def bridge(
     ] = None,
 ) -> None:
     """Move uploads from the ingest list to the ledger and the queue, until SIGTERM."""
-    from worker.bridge import Bridge  # noqa: PLC0415 - help stays quick
-    from worker.bridge_metrics import BridgeMetrics  # noqa: PLC0415 - help stays quick
-    from worker.logs import configure  # noqa: PLC0415 - help stays quick
+    from worker.bridge import Bridge
+    from worker.bridge_metrics import BridgeMetrics
+    from worker.exporter import Exporter
+    from worker.health import BRIDGE_ALIVE
+    from worker.logs import configure
 
     services = _services(context)
     settings = services.settings
@@ -189,11 +191,22 @@ def bridge(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    alive = settings.observability.run_dir / BRIDGE_ALIVE
+    alive.parent.mkdir(parents=True, exist_ok=True)
+    alive.unlink(missing_ok=True)
     if settings.observability.metrics_port:
-        from prometheus_client import start_http_server  # noqa: PLC0415 - help stays quick
+        from prometheus_client import start_http_server
 
         start_http_server(settings.observability.metrics_port, registry=metrics.registry)
-    with _redis(settings) as redis:
+    with (
+        _redis(settings) as redis,
+        Exporter(
+            ledger=services.ledger,
+            redis=redis,
+            key_prefix=settings.redis.key_prefix,
+            metrics=metrics,
+        ),
+    ):
         Bridge(
             redis=redis,
             ledger=services.ledger,
@@ -203,11 +216,11 @@ def bridge(
             settings=settings.redis,
             metrics=metrics,
             name=name or f"{socket.gethostname()}-{os.getpid()}",
-        ).run(stop)
+        ).run(stop, alive=alive.touch)
 
 
 def _redis(settings: Settings) -> Redis:
-    import redis  # noqa: PLC0415 - help stays quick
+    import redis
 
     return redis.Redis.from_url(
         settings.redis.url.get_secret_value(),
