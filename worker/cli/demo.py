@@ -1,0 +1,42 @@
+"""`unlatent demo`: the whole service on this machine for a few minutes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.settings import load_settings
+
+commands = typer.Typer()
+
+
+@commands.command()
+def demo(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Your own pictures, recursively, instead of the demo's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results and the logs.")] = Path(
+        "out/demo"
+    ),
+    bundle: Annotated[
+        str | None, typer.Option(help="Embedded bundle's name, or a bundle's folder.")
+    ] = None,
+) -> None:
+    """Start everything, follow images from upload to verdict, show them, stop everything.
+
+    Exits with 0 when every upload ended as it must. Services of your own are left alone.
+    """
+    begun = time.monotonic()
+    from rich.console import Console
+
+    from worker.demo.run import run_demo
+
+    settings = load_settings()
+    if bundle is not None:
+        scoring = settings.scoring.model_copy(update={"bundle": bundle})
+        settings = settings.model_copy(update={"scoring": scoring})
+    if not run_demo(settings, folder=folder, out=out, console=Console(), begun=begun):
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""`unlatent demo`: everything on this machine, from an upload to its verdict."""

@@ -1,0 +1,152 @@
+"""What came of the uploads: rows, the table, the summary in words, and `demo.json`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from detection.score import Label
+from training.calibration import clopper_pearson
+from worker.demo.uploads import DemoUpload, Kind
+from worker.ledger import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from detection.bundle import Manifest
+
+COLOURS = {Label.REAL: "green", Label.GENERATED: "red", Label.UNSURE: "yellow"}
+#: Longest name a table shows; the end of a path says more than its beginning.
+SHOWN = 36
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One upload as the ledger has it at the end."""
+
+    upload: DemoUpload
+    state: State
+    reason: str | None
+    detail: str | None
+    score: float | None
+    label: Label | None
+    model_version: str | None
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the upload ended as it must; one's own pictures may end in any state."""
+        if self.upload.kind is Kind.OWN:
+            return self.state != State.PENDING
+        wanted = State.SCORED if self.upload.reason is None else State.FAILED
+        return (self.state, self.reason) == (wanted, self.upload.reason)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Lay the rows out for a terminal."""
+    laid = Table(box=None, pad_edge=False)
+    laid.add_column("file", overflow="ellipsis", no_wrap=True)
+    laid.add_column("what it is", overflow="ellipsis", no_wrap=True, ratio=1)
+    laid.add_column("state")
+    laid.add_column("score", justify="right")
+    laid.add_column("verdict", no_wrap=True, min_width=12)
+    kind = None
+    for row in rows:
+        if kind not in {None, row.upload.kind}:
+            laid.add_section()
+        kind = row.upload.kind
+        colour = "grey50" if row.label is None else COLOURS[row.label]
+        laid.add_row(
+            escape(name(row.upload)),
+            row.upload.says or row.upload.kind.value,
+            row.state,
+            "" if row.score is None else f"{row.score:.3f}",
+            f"[{colour}]{row.label or row.reason or ''}[/]",
+        )
+    return laid
+
+
+def name(upload: DemoUpload) -> str:
+    """Name a file shortly, printable whatever its bytes are; one's own by the end of its path."""
+    path = upload.path if upload.kind is Kind.OWN else upload.path.name
+    text = str(path).encode("utf-8", "replace").decode()
+    return text if len(text) <= SHOWN else f"…{text[1 - SHOWN :]}"
+
+
+def summary(rows: Sequence[Row], manifest: Manifest) -> list[str]:
+    """Say what the numbers mean and what they do not."""
+    says = {
+        Kind.PHOTOGRAPH: _of_photographs,
+        Kind.GENERATED: _of_generated,
+        Kind.OWN: _of_own,
+    }
+    lines = []
+    for kind, say in says.items():
+        labels = [row.label for row in rows if row.upload.kind is kind]
+        if labels:
+            lines.append(say(Counter(labels)))
+    return [*lines, _of_scores(manifest), *(_surprise(row) for row in rows if not row.as_expected)]
+
+
+def _of_photographs(labels: Counter[Label | None]) -> str:
+    accused, total = labels[Label.GENERATED], labels.total()
+    low, high = clopper_pearson(accused, total)
+    return (
+        f"False accusations: {accused} of {total} photographs labelled generated,"
+        f" {labels[Label.UNSURE]} unsure. So few photographs fit any true rate from {low:.1%} to"
+        f" {high:.0%} (95% interval), and some of them (telescope, microscope, retina, textures)"
+        " are unlike what people upload."
+    )
+
+
+def _of_generated(labels: Counter[Label | None]) -> str:
+    return (
+        f"Recognised: {labels[Label.GENERATED]} of {labels.total()} images of the bundle's own"
+        f" generator labelled generated, {labels[Label.UNSURE]} unsure. The detector was trained"
+        " on this generator: the number says nothing of any other."
+    )
+
+
+def _of_own(labels: Counter[Label | None]) -> str:
+    return (
+        f"Of {labels.total()} pictures {labels[Label.GENERATED]} were labelled generated,"
+        f" {labels[Label.UNSURE]} unsure, {labels[Label.REAL]} real; {labels[None]} have no"
+        " verdict. A label is evidence, not proof."
+    )
+
+
+def _of_scores(manifest: Manifest) -> str:
+    policy = manifest.policy
+    return (
+        f"Score: probability of generated if {policy.prior:.0%} of all images are. Label: generated"
+        f" from the score on that {policy.flag:.1%} of unseen photographs reach, unsure from the"
+        f" one that {policy.doubt:.1%} reach; both were set before, on other photographs."
+    )
+
+
+def _surprise(row: Row) -> str:
+    return f"Not as expected: {name(row.upload)} is {row.state} ({row.reason}: {row.detail})"
+
+
+def write_json(file: Path, rows: Sequence[Row], **facts: object) -> None:
+    """Write the rows and `facts` about the run as one JSON object."""
+    listed = [
+        {
+            "path": str(row.upload.path),
+            "kind": row.upload.kind.value,
+            "state": row.state,
+            "score": row.score,
+            "label": row.label,
+            "reason": row.reason,
+            "detail": row.detail,
+            "model_version": row.model_version,
+            "as_expected": row.as_expected,
+        }
+        for row in rows
+    ]
+    file.write_text(json.dumps({**facts, "rows": listed}, indent=1) + "\n", encoding="utf-8")

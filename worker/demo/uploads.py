@@ -1,0 +1,169 @@
+"""What the demo uploads: files on disk, each with what is known of it beforehand."""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+from urllib.parse import quote_plus
+
+from PIL import Image
+from safetensors.torch import load_file
+
+from detection.errors import SettingsError
+from detection.generator_folder import load_generator_folder
+from training.sampling import sample
+from worker.checking import find_files
+from worker.demo.photographs import PHOTOGRAPHS, package_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from detection.bundle import Bundle
+    from worker.storage import ObjectFacts
+
+#: Another one than those of the recipe: none of the demo's images was trained on.
+SEED = 1_000_000
+PASSES = 50
+SAMPLES_AT_ONCE = 4
+
+
+class Kind(StrEnum):
+    """What is known of an upload beforehand."""
+
+    PHOTOGRAPH = "photograph"
+    GENERATED = "generator: seen in training"
+    BROKEN = "broken file"
+    OWN = "your picture"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoUpload:
+    """One file to upload; `reason` is what it must fail with, None when it must get a verdict."""
+
+    path: Path
+    key: str
+    kind: Kind
+    says: str
+    reason: str | None = None
+
+    @property
+    def content_type(self) -> str:
+        """The media type that a browser would send."""
+        return mimetypes.guess_type(self.path.name)[0] or "application/octet-stream"
+
+
+def photographs() -> list[DemoUpload]:
+    """Return the photographs of the wheels."""
+    return [
+        DemoUpload(
+            path=one.path, key=f"photographs/{one.path.name}", kind=Kind.PHOTOGRAPH, says=one.says
+        )
+        for one in PHOTOGRAPHS
+    ]
+
+
+def generated(bundle: Bundle, folder: Path, *, count: int) -> Iterator[DemoUpload]:
+    """Sample `count` images from the bundle's own generator and store them as PNG in `folder`.
+
+    Raises `SettingsError` for a bundle without one.
+    """
+    reference = bundle.manifest.generator
+    if reference is None or reference.folder is None:
+        raise SettingsError(f"bundle {bundle.manifest.name} holds no generator to make images with")
+    constants = load_file(bundle.path("constants.safetensors"))
+    _, channels, height, width = constants.pop("noise_bank").shape
+    conditioning = {
+        name.removeprefix("conditioning."): value.float() for name, value in constants.items()
+    }
+    generator = load_generator_folder(bundle.path(reference.folder), conditioning)
+    generator.eval().requires_grad_(False)
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, count, SAMPLES_AT_ONCE):
+        images = sample(
+            generator,
+            min(SAMPLES_AT_ONCE, count - start),
+            shape=(channels, height, width),
+            seed=SEED + start,
+            passes=PASSES,
+        )
+        for number, pixels in enumerate(images, start + 1):
+            path = folder / f"generated-{number:02d}.png"
+            Image.fromarray(pixels).save(path)
+            yield DemoUpload(
+                path=path,
+                key=f"generated/{path.name}",
+                kind=Kind.GENERATED,
+                says=Kind.GENERATED.value,
+            )
+
+
+def broken(folder: Path) -> list[DemoUpload]:
+    """Make three files that no detector can score, out of real bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = package_folder("sklearn") / "datasets" / "images"
+    half = (images / "flower.jpg").read_bytes()
+    contents = (
+        ("half-a-flower.jpg", half[: len(half) // 2], "truncated", "an upload cut in the middle"),
+        ("readme.jpg", (images / "README.txt").read_bytes(), "not_an_image", "text called .jpg"),
+        (
+            "tiny.gif",
+            (package_folder("skimage") / "data" / "no_time_for_that_tiny.gif").read_bytes(),
+            "too_small",
+            "an animation of 14 x 25 pixels",
+        ),
+    )
+    uploads = []
+    for name, data, reason, says in contents:
+        (folder / name).write_bytes(data)
+        uploads.append(
+            DemoUpload(
+                path=folder / name,
+                key=f"broken/{name}",
+                kind=Kind.BROKEN,
+                says=says,
+                reason=reason,
+            )
+        )
+    return uploads
+
+
+def own(folder: Path) -> list[DemoUpload]:
+    """Return the image files of a folder and its subfolders; raises `SettingsError` without any."""
+    if not folder.is_dir():
+        raise SettingsError(f"{folder} is no folder")
+    uploads = [
+        # Numbered keys: a file's name may be longer than a key, or no text at all.
+        DemoUpload(path=path, key=f"own/{number:06d}{path.suffix.lower()}", kind=Kind.OWN, says="")
+        for number, path in enumerate(find_files([folder]), 1)
+    ]
+    if not uploads:
+        raise SettingsError(f"no image files in {folder}")
+    return uploads
+
+
+def hook_event(facts: ObjectFacts) -> bytes:
+    """Write what MinIO pushes to its Redis target in the `access` format when an object appears."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    record = {
+        "eventVersion": "2.0",
+        "eventSource": "minio:s3",
+        "eventTime": now,
+        "eventName": "s3:ObjectCreated:Put",
+        "s3": {
+            "s3SchemaVersion": "1.0",
+            "bucket": {"name": facts.bucket},
+            "object": {
+                "key": quote_plus(facts.key),
+                "size": facts.size,
+                "eTag": facts.etag,
+                "contentType": facts.content_type,
+                "versionId": facts.version_id,
+            },
+        },
+    }
+    return json.dumps([{"Event": [record], "EventTime": now}]).encode()
