@@ -1,0 +1,242 @@
+"""Aligned data sets: pairs that differ by nothing but the aligner, in shards to be trusted."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from training.alignment import AlignmentConfig, align, reconstruct
+from training.datasets import (
+    DatasetError,
+    FolderStore,
+    load_dataset,
+    read_pairs,
+    training_samples,
+    withdraw,
+)
+from training.nuisances import Unreadable
+from training.originals import Original, lossless, read_original
+from training.shaders import render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+CONFIG = AlignmentConfig(shard_images=3, batch_size=2)
+NOW = datetime(2026, 5, 4, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """An original that is rendered when it is read."""
+
+    key: str
+    seed: int = 0
+    side: int = 64
+
+    def read(self) -> Original:
+        """Render it."""
+        pixels = render("clouds", self.seed, height=self.side, width=self.side)
+        return lossless(pixels, key=self.key, group=f"group-{self.seed}", source="shader")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An original whose file is no image."""
+
+    key: str
+
+    def read(self) -> Original:
+        """Fail."""
+        return read_original(b"no image", key=self.key, group="g", source="s")
+
+
+class Darker:
+    """An aligner that takes one grey level off and counts its calls."""
+
+    name = "darker"
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        """Subtract one."""
+        self.sizes.append(len(images))
+        return [np.where(image > 0, image - 1, image) for image in images]
+
+
+def sources(count: int) -> list[Rendered]:
+    """Originals in no order at all."""
+    return [Rendered(f"image-{seed:02d}", seed) for seed in reversed(range(count))]
+
+
+def test_pairs_come_back_exactly(tmp_path: Path) -> None:
+    """A stored pair decodes to the very original and to what the aligner made of it."""
+    store = FolderStore(tmp_path)
+    dataset = align(sources(5), [Darker()], store, config=CONFIG)
+
+    samples = list(training_samples(read_pairs(store, load_dataset(store))))
+    assert [str(sample.entry.path) for sample in samples] == dataset.keys
+    for seed, sample in enumerate(samples):
+        expected = render("clouds", seed, height=64, width=64)
+        assert np.array_equal(sample.pixels, expected)
+        made = sample.reconstructions["darker"]
+        assert np.array_equal(made, np.where(expected > 0, expected - 1, expected))
+        assert sample.entry.group == f"group-{seed}"
+
+
+def test_a_jpeg_partner_gets_the_original_tables(tmp_path: Path) -> None:
+    """Both sides of a JPEG's pair share tables, chroma layout and scan, and carry no metadata."""
+    pixels = render("shapes", 3, height=80, width=96)
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    Image.fromarray(pixels).save(
+        buffer, "JPEG", quality=83, subsampling="4:2:2", progressive=True, exif=exif, comment="x"
+    )
+    original = read_original(buffer.getvalue(), key="a", group="g", source="s")
+
+    @dataclass(frozen=True)
+    class Ready:
+        key: str = "a"
+
+        def read(self) -> Original:
+            return original
+
+    store = FolderStore(tmp_path)
+    align([Ready()], [Darker()], store)
+    (pair,) = read_pairs(store, load_dataset(store))
+    with (
+        Image.open(buffer) as source,
+        Image.open(io.BytesIO(pair.real)) as real,
+        Image.open(io.BytesIO(pair.reconstructions["darker"])) as made,
+    ):
+        assert real.quantization == made.quantization == source.quantization
+        assert real.layer == made.layer == source.layer
+        assert real.info.get("progressive") == made.info.get("progressive") == 1
+        assert not real.getexif()
+        assert "comment" not in real.info
+        assert np.array_equal(np.asarray(real), np.asarray(source))
+
+
+def test_an_unreadable_original_is_skipped_and_listed(tmp_path: Path) -> None:
+    """An original that cannot be decoded costs itself only, and the manifest names it."""
+    dataset = align([*sources(4), Broken("broken")], [Darker()], FolderStore(tmp_path))
+
+    assert dataset.unreadable == ["broken"]
+    assert len(dataset.keys) == 4
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    """After an interruption only unfinished shards are made, and the digest is that of one run."""
+
+    class Cut(Exception):
+        pass
+
+    class Interrupted(Darker):
+        def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+            if len(self.sizes) == 3:
+                raise Cut
+            return super().reconstruct(images)
+
+    whole = align(sources(8), [Darker()], FolderStore(tmp_path / "whole"), config=CONFIG)
+    store = FolderStore(tmp_path / "cut")
+    with pytest.raises(Cut):
+        align(sources(8), [Interrupted()], store, config=CONFIG)
+    with pytest.raises(DatasetError):
+        load_dataset(store)
+
+    rest = Darker()
+    resumed = align(sources(8), [rest], store, config=CONFIG)
+    assert resumed.digest == whole.digest
+    assert sum(rest.sizes) == 5
+
+
+def test_another_set_of_images_is_another_digest(tmp_path: Path) -> None:
+    """A finished shard is not reused for other originals."""
+    store = FolderStore(tmp_path)
+    first = align(sources(3), [Darker()], store, config=CONFIG)
+    second = align(sources(4)[:3], [Darker()], store, config=CONFIG)
+
+    assert first.digest != second.digest
+    assert second.keys == ["image-01", "image-02", "image-03"]
+
+
+def test_a_withdrawn_image_leaves_a_tombstone(tmp_path: Path) -> None:
+    """A withdrawn image is in no shard any more; the tombstone and the old digest stay."""
+    store = FolderStore(tmp_path)
+    before = align(sources(5), [Darker()], store, config=CONFIG)
+
+    after = withdraw(store, ["image-01", "unknown"], reason="erasure", at=NOW)
+
+    assert after == load_dataset(store)
+    assert [stone.key for stone in after.tombstones] == ["image-01"]
+    assert after.previous == (before.digest,)
+    assert "image-01" not in [pair.key for pair in read_pairs(store, after)]
+    assert len(after.keys) == 4
+    for file in tmp_path.glob("*.tar"):
+        assert b"image-01" not in file.read_bytes()
+    assert not any(b"image-01" in file.read_bytes() for file in tmp_path.glob("*.record.json"))
+    again = withdraw(store, ["image-02"], reason="erasure", at=NOW)
+    assert len(list(read_pairs(store, again))) == 3
+
+
+def test_a_changed_shard_is_refused(tmp_path: Path) -> None:
+    """A shard whose bytes are not those listed is an error that names it."""
+    store = FolderStore(tmp_path)
+    dataset = align(sources(2), [Darker()], store)
+    file = tmp_path / dataset.shards[0].name
+    file.write_bytes(file.read_bytes() + b"\0")
+
+    with pytest.raises(DatasetError, match=r"shard-00000\.tar has changed"):
+        list(read_pairs(store, dataset))
+
+
+def test_other_tools_read_the_shards(tmp_path: Path) -> None:
+    """A shard is what webdataset and tar expect."""
+    align(sources(2), [Darker()], FolderStore(tmp_path))
+    file = tmp_path / "shard-00000.tar"
+
+    with tarfile.open(file) as tar:
+        assert tar.getnames()[0] == "image-00.json"
+    with file.open("rb") as handle:
+        rows = list(group_by_keys(tar_file_expander([{"url": file.name, "stream": handle}])))
+    assert [row["__key__"] for row in rows] == ["image-00", "image-01"]
+    assert json.loads(rows[0]["json"])["group"] == "group-0"
+
+
+def test_out_of_memory_halves_the_batch() -> None:
+    """A batch that does not fit is done in halves, in order."""
+
+    class Small(Darker):
+        def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError
+            return super().reconstruct(images)
+
+    images = [np.full((8, 8, 3), value, dtype=np.uint8) for value in range(1, 6)]
+    made = reconstruct(Small(), images)
+
+    assert [int(image[0, 0, 0]) for image in made] == [0, 1, 2, 3, 4]
+
+
+def test_a_broken_jpeg_is_unreadable() -> None:
+    """A truncated JPEG is refused by name."""
+    pixels = render("waves", 1, height=64, width=64)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+
+    with pytest.raises(Unreadable, match="cut"):
+        read_original(buffer.getvalue()[:-200], key="cut", group="g", source="s")
