@@ -1,0 +1,138 @@
+"""What moderators do all day runs on named indexes, however many verdicts there are."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.sqlscale import generate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import psycopg
+
+#: Statement, the beginnings of the names of indexes that it has to use, and the most 8-KiB
+#: buffers that it may touch.
+PLANS = {
+    "first page of the queue": (
+        "SELECT * FROM moderation.review_queue LIMIT 50",
+        {"ix_reviews_open", "pk_images", "pk_verdicts"},
+        1500,
+    ),
+    "a queue's first page": (
+        "SELECT * FROM moderation.review_queue WHERE queue = 'unsure' LIMIT 50",
+        {"ix_reviews_open"},
+        1500,
+    ),
+    "first page of verdicts": (
+        "SELECT * FROM moderation.verdicts LIMIT 50",
+        {"ix_verdicts_scored_at", "ix_verdicts_champion", "pk_images"},
+        1500,
+    ),
+    "a filtered page, ordered by hand": (
+        (
+            "SELECT image_id, score FROM moderation.verdicts "
+            "WHERE label = 'generated' AND scored_at > now() - interval '2 hours' "
+            "ORDER BY scored_at DESC LIMIT 50"
+        ),
+        {"ix_verdicts_scored_at", "ix_verdicts_champion"},
+        3000,
+    ),
+    "a page filtered by label and source": (
+        (
+            "SELECT image_id, score FROM moderation.verdicts "
+            "WHERE label = 'generated' AND source = 'source-3' LIMIT 50"
+        ),
+        {"ix_verdicts_scored_at", "pk_images"},
+        12000,
+    ),
+    "history of one image": (
+        (
+            "SELECT * FROM moderation.image_history "
+            "WHERE image_id = '00000000-0000-4000-8000-000000000101'"
+        ),
+        {"pk_images", "ix_decisions_image_id", "ix_claims_image_id", "ix_audit_log_image_id"},
+        200,
+    ),
+    "verdict of one image": (
+        "SELECT * FROM moderation.verdicts WHERE image_id = '00000000-0000-4000-8000-000000000101'",
+        {"pk_images", "ix_verdicts_champion"},
+        100,
+    ),
+}
+
+#: What `claim_next` runs inside, for EXPLAIN cannot look into a function.
+CLAIM = (
+    "SELECT r.image_id FROM app.reviews r WHERE r.closed_at IS NULL "
+    "AND (r.claimed_until IS NULL OR r.claimed_until < clock_timestamp()) "
+    "AND (NULL::text IS NULL OR r.queue = NULL) AND (true OR r.source = ANY ('{}'::text[])) "
+    "ORDER BY r.rank_at LIMIT 10 FOR UPDATE SKIP LOCKED"
+)
+
+
+@pytest.fixture(params=[100_000, pytest.param(5_000_000, marks=pytest.mark.full)])
+def full_database(request: pytest.FixtureRequest, superuser: psycopg.Connection) -> int:
+    """A database with that many verdicts."""
+    generate(superuser, request.param)
+    return int(request.param)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Walk a plan."""
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def explain(connection: psycopg.Connection, statement: str) -> tuple[list[dict[str, Any]], int]:
+    """Run a statement and return its plan's nodes and the buffers that it touched."""
+    row = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}").fetchone()
+    assert row is not None
+    (explained,) = row[0] if not isinstance(row[0], str) else json.loads(row[0])
+    top = explained["Plan"]
+    return list(nodes(top)), top["Shared Hit Blocks"] + top["Shared Read Blocks"]
+
+
+def assert_plan(
+    found: list[dict[str, Any]], buffers: int, indexes: set[str], most: int, name: str
+) -> None:
+    """Check one plan: no sequential scan of a table that grows, these indexes, so many buffers."""
+    scanned = {
+        node["Relation Name"]
+        for node in found
+        if node["Node Type"] == "Seq Scan" and node["Actual Loops"]
+    }
+    growing = {"images", "verdicts", "reviews", "decisions", "claims", "audit_log", "leases"}
+    empty = {
+        node["Relation Name"]
+        for node in found
+        if node["Node Type"] == "Seq Scan"
+        and node["Actual Rows"] == 0
+        and node.get("Rows Removed by Filter", 0) == 0
+    }
+    assert not (scanned & growing) - empty, name
+    used = {node.get("Index Name", "") for node in found}
+    for wanted in indexes:
+        assert any(index.startswith(wanted) for index in used), (name, wanted, used)
+    assert buffers <= most, (name, buffers)
+
+
+@pytest.mark.timeout(900)
+def test_plans_stay_bounded(
+    full_database: int, desk: Callable[..., Any], superuser: psycopg.Connection
+) -> None:
+    """Pages, claims and histories touch a bounded number of buffers and never scan a table."""
+    assert full_database
+    someone = desk("source-1", "source-3")
+    everybody = desk()
+    for name, (statement, indexes, most) in PLANS.items():
+        for asking in (everybody, someone):
+            found, buffers = explain(asking.connection, statement)
+            assert_plan(found, buffers, indexes, 8 * most if asking is someone else most, name)
+    found, buffers = explain(superuser, CLAIM)
+    assert_plan(found, buffers, {"ix_reviews_open"}, 300, "claim_next")
+    found, buffers = explain(everybody.connection, "SELECT * FROM moderation.claim_next(10)")
+    assert buffers <= 3000

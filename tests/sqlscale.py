@@ -1,0 +1,64 @@
+"""Millions of verdicts by set-based SQL, for tests of plans and for benchmarks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psycopg
+
+SOURCES = 8
+
+#: Set-based and without triggers: rows as the ledger and the triggers would have left them.
+GENERATE = """
+    SET session_replication_role = replica;
+    SET synchronous_commit = off;
+    SET statement_timeout = 0;
+    INSERT INTO app.images (id, bucket, key, etag, source, uploader, state, sha256, size_bytes,
+        format, width, height, created_at, state_since)
+    SELECT ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'uploads',
+           'k' || n, 'e', 'source-' || (n % {sources}), 'u' || (n % 100000), 'scored',
+           lpad(to_hex(n), 64, '0'), 100000, 'JPEG', 1024, 768,
+           now() - (({rows} - n) || ' seconds')::interval, now()
+    FROM generate_series(1, {rows}) n;
+    INSERT INTO app.leases (image_id, worker, purpose, since, until, closed_at, outcome)
+    SELECT id, 'w', 'score', created_at, created_at, created_at, 'scored'
+    FROM app.images LIMIT 1;
+    INSERT INTO app.verdicts (image_id, lease_id, model_version, role, score, label, branches,
+        decided_by, operating_point, prior, device, dtype, tier, policy_id, scored_at)
+    SELECT i.id, (SELECT min(id) FROM app.leases), 'model-1', 'champion', s.score,
+           CASE WHEN s.score >= 0.97 THEN 'generated' ELSE 'real' END,
+           '{{"lare": 1, "aligned": 2}}', 'lare', 'fpr=0.01', 0.1, 'cuda:0', 'float32',
+           CASE WHEN s.score >= 0.98 THEN 'flag' WHEN s.score >= 0.97 THEN 'review'
+                ELSE 'allow' END,
+           (SELECT min(id) FROM app.policies), i.created_at
+    FROM (SELECT *, row_number() OVER (ORDER BY created_at) AS n FROM app.images) i,
+         LATERAL (SELECT (i.n * 7919 % 100003) / 100003.0 AS score) s
+    ORDER BY i.n;
+    INSERT INTO app.reviews (image_id, source, queue, verdict_id, uncertainty, reach, queued_at,
+        rank_at, closed_at)
+    SELECT v.image_id, i.source, CASE WHEN v.tier = 'flag' THEN 'flagged' ELSE 'unsure' END, v.id,
+           0.5, 1, v.scored_at, v.scored_at - interval '2 hours',
+           CASE WHEN v.id % 2 = 0 THEN v.scored_at + interval '1 hour' END
+    FROM app.verdicts v JOIN app.images i ON i.id = v.image_id
+    WHERE v.tier <> 'allow';
+    INSERT INTO app.decisions (image_id, moderator, decision, reason_code, why_reviewed,
+        verdict_id, created_at)
+    SELECT r.image_id, 'm', 'generated', 'generated_artefacts', r.queue, r.verdict_id, r.closed_at
+    FROM app.reviews r WHERE r.closed_at IS NOT NULL;
+    INSERT INTO app.claims (image_id, moderator, queue, since, until, closed_at, outcome)
+    SELECT r.image_id, 'm', r.queue, r.queued_at, r.closed_at, r.closed_at, 'decided'
+    FROM app.reviews r WHERE r.closed_at IS NOT NULL;
+    INSERT INTO app.audit_log (at, actor, action, image_id, to_state)
+    SELECT i.created_at, 'unlatent_app', 'state', i.id, 'pending' FROM app.images i;
+    RESET session_replication_role;
+    RESET statement_timeout;
+"""
+
+
+def generate(superuser: psycopg.Connection, rows: int) -> None:
+    """Fill the database with `rows` scored images; 3 % need a person, half of those are decided."""
+    for statement in GENERATE.format(rows=rows, sources=SOURCES).split(";\n"):
+        if statement.strip():
+            superuser.execute(statement)
+    superuser.execute("VACUUM (ANALYZE)")
