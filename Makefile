@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock demo check test test-full bench-check bench-gpu bundle clean
+.PHONY: help venv lock demo check test test-full bench-check bench-gpu bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench-check: venv ## Score every image file of DATA=<folder>: speed and errors
 
 bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a CPU; resumes)
 	$(BIN)/unlatent bundle --data "$(DATA)" $(if $(TAEF2),--taef2 "$(TAEF2)")
+
+bench-sql: venv ## Time the moderators' queries on ROWS generated verdicts (5 million unless set)
+	$(BIN)/python -m tests.benchmarks.bench_sql --rows $(or $(ROWS),5000000)
 
 bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
 	$(BIN)/python -m tests.benchmarks.bench_gpu

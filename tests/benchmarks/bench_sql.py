@@ -1,0 +1,133 @@
+"""Medians of what moderators do all day, and what the indexes cost on inserts.
+
+`python -m tests.benchmarks.bench_sql --rows 5000000` starts a Postgres of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from tests.sqlscale import generate
+from worker.database import migrate
+from worker.localstack import LocalStack
+from worker.localstack.stack import DATABASE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IMAGE = "00000000-0000-4000-8000-000000000101"
+QUERIES = {
+    "review_queue, first page": "SELECT * FROM moderation.review_queue LIMIT 50",
+    "claim_next(10)": "SELECT * FROM moderation.claim_next(10)",
+    "image_history of one image": (
+        f"SELECT * FROM moderation.image_history WHERE image_id = '{IMAGE}'"  # noqa: S608 - constant
+    ),
+    "verdicts, first page": "SELECT * FROM moderation.verdicts LIMIT 50",
+    "verdicts, flagged, two hours, by time": (
+        "SELECT * FROM moderation.verdicts WHERE label = 'generated' "
+        "AND scored_at > now() - interval '2 hours' ORDER BY scored_at DESC LIMIT 50"
+    ),
+    "verdicts, one label and source": (
+        "SELECT * FROM moderation.verdicts WHERE label = 'generated' AND source = 'source-3' "
+        "LIMIT 50"
+    ),
+}
+#: Indexes of `verdicts` that serve reading only; the ledger itself needs the others.
+READING = ("ix_verdicts_scored_at", "ix_verdicts_champion", "ix_verdicts_model_version_scored_at")
+BATCH = 32
+INSERT = """
+    INSERT INTO app.verdicts (image_id, lease_id, model_version, role, score, label, branches,
+        decided_by, operating_point, prior, device, dtype, tier, policy_id)
+    SELECT i.id, (SELECT min(id) FROM app.leases), %s, 'champion', random(), 'real',
+           '{"lare": 1, "aligned": 2}', 'lare', 'fpr=0.01', 0.1, 'cuda:0', 'float32', 'allow',
+           (SELECT min(id) FROM app.policies)
+    FROM app.images i ORDER BY i.id OFFSET %s LIMIT %s
+"""
+
+
+def median_ms(work: Callable[[], object], times: int) -> float:
+    """Return the median time of a call, after one to warm up."""
+    work()
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        taken.append(1000 * (time.perf_counter() - start))
+    return statistics.median(taken)
+
+
+def inserts_ms(connection: psycopg.Connection, model: str, batches: int) -> float:
+    """Return the median time of inserting one batch of verdicts."""
+    taken = []
+    for batch in range(batches):
+        start = time.perf_counter()
+        connection.execute(INSERT, [model, batch * BATCH, BATCH])
+        taken.append(1000 * (time.perf_counter() - start))
+    return statistics.median(taken)
+
+
+def bench(stack: LocalStack, rows: int, times: int) -> None:
+    """Generate, measure and print."""
+    with psycopg.connect(stack.postgres.dsn(DATABASE), autocommit=True) as superuser:
+        start = time.perf_counter()
+        generate(superuser, rows)
+        tell(f"{rows} verdicts generated in {time.perf_counter() - start:.0f} s")
+        superuser.execute("CREATE ROLE bench LOGIN PASSWORD 'bench' IN ROLE moderator")
+        superuser.execute(
+            "INSERT INTO app.moderators (moderator, every_source) VALUES ('bench', true)"
+        )
+        address = psycopg.conninfo.make_conninfo(
+            stack.postgres.dsn(DATABASE), user="bench", password="bench"
+        )
+        with psycopg.connect(address, autocommit=True) as moderator:
+            for name, query in QUERIES.items():
+                if not moderator.execute(query).fetchall():
+                    raise SystemExit(f"{name}: no rows, so nothing to measure")
+                took = median_ms(lambda query=query: moderator.execute(query).fetchall(), times)
+                tell(f"{name:<40} median {took:7.2f} ms")
+        for name, setting in (("bare", "replica"), ("with policy, queue and keys", "origin")):
+            superuser.execute(f"SET session_replication_role = {setting}")
+            tell(f"insert of {BATCH} verdicts, {name}: {compare_inserts(superuser, times)}")
+
+
+def compare_inserts(superuser: psycopg.Connection, times: int) -> str:
+    """Insert with and without the indexes for reading, in turns, and say what they cost."""
+    sides: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(6):
+        indexed = turn % 2 == 0
+        with superuser.transaction(force_rollback=True):
+            # Nothing is committed here, so what waits for a commit is made to happen at once.
+            superuser.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            for name in () if indexed else READING:
+                superuser.execute(f"DROP INDEX app.{name}")
+            sides[indexed].append(inserts_ms(superuser, f"bench-{turn}", times))
+    with_ms, without_ms = min(sides[True]), min(sides[False])
+    cost = with_ms / without_ms - 1
+    return f"{with_ms:.2f} ms, without indexes for reading {without_ms:.2f} ms, {cost:+.0%}"
+
+
+def tell(line: str) -> None:
+    """Print at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--times", type=int, default=50)
+    options = parser.parse_args()
+    with LocalStack.temporary() as stack:
+        migrate(stack.owner_url())
+        bench(stack, options.rows, options.times)
+
+
+if __name__ == "__main__":
+    main()
