@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from detection.fusion import at_prior, label_of
 from detection.generator_folder import load_generator_folder
 from detection.lare import lare_map, lare_view, to_unit
 from detection.score import Label, Score
+from detection.steadiness import mild_copies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,19 +110,10 @@ class Detector:
         """
         for image in images:
             _check(image)
-        if not images:
-            return []
-        branches: list[dict[str, float]] = [{} for _ in images]
-        maps: list[NDArray[np.float32] | None] = [None] * len(images)
-        with torch.inference_mode():
-            if self._egre is not None:
-                for index, (logit, error) in enumerate(self._score_lare(images)):
-                    branches[index]["lare"] = logit
-                    maps[index] = error
-            if self._aligned is not None:
-                for index, logit in enumerate(self._score_aligned(images)):
-                    branches[index]["aligned"] = logit
-        return [self._verdict(*pair) for pair in zip(branches, maps, strict=True)]
+        scores = self._score_once(images)
+        if not self.bundle.manifest.policy.steady:
+            return scores
+        return [self._steadied(*pair) for pair in zip(images, scores, strict=True)]
 
     def tile_logits(self, image: NDArray[np.uint8]) -> list[TileLogit]:
         """Say what the aligned branch saw in each tile of one image; empty without that branch."""
@@ -167,6 +159,28 @@ class Detector:
                     f"the golden image of {self.bundle.manifest.name} gets {found[name]:.5f} from"
                     f" the {name} branch on {self.device} in {self.dtype}, not {value:.5f}"
                 )
+
+    def _score_once(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
+        if not images:
+            return []
+        branches: list[dict[str, float]] = [{} for _ in images]
+        maps: list[NDArray[np.float32] | None] = [None] * len(images)
+        with torch.inference_mode():
+            if self._egre is not None:
+                for index, (logit, error) in enumerate(self._score_lare(images)):
+                    branches[index]["lare"] = logit
+                    maps[index] = error
+            if self._aligned is not None:
+                for index, logit in enumerate(self._score_aligned(images)):
+                    branches[index]["aligned"] = logit
+        return [self._verdict(*pair) for pair in zip(branches, maps, strict=True)]
+
+    def _steadied(self, image: NDArray[np.uint8], score: Score) -> Score:
+        if score.label is not Label.GENERATED:
+            return score
+        copies = self._score_once(mild_copies(image, min_side=MIN_SIDE))
+        held = all(copy.label is Label.GENERATED for copy in copies)
+        return score if held else replace(score, label=Label.UNSURE)
 
     def _score_lare(
         self, images: Sequence[NDArray[np.uint8]]
