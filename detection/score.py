@@ -29,8 +29,8 @@ class Score:
     the images is; `branches` maps a branch name to its uncalibrated logit; `decided_by` names the
     branch that moved the fused logit most; `operating_point` names the false-positive rate at which
     the label was taken (for example "fpr=0.01"; `unsure` at the point of `generated` means that a
-    mild re-encoding flipped it); `error_map` is the LaRE map, float32 (h, w), mean over latent channels, or
-    None when the bundle has no lare branch.
+    mild re-encoding flipped it); `error_map` is the LaRE map, float32 (h, w), mean over latent
+    channels, or None when the bundle has no lare branch.
     """
 
     probability: float
