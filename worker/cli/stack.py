@@ -16,11 +16,13 @@ commands = typer.Typer()
 @commands.command()
 def up(context: typer.Context) -> None:
     """Start PostgreSQL, Redis and S3 on this machine and migrate the database."""
-    from worker.database import migrate  # noqa: PLC0415
+    from worker.database import migrate
+    from worker.moderation import configuration
 
     stack = cli.of(context).local_stack()
     stack.start(buckets=load_settings().s3.buckets)
     migrate(stack.owner_url())
+    configuration.write(stack.owner_url(), load_settings(stack.env_file))
     for server in stack.servers:
         typer.echo(f"{server.name:<9} 127.0.0.1:{server.port}")
     typer.echo(f"addresses {stack.env_file}")
@@ -61,11 +63,14 @@ def status(context: typer.Context) -> None:
 
 @commands.command()
 def migrate(context: typer.Context) -> None:
-    """Bring the database's schema to the newest revision."""
-    from worker import database  # noqa: PLC0415
+    """Bring the database's schema to the newest revision, and tell it the settings it needs."""
+    from worker import database
+    from worker.moderation import configuration
 
-    url = cli.of(context).settings().postgres.owner_url
+    settings = cli.of(context).settings()
+    url = settings.postgres.owner_url
     if url is None:
         raise SettingsError("UNLATENT_POSTGRES__OWNER_URL is not set: the owner's login migrates")
     database.migrate(url.get_secret_value())
+    configuration.write(url.get_secret_value(), settings)
     typer.echo("the schema is current")

@@ -1,0 +1,156 @@
+"""The moderators' commands, against a real database as a moderator's own login."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import URL
+from typer.testing import CliRunner
+
+from detection.errors import SettingsError
+from worker.cli import build_app
+from worker.cli.context import Context
+from worker.moderation import configuration
+from worker.settings import Moderation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from worker.settings import Settings
+
+
+@pytest.fixture
+def unlatent(
+    settings: Settings, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Run a command as the service, or as a moderator with `who=desk`; return what it prints."""
+
+    def run(*arguments: str, who: Any = None) -> str:
+        url = settings.postgres.url.get_secret_value()
+        if who is not None:
+            info = who.connection.info
+            url = URL.create(
+                "postgresql+psycopg", info.user, info.password, info.host, info.port, info.dbname
+            ).render_as_string(hide_password=False)
+        s3 = settings.s3
+        assert s3.access_key_id is not None
+        assert s3.secret_access_key is not None
+        for name, value in {
+            "POSTGRES__URL": url,
+            "S3__ENDPOINT_URL": s3.endpoint_url,
+            "S3__ACCESS_KEY_ID": s3.access_key_id.get_secret_value(),
+            "S3__SECRET_ACCESS_KEY": s3.secret_access_key.get_secret_value(),
+            "S3__BUCKETS": f'["{bucket}"]',
+        }.items():
+            monkeypatch.setenv(f"UNLATENT_{name}", str(value))
+        result = CliRunner().invoke(build_app(), arguments, obj=Context())
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
+
+    return run
+
+
+def test_a_review_from_claim_to_overturn(
+    unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
+) -> None:
+    """Claim, decide, appeal and overturn without a line of SQL; the history tells the story."""
+    image = scored(0.97)
+    clerk, lead = desk(), desk(lead=True)
+    assert str(image) in unlatent("review", "--claim", "2", who=clerk)
+    assert clerk.name in unlatent("review", "--queue", "flagged", who=lead)
+    with pytest.raises(SettingsError, match=r"no reason 'because' .*moderation\.reasons"):
+        unlatent("decide", str(image), "generated", "--reason", "because", who=clerk)
+    unlatent("decide", str(image), "generated", "--reason", "generated_declared", who=clerk)
+    unlatent("appeals", "open", str(image), "--note", "mine", who=clerk)
+    appeal = re.search(r"^([0-9a-f-]{36}) ", unlatent("appeals", "list", who=lead), re.MULTILINE)
+    assert appeal is not None
+    unlatent("appeals", "close", appeal[1], "overturned", "--reason", "real_original", who=lead)
+    history = unlatent("verdicts", "--image", str(image), who=lead)
+    for event in ("upload", "verdict", "decision", "appeal opened", "regression corpus"):
+        assert event in history
+    assert " real" in unlatent("verdicts", "--label", "generated", who=lead)
+    assert str(image) not in unlatent("verdicts", "--tier", "allow", who=lead)
+    assert "model-1" in unlatent("quality", who=lead)
+
+
+def test_a_policy_is_tried_set_and_shown(
+    unlatent: Callable[..., str], scored: Callable[..., UUID]
+) -> None:
+    """The preview names the change and its example; setting it rules the next verdict."""
+    image = scored(0.95)
+    thresholds = ("--review", "0.5", "--flag", "0.97", "--flag-high", "0.99")
+    told = unlatent("policy", "preview", *thresholds)
+    assert "1 verdicts, 1 change tier" in told
+    assert f"flag → review: 1, for example {image}" in told
+    unlatent("policy", "set", *thresholds, "--source", "web", "--reason", "fewer false alarms")
+    assert "fewer false alarms" in unlatent("policy", "show")
+    assert "nothing was stopped" in unlatent(
+        "policy", "resume", "web", "--reason", "none", "--by", "kim"
+    )
+    with pytest.raises(SettingsError, match="needs at least 300 images"):
+        unlatent("policy", "threshold", "--false-positives", "0.01")
+
+
+def test_links_open_in_a_browser(
+    unlatent: Callable[..., str],
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    s3_client: Any,
+    settings: Settings,
+    bucket: str,
+) -> None:
+    """`link` presigns picture and evidence; the views give addresses from the configured base."""
+    s3_client.put_object(Bucket=bucket, Key="a cat+1.jpg", Body=b"picture")
+    s3_client.put_object(Bucket=bucket, Key="evidence/a.png", Body=b"map")
+    image = scored(0.97, key="a cat+1.jpg", evidence_uri=f"s3://{bucket}/evidence/a.png")
+    links = unlatent("link", str(image), "--minutes", "2").split()
+    bodies = [urllib.request.urlopen(link, timeout=10).read() for link in links]  # noqa: S310 - ours
+    assert bodies == [b"picture", b"map"]
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(links[0].partition("?")[0], timeout=10)  # noqa: S310 - ours
+    assert settings.postgres.owner_url is not None
+    base = Moderation(
+        image_url="https://console.example/{id}",
+        evidence_url="https://store.example/{bucket}/{key}",
+    )
+    configuration.write(
+        settings.postgres.owner_url.get_secret_value(),
+        settings.model_copy(update={"moderation": base}),
+    )
+    seen = desk().rows("SELECT image_url, evidence_url FROM moderation.verdicts")
+    assert seen == [
+        (f"https://console.example/{image}", f"https://store.example/{bucket}/evidence/a.png")
+    ]
+    keyed = Moderation(image_url="https://store.example/{bucket}/{key}")
+    configuration.write(
+        settings.postgres.owner_url.get_secret_value(),
+        settings.model_copy(update={"moderation": keyed}),
+    )
+    address = desk().value("SELECT image_url FROM moderation.verdicts")
+    assert address == f"https://store.example/{bucket}/a%20cat%2B1.jpg"
+
+
+def test_operators_manage_people_webhooks_and_retention(
+    unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
+) -> None:
+    """People are allowed and disallowed, dead letters counted, an image erased on request."""
+    image = scored()
+    newcomer = desk(allowed=False)
+    with pytest.raises(SettingsError, match="CREATE ROLE"):
+        unlatent("moderators", "allow", "nobody_at_all")
+    unlatent("moderators", "allow", newcomer.name, "--source", "web", "--lead")
+    assert f"{newcomer.name}: web (lead)" in unlatent("moderators", "list")
+    assert newcomer.value("SELECT count(*) FROM moderation.verdicts") == 1
+    assert "done" in unlatent("moderators", "disallow", newcomer.name)
+    assert newcomer.value("SELECT count(*) FROM moderation.verdicts") == 0
+    assert "waiting=0 delivered=0 dead=0" in unlatent("webhooks", "dead")
+    assert "0 will be sent" in unlatent("webhooks", "replay", "--dead")
+    with pytest.raises(SettingsError, match="WEBHOOKS__URL"):
+        unlatent("webhooks", "run", "--once")
+    assert "1 erased" in unlatent("retain", "--erase", str(image), "--reason", "her request")
