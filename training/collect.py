@@ -1,0 +1,295 @@
+"""Which images may train: a pure policy from what is known of them to a snapshot.
+
+Nothing enters without consent (sources opt in) and proof: a person's decision, or a source that is
+trusted for photographs. No source, uploader or moderator may weigh more than a cap, so that nobody
+teaches the detector alone. Near-duplicates share a group and a group one side for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detection.score import Label
+from training.manifest import side
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from numpy.typing import NDArray
+
+#: Two PDQ hashes this near (of 256 bits) are of one picture; its authors' recommended distance.
+NEAR_BITS = 31
+#: Hashes of flat pictures say nothing below this quality, by the same recommendation.
+MIN_PDQ_QUALITY = 50
+
+
+class Side(StrEnum):
+    """What a snapshot uses an image for."""
+
+    TRAINING = "training"
+    CALIBRATION = "calibration"
+    EVALUATION = "evaluation"
+
+
+class Why(StrEnum):
+    """What lets an image in."""
+
+    DECISION = "decision"
+    TRUSTED_SOURCE = "trusted_source"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """One decision of one moderator."""
+
+    moderator: str
+    label: Label
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What is known of one image.
+
+    `group` is its prompt or scene where known; `champion` the champion's probability that it is
+    generated; `audit_share` the probability with which the random audit drew it, None if it did
+    not.
+    """
+
+    image_id: str
+    sha256: str
+    source: str
+    uploader: str | None
+    rulings: tuple[Ruling, ...] = ()
+    pdq: bytes | None = None
+    pdq_quality: int = 0
+    group: str | None = None
+    champion: float | None = None
+    audit_share: float | None = None
+    withdrawn: bool = False
+    under_appeal: bool = False
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectPolicy:
+    """Who may teach, and how much; without `sources` nobody may."""
+
+    sources: frozenset[str] = frozenset()
+    trusted_sources: frozenset[str] = frozenset()
+    max_per_source: int = 2000
+    max_per_uploader: int = 50
+    max_per_moderator: int = 200
+    max_near_duplicates: int = 3
+    sure_generated: float = 0.9
+    evaluation: float = 0.15
+    calibration: float = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownGroup:
+    """A picture whose group was named in an earlier snapshot, or that is a pinned report's."""
+
+    pdq: bytes
+    group: str
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """One image of a snapshot; `weight` undoes how it was sampled in calibration and drift."""
+
+    image_id: str
+    sha256: str
+    source: str
+    label: Label
+    why: Why
+    group: str
+    side: Side
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The images of a snapshot, and how many were left out by each reason."""
+
+    items: tuple[Selected, ...]
+    left_out: Mapping[str, int]
+
+    def of(self, wanted: Side, label: Label) -> list[Selected]:
+        """Return the images of one side and label."""
+        return [item for item in self.items if item.side is wanted and item.label is label]
+
+
+def select(
+    candidates: Iterable[Candidate],
+    policy: CollectPolicy,
+    *,
+    known: Sequence[KnownGroup] = (),
+    known_sha256: Iterable[str] = (),
+) -> Selection:
+    """Choose the images of the next snapshot.
+
+    `known` and `known_sha256` are those of earlier snapshots. The choice depends on the images and
+    not on their order: where a cap leaves some out, a hash decides which.
+    """
+    left_out: Counter[str] = Counter()
+    admitted: list[tuple[Candidate, Label, Why]] = []
+    # A hash of the id shuffles for ever the same way: neither early nor late uploads win.
+    for candidate in sorted(candidates, key=lambda one: _rank(one.image_id)):
+        label, why = _ruled(candidate, policy)
+        if label is None:
+            left_out[why] += 1
+        else:
+            admitted.append((candidate, label, Why(why)))
+    groups = _Groups(known)
+    caps = _Caps(policy, set(known_sha256))
+    items = []
+    for candidate, label, why in admitted:
+        group, pinned = groups.find(candidate)
+        reason = "near_pinned_report" if pinned else caps.refuse(candidate, label, group)
+        where = _side(group, policy)
+        if not reason and where is Side.CALIBRATION and not _fairly_sampled(candidate, why):
+            # Reviewed images are mostly flagged ones: calibrated on them, every rate is wrong.
+            reason = "not_sampled_for_calibration"
+        if reason:
+            left_out[reason] += 1
+            continue
+        caps.count(candidate, label, group)
+        items.append(
+            Selected(
+                image_id=candidate.image_id,
+                sha256=candidate.sha256,
+                source=candidate.source,
+                label=label,
+                why=why,
+                group=group,
+                side=where,
+                weight=1 / candidate.audit_share if candidate.audit_share else 1.0,
+            )
+        )
+    return Selection(tuple(items), dict(left_out))
+
+
+def _rank(image_id: str) -> bytes:
+    return hashlib.sha256(f"collect:{image_id}".encode()).digest()
+
+
+def _ruled(candidate: Candidate, policy: CollectPolicy) -> tuple[Label | None, str]:
+    """Return the label and what proves it, or None and why the image stays out."""
+    for refused, reason in (
+        (candidate.source not in policy.sources, "source_not_opted_in"),
+        (candidate.withdrawn, "withdrawn"),
+        (candidate.under_appeal, "under_appeal"),
+        (candidate.pinned, "pinned_report"),
+    ):
+        if refused:
+            return None, reason
+    latest = {ruling.moderator: ruling.label for ruling in _by_time(candidate)}
+    if not latest:
+        if candidate.source in policy.trusted_sources:
+            return Label.REAL, Why.TRUSTED_SOURCE
+        return None, "not_confirmed"
+    label = _by_time(candidate)[-1].label
+    if label is Label.UNSURE:
+        return None, "moderator_unsure"
+    sure = candidate.champion is not None and candidate.champion >= policy.sure_generated
+    agreeing = sum(said is label for said in latest.values())
+    if label is Label.REAL and sure and agreeing < 2:
+        return None, "needs_second_person"
+    return label, Why.DECISION
+
+
+def _by_time(candidate: Candidate) -> list[Ruling]:
+    return sorted(candidate.rulings, key=lambda ruling: ruling.at)
+
+
+def _fairly_sampled(candidate: Candidate, why: Why) -> bool:
+    return candidate.audit_share is not None or why is Why.TRUSTED_SOURCE
+
+
+def _side(group: str, policy: CollectPolicy) -> Side:
+    place = side(group)
+    if place < policy.evaluation:
+        return Side.EVALUATION
+    if place < policy.evaluation + policy.calibration:
+        return Side.CALIBRATION
+    return Side.TRAINING
+
+
+class _Groups:
+    """Names each image's group: what is known of it, else its near-duplicate cluster.
+
+    A cluster keeps the name of its first member for ever; a new image joins the nearest.
+    """
+
+    def __init__(self, known: Sequence[KnownGroup]) -> None:
+        self._names = [one.group for one in known]
+        self._pinned = [one.pinned for one in known]
+        self._bits: list[NDArray[np.uint8]] = [_bits(one.pdq) for one in known]
+
+    def find(self, candidate: Candidate) -> tuple[str, bool]:
+        """Return the group and whether the picture is near a pinned report's."""
+        if candidate.pdq is None or candidate.pdq_quality < MIN_PDQ_QUALITY:
+            return candidate.group or f"image:{candidate.sha256}", False
+        bits = _bits(candidate.pdq)
+        if self._bits:
+            distances = (np.stack(self._bits) != bits).sum(axis=1)
+            pinned = np.array(self._pinned)
+            if pinned.any() and distances[pinned].min() <= NEAR_BITS:
+                return "", True
+            nearest = int(distances.argmin())
+            if distances[nearest] <= NEAR_BITS:
+                return self._names[nearest], False
+        name = candidate.group or f"picture:{candidate.sha256}"
+        self._names.append(name)
+        self._pinned.append(False)
+        self._bits.append(bits)
+        return name, False
+
+
+def _bits(pdq: bytes) -> NDArray[np.uint8]:
+    return np.unpackbits(np.frombuffer(pdq, dtype=np.uint8))
+
+
+class _Caps:
+    """Counts what was taken and refuses what would be too much."""
+
+    def __init__(self, policy: CollectPolicy, known_sha256: set[str]) -> None:
+        self._policy = policy
+        self._bytes = known_sha256
+        self._taken: Counter[tuple[str, str]] = Counter()
+
+    def refuse(self, candidate: Candidate, label: Label, group: str) -> str:
+        """Return why the image is one too many, or nothing."""
+        if candidate.sha256 in self._bytes:
+            return "exact_duplicate"
+        for kind, name, limit in self._limits(candidate, label, group):
+            if self._taken[kind, name] >= limit:
+                return f"{kind}_cap"
+        return ""
+
+    def count(self, candidate: Candidate, label: Label, group: str) -> None:
+        """Take the image."""
+        self._bytes.add(candidate.sha256)
+        for kind, name, _ in self._limits(candidate, label, group):
+            self._taken[kind, name] += 1
+
+    def _limits(
+        self, candidate: Candidate, label: Label, group: str
+    ) -> Iterator[tuple[str, str, int]]:
+        policy = self._policy
+        yield "source", candidate.source, policy.max_per_source
+        if candidate.uploader is not None:
+            yield "uploader", f"{candidate.source}/{candidate.uploader}", policy.max_per_uploader
+        # Whoever stands for the label: a second person's vote spends their share too.
+        for moderator in sorted({r.moderator for r in candidate.rulings if r.label is label}):
+            yield "moderator", moderator, policy.max_per_moderator
+        yield "near_duplicate", f"{label}/{group}", policy.max_near_duplicates
