@@ -67,7 +67,7 @@ class WorkerProcess:
 
     def wait_until_ready(self) -> Self:
         """Wait until the worker takes messages."""
-        eventually(lambda: self.ready, timeout_s=60, what="a ready worker")
+        eventually(lambda: self.ready, timeout_s=120, what="a ready worker")
         return self
 
     def events(self, name: str) -> list[dict[str, Any]]:
