@@ -146,21 +146,37 @@ def reals_needed(target: float) -> int:
     return total
 
 
-def expected_calibration_error(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReliabilityBin:
+    """One bar of a reliability diagram: mean stated probability, share found, share of weight."""
+
+    stated: float
+    found: float
+    mass: float
+
+
+def reliability(
     probabilities: Floats, generated: Flags, weights: Floats | None = None, bins: int = 15
-) -> float:
-    """Return the weighted mean gap between stated and found shares over equal-width bins.
+) -> tuple[ReliabilityBin, ...]:
+    """Compare stated and found shares over equal-width bins of probability, less empty ones.
 
     (Naeini et al., AAAI 2015; Guo et al., ICML 2017, section 2.)
     """
     weights = np.ones(len(generated)) if weights is None else weights
     index = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gap = 0.0
-    for one in range(bins):
-        inside = index == one
-        mass = weights[inside].sum()
-        if mass:
-            stated = np.average(probabilities[inside], weights=weights[inside])
-            found = np.average(generated[inside], weights=weights[inside])
-            gap += mass * abs(stated - found)
-    return float(gap / weights.sum())
+    return tuple(
+        ReliabilityBin(
+            stated=float(np.average(probabilities[inside], weights=weights[inside])),
+            found=float(np.average(generated[inside], weights=weights[inside])),
+            mass=float(weights[inside].sum() / weights.sum()),
+        )
+        for inside in (index == one for one in np.unique(index[weights > 0]))
+    )
+
+
+def expected_calibration_error(
+    probabilities: Floats, generated: Flags, weights: Floats | None = None, bins: int = 15
+) -> float:
+    """Return the weighted mean gap between stated and found shares over the bins."""
+    found = reliability(probabilities, generated, weights, bins)
+    return sum(one.mass * abs(one.stated - one.found) for one in found)

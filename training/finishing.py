@@ -28,8 +28,7 @@ from training.calibration import (
     fit_fusion,
     operating_points,
 )
-from training.corpus import read_pixels
-from training.evaluation import Scored, auc, merge, recall_at, score_tier
+from training.evaluation import Scored, auc, merge, recall_at, score_tier, untouched
 from training.folds import make_folds
 from training.recipe import divide
 from training.release import write_bundle
@@ -71,10 +70,6 @@ class Forms:
 
 def score_forms(detector: Detector, entries: Sequence[Entry]) -> Forms:
     """Score entries in the calibration tiers, and as uploaded."""
-
-    def untouched(entry: Entry) -> NDArray[np.uint8]:
-        return read_pixels(entry)[0]
-
     scored = {tier: score_tier(detector, entries, tier) for tier in CALIBRATION_TIERS}
     scored[RAW] = score_tier(detector, entries, "clean", read=untouched)
     return Forms(scored)
