@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from worker.schema import Base
+from worker.schema import Base as Base  # noqa: PLC0414 - exported with these tables known to it
 
 QUEUES = ("flagged", "unsure", "audit", "appeal", "report", "requested")
 TIERS = ("allow", "review", "flag", "flag_high")

@@ -5,6 +5,7 @@ Moderators point UNLATENT_POSTGRES__URL at their own login: the database knows t
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -251,6 +252,27 @@ def threshold(
     with _engine(context) as engine:
         found = policies.threshold_for(engine, false_positives=false_positives, source=source)
     typer.echo(f"{found:.6f}")
+
+
+@policy.command()
+def watch(
+    context: typer.Context,
+    every_s: Annotated[float, typer.Option(help="Seconds between two looks.", min=1)] = 30,
+    once: Annotated[bool, typer.Option("--once", help="Look once and stop.")] = False,
+) -> None:
+    """Stop automatic flagging of sources whose share of flags leaves its band, until stopped."""
+    from worker.moderation.flagging import check_breakers
+
+    with _engine(context) as engine:
+        while True:
+            for trip in check_breakers(engine):
+                typer.echo(
+                    f"{trip.source}: flagging stopped at {trip.flag_share:.1%} "
+                    f"of {trip.images} verdicts"
+                )
+            if once:
+                return
+            time.sleep(every_s)
 
 
 @policy.command()

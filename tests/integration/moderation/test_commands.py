@@ -90,9 +90,12 @@ def test_a_policy_is_tried_set_and_shown(
     assert f"flag → review: 1, for example {image}" in told
     unlatent("policy", "set", *thresholds, "--source", "web", "--reason", "fewer false alarms")
     assert "fewer false alarms" in unlatent("policy", "show")
-    assert "nothing was stopped" in unlatent(
-        "policy", "resume", "web", "--reason", "none", "--by", "kim"
-    )
+    resume = ("policy", "resume", "web", "--reason", "none", "--by", "kim")
+    assert "nothing was stopped" in unlatent(*resume)
+    for _ in range(200):
+        scored(0.99)
+    assert "web: flagging stopped at" in unlatent("policy", "watch", "--once")
+    assert "web flags again" in unlatent(*resume)
     with pytest.raises(SettingsError, match="needs at least 300 images"):
         unlatent("policy", "threshold", "--false-positives", "0.01")
 
