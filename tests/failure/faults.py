@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -46,6 +47,7 @@ class Crew:
         self.left_behind: list[Process] = []
         self._stack = ExitStack()
         self._count = 0
+        self._logs: list[Path] = []
 
     def __enter__(self) -> Self:
         return self
@@ -57,6 +59,8 @@ class Crew:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
+        for log in self._logs:  # pytest shows it with a failed test only
+            sys.stderr.write(f"--- {log}\n{log.read_text()[-8_000:]}\n")
 
     def worker(self, *arguments: str, settings: Settings | None = None) -> WorkerProcess:
         """Start a worker; it is not waited for."""
@@ -80,7 +84,9 @@ class Crew:
         own = chosen.model_copy(
             update={"observability": chosen.observability.model_copy(update={"run_dir": run_dir})}
         )
-        return self._stack.enter_context(WorkerProcess(own, module=module, arguments=arguments))
+        process = WorkerProcess(own, module=module, arguments=arguments)
+        self._logs.append(process.log)
+        return self._stack.enter_context(process)
 
     def kill(self, process: WorkerProcess) -> None:
         """`kill -9` it and remember what it leaves behind."""
@@ -90,6 +96,11 @@ class Crew:
 
     def kill_when_stopped(self, process: WorkerProcess) -> None:
         """Wait until it has stopped itself at its fault point, then kill it there."""
+        self.wait_until_stopped(process)
+        self.kill(process)
+
+    def wait_until_stopped(self, process: WorkerProcess) -> None:
+        """Wait until it has stopped itself at its fault point."""
         pid = process.process.pid
 
         def stopped() -> bool:
@@ -97,12 +108,7 @@ class Crew:
             return state_of(pid) == "T"
 
         eventually(stopped, timeout_s=90, what="a process stopped at its fault point")
-        self.kill(process)
-
-    def suspend(self, process: WorkerProcess) -> None:
-        """Freeze it."""
-        os.kill(process.process.pid, signal.SIGSTOP)
 
     def resume(self, process: WorkerProcess) -> None:
-        """Let it go on."""
+        """Let a stopped process go on."""
         os.kill(process.process.pid, signal.SIGCONT)

@@ -41,19 +41,21 @@ BRIDGE_PHASES = {
 
 
 def stop_at(place: str, name: str, side: str) -> None:
-    """Make every call of the method stop this process, before or after its work."""
+    """Make the first call of the method stop this process, before or after its work."""
     import importlib
 
     module, _, owner = place.partition(":")
     holder = getattr(importlib.import_module(module), owner)
     method: Callable[..., Any] = getattr(holder, name)
 
+    first = iter([True])
+
     @functools.wraps(method)
     def stopping(*arguments: Any, **named: Any) -> Any:
-        if side == "before":
+        if side == "before" and next(first, False):
             _stop()
         answer = method(*arguments, **named)
-        if side == "after":
+        if side == "after" and next(first, False):
             _stop()
         return answer
 

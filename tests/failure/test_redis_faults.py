@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.failure.faults import changed
 from tests.site import Site, png
 from tests.waiting import eventually
 from worker import queues
@@ -51,6 +52,21 @@ def test_a_killed_redis_with_its_file_loses_nothing(
     stack.redis.kill()
     stack.redis.start()
     keys += upload(site, 40, 10)
+    assert accounts.check(keys, timeout_s=90) == {State.SCORED: len(keys)}
+
+
+def test_a_worker_whose_acknowledgement_was_lost_takes_messages_again(
+    site: Site, crew: Crew, accounts: Accounts, stack: LocalStack, settings: Settings
+) -> None:
+    """Redis is away when the one message under way is acknowledged: its place is not lost."""
+    keys = upload(site, 0, 5)
+    single = changed(settings, "scoring", threads=1, max_batch=1)
+    worker = crew.worker("--stop-at", "acknowledging", settings=single)
+    crew.wait_until_stopped(worker)
+    stack.redis.kill()
+    crew.resume(worker)
+    eventually(lambda: "Couldn't ack" in worker.log.read_text(), what="a failed acknowledgement")
+    stack.redis.start()
     assert accounts.check(keys, timeout_s=90) == {State.SCORED: len(keys)}
 
 
