@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock demo check test test-full bench-check bench-gpu bench-sql bundle clean
+.PHONY: help venv lock demo check test test-full test-deploy bench-check bench-gpu bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,23 +26,32 @@ $(INSTALLED): requirements.lock pyproject.toml
 		--no-build-isolation --editable .
 	@touch $@
 
-lock: venv ## Resolve pyproject.toml into requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --quiet \
-		--output-file requirements.lock
+UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-emit-index-url --no-emit-find-links --quiet
+
+lock: venv ## Resolve pyproject.toml into requirements.lock, and the image's part of it
+	$(UV_COMPILE) pyproject.toml --extra dev --output-file requirements.lock
+	$(UV_COMPILE) pyproject.toml --extra service --constraint requirements.lock --no-annotate \
+		--output-file deploy/requirements.lock
+	echo hatchling | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
+		--output-file deploy/build.lock
 
 check: venv ## Lint, check types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run deploy/apply deploy/install-dependencies
+	$(BIN)/hadolint deploy/Dockerfile
 
 test: venv ## Run the unit, integration, migration and failure tests but the long ones
-	$(PYTEST) -m "not full"
+	$(PYTEST) -m "not full and not deploy"
 
 test-full: venv ## Run the long tests that `make test` leaves out
 	$(PYTEST) -m full
+
+test-deploy: venv ## Run what needs root and Debian's packages prometheus and debootstrap
+	$(PYTEST) -m deploy
 
 demo: venv ## Start everything on this machine and follow images from upload to verdict
 	$(BIN)/unlatent demo
