@@ -9,7 +9,7 @@ from sqlalchemy import NullPool, create_engine, text
 
 from detection.errors import SettingsError
 from worker.schema import SCHEMA
-from worker.schema_moderation import Base
+from worker.schema_training import Base
 from worker.settings import Settings
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from tests.ledger_contract import scored
 from worker.database import alembic_config, downgrade, migrate
 from worker.ledger_postgres import PostgresLedger
-from worker.schema_moderation import Base
+from worker.schema_training import Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
