@@ -24,6 +24,7 @@ MODULES = (
     "config",
     "ingest",
     "service",
+    "capacity",
     "check",
     "demo",
     "models",
