@@ -98,7 +98,7 @@ class PredictorTask:
     """Noise prediction on stored latents, with the constant conditioning of the bundle."""
 
     def __init__(
-        self, latents: Tensor, process: Process, conditioning: Tensor, *, batch_size: int = 32
+        self, latents: Tensor, process: Process, conditioning: Tensor, *, batch_size: int = 16
     ) -> None:
         self._latents, self._process = latents, process
         self._conditioning, self._batch_size = conditioning, batch_size

@@ -77,11 +77,11 @@ class BundleRecipe:
     autoencoder_loop: LoopConfig = LoopConfig(
         steps=600, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.99
     )
-    predictor_loop: LoopConfig = LoopConfig(steps=800, learning_rate=5e-4, weight_decay=0.0)
+    predictor_loop: LoopConfig = LoopConfig(steps=500, learning_rate=5e-4, weight_decay=0.0)
     aligned_loop: LoopConfig = LoopConfig(steps=1800, learning_rate=2e-3)
     egre_loop: LoopConfig = LoopConfig(steps=600, learning_rate=1e-3, weight_decay=0.05)
     fold_steps: int = 600
-    view_copies: int = 2
+    view_copies: int = 1
     partial_noise_images: int = 160
     sampled_images: int = 64
 

@@ -1,4 +1,4 @@
-"""`unlatent bundle`: train a bundle from a folder of labelled images."""
+"""`unlatent bundle`, `evaluate`: train a bundle on labelled images, measure one on others."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def bundle(
     licence: Annotated[
         str, typer.Option(help="The terms of the images, for the bundle's card.")
     ] = "not stated",
+    folds: Annotated[
+        bool, typer.Option(help="Also measure on generator families left out in turn.")
+    ] = True,
 ) -> None:
     """Train, calibrate and write a bundle from images of one's own; takes hours on a CPU.
 
@@ -46,5 +49,38 @@ def bundle(
     recipe = BundleRecipe()
     write_recipe(recipe, run / "recipe.json")
     aligners = [] if taef2 is None else [taef2_aligner(taef2)]
-    released = release(Workshop(entries, run, recipe, aligners), out, data_licence=licence)
+    released = release(
+        Workshop(entries, run, recipe, aligners), out, data_licence=licence, with_folds=folds
+    )
     typer.echo(f"{released.folder}: model version {released.model_version}")
+
+
+@commands.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder with manifest.tsv and the images it lists.")],
+    bundle: Annotated[
+        str, typer.Option(help="Embedded bundle's name, or a bundle's folder.")
+    ] = "small",
+    out: Annotated[
+        Path, typer.Option(help="Where the report is written; a run resumes from it.")
+    ] = Path("out/quality"),
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images a set.")] = None,
+    device: Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" …')] = "cpu",
+) -> None:
+    """Measure a bundle on labelled images: figures with intervals, tables and plots.
+
+    Thresholds are the bundle's own. Whether it was trained on an image cannot be known from a
+    bundle: the report says what it could tell.
+    """
+    from detection.detector import Detector
+    from training.quality import evaluate as run_evaluation
+
+    detector = Detector.load(bundle, device=device)
+    quality = run_evaluation(detector, data, out, limit=limit, on_progress=_show_progress)
+    for warning in quality.warnings:
+        typer.echo(f"Mind: {warning}", err=True)
+    typer.echo(f"{out / 'quality.md'}: model version {quality.model_version}")
+
+
+def _show_progress(form: str, done: int, total: int) -> None:
+    typer.echo(f"{form}: {done} of {total} images scored", err=True)
