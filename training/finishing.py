@@ -9,6 +9,7 @@ for all three.
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from dataclasses import dataclass
 from importlib.resources import files
@@ -165,11 +166,20 @@ def fold_figures(workshop: Workshop, fold: Fold) -> dict[str, Any]:
     """Train the fold's branches and state their figures on what the fold left out.
 
     The fusion is the plain sum of the standardised branch logits: nothing is fitted on what a fold
-    leaves out.
+    leaves out. Kept in the run folder, as every stage is.
     """
+    file = workshop.run_dir / fold.name / "figures.json"
+    if not file.is_file():
+        figures = _measure_fold(workshop, fold)
+        file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return kept
+
+
+def _measure_fold(workshop: Workshop, fold: Fold) -> dict[str, Any]:
     training, tested = fold.divide(workshop.entries)
     aligned = workshop.aligned(fold.name, training, steps=workshop.recipe.fold_steps)
-    egre = workshop.lare(fold.name, training)
+    egre = workshop.lare(fold.name, training, steps=workshop.recipe.fold_steps)
     draft = write_bundle(workshop.run_dir / fold.name / "draft", workshop, aligned, egre)
     detector = Detector(draft, device=workshop.device)
     figures: dict[str, Any] = {"family": fold.family, "source": fold.source, "tiers": {}}

@@ -80,7 +80,7 @@ class BundleRecipe:
     predictor_loop: LoopConfig = LoopConfig(steps=500, learning_rate=5e-4, weight_decay=0.0)
     aligned_loop: LoopConfig = LoopConfig(steps=1800, learning_rate=2e-3)
     egre_loop: LoopConfig = LoopConfig(steps=600, learning_rate=1e-3, weight_decay=0.05)
-    fold_steps: int = 600
+    fold_steps: int = 400
     view_copies: int = 1
     partial_noise_images: int = 160
     sampled_images: int = 64
@@ -267,7 +267,7 @@ class Workshop:
 
         return _finished(network, self.run_dir / name / "aligned.safetensors", train)
 
-    def lare(self, name: str, entries: Sequence[Entry]) -> Egre:
+    def lare(self, name: str, entries: Sequence[Entry], *, steps: int | None = None) -> Egre:
         """Stage 4b: train the lare branch's classifier on `entries` and what was made of them."""
         recipe = self.recipe
         torch.manual_seed(0)
@@ -283,9 +283,8 @@ class Workshop:
                 or (item.entry.family == EMBEDDED and self._may_train(item.entry, groups))
             ]
             task = LareTask(items)
-            return fit(
-                network, task, recipe.egre_loop, self.run_dir / name / "egre", device=self.device
-            )
+            loop = with_steps(recipe.egre_loop, steps)
+            return fit(network, task, loop, self.run_dir / name / "egre", device=self.device)
 
         return _finished(network, self.run_dir / name / "egre.safetensors", train)
 
