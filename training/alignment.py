@@ -16,7 +16,8 @@ import structlog
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from training.datasets import Dataset, PairFiles, Shard, record_name, save_dataset, write_shard
+from training.datasets import Dataset, SampleFiles, Shard, record_name, save_dataset, write_shard
+from training.manifest import REAL
 from training.nuisances import Unreadable
 
 if TYPE_CHECKING:
@@ -139,17 +140,19 @@ def _build(
             log.warning("original_unreadable", key=source.key, error=str(error))
     made: dict[str, dict[str, bytes]] = {original.key: {} for original in originals}
     for aligner in aligners:
-        for batch in _batches(originals, batch_size):
+        for batch in _batches([one for one in originals if one.label == REAL], batch_size):
             images = reconstruct(aligner, [original.pixels for original in batch])
             for original, image in zip(batch, images, strict=True):
                 made[original.key][aligner.name] = original.coding.encode(image)
     samples = (
-        PairFiles(
+        SampleFiles(
             key=original.key,
             group=original.group,
             source=original.source,
+            label=original.label,
+            side=original.side,
             suffix=original.coding.suffix,
-            real=original.data,
+            image=original.data,
             reconstructions=made[original.key],
         )
         for original in originals

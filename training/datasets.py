@@ -1,9 +1,9 @@
 """Aligned data sets: WebDataset shards with a manifest, in a folder or a bucket.
 
-A shard is a plain tar file; a sample is `<key>.json`, `<key>.real.<png|jpg>` and one
-`<key>.<aligner>.<png|jpg>` an aligner. `dataset.json` lists every shard with its sha256 and the
-keys in it; its digest names the data set for ever. A withdrawn image is cut out of its shard and
-leaves a tombstone, which makes a new digest that remembers the old one.
+A shard is a plain tar file; a sample is `<key>.json`, `<key>.<label>.<png|jpg>` and, of a real
+image, one `<key>.<aligner>.<png|jpg>` an aligner. `dataset.json` lists every shard with its sha256
+and the keys in it; its digest names the data set for ever. A withdrawn image is cut out of its
+shard and leaves a tombstone, which makes a new digest that remembers the old one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detection.errors import SettingsError
 from training.corpus import Sample
-from training.manifest import REAL, Entry
+from training.manifest import GENERATED, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
 MANIFEST = "dataset.json"
+#: What `<key>.json` says.
+_KNOWN = ("group", "source", "label", "side")
 SCHEMA_VERSION = 1
 
 
@@ -125,25 +127,27 @@ class Dataset(_Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairFiles:
+class SampleFiles:
     """One sample: what is known of the original, its file, and each reconstruction's by aligner."""
 
     key: str
     group: str
     source: str
+    label: str
+    side: str
     suffix: str
-    real: bytes
+    image: bytes
     reconstructions: Mapping[str, bytes]
 
 
-def pack(samples: Iterable[PairFiles]) -> bytes:
+def pack(samples: Iterable[SampleFiles]) -> bytes:
     """Write samples into a tar file that depends on nothing but them."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            known = {"key": sample.key, "group": sample.group, "source": sample.source}
+            known = {name: getattr(sample, name) for name in _KNOWN}
             _add(tar, f"{sample.key}.json", json.dumps(known, sort_keys=True).encode())
-            _add(tar, f"{sample.key}.real.{sample.suffix}", sample.real)
+            _add(tar, f"{sample.key}.{sample.label}.{sample.suffix}", sample.image)
             for aligner, data in sorted(sample.reconstructions.items()):
                 _add(tar, f"{sample.key}.{aligner}.{sample.suffix}", data)
     return buffer.getvalue()
@@ -155,7 +159,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def unpack(data: bytes) -> Iterator[PairFiles]:
+def unpack(data: bytes) -> Iterator[SampleFiles]:
     """Read the samples of a shard."""
     found: dict[str, dict[str, bytes]] = {}
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -164,22 +168,16 @@ def unpack(data: bytes) -> Iterator[PairFiles]:
             content = tar.extractfile(member)
             found.setdefault(key, {})[rest] = b"" if content is None else content.read()
     for key, parts in found.items():
-        known: dict[str, Any] = json.loads(parts.pop("json"))
-        suffix = next(name for name in parts if name.startswith("real.")).partition(".")[2]
-        real = parts.pop(f"real.{suffix}")
+        known: dict[str, str] = json.loads(parts.pop("json"))
+        first = f"{known['label']}."
+        suffix = next(name for name in parts if name.startswith(first)).removeprefix(first)
+        image = parts.pop(f"{first}{suffix}")
         made = {name.removesuffix(f".{suffix}"): content for name, content in parts.items()}
-        yield PairFiles(
-            key=key,
-            group=known["group"],
-            source=known["source"],
-            suffix=suffix,
-            real=real,
-            reconstructions=made,
-        )
+        yield SampleFiles(key=key, suffix=suffix, image=image, reconstructions=made, **known)
 
 
 def write_shard(
-    store: Store, name: str, samples: Iterable[PairFiles], *, unreadable: Iterable[str] = ()
+    store: Store, name: str, samples: Iterable[SampleFiles], *, unreadable: Iterable[str] = ()
 ) -> Shard:
     """Pack and store one shard."""
     listed = list(samples)
@@ -210,7 +208,7 @@ def load_dataset(store: Store) -> Dataset:
         raise DatasetError(f"{MANIFEST} is not a data set's: {error}") from error
 
 
-def read_shard(store: Store, shard: Shard) -> Iterator[PairFiles]:
+def read_shard(store: Store, shard: Shard) -> Iterator[SampleFiles]:
     """Read one shard, checking its hash; raises `DatasetError`."""
     data = store.read(shard.name)
     if data is None:
@@ -220,18 +218,26 @@ def read_shard(store: Store, shard: Shard) -> Iterator[PairFiles]:
     yield from unpack(data)
 
 
-def read_pairs(store: Store, dataset: Dataset) -> Iterator[PairFiles]:
+def read_samples(store: Store, dataset: Dataset) -> Iterator[SampleFiles]:
     """Read every sample of a data set, shard by shard."""
     for shard in dataset.shards:
         yield from read_shard(store, shard)
 
 
-def training_samples(pairs: Iterable[PairFiles]) -> Iterator[Sample]:
-    """Decode pairs into the samples that the aligned branch trains on."""
-    for pair in pairs:
-        entry = Entry(path=Path(pair.key), label=REAL, set=pair.source, family="", group=pair.group)
-        made = {name: _decode(data) for name, data in pair.reconstructions.items()}
-        yield Sample(entry, _decode(pair.real), lossy=False, reconstructions=made)
+def training_samples(files: Iterable[SampleFiles]) -> Iterator[Sample]:
+    """Decode files into the samples that the aligned branch trains on."""
+    for file in files:
+        generated = file.label == GENERATED
+        entry = Entry(
+            path=Path(file.key),
+            label=file.label,
+            set=file.source,
+            family=file.source if generated else "",
+            group=file.group,
+        )
+        made = {name: _decode(data) for name, data in file.reconstructions.items()}
+        lossy = generated and file.suffix == "jpg"
+        yield Sample(entry, _decode(file.image), lossy=lossy, reconstructions=made)
 
 
 def _decode(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
+from training.manifest import REAL
 from training.nuisances import Unreadable
 
 if TYPE_CHECKING:
@@ -60,21 +61,32 @@ class Coding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Original:
-    """One real image: its key for ever, where it belongs, its pixels and its file's coding.
+    """One labelled image: its key for ever, where it belongs, its pixels and its file's coding.
 
-    `key` holds letters, digits, `-` and `_`; `data` is the side as it is stored.
+    `key` holds letters, digits, `-` and `_`; `data` is the image as it is stored; `side` is what a
+    data set uses it for.
     """
 
     key: str
     group: str
     source: str
+    label: str = REAL
+    side: str = "training"
     pixels: Pixels
     coding: Coding
     data: bytes
 
 
-def read_original(data: bytes, *, key: str, group: str, source: str) -> Original:
-    """Decode a real image; raises `Unreadable` naming its key."""
+def read_original(
+    data: bytes,
+    *,
+    key: str,
+    group: str,
+    source: str,
+    label: str = REAL,
+    side: str = "training",
+) -> Original:
+    """Decode an image; raises `Unreadable` naming its key."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             coding = _coding(image)
@@ -88,7 +100,16 @@ def read_original(data: bytes, *, key: str, group: str, source: str) -> Original
         Image.DecompressionBombError,
     ) as error:
         raise Unreadable(f"{key} cannot be decoded: {error}") from error
-    return Original(key=key, group=group, source=source, pixels=pixels, coding=coding, data=stored)
+    return Original(
+        key=key,
+        group=group,
+        source=source,
+        label=label,
+        side=side,
+        pixels=pixels,
+        coding=coding,
+        data=stored,
+    )
 
 
 def lossless(pixels: Pixels, *, key: str, group: str, source: str) -> Original:

@@ -20,7 +20,7 @@ from training.datasets import (
     DatasetError,
     FolderStore,
     load_dataset,
-    read_pairs,
+    read_samples,
     training_samples,
     withdraw,
 )
@@ -87,7 +87,7 @@ def test_pairs_come_back_exactly(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     dataset = align(sources(5), [Darker()], store, config=CONFIG)
 
-    samples = list(training_samples(read_pairs(store, load_dataset(store))))
+    samples = list(training_samples(read_samples(store, load_dataset(store))))
     assert [str(sample.entry.path) for sample in samples] == dataset.keys
     for seed, sample in enumerate(samples):
         expected = render("clouds", seed, height=64, width=64)
@@ -117,10 +117,10 @@ def test_a_jpeg_partner_gets_the_original_tables(tmp_path: Path) -> None:
 
     store = FolderStore(tmp_path)
     align([Ready()], [Darker()], store)
-    (pair,) = read_pairs(store, load_dataset(store))
+    (pair,) = read_samples(store, load_dataset(store))
     with (
         Image.open(buffer) as source,
-        Image.open(io.BytesIO(pair.real)) as real,
+        Image.open(io.BytesIO(pair.image)) as real,
         Image.open(io.BytesIO(pair.reconstructions["darker"])) as made,
     ):
         assert real.quantization == made.quantization == source.quantization
@@ -184,13 +184,13 @@ def test_a_withdrawn_image_leaves_a_tombstone(tmp_path: Path) -> None:
     assert after == load_dataset(store)
     assert [stone.key for stone in after.tombstones] == ["image-01"]
     assert after.previous == (before.digest,)
-    assert "image-01" not in [pair.key for pair in read_pairs(store, after)]
+    assert "image-01" not in [pair.key for pair in read_samples(store, after)]
     assert len(after.keys) == 4
     for file in tmp_path.glob("*.tar"):
         assert b"image-01" not in file.read_bytes()
     assert not any(b"image-01" in file.read_bytes() for file in tmp_path.glob("*.record.json"))
     again = withdraw(store, ["image-02"], reason="erasure", at=NOW)
-    assert len(list(read_pairs(store, again))) == 3
+    assert len(list(read_samples(store, again))) == 3
 
 
 def test_a_changed_shard_is_refused(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_changed_shard_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes() + b"\0")
 
     with pytest.raises(DatasetError, match=r"shard-00000\.tar has changed"):
-        list(read_pairs(store, dataset))
+        list(read_samples(store, dataset))
 
 
 def test_other_tools_read_the_shards(tmp_path: Path) -> None:
@@ -240,3 +240,29 @@ def test_a_broken_jpeg_is_unreadable() -> None:
 
     with pytest.raises(Unreadable, match="cut"):
         read_original(buffer.getvalue()[:-200], key="cut", group="g", source="s")
+
+
+def test_a_generated_image_has_no_partner(tmp_path: Path) -> None:
+    """A confirmed fake is kept as it is, under its label, and is not reconstructed."""
+    pixels = render("cells", 1, height=64, width=64)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+
+    @dataclass(frozen=True)
+    class Fake:
+        key: str = "fake"
+
+        def read(self) -> Original:
+            return read_original(
+                buffer.getvalue(), key="fake", group="g", source="s", label="generated"
+            )
+
+    aligner = Darker()
+    store = FolderStore(tmp_path)
+    dataset = align([*sources(1), Fake()], [aligner], store)
+
+    fake, real = training_samples(read_samples(store, dataset))
+    assert fake.entry.generated
+    assert fake.reconstructions == {}
+    assert not real.entry.generated
+    assert aligner.sizes == [1]
