@@ -6,10 +6,10 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock demo check test test-full test-deploy bench-check bench-gpu bench-sql bundle clean
+.PHONY: help venv lock demo check test test-full test-deploy bench-check bench-end-to-end bench-gpu bench-sql bundle clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED) ## Make .venv with every dependency of the lock; again only when the lock changes
 
@@ -58,6 +58,14 @@ demo: venv ## Start everything on this machine and follow images from upload to 
 
 bench-check: venv ## Score every image file of DATA=<folder>: speed and errors
 	$(BIN)/python -m tests.benchmarks.bench_check --data "$(DATA)"
+
+bench-end-to-end: venv ## Compare images a second through the whole service and in the detector alone
+	$(BIN)/python -m tests.benchmarks.bench_end_to_end
+
+bench-quality: venv ## Measure BUNDLE on DATA=<folder> of labelled images: tables and plots in OUT
+	$(BIN)/python -m tests.benchmarks.bench_quality --data "$(DATA)" \
+		$(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(OUT),--out "$(OUT)") \
+		$(if $(LIMIT),--limit "$(LIMIT)")
 
 bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a CPU; resumes)
 	$(BIN)/unlatent bundle --data "$(DATA)" $(if $(TAEF2),--taef2 "$(TAEF2)")

@@ -10,7 +10,9 @@ import pytest
 
 from detection.detector import Detector
 from detection.intake import decode
+from worker.checking import intake_limits
 from worker.demo.photographs import PHOTOGRAPHS
+from worker.settings import Intake
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +29,8 @@ def detector() -> Detector:
 @pytest.fixture(scope="module")
 def photographs() -> list[NDArray[np.uint8]]:
     """The photographs of the wheels, decoded as uploads are."""
-    return [decode(one.path.read_bytes()).pixels for one in PHOTOGRAPHS]
+    limits = intake_limits(Intake())
+    return [decode(one.path.read_bytes(), limits=limits).pixels for one in PHOTOGRAPHS]
 
 
 @pytest.fixture(scope="module")
