@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 VERSIONS = ("1.31", "1.37")
 CRDS = yaml.safe_load((REPOSITORY / "tests" / "schemas" / "crds.yaml").read_text())
 EVERY = [made for overlay in OVERLAYS for made in pods(overlay)]
-LASTING = [made for made in EVERY if made.kind == "Deployment"]
+PROBED = [made for made in EVERY if "livenessProbe" in made.container]
 WORKERS = [made for made in EVERY if made.name == "unlatent-worker"]
 
 
@@ -97,7 +97,7 @@ def test_selectors_find_their_pods(overlay: str) -> None:
     def found(selector: dict[str, Any]) -> set[str]:
         return {name for name, labels in labelled.items() if matches(selector, labels)}
 
-    for document in find(overlay, "Deployment", "PodDisruptionBudget"):
+    for document in find(overlay, "Deployment", "PodDisruptionBudget"):  # and nobody else's
         assert found(document["spec"]["selector"]) == {document["metadata"]["name"]}
     for document in find(overlay, "PodMonitor"):
         assert found(document["spec"]["selector"]) == {"unlatent-bridge", "unlatent-worker"}
@@ -162,7 +162,7 @@ def test_arguments_and_variables_exist_in_the_code(
         assert "secretKeyRef" in entry["valueFrom"], "addresses and keys come from secrets"
 
 
-@pytest.mark.parametrize("made", LASTING, ids=label)
+@pytest.mark.parametrize("made", PROBED, ids=label)
 def test_probes_look_at_files_that_the_code_writes(
     made: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ what is heavy (torch, Celery, SQLAlchemy, boto3) inside their commands, so that 
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -57,6 +58,9 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; every error is one line: exit code 1, or 2 for a wrong usage."""
+    # Process 1 of a container ignores SIGTERM until it asks for it. Services that end more gently
+    # replace this once they are up.
+    signal.signal(signal.SIGTERM, _terminate)
     context = Context()
     try:
         build_app()(obj=context)
@@ -64,6 +68,10 @@ def main() -> None:
         _fail(context, str(error))
     except Exception as error:  # noqa: BLE001 - the last line of defence of a command line
         _fail(context, f"unexpected {type(error).__name__}: {error} (--traceback shows where)")
+
+
+def _terminate(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _root(

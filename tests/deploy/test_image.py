@@ -1,0 +1,71 @@
+"""The image, built on a Debian base in a chroot; needs root and Debian's package `debootstrap`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.deploy.chroot_build import Image, build
+from tests.manifests import DEPLOY, REPOSITORY
+from tests.processes import environment
+from tests.site import Site, png
+from tests.tinybundle import build_tiny_bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+    from worker.settings import Settings
+
+# Installing torch with CUDA downloads gigabytes.
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The last stage of the Dockerfile."""
+    assert os.geteuid() == 0, "chroot needs root"
+    assert shutil.which("debootstrap"), "debootstrap is missing: apt-get install debootstrap"
+    work = tmp_path_factory.mktemp("image")
+    base = work / "debian"
+    subprocess.run(["debootstrap", "--variant=minbase", "bookworm", base], check=True)
+    return build(DEPLOY / "Dockerfile", REPOSITORY, base=base, work=work / "stages")
+
+
+def test_nothing_to_compile_or_install_with_is_left(image: Image) -> None:
+    """Neither compilers nor pip are in the last stage, and it does not run as root."""
+    absent = " || ".join(f"command -v {name}" for name in ("cc", "gcc", "g++", "make", "pip"))
+    image.run(["sh", "-c", f"! ({absent}) && test $(id -u) = 10001"])
+
+
+def test_a_worker_of_the_image_scores_and_stops(
+    image: Image, settings: Settings, engine: Engine, tmp_path: Path
+) -> None:
+    """On a read-only root, as an ordinary user: migrated, a verdict, SIGTERM, exit code 0."""
+    shutil.copytree(build_tiny_bundle(tmp_path / "bundle").folder, image.root / "models")
+    names = environment(settings) | {"UNLATENT_SCORING__BUNDLE": "/models"}
+    del names["UNLATENT_OBSERVABILITY__RUN_DIR"]
+    migration = image.start([*image.entrypoint, "migrate"], read_only=True, **names)
+    assert migration.wait(300) == 0
+    site = Site(settings, engine)
+    image_id = site.upload("a.png", png(90, side=100))
+    worker = image.start([*image.entrypoint, "worker"], read_only=True, **names)
+    try:
+        deadline = time.monotonic() + 300
+        while site.row(image_id).state == "pending":
+            assert worker.poll() is None, f"the worker exited with {worker.returncode}"
+            assert time.monotonic() < deadline, "no verdict within 300 s"
+            time.sleep(0.2)
+        assert len(site.verdicts(image_id)) == 1
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(120) == 0
+    finally:
+        worker.kill()
+        worker.wait()
