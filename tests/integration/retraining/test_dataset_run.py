@@ -1,0 +1,244 @@
+"""From moderators' decisions to an audited data set, over real Postgres and object storage."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import numpy as np
+import pytest
+from PIL import Image
+from sqlalchemy import create_engine, select, text
+from sqlalchemy.pool import NullPool
+
+from training.alignment import AlignmentConfig
+from training.audit import Limits
+from training.collect import CollectPolicy
+from training.datasets import load_dataset, read_samples
+from training.shaders import renderings
+from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
+from worker.ledger_postgres import PostgresLedger
+from worker.retraining.runner import run_stages
+from worker.retraining.runs import Ending, Runs
+from worker.retraining.stages import Bench, Tools, dataset_stages
+from worker.schema_training import DatasetSnapshot, SnapshotItem, TrainingRun
+from worker.storage_s3 import S3Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from sqlalchemy import Engine
+
+    from worker.settings import Settings
+
+PHOTOGRAPHS = 16
+POLICY = CollectPolicy(sources=frozenset({"web"}), evaluation=0.0, calibration=0.0)
+
+
+class Imitator:
+    """An aligner that lays a faint pattern over the picture, moved by some pixels."""
+
+    def __init__(self, moved: int = 0) -> None:
+        self.name, self._moved = "imitator", moved
+
+    def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        """Lay it over."""
+        made = []
+        for image in images:
+            y, x = np.mgrid[0 : image.shape[0], 0 : image.shape[1]]
+            pattern = (1.5 * np.cos(np.pi * x / 2) * np.cos(np.pi * y / 2))[..., None]
+            drawn = np.clip(image + pattern + 0.5, 0, 255).astype(np.uint8)
+            made.append(np.roll(drawn, self._moved, axis=1))
+        return made
+
+
+@pytest.fixture
+def storage(settings: Settings) -> Iterator[S3Storage]:
+    """This test's bucket."""
+    storage = S3Storage(settings.s3)
+    yield storage
+    storage.close()
+
+
+@pytest.fixture
+def owner(settings: Settings) -> Iterator[Engine]:
+    """The schema's owner, who may write decisions without a moderator's login."""
+    assert settings.postgres.owner_url is not None
+    engine = create_engine(settings.postgres.owner_url.get_secret_value(), poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+def bench(engine: Engine, storage: S3Storage, settings: Settings, aligner: Imitator) -> Bench:
+    """The stages' surroundings with networks that cost nothing."""
+    tools = Tools(
+        aligners=[aligner],
+        features=lambda images: np.array([image.mean((0, 1)) for image in images]),
+        space="means",
+    )
+    return Bench(
+        engine=engine,
+        storage=storage,
+        bucket=settings.s3.buckets[0],
+        policy=POLICY,
+        max_bytes=2**20,
+        load_tools=lambda: tools,
+        alignment=AlignmentConfig(shard_images=8),
+        limits=Limits(),
+    )
+
+
+def confirmed(
+    engine: Engine,
+    owner: Engine,
+    storage: S3Storage,
+    settings: Settings,
+    pixels: NDArray[np.uint8],
+    *,
+    label: str = "real",
+) -> UUID:
+    """Upload a picture, score it and decide on it."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    stored = storage.put(
+        settings.s3.buckets[0], f"{uuid4().hex}.png", buffer.getvalue(), content_type="image/png"
+    )
+    ledger = PostgresLedger(engine)
+    upload = Upload(bucket=stored.bucket, key=stored.key, etag=stored.etag, source="web")
+    image_id = ledger.register([upload])[0].image_id
+    lease = ledger.lease(image_id, worker="w", duration=timedelta(minutes=2))
+    assert isinstance(lease, Lease)
+    facts = ImageFacts(
+        sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
+        size=stored.size,
+        format="PNG",
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        pdq=None,
+    )
+    verdict = Verdict(
+        image_id=image_id,
+        lease_id=lease.lease_id,
+        facts=facts,
+        model_version="model-1",
+        role=Role.CHAMPION,
+        score=0.2,
+        label="real",
+        branches={},
+        decided_by="aligned",
+        operating_point="fpr=0.01",
+        prior=0.1,
+        device="cpu",
+        dtype="float32",
+        timings_ms={},
+    )
+    ledger.record([verdict])
+    with owner.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO app.decisions (image_id, moderator, decision, reason_code,"
+                " why_reviewed) VALUES (:image, 'mia', :label, 'seen', 'flagged')"
+            ),
+            {"image": image_id, "label": label},
+        )
+    return image_id
+
+
+@pytest.fixture
+def images(engine: Engine, owner: Engine, storage: S3Storage, settings: Settings) -> list[UUID]:
+    """Photographs that a moderator confirmed."""
+    return [
+        confirmed(engine, owner, storage, settings, pixels)
+        for _, pixels in renderings(PHOTOGRAPHS, side=96)
+    ]
+
+
+def loop(bench_: Bench, slot: str) -> Ending | None:
+    """Run the stages in a slot of their own."""
+    runs = Runs(bench_.engine, holder="trainer", lease=timedelta(minutes=5))
+    run = runs.begin(slot, trigger="test")
+    assert run is not None
+    return run_stages(run, dataset_stages(bench_), runs)
+
+
+def rows(engine: Engine, table: Any) -> list[Any]:
+    """Every row of a table."""
+    with engine.connect() as connection:
+        return list(connection.execute(select(table.__table__)).all())
+
+
+def test_decisions_become_a_sealed_data_set(
+    engine: Engine,
+    owner: Engine,
+    storage: S3Storage,
+    settings: Settings,
+    images: list[UUID],
+) -> None:
+    """Confirmed images end in shards whose digest the snapshot carries; the next run finds none."""
+    fake = confirmed(
+        engine, owner, storage, settings, np.full((80, 80, 3), 7, np.uint8), label="generated"
+    )
+    lost = confirmed(engine, owner, storage, settings, np.full((80, 80, 3), 9, np.uint8))
+    with owner.begin() as connection:
+        key = connection.scalar(text("SELECT key FROM app.images WHERE id = :id"), {"id": lost})
+    storage.delete(settings.s3.buckets[0], str(key))
+    place = bench(engine, storage, settings, Imitator())
+
+    assert loop(place, "one") is Ending.FINISHED
+
+    (run,) = rows(engine, TrainingRun)
+    dataset = load_dataset(place.store(run.id))
+    (snapshot,) = rows(engine, DatasetSnapshot)
+    assert snapshot.digest == dataset.digest == run.stages["align"]["digest"]
+    assert snapshot.report["pairs"]["pairs"] == PHOTOGRAPHS
+    assert {str(item.image_id) for item in rows(engine, SnapshotItem)} == {
+        str(image) for image in (*images, fake, lost)
+    }
+    assert dataset.unreadable == [str(lost)]
+    stored = {sample.key: sample for sample in read_samples(place.store(run.id), dataset)}
+    assert stored.keys() == {str(image) for image in (*images, fake)}
+    assert stored[str(fake)].label == "generated"
+    assert stored[str(images[0])].reconstructions.keys() == {"imitator"}
+
+    assert loop(place, "two") is Ending.EMPTY
+    assert "0 new images" in rows(engine, TrainingRun)[1].reason
+
+
+def test_a_refused_data_set_is_not_sealed(
+    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
+) -> None:
+    """An aligner that moves the picture is refused; its images are there for the next run."""
+    assert loop(bench(engine, storage, settings, Imitator(moved=1)), "one") is Ending.REFUSED
+
+    (run,) = rows(engine, TrainingRun)
+    assert "crop betrays the side" in run.reason
+    assert rows(engine, DatasetSnapshot)[0].digest is None
+
+    assert loop(bench(engine, storage, settings, Imitator()), "two") is Ending.FINISHED
+    assert len(rows(engine, SnapshotItem)) == 2 * len(images)
+
+
+def test_an_appealed_image_stays_out(
+    engine: Engine, owner: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
+) -> None:
+    """While an appeal is open its image is not collected."""
+    with owner.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO app.appeals (appeal_id, image_id, event, actor)"
+                " VALUES (gen_random_uuid(), :image, 'opened', 'web')"
+            ),
+            {"image": images[0]},
+        )
+    runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
+    run = runs.begin("one", trigger="test")
+    assert run is not None
+    collect = dataset_stages(bench(engine, storage, settings, Imitator()))[:1]
+    assert run_stages(run, collect, runs) is Ending.FINISHED
+
+    assert images[0] not in {item.image_id for item in rows(engine, SnapshotItem)}
+    assert rows(engine, DatasetSnapshot)[0].left_out == {"under_appeal": 1}
