@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BATCH = 16
 BOOTSTRAPS = 1000
+#: The form in which an image is scored as it was uploaded; the other forms are the tiers.
+RAW = "raw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,70 @@
+"""`make bench-quality DATA=… [BUNDLE=…] [OUT=…] [LIMIT=…]`: what a bundle is worth on a folder.
+
+Writes `quality.json`, `quality.md` and plots to OUT, and prints one JSON object with the headline
+figures on standard output. It is `unlatent evaluate` with a record for machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detection.detector import Detector
+from training.quality import evaluate
+
+if TYPE_CHECKING:
+    from training.quality import FormFigures, Quality
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--bundle", default="small")
+    parser.add_argument("--out", type=Path, default=Path("out/quality"))
+    parser.add_argument("--limit", type=int, default=None, help="at most so many images a set")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(arguments)
+    detector = Detector.load(options.bundle, device=options.device)
+    quality = evaluate(
+        detector, options.data, options.out, limit=options.limit, on_progress=show_progress
+    )
+    for warning in quality.warnings:
+        print(f"Mind: {warning}", file=sys.stderr)  # noqa: T201  # beside the record
+    print(json.dumps(headline(quality)))  # noqa: T201  # the benchmark's record
+    return 0
+
+
+def show_progress(form: str, done: int, total: int) -> None:
+    """Say on standard error how far a form is."""
+    print(f"{form}: {done} of {total} images scored", file=sys.stderr)  # noqa: T201  # not the record
+
+
+def headline(quality: Quality) -> dict[str, Any]:
+    """Pick what fits on a line from the report."""
+    return {
+        "model_version": quality.model_version,
+        "images": quality.images,
+        "families": quality.families,
+        "snapshot_matches": quality.snapshot_matches,
+        "forms": {name: form_line(form) for name, form in quality.forms.items()},
+    }
+
+
+def form_line(form: FormFigures) -> dict[str, Any]:
+    """State one form's area, shares labelled generated, and calibration error."""
+    reals, fakes = form.side(generated=False), form.side(generated=True)
+    return {
+        "auc": asdict(fakes.auc) if fakes and fakes.auc else None,
+        "photographs_flagged": asdict(reals.flagged) if reals else None,
+        "generated_flagged": asdict(fakes.flagged) if fakes else None,
+        "calibration_error": form.calibration_error,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
