@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -41,12 +41,18 @@ def build_app(settings: Settings) -> Celery:
             # Priority uploads before the others: queues are read in the order they are listed.
             "queue_order_strategy": "priority",
         },
-        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in queues.QUEUES],
+        task_queues=[
+            Queue(name, Exchange(name), routing_key=name) for name in (*queues.QUEUES, queues.TRAIN)
+        ],
         task_default_queue=queues.SCORE,
         task_default_exchange=queues.SCORE,
         task_default_routing_key=queues.SCORE,
         task_create_missing_queues=False,  # a misspelt queue is an error, not a place to get lost
-        task_routes={queues.RESCORE_TASK: queues.BACKFILL, queues.SWEEP_TASK: queues.CONTROL},
+        task_routes={
+            queues.RESCORE_TASK: queues.BACKFILL,
+            queues.SWEEP_TASK: queues.CONTROL,
+            queues.RETRAIN_TASK: queues.TRAIN,
+        },
         task_acks_late=True,  # a message is done when its image is
         task_acks_on_failure=True,  # the ledger keeps what failed; the queue must not
         task_reject_on_worker_lost=True,
@@ -69,6 +75,7 @@ def build_app(settings: Settings) -> Celery:
                 # A sweep that could not run in time is made up for by the next one.
                 "options": {"expires": settings.queue.sweep_every_s},
             },
+            **_retraining(settings),
         },
         beat_schedule_filename=str(settings.observability.run_dir / "beat-schedule"),
         beat_max_loop_interval=5,
@@ -76,3 +83,17 @@ def build_app(settings: Settings) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def _retraining(settings: Settings) -> dict[str, Any]:
+    """Let beat ask for a run when a trigger is set; whether one is due is the trainer's to say."""
+    training = settings.training
+    if training.every_s is None and training.min_new_images is None:
+        return {}
+    return {
+        "retrain": {
+            "task": queues.RETRAIN_TASK,
+            "schedule": training.tick_s,
+            "options": {"expires": training.tick_s},
+        }
+    }

@@ -6,6 +6,8 @@ SCORE = "score"
 SCORE_PRIORITY = "score.priority"
 BACKFILL = "backfill"
 CONTROL = "control"
+#: Not among `QUEUES`: a worker that scores never takes a training run.
+TRAIN = "train"
 
 #: In the order in which a worker looks into them.
 QUEUES = (CONTROL, SCORE_PRIORITY, SCORE, BACKFILL)
@@ -15,3 +17,4 @@ IMAGE_QUEUES = (SCORE_PRIORITY, SCORE, BACKFILL)
 SCORE_TASK = "worker.tasks.score"
 RESCORE_TASK = "worker.tasks.rescore"
 SWEEP_TASK = "worker.tasks.sweep"
+RETRAIN_TASK = "worker.retraining.tasks.retrain"

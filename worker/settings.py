@@ -147,6 +147,26 @@ class Retention(Section):
     evidence_days: float | None = Field(default=None, gt=0)
 
 
+class Training(Section):
+    """Retraining: who may teach, what starts a run, where data sets go. Nobody may by default.
+
+    A trigger that is not set never starts a run; `tick_s` is how often beat asks.
+    """
+
+    sources: tuple[str, ...] = ()
+    trusted_sources: tuple[str, ...] = ()
+    bucket: str = "training"
+    tick_s: float = Field(default=60.0, gt=0)
+    every_s: float | None = Field(default=None, gt=0)
+    min_new_images: int | None = Field(default=None, ge=1)
+    lease_s: float = Field(default=300.0, gt=0)
+    max_per_source: int = Field(default=2000, ge=1)
+    max_per_uploader: int = Field(default=50, ge=1)
+    max_per_moderator: int = Field(default=200, ge=1)
+    shard_images: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+
+
 class Settings(BaseSettings):
     """The whole configuration of one process."""
 
@@ -164,6 +184,7 @@ class Settings(BaseSettings):
     moderation: Moderation = Moderation()
     webhooks: Webhooks = Webhooks()
     retention: Retention = Retention()
+    training: Training = Training()
 
 
 def load_settings(env_file: Path | None = None) -> Settings:

@@ -55,7 +55,14 @@ def test_nothing_but_json_is_accepted_and_messages_outlive_their_worker() -> Non
     assert configuration.task_acks_late
     assert not configuration.task_create_missing_queues
     assert not configuration.worker_enable_remote_control
-    assert [queue.name for queue in configuration.task_queues] == list(queues.QUEUES)
+    assert [queue.name for queue in configuration.task_queues] == [*queues.QUEUES, queues.TRAIN]
+
+
+@pytest.mark.parametrize("trigger", [{}, {"every_s": 3600.0}, {"min_new_images": 100}])
+def test_beat_asks_for_training_only_when_a_trigger_is_set(trigger: dict[str, float]) -> None:
+    """Retraining is nobody's default: without a trigger beat never sends its task."""
+    schedule = build_app(Settings.model_validate({"training": trigger})).conf.beat_schedule
+    assert ("retrain" in schedule) is bool(trigger)
 
 
 def test_retries_end_well_before_the_visibility_timeout() -> None:

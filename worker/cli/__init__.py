@@ -33,6 +33,7 @@ MODULES = (
     "training",
     "audit",
     "moderation",
+    "trainer",
 )
 
 _EPILOG = (
