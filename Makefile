@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock demo check test test-full test-deploy bench-check bench-end-to-end bench-gpu bench-sql bundle clean
+.PHONY: help venv lock chaos demo check test test-full test-deploy bench-check bench-end-to-end bench-gpu bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test-full: venv ## Run the long tests that `make test` leaves out
 
 test-deploy: venv ## Run what needs root and Debian's packages prometheus and debootstrap
 	$(PYTEST) -m deploy
+
+chaos: venv ## Break services at random for MINUTES=10, in the order of SEED=1
+	$(BIN)/python -m tests.failure.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
 demo: venv ## Start everything on this machine and follow images from upload to verdict
 	$(BIN)/unlatent demo

@@ -32,6 +32,7 @@ from worker.ledger_postgres import PostgresLedger
 from worker.lively_scheduler import LivelyScheduler
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
+from worker.places import use_places
 from worker.publisher import CeleryPublisher
 from worker.storage_s3 import S3Storage
 from worker.sweeper import QueueLength, Sweeper
@@ -106,6 +107,7 @@ def run_worker(
             settings=settings,
             worker=worker_name,
         )
+        use_places()
         app = build_app(settings)
         register_tasks(
             app,

@@ -25,7 +25,6 @@ _log = structlog.get_logger(__name__)
 #: Waits of 1, 2, 4, 8, 16 s with jitter, far below the visibility timeout. After the last one the
 #: message is dropped; the image stays pending and the sweeper sends the next message for it.
 _RETRYING: dict[str, Any] = {
-    "Request": "worker.requests:Request",
     "shared": False,  # these tasks belong to this application, not to every one in the process
     "autoretry_for": (TransientError,),
     "throws": (TransientError,),
@@ -48,12 +47,7 @@ def register_tasks(app: Celery, *, pipeline: Pipeline, sweeper: Sweeper) -> None
         _check(pipeline.rescore, image_id)
 
     # Not retried: the next tick is.
-    @app.task(
-        name=queues.SWEEP_TASK,
-        Request="worker.requests:Request",
-        shared=False,
-        throws=(TransientError,),
-    )
+    @app.task(name=queues.SWEEP_TASK, shared=False, throws=(TransientError,))
     def sweep() -> None:
         sweeper.tick()
 

@@ -30,7 +30,7 @@ from worker.schema import Image, VerdictRow
 from worker.sweeper import QueueLength, Sweeper
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from sqlalchemy import Engine
 
@@ -49,6 +49,8 @@ class Accounts:
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._engine = engine
+        #: Called again and again while something is waited for, for example a supervisor.
+        self.keep: Callable[[], object] | None = None
         self._redis = Redis.from_url(settings.redis.url.get_secret_value())
         self._prefix = settings.redis.key_prefix
         self._ingest = settings.redis.key_prefix + settings.redis.ingest_key
@@ -72,6 +74,8 @@ class Accounts:
             if time.monotonic() > deadline:
                 message = f"of {events} events not all have ended within {timeout_s:g} s: {states}"
                 raise AssertionError(message)
+            if self.keep is not None:
+                self.keep()
             with suppress(TransientError):  # a service is away: the next tick is the retry
                 self.sweeper.tick()
             tick.wait(0.2)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Phase → the class and the method around which the process stops, and on which side.
 WORKER_PHASES = {
-    "popped": ("kombu.transport.redis:QoS", "append", "before"),
+    "popped": ("worker.places:Places", "append", "before"),
     "leased": ("worker.ledger_postgres:PostgresLedger", "lease", "after"),
     "fetching": ("worker.storage_s3:S3Storage", "fetch", "before"),
     "decoding": ("worker.decode_pool:_Process", "ask", "before"),

@@ -10,7 +10,6 @@ import pytest
 from tests.failure.faults import changed
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker import queues
 from worker.events import own_event
 from worker.ledger import State, Upload
 from worker.publisher import CeleryPublisher
@@ -53,6 +52,7 @@ def test_a_killed_redis_with_its_file_loses_nothing(
     stack.redis.start()
     keys += upload(site, 40, 10)
     assert accounts.check(keys, timeout_s=90) == {State.SCORED: len(keys)}
+    assert worker.process.poll() is None
 
 
 def test_a_worker_whose_acknowledgement_was_lost_takes_messages_again(
@@ -121,17 +121,19 @@ def test_redis_away_delays_only(
 
 
 def test_a_full_redis_delays_only(
-    site: Site, crew: Crew, accounts: Accounts, redis_client: Redis, settings: Settings
+    site: Site, crew: Crew, accounts: Accounts, redis_client: Redis
 ) -> None:
-    """At maxmemory Redis refuses new messages; a message popped then is lost, its image is not."""
+    """At maxmemory Redis refuses new messages; work and sweeping go on."""
     keys = upload(site, 0, 20)
     worker = crew.worker()
     eventually(lambda: bool(worker.events("verdict")), timeout_s=60, what="a first verdict")
     redis_client.config_set("maxmemory", 1)
     try:
         keys += register(site, 20, 10)
-        queue = settings.redis.key_prefix + queues.SCORE
-        eventually(lambda: redis_client.llen(queue) == 0, what="an emptied queue")
+        eventually(
+            lambda: bool(worker.events("redis_out_of_memory")), what="a message without room"
+        )
     finally:
         redis_client.config_set("maxmemory", 0)
     assert accounts.check(keys, timeout_s=90) == {State.SCORED: len(keys)}
+    assert worker.process.poll() is None

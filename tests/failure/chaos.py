@@ -1,0 +1,207 @@
+"""Random faults over steady uploads: `python -m tests.failure.chaos --minutes 1 --seed 7`.
+
+The seed fixes which faults are applied in which order and the pauses between them. At the end every
+server is started again, the bucket is reconciled, and the books must balance. On failure the seed
+and the log of faults are printed: they are how to run it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from detection.errors import UnlatentError
+from tests.failure.accounting import Accounts
+from tests.failure.faults import Crew, changed
+from tests.site import Site, png
+from worker.database import build_engine, migrate
+from worker.events import own_event
+from worker.ledger import State, Upload
+from worker.localstack import LocalStack
+from worker.publisher import CeleryPublisher
+from worker.reconcile import reconcile
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.processes import WorkerProcess
+
+_RATE_PER_S = 4.0
+_PAUSE_S = (2.0, 8.0)
+_OUTAGE_S = (0.5, 4.0)
+_FAULTS = (
+    "kill worker",
+    "stop worker",
+    "freeze worker",
+    "kill bridge",
+    "kill redis",
+    "redis away",
+    "restart postgres",
+    "postgres away",
+)
+
+
+class Deployment:
+    """Two workers, a bridge and beat under a supervisor that starts again what ends."""
+
+    def __init__(self, stack: LocalStack, settings: Settings, crew: Crew, seed: int) -> None:
+        self._stack = stack
+        self._settings = settings
+        self._crew = crew
+        self._random = random.Random(seed)
+        self._tick = threading.Event()
+        self._starters: dict[str, Callable[[], WorkerProcess]] = {
+            "worker-a": crew.worker,
+            "worker-b": crew.worker,
+            "bridge": lambda: crew.bridge("--name", "chaos"),
+            "beat": crew.beat,
+        }
+        self._running = {name: start() for name, start in self._starters.items()}
+        self.keys: list[str] = []
+        self.log: list[str] = []
+
+    def run(self, minutes: float) -> None:
+        """Upload and break things for so long."""
+        begun = time.monotonic()
+        end = begun + 60 * minutes
+        redis = Redis.from_url(self._settings.redis.url.get_secret_value(), socket_timeout=5)
+        ingest = self._settings.redis.key_prefix + self._settings.redis.ingest_key
+        site_bucket = self._settings.s3.buckets[0]
+        client = self._stack.s3.client()
+        fault_at = begun + self._random.uniform(*_PAUSE_S)
+        while (now := time.monotonic()) < end:
+            key = f"{len(self.keys)}.png"
+            body = png(len(self.keys) % 256, side=64 + len(self.keys) % 64)
+            etag = client.put_object(Bucket=site_bucket, Key=key, Body=body)["ETag"].strip('"')
+            self.keys.append(key)
+            event = own_event(Upload(bucket=site_bucket, key=key, etag=etag))
+            try:
+                for _ in range(self._random.choice((1, 1, 1, 2))):
+                    redis.rpush(ingest, event)
+            except RedisError:
+                pass  # a notification lost before the ledger: reconciling finds the object
+            if now >= fault_at:
+                self._fault(now - begun)
+                fault_at = time.monotonic() + self._random.uniform(*_PAUSE_S)
+            self.supervise()
+            self._tick.wait(1 / _RATE_PER_S)
+        redis.close()
+        client.close()
+
+    def _fault(self, at_s: float) -> None:
+        outage_s = self._random.uniform(*_OUTAGE_S)
+        name = self._random.choice(_FAULTS)
+        self.log.append(f"{at_s:7.1f} s  {name} ({outage_s:.1f} s)")
+        worker = self._running[self._random.choice(("worker-a", "worker-b"))]
+        match name:
+            case "kill worker":
+                self._crew.kill(worker)
+            case "stop worker":
+                worker.process.send_signal(signal.SIGTERM)
+            case "freeze worker":
+                worker.process.send_signal(signal.SIGSTOP)
+                self._tick.wait(outage_s)
+                worker.process.send_signal(signal.SIGCONT)
+            case "kill bridge":
+                self._crew.kill(self._running["bridge"])
+            case "kill redis":
+                self._stack.redis.kill()
+                self._stack.redis.start()
+            case "redis away":
+                self._stack.redis.kill()
+                self._tick.wait(outage_s)
+                self._stack.redis.start()
+            case "restart postgres":
+                self._stack.postgres.stop()
+                self._stack.postgres.start()
+            case "postgres away":
+                self._stack.postgres.kill()
+                self._tick.wait(outage_s)
+                self._stack.postgres.start()
+
+    def supervise(self) -> None:
+        """Start again what has ended."""
+        for name, process in self._running.items():
+            if process.process.poll() is not None:
+                self.log.append(f"            {name} ended with {process.process.returncode}")
+                self._running[name] = self._starters[name]()
+
+
+def run(minutes: float, seed: int) -> int:
+    """Run chaos on a stack of its own; raises `AssertionError` when the books do not balance."""
+    with LocalStack.temporary() as stack, tempfile.TemporaryDirectory() as folder:
+        migrate(stack.owner_url())
+        bucket = f"chaos-{uuid4().hex}"
+        stack.make_buckets([bucket])
+        settings = Settings.model_validate(
+            {
+                "postgres": {"url": stack.database_url()},
+                "redis": {"url": stack.redis.url, "key_prefix": "chaos:"},
+                "s3": {
+                    "endpoint_url": stack.s3.endpoint_url,
+                    "access_key_id": stack.s3.access_key_id,
+                    "secret_access_key": stack.s3.secret_access_key,
+                    "buckets": (bucket,),
+                },
+                "queue": {"visibility_timeout_s": 5, "sweep_every_s": 1.0},
+                "observability": {"run_dir": Path(folder)},
+            }
+        )
+        settings = changed(settings, "scoring", lease_s=10.0, threads=4, max_batch=4)
+        engine = build_engine(settings.postgres)
+        site = Site(settings, engine)
+        accounts = Accounts(settings, engine)
+        begun = datetime.now(UTC) - timedelta(minutes=1)
+        with Crew(settings) as crew:
+            deployment = Deployment(stack, settings, crew, seed)
+            try:
+                deployment.run(minutes)
+                deployment.supervise()
+                reconcile(
+                    bucket,
+                    since=begun,
+                    storage=site.storage,
+                    ledger=site.ledger,
+                    publisher=CeleryPublisher(site.celery, site.ledger),
+                )
+                accounts.keep = deployment.supervise
+                states = accounts.check(deployment.keys, processes=crew.left_behind, timeout_s=180)
+                assert states == {State.SCORED: len(deployment.keys)}, states
+            except (AssertionError, UnlatentError):
+                sys.stderr.write(f"chaos failed with seed {seed}; its faults were\n")
+                sys.stderr.write("\n".join(deployment.log) + "\n")
+                raise
+            finally:
+                accounts.close()
+                engine.dispose()
+        sys.stdout.write("\n".join(deployment.log) + "\n")
+        return len(deployment.keys)
+
+
+def main() -> int:
+    """Run chaos as the command line says."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    options = parser.parse_args()
+    sys.stdout.write(f"seed {options.seed}\n")
+    images = run(options.minutes, options.seed)
+    sys.stdout.write(f"{images} images: none lost, none twice, none quarantined\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""A worker's places for messages, repaired where kombu's Redis transport (5.7) loses them.
+
+Each message under way takes a place until it is acknowledged. As kombu has it, a Redis that is
+away at that moment takes the place for ever; with every place gone a worker never asks for a
+message again and so does not even notice that its connection is dead. An acknowledgement over a
+connection that was replaced meanwhile, and a message popped while Redis refuses writes for want of
+memory, end the whole process. Here all three cost nothing: the ledger knows what was done, and a
+message that was not acknowledged comes back after the visibility timeout.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+from kombu.transport import redis, virtual
+from redis.exceptions import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from kombu.transport.virtual import Message
+
+_log = structlog.get_logger(__name__)
+
+
+class Places(redis.QoS):  # type: ignore[misc]  # kombu is untyped
+    """The messages under way on one channel."""
+
+    def append(self, message: Message, delivery_tag: str) -> None:
+        """Take a place, even if Redis has no room to note that it may have to deliver again."""
+        try:
+            super().append(message, delivery_tag)
+        except OutOfMemoryError:
+            _log.warning("redis_out_of_memory", delivery_tag=delivery_tag)
+            virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Give the place back, and raise what kept Redis from hearing of it."""
+        try:
+            if not self.channel.closed:
+                super().ack(delivery_tag)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's signature
+        """Give the place back; the message goes back to its queue now or after the timeout."""
+        try:
+            if not self.channel.closed:
+                super().reject(delivery_tag, requeue=requeue)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
+
+def use_places() -> None:
+    """Have every channel of this process that is opened from now on keep its places so."""
+    redis.Channel.QoS = Places
