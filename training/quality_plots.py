@@ -157,7 +157,8 @@ def robustness(quality: Quality) -> Figure:
             flagged = [group.flagged.value for group in groups]
             panel = recall if generated else accused
             panel.plot(forms, flagged, style, markersize=4, label=label)
-    area.set(title="AUC by family (dashed: never seen)", ylim=(0.4, 1.01))
+    area.set(title="AUC by family (dashed: never seen)")
+    area.set_ylim(min(0.4, area.get_ylim()[0]), 1.01)
     area.axhline(0.5, color="0.8", linewidth=1, zorder=0)
     recall.set(title="share labelled generated, by family", ylim=(-0.02, 1.02))
     accused.set(title="photographs labelled generated, by source")
@@ -171,20 +172,25 @@ def robustness(quality: Quality) -> Figure:
 
 def contact_sheet(quality: Quality, data: Path) -> Figure:
     """The worst false accusations and the worst misses, with their files' names."""
-    figure = Figure(figsize=(2.5 * SHEET_COLUMNS, 3.1 * 2 * SHEET_ROWS), layout="constrained")
-    above, below = np.asarray(figure.subfigures(2, 1)).tolist()
-    for part, title, mistakes in (
-        (above, "Worst false accusations: photographs labelled generated", quality.accusations),
-        (below, "Worst misses: generated images labelled real", quality.misses),
-    ):
-        part.suptitle(f"{title} (clean)" if mistakes else f"{title}: none")
-        grid: Sequence[Axes] = np.ravel(
-            np.asarray(part.subplots(SHEET_ROWS, SHEET_COLUMNS))
-        ).tolist()
-        for axes in grid:
-            axes.set_axis_off()
-        _paste(grid, mistakes, data)
+    parts = (
+        ("Worst false accusations: photographs labelled generated", quality.accusations),
+        ("Worst misses: generated images labelled real", quality.misses),
+    )
+    heights = [0.5 + 3 * _sheet_rows(mistakes) for _, mistakes in parts]
+    figure = Figure(figsize=(2.5 * SHEET_COLUMNS, sum(heights)), layout="constrained")
+    panels = np.asarray(figure.subfigures(2, 1, height_ratios=heights)).tolist()
+    for panel, (title, mistakes) in zip(panels, parts, strict=True):
+        panel.suptitle(f"{title} (clean)" if mistakes else f"{title}: none")
+        if mistakes:
+            grid = panel.subplots(_sheet_rows(mistakes), SHEET_COLUMNS, squeeze=False).ravel()
+            for axes in grid:
+                axes.set_axis_off()
+            _paste(grid, mistakes, data)
     return figure
+
+
+def _sheet_rows(mistakes: Sequence[Mistake]) -> int:
+    return min(SHEET_ROWS, -(-len(mistakes) // SHEET_COLUMNS))
 
 
 def _paste(grid: Sequence[Axes], mistakes: Sequence[Mistake], data: Path) -> None:
