@@ -13,9 +13,9 @@ import pytest
 
 from tests.deploy.chroot_build import Image, build
 from tests.manifests import DEPLOY, REPOSITORY
-from tests.processes import environment
 from tests.site import Site, png
 from tests.tinybundle import build_tiny_bundle
+from worker.settings import child_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_worker_of_the_image_scores_and_stops(
 ) -> None:
     """On a read-only root, as an ordinary user: migrated, a verdict, SIGTERM, exit code 0."""
     shutil.copytree(build_tiny_bundle(tmp_path / "bundle").folder, image.root / "models")
-    names = environment(settings) | {"UNLATENT_SCORING__BUNDLE": "/models"}
+    names = child_environment(settings) | {"UNLATENT_SCORING__BUNDLE": "/models"}
     del names["UNLATENT_OBSERVABILITY__RUN_DIR"]
     migration = image.start([*image.entrypoint, "migrate"], read_only=True, **names)
     assert migration.wait(300) == 0
