@@ -25,6 +25,7 @@ MODULES = (
     "config",
     "ingest",
     "service",
+    "stress",
     "capacity",
     "check",
     "demo",

@@ -1,0 +1,68 @@
+"""`unlatent stress`: load for a deployment, and a gate for a release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.cli import context as cli
+
+commands = typer.Typer()
+
+
+@commands.command()
+def stress(
+    context: typer.Context,
+    load: Annotated[str, typer.Option(help="RATExSECONDS, several with commas: 5x60,10x60.")] = (
+        "2x30"
+    ),
+    bad: Annotated[float, typer.Option(help="Share of broken files.", min=0, max=1)] = 0.02,
+    duplicates: Annotated[
+        float, typer.Option(help="Share of uploads announced twice.", min=0, max=1)
+    ] = 0.05,
+    drain: Annotated[float, typer.Option(help="Longest wait for the rest, in s.", min=0)] = 120,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same uploads.")] = 1,
+    max_p95: Annotated[float | None, typer.Option(help="Limit on p95, in s.")] = None,
+    max_p99: Annotated[float | None, typer.Option(help="Limit on p99, in s.")] = None,
+    min_rate: Annotated[float | None, typer.Option(help="Least uploads ended a second.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for stress.json and stress.png.")] = None,
+) -> None:
+    """Send uploads at a given rate, wait for their ends, report; exit 1 when a limit is broken.
+
+    An upload lost or ended twice always breaks one. Objects stay under stress/ in the first bucket.
+    """
+    from redis import Redis
+
+    from worker.database import build_engine
+    from worker.storage_s3 import S3Storage
+    from worker.stress import report
+    from worker.stress.load import items, parse_steps
+    from worker.stress.run import Stress
+
+    settings = cli.of(context).settings()
+    steps = parse_steps(load)
+    engine = build_engine(settings.postgres, application_name="unlatent-stress")
+    storage = S3Storage(settings.s3)
+    try:
+        with Redis.from_url(settings.redis.url.get_secret_value(), socket_timeout=10) as redis:
+            outcome = Stress(settings, engine=engine, redis=redis, storage=storage).run(
+                items(steps, bad_share=bad, duplicate_share=duplicates, seed=seed), drain_s=drain
+            )
+    finally:
+        storage.close()
+        engine.dispose()
+    numbers = report.summary(outcome)
+    typer.echo(report.table(numbers))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "stress.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        report.plot(outcome, out / "stress.png")
+    problems = report.broken(
+        numbers, report.Limits(p95_s=max_p95, p99_s=max_p99, min_rate_per_s=min_rate)
+    )
+    for problem in problems:
+        typer.echo(f"limit broken: {problem}", err=True)
+    raise typer.Exit(1 if problems else 0)

@@ -1,0 +1,1 @@
+"""Load for a deployment, and what it made of it: `unlatent stress`."""

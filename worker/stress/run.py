@@ -1,0 +1,178 @@
+"""Sending a load to a deployment and waiting for the end of every upload.
+
+Uploads go where a platform's go: the object into the bucket, its event onto the ingest list. They
+are sent at their times whether or not the deployment keeps up. Times of arrival are put on
+Postgres' clock, by which the ledger says when an image ended.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import func, select
+
+from detection.errors import TransientError
+from worker import queues
+from worker.events import own_event
+from worker.ledger import State, Upload
+from worker.ledger_postgres import transaction
+from worker.schema import Image, VerdictRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from worker.settings import Settings
+    from worker.storage import Storage
+    from worker.stress.load import Item
+
+_log = structlog.get_logger(__name__)
+
+_SENDERS = 16
+_SAMPLE_S = 1.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was sent and what became of it; times in seconds since the start of the run."""
+
+    events: int = 0
+    duplicates_sent: int = 0
+    bad_sent: int = 0
+    not_sent: int = 0
+    lost: int = 0
+    extra_rows: int = 0
+    double_verdicts: int = 0
+    elapsed_s: float = 0.0
+    late_s: float = 0.0
+    latencies_s: list[float] = field(default_factory=list)
+    states: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    depth: list[tuple[float, int]] = field(default_factory=list)
+
+
+class Stress:
+    """One run against the deployment of the settings; its objects share a prefix of their own."""
+
+    def __init__(
+        self, settings: Settings, *, engine: Engine, redis: Redis, storage: Storage
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._redis = redis
+        self._storage = storage
+        self._bucket = settings.s3.buckets[0]
+        self._prefix = f"stress/{uuid4().hex}/"
+        self._ingest = settings.redis.key_prefix + settings.redis.ingest_key
+        self._sent: dict[str, datetime] = {}
+        self._outcome = Outcome()
+        self._lock = threading.Lock()
+
+    def run(self, items: Iterable[Item], *, drain_s: float) -> Outcome:
+        """Send everything, wait at most `drain_s` for the rest to end, and count."""
+        offset = self._clock_offset()
+        begun = time.monotonic()
+        done = threading.Event()
+        sampler = threading.Thread(target=self._sample, args=(begun, done), daemon=True)
+        sampler.start()
+        with ThreadPoolExecutor(_SENDERS, thread_name_prefix="stress") as senders:
+            for item in items:
+                wait_s = begun + item.at_s - time.monotonic()
+                if wait_s > 0:
+                    done.wait(wait_s)
+                senders.submit(self._send, item, offset, begun)
+        deadline = time.monotonic() + drain_s
+        while self._waiting() and time.monotonic() < deadline:
+            done.wait(_SAMPLE_S)
+        done.set()
+        sampler.join()
+        self._outcome.elapsed_s = time.monotonic() - begun
+        self._count()
+        return self._outcome
+
+    def _clock_offset(self) -> timedelta:
+        with transaction(self._engine) as connection:
+            before = datetime.now(UTC)
+            theirs: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+            return theirs - before - (datetime.now(UTC) - before) / 2
+
+    def _send(self, item: Item, offset: timedelta, begun: float) -> None:
+        key = self._prefix + item.name
+        late_s = time.monotonic() - begun - item.at_s
+        try:
+            facts = self._storage.put(self._bucket, key, item.body, content_type=item.content_type)
+            event = own_event(
+                Upload(bucket=self._bucket, key=key, etag=facts.etag, source="stress")
+            )
+            sent_at = datetime.now(UTC) + offset
+            for _ in range(item.copies):
+                self._redis.rpush(self._ingest, event)
+        except (TransientError, RedisError) as error:
+            _log.warning("not_sent", key=key, error=str(error))
+            with self._lock:
+                self._outcome.not_sent += 1
+            return
+        with self._lock:
+            self._sent[key] = sent_at
+            self._outcome.events += item.copies
+            self._outcome.duplicates_sent += item.copies - 1
+            self._outcome.bad_sent += item.bad
+            self._outcome.late_s = max(self._outcome.late_s, late_s)
+
+    def _sample(self, begun: float, done: threading.Event) -> None:
+        prefix = self._settings.redis.key_prefix
+        while not done.wait(_SAMPLE_S):
+            try:
+                waiting = [self._redis.llen(prefix + queue) for queue in queues.IMAGE_QUEUES]
+                total = sum(waiting) + self._redis.llen(self._ingest)
+            except RedisError:
+                continue  # a gap in the curve says so
+            self._outcome.depth.append((time.monotonic() - begun, total))
+
+    def _waiting(self) -> int:
+        ended = select(func.count()).where(
+            Image.bucket == self._bucket,
+            Image.key.startswith(self._prefix, autoescape=True),
+            Image.state != State.PENDING,
+        )
+        try:
+            with transaction(self._engine) as connection:
+                return len(self._sent) - int(connection.execute(ended).scalar_one())
+        except TransientError:
+            return len(self._sent)
+
+    def _count(self) -> None:
+        outcome = self._outcome
+        ours = (Image.bucket == self._bucket) & Image.key.startswith(self._prefix, autoescape=True)
+        with transaction(self._engine) as connection:
+            rows = connection.execute(
+                select(Image.key, Image.state, Image.reason, Image.state_since).where(ours)
+            ).all()
+            verdicts = connection.execute(
+                select(VerdictRow.image_id, VerdictRow.model_version, func.count())
+                .join(Image, Image.id == VerdictRow.image_id)
+                .where(ours)
+                .group_by(VerdictRow.image_id, VerdictRow.model_version)
+            ).all()
+        ended = [row for row in rows if row.state != State.PENDING]
+        outcome.states = Counter(row.state for row in rows)
+        outcome.reasons = Counter(row.reason for row in rows if row.reason)
+        outcome.lost = len(self._sent.keys() - {row.key for row in ended})
+        outcome.extra_rows = len(rows) - len({row.key for row in rows})
+        outcome.double_verdicts = sum(count > 1 for _, _, count in verdicts)
+        outcome.latencies_s = sorted(
+            (row.state_since - self._sent[row.key]).total_seconds()
+            for row in ended
+            if row.key in self._sent
+        )
