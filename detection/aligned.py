@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +48,7 @@ class AlignedNet(nn.Module):
         for stage, (wide, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
             for index in range(depth):
                 stride = 2 if stage and not index else 1
-                blocks.append(residual_block(width, wide, stride))
+                blocks.append(ResidualBlock(width, wide, stride))
                 width = wide
         self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(width, 1)
@@ -71,14 +70,29 @@ class AlignedNet(nn.Module):
         return logits.squeeze(1)
 
 
-def residual_block(inputs: int, outputs: int, stride: int) -> BasicBlock:
-    """A torchvision block with a projecting shortcut where shape or stride changes."""
-    shortcut = None
-    if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        )
-    return BasicBlock(inputs, outputs, stride, shortcut)
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, projected where shape or stride changes.
+
+    (He et al., CVPR 2016, figure 5 left; parameter names as in torchvision's `BasicBlock`, whose
+    import would bring the compiler into every process that scores.)
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H/stride, W/stride)."""
+        hidden = torch.relu(self.bn1(self.conv1(features)))
+        return torch.relu(self.bn2(self.conv2(hidden)) + self.downsample(features))
 
 
 def tile_origins(height: int, width: int, *, tile: int, max_tiles: int) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detection.aligned import residual_block
+from detection.aligned import ResidualBlock
 from detection.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class SmallBackbone(nn.Sequential):
         ]
         inputs = widths[0]
         for stage, width in enumerate(widths):
-            layers.append(residual_block(inputs, width, 2 if stage else 1))
+            layers.append(ResidualBlock(inputs, width, 2 if stage else 1))
             inputs = width
         super().__init__(*layers)
 
