@@ -48,7 +48,7 @@ class Source(Protocol):
 class AlignmentConfig:
     """Images a shard and images a forward pass."""
 
-    shard_images: int = 128
+    shard_images: int = 32
     batch_size: int = 8
 
 

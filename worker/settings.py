@@ -163,7 +163,7 @@ class Training(Section):
     max_per_source: int = Field(default=2000, ge=1)
     max_per_uploader: int = Field(default=50, ge=1)
     max_per_moderator: int = Field(default=200, ge=1)
-    shard_images: int = Field(default=128, ge=1)
+    shard_images: int = Field(default=32, ge=1)
     batch_size: int = Field(default=8, ge=1)
 
 

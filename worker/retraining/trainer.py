@@ -21,18 +21,19 @@ from worker import queues
 from worker.celery_app import build_app
 from worker.database import build_engine
 from worker.health import Health
+from worker.retraining.dataset_store import open_storage
 from worker.retraining.runner import run_stages
 from worker.retraining.runs import Runs
 from worker.retraining.stages import Bench, Tools, dataset_stages
 from worker.retraining.triggers import due
 from worker.settings import child_environment
-from worker.storage_s3 import S3Storage
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.retraining.runs import Run
     from worker.settings import Settings, Training
+    from worker.storage import Storage
 
 _log = structlog.get_logger(__name__)
 
@@ -43,8 +44,7 @@ _SPAWN_TIMEOUT_S = 120.0
 def tick(settings: Settings) -> None:
     """Run what is to be run, to its end."""
     engine = build_engine(settings.postgres, application_name="unlatent-trainer")
-    buckets = (*settings.s3.buckets, settings.training.bucket)
-    storage = S3Storage(settings.s3.model_copy(update={"buckets": buckets}))
+    storage = open_storage(settings)
     try:
         runs = Runs(
             engine,
@@ -79,7 +79,7 @@ def policy(settings: Training) -> CollectPolicy:
     )
 
 
-def bench(settings: Settings, engine: Engine, storage: S3Storage) -> Bench:
+def bench(settings: Settings, engine: Engine, storage: Storage) -> Bench:
     """Put the stages' surroundings together."""
     training = settings.training
     return Bench(

@@ -21,7 +21,8 @@ from training.datasets import load_dataset, read_samples
 from training.shaders import renderings
 from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
 from worker.ledger_postgres import PostgresLedger
-from worker.retraining.runner import run_stages
+from worker.retraining.erasure import SnapshotShards
+from worker.retraining.runner import Progress, run_stages
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.stages import Bench, Tools, dataset_stages
 from worker.schema_training import DatasetSnapshot, SnapshotItem, TrainingRun
@@ -242,3 +243,43 @@ def test_an_appealed_image_stays_out(
 
     assert images[0] not in {item.image_id for item in rows(engine, SnapshotItem)}
     assert rows(engine, DatasetSnapshot)[0].left_out == {"under_appeal": 1}
+
+
+def test_an_erased_image_leaves_the_data_sets(
+    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
+) -> None:
+    """Erasing waits for a run that writes; then the image is in no shard, under a tombstone."""
+    place = bench(engine, storage, settings, Imitator())
+    shards = SnapshotShards(engine, storage, place.bucket)
+    runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
+    run = runs.begin("one", trigger="test")
+    assert run is not None
+    collect, align, _ = dataset_stages(place)
+    progress = Progress(run.id, None)
+    collect.run(progress)
+    assert not shards.erase(images[0])
+    align.run(progress)
+
+    assert shards.erase(images[0])
+
+    dataset = load_dataset(place.store(run.id))
+    assert [stone.key for stone in dataset.tombstones] == [str(images[0])]
+    kept = {sample.key for sample in read_samples(place.store(run.id), dataset)}
+    assert kept == {str(image) for image in images[1:]}
+
+
+def test_the_rest_of_a_dead_run_is_erased(
+    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
+) -> None:
+    """Shards of a run that failed before its data set was whole go when an image in it goes."""
+    place = bench(engine, storage, settings, Imitator())
+    runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
+    run = runs.begin("one", trigger="test")
+    assert run is not None
+    collect, _, _ = dataset_stages(place)
+    collect.run(Progress(run.id, None))
+    place.store(run.id).write("shard-00000.tar", b"half a data set")
+    runs.end(run.id, Ending.FAILED, "disk full")
+
+    assert SnapshotShards(engine, storage, place.bucket).erase(images[0])
+    assert list(storage.list(place.bucket, prefix=place.prefix(run.id))) == []

@@ -1,0 +1,50 @@
+"""Erasing an image from the data sets that hold a copy of it: `worker.moderation`'s `Shards`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import exists, select
+
+from training.datasets import MANIFEST, withdraw
+from worker.ledger_postgres import transaction
+from worker.retraining.dataset_store import BucketStore
+from worker.retraining.snapshots import Snapshots
+from worker.schema_training import TrainingRun
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+
+    from worker.storage import Storage
+
+
+class SnapshotShards:
+    """The data sets of all runs, in one bucket."""
+
+    def __init__(self, engine: Engine, storage: Storage, bucket: str) -> None:
+        self._engine, self._storage, self._bucket = engine, storage, bucket
+
+    def erase(self, image_id: UUID) -> bool:
+        """Cut the image out of every data set; False while a run may still be writing one.
+
+        What a run left behind that ended before its data set was whole is removed altogether.
+        """
+        clean = True
+        for uri in Snapshots(self._engine).holding(image_id):
+            prefix = uri.removeprefix(f"s3://{self._bucket}/")
+            store = BucketStore(self._storage, self._bucket, prefix)
+            if store.read(MANIFEST) is not None:
+                withdraw(store, [str(image_id)], reason="erased", at=datetime.now(UTC))
+            elif self._running():
+                clean = False
+            else:
+                for found in list(self._storage.list(self._bucket, prefix=prefix)):
+                    self._storage.delete(self._bucket, found.key)
+        return clean
+
+    def _running(self) -> bool:
+        with transaction(self._engine) as connection:
+            return bool(connection.scalar(select(exists().where(TrainingRun.state == "running"))))
