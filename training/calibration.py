@@ -110,7 +110,8 @@ def operating_points(
 ) -> tuple[OperatingPoint, ...]:
     """Place a threshold for every target rate, with the interval that the photographs allow.
 
-    The threshold is the smallest at which at most floor(target x reals) photographs are flagged.
+    The threshold is the smallest at which at most floor(target x reals) photographs are flagged; it
+    is tightened, as far as needed, until the upper limit of the rate supports the point.
     """
     reals = np.sort(fused[~generated])[::-1]
     if not len(reals):
@@ -118,10 +119,12 @@ def operating_points(
     points = []
     for target in targets:
         allowed = min(int(target * len(reals)), len(reals) - 1)
+        while allowed and not _supports(allowed, len(reals), target):
+            allowed -= 1
         threshold = float(np.nextafter(reals[allowed], np.inf))
         flagged = int((reals >= threshold).sum())
         low, high = clopper_pearson(flagged, len(reals))
-        supported = high <= SUPPORT_FACTOR * target
+        supported = _supports(flagged, len(reals), target)
         points.append(
             OperatingPoint(
                 target=target,
@@ -139,11 +142,15 @@ def operating_points(
 
 
 def reals_needed(target: float) -> int:
-    """Count the photographs from which on a point at its target rate is supported."""
-    total = int(np.ceil(1 / target))
-    while clopper_pearson(int(target * total), total)[1] > SUPPORT_FACTOR * target:
-        total = int(np.ceil(total * 1.02))
+    """Count the photographs that support a point when none of them is flagged."""
+    total = 1
+    while not _supports(0, total, target):
+        total = total + max(1, total // 100)
     return total
+
+
+def _supports(flagged: int, reals: int, target: float) -> bool:
+    return clopper_pearson(flagged, reals)[1] <= SUPPORT_FACTOR * target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
