@@ -65,7 +65,7 @@ def connect(
 def alembic_config(url: str) -> Config:
     """Point Alembic at the migrations that ship with the package and at a database."""
     # Alembic belongs to the extra "service"; producers that only submit do not install it.
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -75,14 +75,14 @@ def alembic_config(url: str) -> Config:
 
 def migrate(url: str, revision: str = "head") -> None:
     """Bring the schema at `url` (the owner's or a superuser's) up to `revision`."""
-    from alembic import command  # noqa: PLC0415 - as above
+    from alembic import command
 
     command.upgrade(alembic_config(url), revision)
 
 
 def downgrade(url: str, revision: str) -> None:
     """Take the schema at `url` back to `revision`; "base" drops every table."""
-    from alembic import command  # noqa: PLC0415 - as above
+    from alembic import command
 
     command.downgrade(alembic_config(url), revision)
 

@@ -31,7 +31,7 @@ class Context:
 
     def local_stack(self) -> LocalStack:
         """Return the local stack of that folder, running or not."""
-        from worker.localstack import LocalStack  # noqa: PLC0415 - not every command needs it
+        from worker.localstack import LocalStack
 
         return LocalStack(self.stack_folder)
 

@@ -224,9 +224,9 @@ class S3(Server):
         """The address."""
         return f"http://{LOOPBACK}:{self.port}"
 
-    def client(self) -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
+    def client(self) -> Any:
         """Return a boto3 client with this server's keys."""
-        import boto3  # noqa: PLC0415 - takes longer to import than most commands to run
+        import boto3
 
         return boto3.client(
             "s3",

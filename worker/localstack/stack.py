@@ -242,7 +242,7 @@ class LocalStack:
 
     @contextlib.contextmanager
     def _superuser(self, database: str = "postgres") -> Iterator[psycopg.Cursor]:
-        import psycopg  # noqa: PLC0415 - `unlatent --help` must not wait for it
+        import psycopg
 
         with psycopg.connect(self.postgres.dsn(database), autocommit=True) as connection:
             yield connection.cursor()
