@@ -327,13 +327,17 @@ def retain(
 ) -> None:
     """Remove what is older than the settings keep, and finish requested deletions."""
     from worker.moderation import retention
+    from worker.retraining.dataset_store import open_storage
+    from worker.retraining.erasure import SnapshotShards
     from worker.storage_s3 import S3Storage
 
     settings = cli.of(context).settings()
     with _engine(context) as engine:
         if erase is not None:
             retention.request_erasure(engine, erase, reason=reason)
-        done = retention.Keeper(engine, S3Storage(settings.s3), settings.retention).run()
+        shards = SnapshotShards(engine, open_storage(settings), settings.training.bucket)
+        storage = S3Storage(settings.s3)
+        done = retention.Keeper(engine, storage, settings.retention, shards=shards).run()
     typer.echo(f"{done.erased} erased, {done.originals} originals, {done.evidence} evidence")
 
 
