@@ -15,7 +15,7 @@ from tests.deploy.chroot_build import Image, build
 from tests.manifests import DEPLOY, REPOSITORY
 from tests.site import Site, png
 from tests.tinybundle import build_tiny_bundle
-from worker.settings import child_environment
+from worker.settings import PREFIX, child_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,9 +49,15 @@ def test_a_worker_of_the_image_scores_and_stops(
     image: Image, settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
     """On a read-only root, as an ordinary user: migrated, a verdict, SIGTERM, exit code 0."""
-    shutil.copytree(build_tiny_bundle(tmp_path / "bundle").folder, image.root / "models")
-    names = child_environment(settings) | {"UNLATENT_SCORING__BUNDLE": "/models"}
-    del names["UNLATENT_OBSERVABILITY__RUN_DIR"]
+    models = image.root / "models"
+    shutil.copytree(build_tiny_bundle(tmp_path / "bundle").folder, models)
+    subprocess.run(["chmod", "--recursive", "a+rX", models], check=True)
+    names = {
+        name: value
+        for name, value in child_environment(settings).items()
+        if name.startswith(PREFIX) and not name.endswith("__RUN_DIR")
+    }
+    names["UNLATENT_SCORING__BUNDLE"] = "/models"
     migration = image.start([*image.entrypoint, "migrate"], read_only=True, **names)
     assert migration.wait(300) == 0
     site = Site(settings, engine)
