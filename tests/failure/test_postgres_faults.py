@@ -1,26 +1,21 @@
-"""Postgres may restart, go away, run out of connections or disk: work waits and nothing is lost."""
+"""Postgres may restart, go away or run out of connections: work waits and nothing is lost."""
 
 from __future__ import annotations
 
 import signal
-import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from sqlalchemy import update
 
-from tests.failure.faults import family
 from tests.site import Site, png
 from tests.waiting import eventually
 from worker import queues
-from worker.ledger import LedgerUnavailable, State, Upload
+from worker.ledger import State, Upload
 from worker.schema import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlalchemy import Engine
 
     from tests.failure.accounting import Accounts
@@ -131,40 +126,3 @@ def test_a_serialization_failure_is_tried_again(
             eventually(somebody_waits, what="a worker that waits for the row")
     assert accounts.check(["a.png"]) == {State.SCORED: 1}
     assert any("could not serialize" in event["error"] for event in worker.events("ledger_away"))
-
-
-@contextmanager
-def full_disk(stack: LocalStack) -> Iterator[None]:
-    """Let no process of Postgres write a file beyond 64 KiB: its write-ahead log fails first."""
-    process = stack.postgres.process
-    assert process is not None
-    for pid in [process.pid, *(child.pid for child in family(process.pid))]:
-        # As the account of Postgres: even root may not limit another's processes everywhere.
-        account = stack.postgres.account
-        subprocess.run(
-            ["prlimit", f"--pid={pid}", "--fsize=65536:"],
-            check=True,
-            user=None if account is None else account.uid,
-        )
-    try:
-        yield
-    finally:
-        stack.postgres.kill()
-        stack.postgres.start()
-
-
-def test_a_full_disk_of_postgres_loses_nothing(
-    site: Site, crew: Crew, accounts: Accounts, stack: LocalStack
-) -> None:
-    """Postgres cannot write and panics; what it had confirmed is there when it has room again."""
-    keys = upload(site, 0, 40)
-    worker = at_work(crew)
-    late = Upload(bucket=site.bucket, key="late.png", etag="0" * 32)
-    with full_disk(stack):
-        with pytest.raises(LedgerUnavailable):
-            site.ledger.register([late])
-        eventually(lambda: bool(worker.events("ledger_away")), what="a worker that waits")
-    site.ledger.register([late])  # what was not confirmed is the producer's to repeat
-    states = accounts.check([*keys, "late.png"], timeout_s=100)
-    assert states == {State.SCORED: len(keys), State.FAILED: 1}
-    assert worker.process.poll() is None
