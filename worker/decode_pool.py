@@ -92,9 +92,12 @@ class _ProcessDied(UnlatentError):
     """The decoding process died."""
 
 
-_ERRORS: dict[str, type[PermanentError]] = {
-    error.reason: error for error in (DecodeMemory, DecodeError, *Refusal.__subclasses__())
-}
+_REFUSALS: tuple[type[PermanentError], ...] = (
+    DecodeMemory,
+    DecodeError,
+    *Refusal.__subclasses__(),
+)
+_ERRORS: dict[str, type[PermanentError]] = {error.reason: error for error in _REFUSALS}
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from contextlib import closing
@@ -173,11 +174,8 @@ class S3Storage:
         check_address(bucket, prefix, allowed=self._buckets)
         after: dict[str, str] = {}
         while True:
-            page = self._retrying(
-                lambda after=after: self._client.list_objects_v2(
-                    Bucket=bucket, Prefix=prefix, **after
-                )
-            )
+            request = {"Bucket": bucket, "Prefix": prefix, **after}
+            page = self._retrying(functools.partial(self._client.list_objects_v2, **request))
             for told in page.get("Contents", ()):
                 yield ObjectFacts(
                     bucket=bucket,
