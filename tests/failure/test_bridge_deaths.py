@@ -59,7 +59,7 @@ def test_two_bridges_share_a_list_and_one_inherits_the_others(
     site: Site, crew: Crew, accounts: Accounts, redis_client: Redis
 ) -> None:
     """A dead bridge's entries are taken over once its sign of life has expired."""
-    keys = announce(site, redis_client, 300)
+    keys = announce(site, redis_client, 250)
     crew.kill_when_stopped(crew.bridge("--name", "one", "--stop-at", "taken"))
     # Its sign of life expires by Redis' clock; that minute is cut short here.
     assert redis_client.delete(f"{ingest(site)}:bridge:one") == 1
