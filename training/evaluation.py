@@ -31,7 +31,7 @@ RAW = "raw"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """N scored images of one tier: their entries, branch logits and lare error maps' means."""
+    """N scored images of one tier: their entries and branch logits."""
 
     entries: tuple[Entry, ...]
     logits: Logits

@@ -165,8 +165,9 @@ def _calibration_figures(
 def fold_figures(workshop: Workshop, fold: Fold) -> dict[str, Any]:
     """Train the fold's branches and state their figures on what the fold left out.
 
-    The fusion is the plain sum of the standardised branch logits: nothing is fitted on what a fold
-    leaves out. Kept in the run folder, as every stage is.
+    The fusion is the plain sum of the branch logits, each scaled by the mean and spread of the
+    left-out photographs: no label of what the fold leaves out enters it. Kept in the run folder, as
+    every stage is.
     """
     file = workshop.run_dir / fold.name / "figures.json"
     if not file.is_file():
