@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from tests.waiting import eventually
 from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
 from worker.ledger_postgres import PostgresLedger
 from worker.moderation.moderators import allow
@@ -86,6 +87,13 @@ def desk(
     yield make
     for one in made:
         one.connection.close()
+
+        def gone(name: str = one.name) -> bool:
+            """Whether the server has ended the sessions, whose temporary objects bind the role."""
+            query = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
+            return superuser.execute(query, [name]).fetchone() == (0,)
+
+        eventually(gone, what=f"the end of {one.name}'s sessions")
         superuser.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(one.name)))
 
 
