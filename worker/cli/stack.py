@@ -20,7 +20,8 @@ def up(context: typer.Context) -> None:
     from worker.moderation import configuration
 
     stack = cli.of(context).local_stack()
-    stack.start(buckets=load_settings().s3.buckets)
+    settings = load_settings()
+    stack.start(buckets=(*settings.s3.buckets, settings.training.bucket))
     migrate(stack.owner_url())
     configuration.write(stack.owner_url(), load_settings(stack.env_file))
     for server in stack.servers:
