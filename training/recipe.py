@@ -78,10 +78,10 @@ class BundleRecipe:
         steps=600, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.99
     )
     predictor_loop: LoopConfig = LoopConfig(steps=500, learning_rate=5e-4, weight_decay=0.0)
-    aligned_loop: LoopConfig = LoopConfig(steps=6500, learning_rate=2e-3)
-    egre_loop: LoopConfig = LoopConfig(steps=3000, learning_rate=1e-3, weight_decay=0.05)
-    fold_steps: int = 1200
-    view_copies: int = 4
+    aligned_loop: LoopConfig = LoopConfig(steps=5500, learning_rate=2e-3)
+    egre_loop: LoopConfig = LoopConfig(steps=2000, learning_rate=1e-3, weight_decay=0.05)
+    fold_steps: int = 800
+    view_copies: int = 3
     partial_noise_images: int = 160
     sampled_images: int = 64
 
