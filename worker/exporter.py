@@ -1,4 +1,4 @@
-"""Publishes what waits: the one source for autoscaling and for alerts on the queue.
+"""Publishes what waits: the one source for autoscaling and for alerts on what is left undone.
 
 A list's length sees neither the messages that workers hold nor images whose message was lost; the
 ledger sees both. Reading happens in a thread of its own and never in a scrape, so that a database
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from worker.bridge_metrics import BridgeMetrics
     from worker.ledger import Ledger
+    from worker.oversight import Oversight
 
 _log = structlog.get_logger(__name__)
 
@@ -33,12 +34,19 @@ class Exporter:
     """A context manager: reads from entering it until leaving it."""
 
     def __init__(
-        self, *, ledger: Ledger, redis: Redis, key_prefix: str, metrics: BridgeMetrics
+        self,
+        *,
+        ledger: Ledger,
+        redis: Redis,
+        key_prefix: str,
+        metrics: BridgeMetrics,
+        oversight: Oversight,
     ) -> None:
         self._ledger = ledger
         self._redis = redis
         self._key_prefix = key_prefix
         self._metrics = metrics
+        self._oversight = oversight
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="exporter", daemon=True)
 
@@ -56,7 +64,7 @@ class Exporter:
         self._thread.join()
 
     def read(self) -> None:
-        """Read the backlog and the queues once; raises `TransientError` or `RedisError`."""
+        """Read everything once; raises `TransientError` or `RedisError`."""
         backlog = self._ledger.backlog()
         self._metrics.pending.set(backlog.pending)
         self._metrics.leased.set(backlog.leased)
@@ -69,6 +77,8 @@ class Exporter:
                 pipeline.llen(self._key_prefix + queue)
             for queue, length in zip(QUEUES, pipeline.execute(), strict=True):
                 self._metrics.queued.labels(queue).set(length)
+        # Last, because autoscaling does not wait for it.
+        self._oversight.read()
 
     def _run(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from worker.health import BRIDGE_ALIVE
 from worker.ledger import Backlog, LedgerUnavailable, Upload
 from worker.ledger_memory import MemoryLedger
 from worker.ledger_postgres import PostgresLedger
+from worker.oversight import Oversight
 from worker.publisher import CeleryPublisher
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def test_what_is_in_flight_still_counts(
         redis=redis_client,
         key_prefix=settings.redis.key_prefix,
         metrics=metrics,
+        oversight=Oversight(engine),
     ).read()
     value = metrics.registry.get_sample_value
     assert value("unlatent_backlog_images") == 3
@@ -54,7 +56,7 @@ def test_what_is_in_flight_still_counts(
 
 
 def test_a_ledger_that_is_away_leaves_the_last_numbers(
-    settings: Settings, redis_client: Redis
+    settings: Settings, redis_client: Redis, engine: Engine
 ) -> None:
     """The exporter goes on reading after an error, and its thread ends with it."""
 
@@ -77,6 +79,7 @@ def test_a_ledger_that_is_away_leaves_the_last_numbers(
         redis=redis_client,
         key_prefix=settings.redis.key_prefix,
         metrics=metrics,
+        oversight=Oversight(engine),
     )
     with exporter:
         eventually(lambda: ledger.asked == 1, what="a first reading")
@@ -114,6 +117,6 @@ def test_the_bridge_process_publishes_and_says_that_it_lives(
                 "unlatent_backlog_read_timestamp_seconds 0" not in page
             )
 
-        eventually(registered, what="the entry in the metrics")
+        eventually(registered, timeout_s=120, what="the entry in the metrics")
         assert (settings.observability.run_dir / BRIDGE_ALIVE).exists()
         assert bridge.stop() == 0

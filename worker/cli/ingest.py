@@ -183,11 +183,14 @@ def bridge(
     from worker.exporter import Exporter
     from worker.health import BRIDGE_ALIVE
     from worker.logs import configure
+    from worker.oversight import Oversight
 
     services = _services(context)
     settings = services.settings
     configure(settings.observability)
     metrics = BridgeMetrics()
+    oversight = Oversight(services.engine)
+    metrics.registry.register(oversight)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -205,6 +208,7 @@ def bridge(
             redis=redis,
             key_prefix=settings.redis.key_prefix,
             metrics=metrics,
+            oversight=oversight,
         ),
     ):
         Bridge(
