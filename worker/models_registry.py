@@ -1,22 +1,23 @@
-"""The registry of released detectors and the pointer to the one in force."""
+"""The registry of released detectors and the pointers to those in force: champion and shadow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from detection.errors import PermanentError
+from detection.errors import PermanentError, SettingsError
 from worker.ledger_postgres import transaction
-from worker.schema import ChampionEntry
+from worker.schema import ChampionEntry, ShadowEntry
 from worker.schema import ModelVersion as ModelVersionRow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, Row
 
 
 class UnknownModel(PermanentError):
@@ -31,6 +32,12 @@ class NothingToRollBack(PermanentError):
     reason: ClassVar[str] = "nothing_to_roll_back"
 
 
+class GateNotPassed(PermanentError):
+    """No training run recorded that this model version passed the promotion gate."""
+
+    reason: ClassVar[str] = "gate_not_passed"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
     """A released bundle: its digest, where it lies, and its `bundle.json` as the manifest."""
@@ -41,6 +48,15 @@ class ModelVersion:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     training_snapshot: str | None = None
     code_revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Which model versions workers are to run; None where there is none."""
+
+    champion: ModelVersion | None = None
+    shadow: ModelVersion | None = None
+    shadow_since: datetime | None = None
 
 
 class ModelsRegistry:
@@ -70,19 +86,61 @@ class ModelsRegistry:
         with transaction(self._engine) as connection:
             return _found(connection, digest)
 
+    def versions(self) -> Sequence[ModelVersion]:
+        """Return every model version, the oldest first."""
+        with transaction(self._engine) as connection:
+            rows = connection.execute(
+                select(ModelVersionRow.__table__).order_by(ModelVersionRow.registered_at)
+            )
+            return [_model(row) for row in rows]
+
+    def standing(self) -> Standing:
+        """Return champion and shadow as they are now."""
+        with transaction(self._engine) as connection:
+            champion = connection.scalar(_LATEST)
+            shadow = connection.execute(_SHADOW).one_or_none()
+            shadowed = shadow is not None and shadow.model_version is not None
+            return Standing(
+                champion=None if champion is None else _found(connection, champion),
+                shadow=_found(connection, shadow.model_version) if shadowed else None,
+                shadow_since=shadow.since if shadowed else None,
+            )
+
     def champion(self) -> ModelVersion | None:
         """Return the model version in force, or None before the first promotion."""
-        with transaction(self._engine) as connection:
-            digest = connection.scalar(_LATEST)
-            return None if digest is None else _found(connection, digest)
+        return self.standing().champion
 
     def promote(self, digest: str, *, actor: str, reason: str, forced: bool = False) -> None:
-        """Make a registered model version champion; promoting the champion changes nothing."""
+        """Make a registered model version champion; promoting the champion changes nothing.
+
+        Raises `GateNotPassed` unless a training run recorded that it passed, or `forced`.
+        """
         with transaction(self._engine) as connection:
             _take_turns(connection)
             _found(connection, digest)
-            if connection.scalar(_LATEST) != digest:
-                _enthrone(connection, digest, "promote", actor, reason, forced=forced)
+            if connection.scalar(_LATEST) == digest:
+                return
+            if not forced:
+                _check_gate(connection, digest)
+            _enthrone(connection, digest, "promote", actor, reason, forced=forced)
+
+    def put_in_shadow(self, digest: str, *, actor: str, reason: str) -> None:
+        """Have workers score with a registered model version beside the champion.
+
+        It takes the place of whichever was in shadow; the champion cannot shadow itself.
+        """
+        with transaction(self._engine) as connection:
+            _take_turns(connection)
+            _found(connection, digest)
+            if connection.scalar(_LATEST) == digest:
+                raise SettingsError(f"{digest} is champion: only another model can shadow it")
+            _shade(connection, digest, actor, reason)
+
+    def end_shadow(self, *, actor: str, reason: str) -> None:
+        """Have no model beside the champion any more."""
+        with transaction(self._engine) as connection:
+            _take_turns(connection)
+            _shade(connection, None, actor, reason)
 
     def roll_back(self, *, actor: str, reason: str) -> str:
         """Make the champion before this one champion again; return its digest.
@@ -107,6 +165,14 @@ class ModelsRegistry:
 
 
 _LATEST = select(ChampionEntry.model_version).order_by(ChampionEntry.id.desc()).limit(1)
+_SHADOW = (
+    select(ShadowEntry.model_version, ShadowEntry.since).order_by(ShadowEntry.id.desc()).limit(1)
+)
+_GATES = text("""
+    SELECT id, coalesce((stages #>> '{gate,passed}')::boolean, false) AS passed,
+        stages #> '{gate,reasons}' AS reasons
+    FROM app.training_runs WHERE stages #>> '{register,model_version}' = :digest ORDER BY id DESC
+""")
 
 
 def _take_turns(connection: Connection) -> None:
@@ -120,6 +186,10 @@ def _found(connection: Connection, digest: str) -> ModelVersion:
     ).one_or_none()
     if row is None:
         raise UnknownModel(f"the registry has no model version {digest}")
+    return _model(row)
+
+
+def _model(row: Row[Any]) -> ModelVersion:
     return ModelVersion(
         digest=row.digest,
         name=row.name,
@@ -128,6 +198,28 @@ def _found(connection: Connection, digest: str) -> ModelVersion:
         training_snapshot=row.training_snapshot,
         code_revision=row.code_revision,
     )
+
+
+def _check_gate(connection: Connection, digest: str) -> None:
+    runs = connection.execute(_GATES, {"digest": digest}).all()
+    if any(run.passed for run in runs):
+        return
+    if runs:
+        why = f"training run {runs[0].id} refused it: {'; '.join(runs[0].reasons or ['no gate'])}"
+    else:
+        why = "no training run made it"
+    raise GateNotPassed(
+        f"{digest} has no passed gate ({why}); promoting it all the same takes force, and says so"
+        " in the audit"
+    )
+
+
+def _shade(connection: Connection, digest: str | None, actor: str, reason: str) -> None:
+    shadow = connection.execute(_SHADOW).one_or_none()
+    if (None if shadow is None else shadow.model_version) != digest:
+        connection.execute(
+            insert(ShadowEntry).values(model_version=digest, actor=actor, reason=reason)
+        )
 
 
 def _enthrone(
@@ -144,3 +236,6 @@ def _enthrone(
             model_version=digest, action=action, actor=actor, reason=reason, forced=forced
         )
     )
+    shadow = connection.execute(_SHADOW).one_or_none()
+    if shadow is not None and shadow.model_version == digest:
+        _shade(connection, None, actor, "became champion")

@@ -460,3 +460,18 @@ class ChampionEntry(Base):
     actor: Mapped[str]
     reason: Mapped[str]
     since: Mapped[datetime] = _now()
+
+
+class ShadowEntry(Base):
+    """Which challenger scores beside the champion since when; append-only, the last row counts.
+
+    A row without a model version ends the shadow.
+    """
+
+    __tablename__ = "shadow"
+
+    id: Mapped[int] = _serial()
+    model_version: Mapped[str | None] = mapped_column(ForeignKey("app.model_versions.digest"))
+    actor: Mapped[str]
+    reason: Mapped[str]
+    since: Mapped[datetime] = _now()

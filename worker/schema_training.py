@@ -113,3 +113,30 @@ class TrainingRun(Base):
     deaths: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     started_at: Mapped[datetime] = _now()
     ended_at: Mapped[datetime | None]
+
+
+class DriftReading(Base):
+    """How far a source's verdicts of one model version moved; append-only by grant.
+
+    `psi` and `ks` are NULL while there are too few verdicts to compare; shares are of 1.
+    """
+
+    __tablename__ = "drift_readings"
+    __table_args__ = (
+        CheckConstraint("(psi IS NULL) = (ks IS NULL)", name="compared"),
+        Index("ix_drift_readings_source", "source", "id"),
+    )
+
+    id: Mapped[int] = _serial()
+    at: Mapped[datetime] = _now()
+    model_version: Mapped[str]
+    source: Mapped[str]
+    images: Mapped[int]
+    reference_images: Mapped[int]
+    psi: Mapped[float | None] = mapped_column(Double)
+    ks: Mapped[float | None] = mapped_column(Double)
+    unsure: Mapped[float] = mapped_column(Double)
+    reference_unsure: Mapped[float | None] = mapped_column(Double)
+    decisions: Mapped[int]
+    overturned: Mapped[int]
+    drifted: Mapped[bool]

@@ -114,6 +114,6 @@ def test_reconcile_and_rescore(
     image_id = UUID(unlatent(environment, "submit", f"s3://{bucket}/lost.jpg"))
     ledger.record([verdict(taken(ledger, image_id))])
     registry.register(ModelVersion(digest="model-2", name="two", uri="builtin:small"))
-    registry.promote("model-2", actor="t", reason="r")
+    registry.promote("model-2", actor="t", reason="r", forced=True)
     assert unlatent(environment, "rescore") == "queued 1 for two"
     assert redis_client.llen(prefix + queues.BACKFILL) == 1

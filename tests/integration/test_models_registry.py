@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import ProgrammingError
 
+from detection.errors import SettingsError
 from worker.models_registry import (
+    GateNotPassed,
     ModelsRegistry,
     ModelVersion,
     NothingToRollBack,
@@ -44,13 +47,13 @@ def test_promotions_roll_back_one_by_one(registry: ModelsRegistry) -> None:
     """Each roll-back returns to the champion before, never to what was rolled back."""
     assert champion(registry) is None
     for digest in ("a", "b", "b", "c"):
-        registry.promote(digest, actor="t", reason="better")
+        registry.promote(digest, actor="t", reason="better", forced=True)
     assert registry.roll_back(actor="t", reason="worse") == "b"
     assert registry.roll_back(actor="t", reason="worse") == "a"
     with pytest.raises(NothingToRollBack):
         registry.roll_back(actor="t", reason="worse")
     assert champion(registry) == "a"
-    registry.promote("c", actor="t", reason="better")
+    registry.promote("c", actor="t", reason="better", forced=True)
     assert registry.roll_back(actor="t", reason="worse") == "a"
 
 
@@ -71,3 +74,91 @@ def test_every_promotion_is_in_the_audit(registry: ModelsRegistry, engine: Engin
             )
         ).one()
     assert tuple(row) == ("ana", "promote", "a", "first", "true")
+
+
+def run(engine: Engine, digest: str, *, passed: bool, reasons: str = "[]") -> None:
+    """Leave the record of a training run that made a model and met the gate."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO app.training_runs (slot, trigger, state, reason, stages, lease_until, "
+                "ended_at) VALUES (gen_random_uuid(), 'calendar', 'refused', 'r', "
+                "jsonb_build_object('register', jsonb_build_object('model_version', "
+                "CAST(:digest AS text)), 'gate', jsonb_build_object('passed', "
+                "CAST(:passed AS boolean), 'reasons', CAST(:reasons AS jsonb))), now(), now())"
+            ),
+            {"digest": digest, "passed": passed, "reasons": reasons},
+        )
+
+
+def test_a_model_without_a_passed_gate_needs_force(
+    registry: ModelsRegistry, engine: Engine
+) -> None:
+    """The refusal says which run refused it and why; force is recorded as force."""
+    with pytest.raises(GateNotPassed, match=r"a has no passed gate \(no training run made it"):
+        registry.promote("a", actor="t", reason="r")
+    run(engine, "b", passed=False, reasons='["recall is not better"]')
+    with pytest.raises(GateNotPassed, match="training run 1 refused it: recall is not better"):
+        registry.promote("b", actor="t", reason="r")
+    assert champion(registry) is None
+    registry.promote("b", actor="t", reason="r", forced=True)
+    assert champion(registry) == "b"
+
+
+def test_a_passed_gate_opens_the_way(registry: ModelsRegistry, engine: Engine) -> None:
+    """A model that passed is promoted without force, and its record says so."""
+    run(engine, "a", passed=True)
+    registry.promote("a", actor="t", reason="better")
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT forced FROM app.champion")) is False
+
+
+def test_one_challenger_at_a_time_is_in_shadow(registry: ModelsRegistry, engine: Engine) -> None:
+    """The last one counts until it is ended or becomes champion; each change is in the audit."""
+    registry.promote("a", actor="t", reason="first", forced=True)
+    registry.put_in_shadow("b", actor="t", reason="passed")
+    registry.put_in_shadow("c", actor="t", reason="newer")
+    standing = registry.standing()
+    assert standing.champion is not None
+    assert standing.shadow is not None
+    assert (standing.champion.digest, standing.shadow.digest) == ("a", "c")
+    assert standing.shadow_since is not None
+    registry.promote("c", actor="t", reason="better", forced=True)
+    assert registry.standing().shadow is None
+    registry.roll_back(actor="t", reason="worse")
+    assert registry.standing().shadow is None
+    registry.put_in_shadow("c", actor="t", reason="again")
+    registry.end_shadow(actor="t", reason="enough")
+    registry.end_shadow(actor="t", reason="twice")
+    assert registry.standing().shadow is None
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT action, to_state, reason FROM app.audit_log "
+                "WHERE action IN ('shadow', 'end_shadow') ORDER BY id"
+            )
+        ).all()
+    assert [tuple(row) for row in rows] == [
+        ("shadow", "b", "passed"),
+        ("shadow", "c", "newer"),
+        ("end_shadow", None, "became champion"),
+        ("shadow", "c", "again"),
+        ("end_shadow", None, "enough"),
+    ]
+
+
+def test_the_champion_does_not_shadow_itself(registry: ModelsRegistry) -> None:
+    """Only another, registered model can be put beside the champion."""
+    registry.promote("a", actor="t", reason="first", forced=True)
+    with pytest.raises(SettingsError, match="a is champion"):
+        registry.put_in_shadow("a", actor="t", reason="r")
+    with pytest.raises(UnknownModel):
+        registry.put_in_shadow("unknown", actor="t", reason="r")
+
+
+def test_the_pointers_cannot_be_rewritten(registry: ModelsRegistry, engine: Engine) -> None:
+    """Who was in shadow is history: the service may add to it and nothing else."""
+    registry.put_in_shadow("b", actor="t", reason="r")
+    for statement in ("UPDATE app.shadow SET actor = 'x'", "DELETE FROM app.drift_readings"):
+        with pytest.raises(ProgrammingError, match="permission denied"), engine.begin() as change:
+            change.execute(text(statement))
