@@ -13,6 +13,8 @@ TRAIN = "train"
 QUEUES = (CONTROL, SCORE_PRIORITY, SCORE, BACKFILL)
 #: Those that carry images.
 IMAGE_QUEUES = (SCORE_PRIORITY, SCORE, BACKFILL)
+#: Those whose images are pending; the backfill's have their verdicts.
+PENDING_QUEUES = (SCORE_PRIORITY, SCORE)
 
 SCORE_TASK = "worker.tasks.score"
 RESCORE_TASK = "worker.tasks.rescore"

@@ -30,12 +30,13 @@ from worker.health import BEAT_ALIVE, Health
 from worker.ledger import DeathPolicy
 from worker.ledger_postgres import PostgresLedger
 from worker.lively_scheduler import LivelyScheduler
+from worker.messages import RedisMessages
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.places import use_places
 from worker.publisher import CeleryPublisher
 from worker.storage_s3 import S3Storage
-from worker.sweeper import QueueLength, Sweeper
+from worker.sweeper import Sweeper
 from worker.tasks import register_tasks
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def run_worker(
             sweeper=Sweeper(
                 ledger=ledger,
                 publisher=CeleryPublisher(app, ledger),
-                queue_length=QueueLength(settings.redis),
+                messages=RedisMessages(settings.redis),
                 settings=settings.queue,
                 metrics=metrics,
             ),

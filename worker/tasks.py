@@ -22,27 +22,30 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-#: Waits of 1, 2, 4, 8, 16 s with jitter, far below the visibility timeout. After the last one the
-#: message is dropped; the image stays pending and the sweeper sends the next message for it.
+#: Waits of up to 1, 2, 4, 8, 16 s. After the last one the message is dropped; the image stays
+#: pending and the sweeper sends the next message for it.
 _RETRYING: dict[str, Any] = {
     "shared": False,  # these tasks belong to this application, not to every one in the process
     "autoretry_for": (TransientError,),
     "throws": (TransientError,),
     "max_retries": 5,
     "retry_backoff": 1,
-    "retry_backoff_max": 30,
     "retry_jitter": True,
 }
+_LONGEST_WAIT_S = 30
 
 
 def register_tasks(app: Celery, *, pipeline: Pipeline, sweeper: Sweeper) -> None:
     """Give a worker's application its tasks."""
+    # A retry waits unacknowledged: beyond the visibility timeout it would be there twice.
+    visibility_timeout_s: int = app.conf.broker_transport_options["visibility_timeout"]
+    retrying = _RETRYING | {"retry_backoff_max": min(_LONGEST_WAIT_S, visibility_timeout_s // 2)}
 
-    @app.task(name=queues.SCORE_TASK, **_RETRYING)
+    @app.task(name=queues.SCORE_TASK, **retrying)
     def score(image_id: str) -> None:
         _check(pipeline.score, image_id)
 
-    @app.task(name=queues.RESCORE_TASK, **_RETRYING)
+    @app.task(name=queues.RESCORE_TASK, **retrying)
     def rescore(image_id: str) -> None:
         _check(pipeline.rescore, image_id)
 

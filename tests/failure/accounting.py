@@ -24,10 +24,11 @@ from worker import queues
 from worker.celery_app import build_app
 from worker.ledger import State
 from worker.ledger_postgres import PostgresLedger
+from worker.messages import RedisMessages
 from worker.metrics import Metrics
 from worker.publisher import CeleryPublisher
 from worker.schema import Image, VerdictRow
-from worker.sweeper import QueueLength, Sweeper
+from worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -58,7 +59,7 @@ class Accounts:
         self.sweeper = Sweeper(
             ledger=ledger,
             publisher=CeleryPublisher(build_app(settings), ledger),
-            queue_length=QueueLength(settings.redis),
+            messages=RedisMessages(settings.redis),
             settings=settings.queue,
             metrics=Metrics(),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,17 +14,37 @@ from worker.publisher import MemoryPublisher
 from worker.settings import Queue
 from worker.sweeper import Sweeper
 
+if TYPE_CHECKING:
+    from uuid import UUID
+
+
+class Broker:
+    """Counts messages and names the images that have one."""
+
+    def __init__(self, waiting: int) -> None:
+        self._waiting = waiting
+        self.held: frozenset[UUID] = frozenset()
+
+    def waiting(self) -> int:
+        """Return how many messages wait."""
+        return self._waiting
+
+    def images(self) -> frozenset[UUID]:
+        """Return the images with a message."""
+        return self.held
+
 
 class Scene:
     """Five uploads whose messages were published 601 s ago."""
 
     def __init__(self, *, waiting: int = 0) -> None:
+        self.broker = Broker(waiting)
         self.ledger = MemoryLedger()
         self.publisher = MemoryPublisher(self.ledger)
         self.sweeper = Sweeper(
             ledger=self.ledger,
             publisher=self.publisher,
-            queue_length=lambda: waiting,
+            messages=self.broker,
             settings=Queue(visibility_timeout_s=300, sweep_limit=3, sweep_when_shorter_than=100),
             metrics=Metrics(),
         )
@@ -62,5 +83,13 @@ def test_an_image_under_way_is_left_alone() -> None:
     scene = Scene()
     for image_id in scene.ids[:4]:
         scene.ledger.lease(image_id, worker="w", duration=timedelta(minutes=1))
+    assert scene.sweeper.tick() == 1
+    assert scene.publisher.sent == scene.ids[4:]
+
+
+def test_an_image_whose_message_is_still_there_gets_no_second_one() -> None:
+    """However old: it waits its turn, or a stalled worker has it; the lost ones behind it count."""
+    scene = Scene()
+    scene.broker.held = frozenset(scene.ids[:4])
     assert scene.sweeper.tick() == 1
     assert scene.publisher.sent == scene.ids[4:]
