@@ -10,7 +10,7 @@ import io
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from xml.parsers import expat
 
 from detection.bounds import Bounds
@@ -20,7 +20,7 @@ from detection.directories import texts
 from detection.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _MAX_TEXT = 200
 _MAX_LIST = 16
@@ -99,6 +99,26 @@ class Signals:
         """Plain values that `json.dumps` takes."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Self:
+        """Rebuild what another process told by `as_dict`; its texts are cut and made storable.
+
+        Raises `LookupError`, `TypeError` or `ValueError` for anything of another shape.
+        """
+        exif, c2pa = told["exif"], told["c2pa"]
+        return cls(
+            exif=Exif(**{name: _storable(exif[name]) for name in Exif.__dataclass_fields__}),
+            iptc_digital_source_type=_storable(told["iptc_digital_source_type"]),
+            iptc_asserts_ai=bool(told["iptc_asserts_ai"]),
+            c2pa=C2pa(
+                state=ManifestState(c2pa["state"]),
+                claim_generator=_storable(c2pa["claim_generator"]),
+                digital_source_types=_storables(c2pa["digital_source_types"]),
+                asserts_ai=bool(c2pa["asserts_ai"]),
+                problems=_storables(c2pa["problems"]),
+            ),
+        )
+
 
 def read_signals(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> Signals:
     """Read the signals of one file. Never raises for any bytes: what cannot be read is absent.
@@ -120,6 +140,17 @@ def read_signals(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> Signals
         iptc_asserts_ai=_is_ai(source_type),
         c2pa=_read_c2pa(data, _C2PA_TYPES[kind]),
     )
+
+
+def _storable(text: object) -> str | None:
+    """Replace what no database stores as text: NUL, and halves of surrogate pairs."""
+    if text is None:
+        return None
+    return str(text)[:_MAX_TEXT].replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
+
+
+def _storables(texts: list[object]) -> tuple[str, ...]:
+    return tuple(filter(None, map(_storable, texts[:_MAX_LIST])))
 
 
 def _is_ai(source_type: str | None) -> bool:

@@ -1,10 +1,13 @@
-"""One process of the decode pool: untrusted bytes in, pixels out, under limits of its own.
+"""One process of the decode pool: untrusted bytes in, pixels and signals out, under limits.
 
 It is started with an empty environment (no secrets), imports neither the model nor the queue, and
 speaks lines of JSON over one socket. Bytes and pixels travel as file descriptors of anonymous
 memory, so that nothing large goes through the socket and nothing is left behind when either side is
 killed. The kernel ends a decoding that outlives its time even when the parent is gone; otherwise
 the process ends when the parent's end of the socket does.
+
+A decoded image gets two answers: its pixels, then what the file says about its origin. So a file
+whose metadata kills the reader has given its pixels already.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import signal
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from detection.errors import PermanentError
@@ -25,9 +29,11 @@ from detection.errors import PermanentError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from detection.intake import DecodedImage
+    from detection.intake import DecodedImage, IntakeLimits
+    from detection.signals import Signals
 
-MAX_LINE_BYTES = 64 * 1024
+#: More than the longest signals take: 38 texts of 200 characters, at 12 bytes each in JSON.
+MAX_LINE_BYTES = 256 * 1024
 #: Seconds after the parent's time limit at which the kernel ends the decoding instead.
 GRACE_S = 2.0
 
@@ -70,33 +76,53 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None]:
 def main(config: dict[str, Any]) -> None:
     """Serve one parent until it hangs up."""
     connection = socket.socket(fileno=config["socket"])
-    module, _, name = config["decoder"].partition(":")
-    decoder: Callable[..., DecodedImage] = getattr(importlib.import_module(module), name)
-    limits = importlib.import_module("detection.intake").IntakeLimits(**config["limits"])
+    decoder: Callable[..., DecodedImage] = _named(config["decoder"])
+    reader: Callable[..., Signals] = _named(config["signals"])
+    limits: IntakeLimits = importlib.import_module("detection.intake").IntakeLimits(
+        **config["limits"]
+    )
+    importlib.import_module("c2pa")  # now, lest loading it counts against the first image
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (config["memory_bytes"], config["memory_bytes"]))
     send(connection, {"ready": True})
     # Codecs print what hostile files make them print; what broke the start is worth reading.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    while True:
-        try:
-            request, source = receive(connection)
-        except (EOFError, ConnectionError):
-            return
+    with suppress(EOFError, ConnectionError):  # the parent hung up
+        while True:
+            _serve(connection, config, decoder, reader, limits)
+
+
+def _serve(
+    connection: socket.socket,
+    config: dict[str, Any],
+    decoder: Callable[..., DecodedImage],
+    reader: Callable[..., Signals],
+    limits: IntakeLimits,
+) -> None:
+    request, source = receive(connection)
+    try:
         signal.setitimer(signal.ITIMER_REAL, config["timeout_s"] + GRACE_S)
         reply, result = _answer(decoder, limits, request, source)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        try:
-            send(connection, reply, result)
-        except ConnectionError:
-            return
+        send(connection, reply, result)
         if result is not None:
             os.close(result)
+            signal.setitimer(signal.ITIMER_REAL, config["signals_timeout_s"] + GRACE_S)
+            send(connection, _signals(reader, limits, source))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        if source is not None:
+            os.close(source)
+
+
+def _named(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _answer(
     decoder: Callable[..., DecodedImage],
-    limits: object,
+    limits: IntakeLimits,
     request: dict[str, Any],
     source: int | None,
 ) -> tuple[dict[str, Any], int | None]:
@@ -123,14 +149,21 @@ def _answer(
     return {"facts": facts}, result
 
 
+def _signals(
+    reader: Callable[..., Signals], limits: IntakeLimits, source: int | None
+) -> dict[str, Any]:
+    try:
+        found = reader(_read(source), max_metadata_bytes=limits.max_metadata_bytes)
+        return {"signals": found.as_dict()}
+    except Exception as error:  # noqa: BLE001 - the image is decoded; the parent is told what
+        return {"unread": f"{type(error).__name__}: {error}"[:1000]}
+
+
 def _read(source: int | None) -> bytes:
     if source is None or os.fstat(source).st_size == 0:
         return b""
-    try:
-        with mmap.mmap(source, 0, access=mmap.ACCESS_READ) as view:
-            return view[:]
-    finally:
-        os.close(source)
+    with mmap.mmap(source, 0, access=mmap.ACCESS_READ) as view:
+        return view[:]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Killable spawned processes that decode untrusted images.
+"""Killable spawned processes that decode untrusted images and read what files say of themselves.
 
 An image can cost itself and one process, never the worker and never its neighbours:
 
@@ -6,7 +6,8 @@ An image can cost itself and one process, never the worker and never its neighbo
 * out of memory: the image fails as `decode_memory`, its process is replaced;
 * its process dies: the image is decoded once more with the whole pool to itself, in case a
   neighbour's appetite had it killed; dying again fails it as `decoder_crashed`. This is a failed
-  image and not a death, because the worker lived and knows the culprit.
+  image and not a death, because the worker lived and knows the culprit;
+* signals of origin that take too long or kill their reader are left out, and the image goes on.
 
 The bytes of decoded images in flight stay under a budget. A process is held until the budget has
 room for what it decoded, so the most that exists is the budget and one image a process.
@@ -26,7 +27,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -35,6 +36,7 @@ import structlog
 
 from detection.errors import PermanentError, TransientError, UnlatentError
 from detection.refusals import Refusal
+from detection.signals import Signals
 from worker.budget import ByteBudget
 from worker.decode_child import anonymous_file, receive, send, write_all
 from worker.ledger import ImageFacts
@@ -178,10 +180,26 @@ class _Process:
         self._images += 1
         source = anonymous_file()
         try:
-            write_all(source, data)
-            self._connection.settimeout(timeout_s)
-            send(self._connection, request, source)
-            return receive(self._connection)
+            with self._answering(timeout_s):
+                write_all(source, data)
+                send(self._connection, request, source)
+                return receive(self._connection)
+        finally:
+            os.close(source)
+
+    def hear(self, *, timeout_s: float) -> dict[str, Any]:
+        """Wait for the second answer on an image; raises `TimeoutError` or `_ProcessDied`."""
+        with self._answering(timeout_s):
+            answer, unasked = receive(self._connection)
+        if unasked is not None:
+            os.close(unasked)
+        return answer
+
+    @contextmanager
+    def _answering(self, timeout_s: float) -> Iterator[None]:
+        self._connection.settimeout(timeout_s)
+        try:
+            yield
         except TimeoutError:
             self.kill()
             raise
@@ -191,8 +209,6 @@ class _Process:
                 raise TimeoutError from error
             message = f"The decoding process died (exit status {status})."
             raise _ProcessDied(message) from error
-        finally:
-            os.close(source)
 
     def kill(self) -> None:
         """End the process now."""
@@ -233,14 +249,23 @@ class _Slot:
 class DecodePool:
     """Decodes for many threads in `settings.processes` processes of its own.
 
-    `decoder` names the function that the processes run, as "module:function".
+    `decoder` and `signals` name the functions that the processes run, as "module:function".
     """
 
-    def __init__(self, settings: Intake, *, decoder: str = "detection.intake:decode") -> None:
+    def __init__(
+        self,
+        settings: Intake,
+        *,
+        decoder: str = "detection.intake:decode",
+        signals: str = "detection.signals:read_signals",
+    ) -> None:
         self._timeout_s = settings.timeout_s
+        self._signals_timeout_s = settings.signals_timeout_s
         config = {
             "decoder": decoder,
+            "signals": signals,
             "timeout_s": settings.timeout_s,
+            "signals_timeout_s": settings.signals_timeout_s,
             "memory_bytes": settings.memory_bytes,
             "limits": {
                 "max_bytes": settings.max_bytes,
@@ -299,7 +324,8 @@ class DecodePool:
         deadline = time.monotonic() + wait_s
         with self._all_slots(deadline) if alone else self._one_slot(deadline) as slot:
             try:
-                reply, result = slot.filled().ask(request, data, timeout_s=self._timeout_s)
+                process = slot.filled()
+                reply, result = process.ask(request, data, timeout_s=self._timeout_s)
             except TimeoutError as error:
                 message = f"Decoding the image took longer than {self._timeout_s:g} s."
                 raise DecodeTimeout(message) from error
@@ -309,7 +335,8 @@ class DecodePool:
                     slot.clear()  # what a failed allocation leaves behind is not worth trusting
                 raise error_type(reply.get("message"))
             try:
-                facts = _facts(reply["facts"])
+                signals = self._signals(process, key=request["key"])
+                facts = replace(_facts(reply["facts"]), signals=signals)
                 size_bytes = facts.width * facts.height * 3
                 self.budget.acquire(size_bytes, wait_s=max(0.0, deadline - time.monotonic()))
                 try:
@@ -319,6 +346,19 @@ class DecodePool:
                     raise
             finally:
                 os.close(result)
+
+    def _signals(self, process: _Process, *, key: str | None) -> Signals | None:
+        """Hear what the file says of its origin; whatever goes wrong here costs only that."""
+        try:
+            told = process.hear(timeout_s=self._signals_timeout_s)
+            if "unread" not in told:
+                return Signals.from_dict(told["signals"])
+            why = told["unread"]
+        except (TimeoutError, _ProcessDied, LookupError, TypeError, ValueError) as error:
+            process.kill()
+            why = f"{type(error).__name__}: {error}"
+        _log.warning("signals_unread", key=key, error=why)
+        return None
 
     @contextmanager
     def _one_slot(self, deadline: float) -> Iterator[_Slot]:

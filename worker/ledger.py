@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from detection.signals import Signals
+
 
 class LedgerUnavailable(TransientError):
     """The ledger's database is away or did not answer in time."""
@@ -153,7 +155,11 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
-    """What decoding learnt of an image; goes into its row beside the outcome."""
+    """What decoding learnt of an image; goes into its row beside the outcome.
+
+    `signals` is what the file says about its own origin, None where it could not be read; the
+    ledger stores it with a verdict, beside it and apart from the image's row.
+    """
 
     sha256: str
     size: int
@@ -162,6 +168,7 @@ class ImageFacts:
     height: int
     pdq: bytes | None = None
     pdq_quality: int | None = None
+    signals: Signals | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ from worker.ledger import (
     tidy,
 )
 from worker.ledger_statements import DIED, FACTS, LIVE, NOW
+from worker.moderation import provenance
 from worker.schema import Image, LeaseRow, VerdictRow
 
 if TYPE_CHECKING:
@@ -304,6 +305,9 @@ class PostgresLedger:
                     ),
                     [{"image_id": v.image_id, **statements.fact_values(v.facts)} for v in ending],
                 )
+            provenance.store(
+                connection, {v.image_id: v.facts.signals for v in ordered if v.facts.signals}
+            )
             statements.close(connection, {verdict.lease_id for verdict in verdicts}, Outcome.SCORED)
 
     def end(

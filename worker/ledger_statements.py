@@ -330,9 +330,10 @@ def _upload(image: AnyRow) -> Upload:
 
 
 def fact_columns(facts: ImageFacts) -> dict[str, Any]:
-    """Name the values of facts as columns of `images`."""
+    """Name the values of facts as columns of `images`; signals have a table of their own."""
     columns = asdict(facts)
     columns["size_bytes"] = columns.pop("size")
+    del columns["signals"]
     return columns
 
 

@@ -266,7 +266,8 @@ class Pipeline:
     def _decode(self, job: _Job, data: bytes) -> Decoded:
         upload = job.lease.upload
         # Twice: an image that kills its process is decoded once more.
-        decoding_s = 2 * self._settings.intake.timeout_s
+        intake = self._settings.intake
+        decoding_s = 2 * intake.timeout_s + intake.signals_timeout_s
         return self._decoder.decode(
             data,
             declared_type=upload.content_type,

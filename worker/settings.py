@@ -73,6 +73,7 @@ class Intake(Section):
     max_metadata_bytes: int = Field(default=8 * 2**20, ge=1)
     processes: int = Field(default=2, ge=1)
     timeout_s: float = Field(default=20.0, gt=0)
+    signals_timeout_s: float = Field(default=5.0, gt=0)
     memory_bytes: int = Field(default=2 * 2**30, ge=256 * 2**20)
     in_flight_bytes: int = Field(default=2**30, ge=2**20)
 

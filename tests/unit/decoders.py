@@ -1,4 +1,4 @@
-"""Decoders that misbehave, run by the decode pool's processes in its tests."""
+"""Decoders and readers that misbehave, run by the decode pool's processes in its tests."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from detection.intake import DecodedImage
 from detection.refusals import Truncated
+from detection.signals import C2pa, Exif, Signals
 
 
 def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a line
@@ -45,10 +46,32 @@ def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a
                 file.flush()
                 time.sleep(0.05)
                 file.write("out\n")
+    # "signals …" decodes; what it does is `read_signals`' part.
     side = int(argument) if word == "side" else 64
     pixels = np.full((side, side, 3), 7, np.uint8)
     pixels[0, 0] = (1, 2, 3)
     return image(data, pixels)
+
+
+def read_signals(data: bytes, *, max_metadata_bytes: int) -> Signals:
+    """Do what the bytes say after the word "signals"."""
+    match data.decode().split():
+        case ["signals", "hang"]:
+            time.sleep(3600)
+        case ["signals", "raise"]:
+            raise ZeroDivisionError
+        case ["signals", "memory"]:
+            np.ones((4000, 1024, 1024), np.uint8)
+        case ["signals", "die"]:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case ["signals", "mistyped"]:
+            return Signals(c2pa=C2pa(state="certified"))  # type: ignore[arg-type]
+        case ["signals", "long"]:
+            many = ("\N{PILE OF POO}" * 200,) * 16
+            return Signals(c2pa=C2pa(digital_source_types=many, problems=many))
+        case ["signals", "unstorable"]:
+            return Signals(exif=Exif(make="a\0b", model="\ud800", software="s" * 999))
+    return Signals(exif=Exif(model=str(max_metadata_bytes)))
 
 
 def image(data: bytes, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> DecodedImage:

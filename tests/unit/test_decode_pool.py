@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DECODER = "tests.unit.decoders:decode"
+SIGNALS = "tests.unit.decoders:read_signals"
 WAIT_S = 30.0
 
 
@@ -37,8 +38,15 @@ WAIT_S = 30.0
 def pool() -> Iterator[DecodePool]:
     """A started pool of two processes with a second's patience."""
     pool = DecodePool(
-        Intake(processes=2, timeout_s=1.0, memory_bytes=2**30, in_flight_bytes=2**20),
+        Intake(
+            processes=2,
+            timeout_s=1.0,
+            signals_timeout_s=1.0,
+            memory_bytes=2**30,
+            in_flight_bytes=2**20,
+        ),
         decoder=DECODER,
+        signals=SIGNALS,
     )
     pool.start()
     yield pool
@@ -96,6 +104,29 @@ def test_a_bad_image_costs_only_itself(
     assert pool.budget.used_bytes == 0
     with pool.decode(b"side 64", wait_s=WAIT_S) as decoded:
         assert decoded.pixels.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("how", ["hang", "raise", "memory", "die", "mistyped"])
+def test_signals_that_cannot_be_read_cost_only_themselves(pool: DecodePool, how: str) -> None:
+    """Whatever a file's metadata does to its reader, the image is decoded, and so is the next."""
+    with pool.decode(f"signals {how}".encode(), wait_s=WAIT_S) as decoded:
+        assert decoded.pixels.shape == (64, 64, 3)
+        assert decoded.facts.signals is None
+    with pool.decode(b"side 65", wait_s=WAIT_S) as decoded:
+        assert decoded.pixels.shape == (65, 65, 3)
+        assert decoded.facts.signals is not None
+        assert decoded.facts.signals.exif.model == str(8 * 2**20)
+
+
+def test_signals_arrive_whole_and_storable(pool: DecodePool) -> None:
+    """The longest texts pass the socket; what Postgres refuses in a text is replaced."""
+    with pool.decode(b"signals long", wait_s=WAIT_S) as decoded:
+        assert decoded.facts.signals is not None
+        assert decoded.facts.signals.c2pa.problems == ("\N{PILE OF POO}" * 200,) * 16
+    with pool.decode(b"signals unstorable", wait_s=WAIT_S) as decoded:
+        assert decoded.facts.signals is not None
+        exif = decoded.facts.signals.exif
+        assert (exif.make, exif.model, exif.software) == ("a?b", "?", "s" * 200)
 
 
 def test_neighbours_of_a_crash_decode(pool: DecodePool) -> None:

@@ -31,7 +31,9 @@ def busy_week(
     wrong, right, waiting = scored(0.97, pdq=bytes(range(32))), scored(0.99), scored(0.95)
     scored(0.96, source="forum")
     scored(0.1, pdq=bytes([1, *range(1, 32)]))
-    provenance.store(engine, {wrong: Signals(exif=Exif(make="Canon", model="EOS R6"))})
+    with engine.begin() as connection:
+        found = Signals(exif=Exif(make="Canon", model="EOS R6"))
+        provenance.store(connection, {wrong: found})
     clerk.rows("SELECT * FROM moderation.claim_next(100)")
     clerk.value("SELECT moderation.release(%s)", waiting)
     clerk.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", wrong)

@@ -78,7 +78,8 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
 ) -> None:
     """Objects, hashes, key, uploader and file facts go everywhere; who decided what stays."""
     image, other = stored("anna-at-the-beach"), stored("other")
-    provenance.store(engine, {image: SIGNALS})
+    with engine.begin() as connection:
+        provenance.store(connection, {image: SIGNALS})
     lead = desk(lead=True)
     lead.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
     lead.value("SELECT moderation.request_erasure(%s, 'her request')", image)
@@ -86,6 +87,8 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     keeper = Keeper(engine, storage, Retention(), shards=shards)
     assert keeper.run() == Removed(originals=0, evidence=0, erased=1)
     assert keeper.run() == Removed(originals=0, evidence=0, erased=0)
+    with engine.begin() as connection:
+        provenance.store(connection, {image: SIGNALS})  # a worker was still at it
     assert keys(s3_client, bucket) == {"other.jpg", "evidence/other.png"}
     assert shards.erased == [image]
     tables = [
@@ -193,9 +196,9 @@ def test_provenance_stands_beside_the_verdict_and_changes_nothing(
 ) -> None:
     """Signals are shown as the file's claims; the score, the label and the tier stay."""
     image = scored(0.2)
-    provenance.store(engine, {image: SIGNALS})
-    provenance.store(engine, {image: Signals()})
-    provenance.store(engine, {})
+    for found in ({image: SIGNALS}, {image: Signals()}, {}):
+        with engine.begin() as connection:
+            provenance.store(connection, found)
     seen = desk().rows(
         "SELECT exif_make, exif_software, iptc_asserts_ai, c2pa_state, label, tier "
         "FROM moderation.verdicts WHERE image_id = %s",
