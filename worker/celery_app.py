@@ -19,8 +19,11 @@ _MAX_WAITING_RETRIES = 100
 def build_app(settings: Settings) -> Celery:
     """Build the application for a worker, for beat and for whoever publishes."""
     app = Celery("unlatent", set_as_current=False)
+    broker_url = settings.redis.url.get_secret_value()
     app.conf.update(
-        broker_url=settings.redis.url.get_secret_value(),
+        broker_url=broker_url,
+        # The address may say otherwise; where it says nothing, kombu would take any certificate.
+        broker_use_ssl={"ssl_cert_reqs": "required"} if broker_url.startswith("rediss:") else None,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # restarting the pod would be no better retry loop
         broker_transport_options={
