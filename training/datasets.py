@@ -227,17 +227,31 @@ def read_samples(store: Store, dataset: Dataset) -> Iterator[SampleFiles]:
 def training_samples(files: Iterable[SampleFiles]) -> Iterator[Sample]:
     """Decode files into the samples that the aligned branch trains on."""
     for file in files:
-        generated = file.label == GENERATED
-        entry = Entry(
-            path=Path(file.key),
-            label=file.label,
-            set=file.source,
-            family=file.source if generated else "",
-            group=file.group,
-        )
+        entry = _entry(file, Path(file.key))
         made = {name: _decode(data) for name, data in file.reconstructions.items()}
-        lossy = generated and file.suffix == "jpg"
+        lossy = entry.generated and file.suffix == "jpg"
         yield Sample(entry, _decode(file.image), lossy=lossy, reconstructions=made)
+
+
+def lay_out(files: Iterable[SampleFiles], folder: Path) -> list[Entry]:
+    """Write the originals of samples into a folder and list them; reconstructions stay behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for file in files:
+        path = folder / f"{file.key}.{file.suffix}"
+        path.write_bytes(file.image)
+        entries.append(_entry(file, path))
+    return entries
+
+
+def _entry(file: SampleFiles, path: Path) -> Entry:
+    return Entry(
+        path=path,
+        label=file.label,
+        set=file.source,
+        family=file.source if file.label == GENERATED else "",
+        group=file.group,
+    )
 
 
 def _decode(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:

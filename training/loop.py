@@ -3,7 +3,7 @@
 A `Task` says what a step's batch is and what it costs; `fit` does the rest. A batch is a function
 of (seed, step), so that a run that was killed and resumed sees what an uninterrupted one sees.
 Checkpoints are safetensors (weights, average, optimiser moments) written aside and renamed into
-place.
+place. A batch that does not fit the device's memory is computed in pieces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from detection.errors import UnlatentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 log = structlog.get_logger(__name__)
@@ -101,10 +101,13 @@ def fit(
     *,
     device: str = "cpu",
     on_step: Callable[[int], None] | None = None,
+    stop: Callable[[int, Mapping[str, Tensor]], bool] | None = None,
 ) -> dict[str, Tensor]:
     """Train `model` and return the averaged weights; resumes from `run_dir` when it can.
 
-    Raises `TrainingDiverged` when the loss stops being finite.
+    After each step `on_step` hears how many are done. `stop` may end the run: before the first step
+    and after each it is given the number done and the averaged weights. Raises `TrainingDiverged`
+    when the loss stops being finite.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
@@ -113,29 +116,26 @@ def fit(
     )
     ema = Ema(model, config.ema_decay)
     start = _resume(run_dir, model, optimiser, ema)
-    began, running = time.monotonic(), float("nan")
+    if stop is not None and stop(start, ema.state):
+        return ema.state
+    began, running, pieces = time.monotonic(), float("nan"), 1
     for step, batch in enumerate(_batches(task, config, start), start):
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config)
         model.train()
-        # Draws inside the loss must not depend on where the run was last resumed either.
-        torch.manual_seed((config.seed << 32) + step)
         on_device = {name: value.to(device) for name, value in batch.items()}
-        with torch.autocast(device, torch.bfloat16, enabled=config.bfloat16):
-            parts = task.loss(model, on_device)
+        parts, pieces = _descend(model, task, on_device, config, step, pieces)
         loss = parts["loss"]
-        if not math.isfinite(loss.item()):
-            raise TrainingDiverged(f"the loss became {loss.item()} at step {step} of {run_dir}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"the loss became {loss} at step {step} of {run_dir}")
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimiser.step()
         ema.update(model, step)
-        running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
+        running = loss if math.isnan(running) else 0.98 * running + 0.02 * loss
         done = step + 1
         if done % config.log_every == 0 or done == config.steps:
             rate = (done - start) / (time.monotonic() - began)
-            values = {name: round(part.item(), 4) for name, part in parts.items()}
+            values = {name: round(part, 4) for name, part in parts.items()}
             log.info(
                 "train_step",
                 run=run_dir.name,
@@ -149,7 +149,54 @@ def fit(
             _save(run_dir, model, optimiser, ema, done, config)
         if on_step is not None:
             on_step(done)
+        if stop is not None and stop(done, ema.state):
+            log.info("train_stopped_early", run=run_dir.name, step=done, of=config.steps)
+            break
     return ema.state
+
+
+def _descend(
+    model: nn.Module,
+    task: Task,
+    batch: dict[str, Tensor],
+    config: LoopConfig,
+    step: int,
+    pieces: int,
+) -> tuple[dict[str, float], int]:
+    """Compute the gradients of a batch; out of device memory, in twice as many pieces from then on.
+
+    Returns the parts of the loss and the number of pieces it took.
+    """
+    while True:
+        # Draws inside the loss must not depend on where the run was last resumed.
+        torch.manual_seed((config.seed << 32) + step)
+        model.zero_grad(set_to_none=True)
+        try:
+            return _in_pieces(model, task, batch, config, pieces), pieces
+        except torch.OutOfMemoryError:
+            pieces *= 2
+            if pieces > min(map(len, batch.values())):
+                raise
+            log.warning("out_of_device_memory", step=step, pieces=pieces)
+
+
+def _in_pieces(
+    model: nn.Module, task: Task, batch: dict[str, Tensor], config: LoopConfig, pieces: int
+) -> dict[str, float]:
+    """Add up the gradients of the pieces, each weighted by its share of the batch."""
+    cut = {name: value.tensor_split(pieces) for name, value in batch.items()}
+    total = len(next(iter(batch.values())))
+    found: dict[str, float] = {}
+    for index in range(pieces):
+        piece = {name: values[index] for name, values in cut.items()}
+        first = next(iter(piece.values()))
+        share = len(first) / total
+        with torch.autocast(first.device.type, torch.bfloat16, enabled=config.bfloat16):
+            parts = task.loss(model, piece)
+        (parts["loss"] * share).backward()  # type: ignore[no-untyped-call]  # torch's own gap
+        for name, part in parts.items():
+            found[name] = found.get(name, 0.0) + share * part.item()
+    return found
 
 
 def schedule(step: int, config: LoopConfig) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from detection.fusion import Fusion, LabelPolicy, OperatingPoint
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from typing import Any
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -93,6 +92,31 @@ def write_bundle(
         provenance=provenance,
         files={},
     )
+    return _with_golden(folder, manifest)
+
+
+def derive_bundle(
+    folder: Path,
+    champion: Bundle,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    *,
+    card: str,
+    **changes: Any,  # fields of the manifest
+) -> Bundle:
+    """Write a bundle that is the champion but for some files of weights and manifest fields.
+
+    What is in `folder` is replaced; weights are stored as `write_bundle` stores them.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(champion.folder, folder)
+    for name, tensors in weights.items():
+        save_file(halved(tensors), folder / name)
+    (folder / "card.md").write_text(card, encoding="utf-8")
+    return _with_golden(folder, champion.manifest.model_copy(update=changes))
+
+
+def _with_golden(folder: Path, manifest: Manifest) -> Bundle:
+    """Write the manifest, score the golden image with what it describes, and keep the logits."""
     bundle = write_manifest(folder, manifest)
     image = golden_image()
     logits = Detector(bundle).score([image])[0].branches

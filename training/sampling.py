@@ -70,14 +70,15 @@ class PartialNoise:
 
     def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         """Reconstruct RGB images, uint8 (H, W, 3) of one size, to the same size and order."""
-        pixels = to_tensor(images)
+        pixels = to_tensor(images).to(next(self.generator.parameters()).device)
         height, width = pixels.shape[-2:]
         with torch.inference_mode():
             padded = pad_to_multiple(pixels, self.generator.factor * 4)
             latents = self.generator.encode(padded * 2 - 1)
             # One noise for all: neither batch nor order may change a reconstruction.
-            noise = noise_bank((1, *latents.shape[1:]), seed=self.seed).expand_as(latents)
+            noise = noise_bank((1, *latents.shape[1:]), seed=self.seed).to(latents)
+            noise = noise.expand_as(latents)
             noised, _ = self.generator.mix(latents, noise, self.step)
             latents = denoise(self.generator, noised, start=self.step, passes=self.passes)
             restored = self.generator.decode(latents) / 2 + 0.5
-        return to_images(restored[..., :height, :width])
+        return to_images(restored[..., :height, :width].cpu())
