@@ -6,7 +6,9 @@
    their futures. While the runner was busy the first may have waited long enough already; then
    what is there runs at once.
 3. An item submitted as `alone` runs by itself; met while collecting, it stays first in line.
-4. `close` refuses new items and fails the waiting ones with a `TransientError`.
+4. `submit_spare` hands over an item that may be dropped: it runs only when nothing else waits, and
+   fails as soon as something does.
+5. `close` refuses new items and fails the waiting ones with a `TransientError`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from detection.errors import TransientError, UnlatentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,6 +35,10 @@ class BatcherClosed(TransientError):
 
 class BatcherFull(TransientError):
     """More items wait for a batch than the batcher may hold."""
+
+
+class Displaced(TransientError):
+    """Other images wait, and this item was worth running only if none did."""
 
 
 class CountMismatch(UnlatentError):
@@ -58,6 +64,7 @@ class Batcher(Generic[Item, Result]):
         self._max_wait_s = max_wait_s
         self._capacity = capacity
         self._waiting: deque[_Ticket[Item, Result]] = deque()
+        self._spare: list[_Ticket[Item, Result]] = []
         self._changed = threading.Condition()
         self._closed = False
 
@@ -75,6 +82,20 @@ class Batcher(Generic[Item, Result]):
             if len(self._waiting) >= self._capacity:
                 raise BatcherFull
             self._waiting.append(ticket)
+            displaced, self._spare = self._spare, []
+            self._changed.notify_all()
+        _fail(displaced, Displaced)
+        return ticket.future
+
+    def submit_spare(self, item: Item) -> Future[Result]:
+        """Queue an item that runs only if nothing else waits; else it ends as `Displaced`."""
+        ticket: _Ticket[Item, Result] = _Ticket(item, alone=False, submitted_at=time.monotonic())
+        with self._changed:
+            if self._closed:
+                raise BatcherClosed
+            if self._waiting or len(self._spare) >= self._max_batch:
+                raise Displaced
+            self._spare.append(ticket)
             self._changed.notify_all()
         return ticket.future
 
@@ -113,19 +134,21 @@ class Batcher(Generic[Item, Result]):
         """Refuse new items and fail the waiting ones; a batch that runs is not touched."""
         with self._changed:
             self._closed = True
-            waiting = list(self._waiting)
+            waiting = [*self._waiting, *self._spare]
             self._waiting.clear()
+            self._spare = []
             self._changed.notify_all()
-        for ticket in waiting:
-            if ticket.future.set_running_or_notify_cancel():
-                ticket.future.set_exception(BatcherClosed())
+        _fail(waiting, BatcherClosed)
 
     def _collect(self, idle_s: float) -> list[_Ticket[Item, Result]]:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting or self._closed, timeout=idle_s):
+            if not self._changed.wait_for(
+                lambda: self._waiting or self._spare or self._closed, timeout=idle_s
+            ):
                 return []
             if not self._waiting:
-                return []
+                spare, self._spare = self._spare, []
+                return spare
             first = self._waiting.popleft()
             if first.alone:
                 return [first]
@@ -144,6 +167,12 @@ class Batcher(Generic[Item, Result]):
             ticket = self._waiting.popleft()
             (held if ticket.alone else batch).append(ticket)
         self._waiting.extendleft(reversed(held))
+
+
+def _fail(tickets: Iterable[_Ticket[Item, Result]], error: type[TransientError]) -> None:
+    for ticket in tickets:
+        if ticket.future.set_running_or_notify_cancel():
+            ticket.future.set_exception(error())
 
 
 def _checked(outcomes: Sequence[Result | Exception], count: int) -> Sequence[Result | Exception]:

@@ -10,16 +10,19 @@ import hashlib
 import json
 import shutil
 import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from detection.bundle import MANIFEST, Bundle, BundleError, embedded_names, load_bundle
 from detection.errors import PermanentError
+from worker.retraining.dataset_store import open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from worker.settings import Settings
     from worker.storage import Storage
 
 #: Addresses of the bundles that ship in the package start with this.
@@ -99,6 +102,16 @@ class BundleStore:
             return self._storage.fetch(bucket, f"{prefix}/{name}", max_bytes=max_bytes)
         except PermanentError as error:
             raise BundleError(f"{uri}/{name} cannot be fetched: {error}") from error
+
+
+@contextmanager
+def open_bundles(settings: Settings) -> Iterator[BundleStore]:
+    """Open the bundles of these settings' training bucket."""
+    storage = open_storage(settings)
+    try:
+        yield BundleStore(storage, settings.training.bucket)
+    finally:
+        storage.close()
 
 
 def _builtin(uri: str, digest: str) -> Bundle:

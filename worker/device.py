@@ -9,11 +9,17 @@ threads. What it does about faults:
   only if the golden image still scores; otherwise the process ends;
 * the device is lost: the process ends with `EXIT_DEVICE_LOST`; leases run out, messages return;
 * a forward pass that hangs: a watchdog ends the process with `EXIT_STUCK`.
+
+Models change between two batches, once the new one's golden image scores as it must. What was
+submitted before and is scored after gets the new champion's verdict, unless it asked for a version.
+A challenger in shadow scores only what the champion leaves time for, and none of its faults reaches
+an image.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
 from concurrent.futures import Future
@@ -45,8 +51,8 @@ _log = structlog.get_logger(__name__)
 EXIT_DEVICE_LOST = 70
 EXIT_STUCK = 71
 
-#: The liveness file is touched at least this often.
-_IDLE_S = 5.0
+#: While no image comes, the liveness file is touched and a new model is noticed this often.
+_IDLE_S = 1.0
 _LOAD_TIMEOUT_S = 900.0
 _PERSIST_TRIES = 3
 _PERSIST_DELAY_S = 0.2
@@ -58,6 +64,10 @@ class DeviceNotReady(UnlatentError):
 
 class GoldenMismatch(UnlatentError):
     """The golden image does not score as it must: the device or the weights are broken."""
+
+
+class ModelReplaced(TransientError):
+    """The model version that this check was for is not on the device any more."""
 
 
 class OutOfDeviceMemory(PermanentError):
@@ -74,7 +84,7 @@ class ScoringFailed(PermanentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Work:
-    """One image on its way through the device."""
+    """One image on its way through the device; `model_version` is set if no other one will do."""
 
     lease: Lease
     facts: ImageFacts
@@ -82,6 +92,14 @@ class Work:
     role: Role
     timings_ms: Mapping[str, float]
     submitted_at: float
+    model_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Appointment:
+    role: Role
+    scorer: Scorer | None
+    done: Future[None]
 
 
 class Device:
@@ -112,7 +130,9 @@ class Device:
             max_wait_s=settings.max_wait_s,
             capacity=max(settings.threads, settings.max_batch),
         )
-        self._scorer: Future[Scorer] = Future()
+        self._loaded: Future[None] = Future()
+        self._models: dict[Role, Scorer] = {}
+        self._appointments: queue.SimpleQueue[_Appointment] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._forward_since: float | None = None
         self._threads = [
@@ -124,7 +144,7 @@ class Device:
         """Load and prove the model; raises what went wrong, and then nothing may be consumed."""
         self._threads[0].start()
         try:
-            self._scorer.result(_LOAD_TIMEOUT_S)
+            self._loaded.result(_LOAD_TIMEOUT_S)
         except TimeoutError as error:
             message = f"The model was not ready within {_LOAD_TIMEOUT_S:g} s."
             raise DeviceNotReady(message) from error
@@ -141,23 +161,51 @@ class Device:
     @property
     def model_version(self) -> str:
         """Digest of the bundle that scores; known once `start` returned."""
-        return self._scorer.result(0).model_version
+        return self._models[Role.CHAMPION].model_version
+
+    @property
+    def shadow_version(self) -> str | None:
+        """Digest of the bundle in shadow."""
+        shadow = self._models.get(Role.SHADOW)
+        return None if shadow is None else shadow.model_version
+
+    @property
+    def busy(self) -> bool:
+        """Whether images wait for a batch."""
+        return len(self._batcher) > 0
 
     def submit(self, work: Work) -> Future[Verdict]:
-        """Queue one image; its future holds the verdict once the ledger has it."""
+        """Queue one image; its future holds the verdict once the ledger has it.
+
+        Work for the shadow is dropped (`Displaced`) as soon as another image waits.
+        """
+        if work.role is Role.SHADOW:
+            return self._batcher.submit_spare(work)
         return self._batcher.submit(work, alone=work.lease.alone)
+
+    def appoint(self, role: Role, scorer: Scorer | None) -> Future[None]:
+        """Let a loaded model take a role between two batches, once its golden image is right.
+
+        Without a scorer the role is left empty (only the shadow's may be). A future that fails says
+        why everything stays as it was.
+        """
+        appointment = _Appointment(role, scorer, Future())
+        self._appointments.put(appointment)
+        return appointment.done
 
     def _main(self) -> None:
         try:
             scorer = self._load()
             self._prove(scorer, (1, self._settings.max_batch))
         except BaseException as error:  # noqa: BLE001 - whoever started us gets it
-            self._scorer.set_exception(error)
+            self._loaded.set_exception(error)
             return
-        self._scorer.set_result(scorer)
+        self._take_role(Role.CHAMPION, scorer)
+        self._loaded.set_result(None)
         try:
             while not self._stopping.is_set():
                 self._health.beat()
+                self._change_models()
                 self._batcher.run_next(self._run, idle_s=_IDLE_S)
         except BaseException:  # noqa: BLE001 - the process ends
             # A worker without its device thread would take messages and never answer them.
@@ -172,6 +220,29 @@ class Device:
                 _log.critical("forward_pass_stuck", limit_s=limit_s)
                 self._end_process(EXIT_STUCK)
                 return
+
+    def _change_models(self) -> None:
+        while not self._appointments.empty():
+            appointment = self._appointments.get()
+            scorer = appointment.scorer
+            try:
+                if scorer is not None and scorer not in self._models.values():
+                    self._prove(scorer, (1, self._settings.max_batch))
+            except DeviceLost:
+                raise
+            except Exception as error:  # noqa: BLE001 - the models that serve are not to blame
+                appointment.done.set_exception(error)
+            else:
+                self._take_role(appointment.role, scorer)
+                appointment.done.set_result(None)
+            self._health.beat()
+
+    def _take_role(self, role: Role, scorer: Scorer | None) -> None:
+        models = {**self._models, role: scorer}
+        self._models = {known: model for known, model in models.items() if model is not None}
+        self._metrics.serve_models(
+            {known.value: model.model_version for known, model in self._models.items()}
+        )
 
     def _prove(self, scorer: Scorer, sizes: Sequence[int]) -> None:
         golden: Golden = scorer.golden()
@@ -197,14 +268,30 @@ class Device:
                         )
 
     def _run(self, works: Sequence[Work]) -> list[Verdict | Exception]:
+        # The batcher never mixes what is dropped under load with what is not.
+        role = Role.SHADOW if works[0].role is Role.SHADOW else Role.CHAMPION
+        scorer = self._models.get(role)
+        fit = [
+            scorer is not None and work.model_version in {None, scorer.model_version}
+            for work in works
+        ]
+        chosen = [work for work, fits in zip(works, fit, strict=True) if fits]
+        outcomes = iter(self._run_with(scorer, chosen, role) if scorer and chosen else ())
+        return [next(outcomes) if fits else ModelReplaced() for fits in fit]
+
+    def _run_with(
+        self, scorer: Scorer, works: Sequence[Work], role: Role
+    ) -> list[Verdict | Exception]:
         begun = time.monotonic()
-        self._metrics.batch_size.observe(len(works))
-        for work in works:
-            self._metrics.batch_wait.observe(begun - work.submitted_at)
+        score = self._score_in_shadow if role is Role.SHADOW else self._score
+        if role is not Role.SHADOW:
+            self._metrics.batch_size.observe(len(works))
+            for work in works:
+                self._metrics.batch_wait.observe(begun - work.submitted_at)
         # The same bytes twice in one batch cost one forward pass.
         unique = {work.facts.sha256: work for work in works}
         try:
-            scored = self._score([work.pixels for work in unique.values()])
+            scored = score(scorer, [work.pixels for work in unique.values()])
         except Exception:
             # The device is lost, or even the golden image fails. No future is settled: what
             # was in the batch stays pending.
@@ -213,37 +300,52 @@ class Device:
             raise
         scores = dict(zip(unique, scored, strict=True))
         forward_s = time.monotonic() - begun
-        self._metrics.forward.observe(forward_s)
+        if role is not Role.SHADOW:
+            self._metrics.forward.observe(forward_s)
         outcomes = [
-            self._verdict(work, scores[work.facts.sha256], begun, forward_s) for work in works
+            self._verdict(work, scores[work.facts.sha256], scorer, begun, forward_s)
+            for work in works
         ]
         with self._metrics.persist.time():
             return self._persist(outcomes)
 
-    def _score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score | Exception]:
+    def _score_in_shadow(
+        self, scorer: Scorer, images: Sequence[NDArray[np.uint8]]
+    ) -> list[Score | Exception]:
         try:
-            return list(self._forward(images))
+            return list(self._forward(scorer, images))
+        except DeviceLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - a challenger's fault is no image's
+            _log.exception("shadow_batch_failed", size=len(images))
+            return [error] * len(images)
+
+    def _score(
+        self, scorer: Scorer, images: Sequence[NDArray[np.uint8]]
+    ) -> list[Score | Exception]:
+        try:
+            return list(self._forward(scorer, images))
         except DeviceMemoryExceeded as error:
             if len(images) == 1:
                 return [_caused(OutOfDeviceMemory(), error)]
             _log.warning("out_of_device_memory", size=len(images))
             half = (len(images) + 1) // 2
-            return self._score(images[:half]) + self._score(images[half:])
+            return self._score(scorer, images[:half]) + self._score(scorer, images[half:])
         except DeviceLost:
             raise
         except Exception as error:  # noqa: BLE001 - an image may make the detector raise anything
             _log.exception("batch_failed", size=len(images))
             if len(images) > 1:
-                return [outcome for image in images for outcome in self._score([image])]
+                return [outcome for image in images for outcome in self._score(scorer, [image])]
             if isinstance(error, PermanentError):
                 return [error]
-            self._prove(self._scorer.result(0), (1,))
+            self._prove(scorer, (1,))
             return [_caused(ScoringFailed(f"{type(error).__name__} in the detector."), error)]
 
-    def _forward(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
+    def _forward(self, scorer: Scorer, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
         self._forward_since = time.monotonic()
         try:
-            scores = self._scorer.result(0).score(images)
+            scores = scorer.score(images)
         finally:
             self._forward_since = None
         if len(scores) != len(images):
@@ -255,11 +357,15 @@ class Device:
         return scores
 
     def _verdict(
-        self, work: Work, score: Score | Exception, begun: float, forward_s: float
+        self,
+        work: Work,
+        score: Score | Exception,
+        scorer: Scorer,
+        begun: float,
+        forward_s: float,
     ) -> Verdict | Exception:
         if isinstance(score, Exception):
             return score
-        scorer = self._scorer.result(0)
         return Verdict(
             image_id=work.lease.image_id,
             lease_id=work.lease.lease_id,

@@ -298,7 +298,13 @@ class Ledger(Protocol):
         """
 
     def lease_for_rescore(
-        self, image_id: UUID, *, model_version: str, worker: str, duration: timedelta
+        self,
+        image_id: UUID,
+        *,
+        model_version: str,
+        worker: str,
+        duration: timedelta,
+        purpose: Purpose = Purpose.RESCORE,
     ) -> Lease | Terminal | Busy:
         """Take a scored image that has no verdict of `model_version` yet."""
 

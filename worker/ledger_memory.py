@@ -18,6 +18,7 @@ from worker.ledger import (
     ImageFacts,
     Lease,
     Outcome,
+    Purpose,
     Registration,
     Removal,
     Role,
@@ -175,10 +176,16 @@ class MemoryLedger:
             return self._take(image, duration)
 
     def lease_for_rescore(
-        self, image_id: UUID, *, model_version: str, worker: str, duration: timedelta
+        self,
+        image_id: UUID,
+        *,
+        model_version: str,
+        worker: str,
+        duration: timedelta,
+        purpose: Purpose = Purpose.RESCORE,
     ) -> Lease | Terminal | Busy:
         """Take a scored image for another model version; one with too many deaths is refused."""
-        del worker
+        del worker, purpose
         with self._lock:
             image = self._image(image_id)
             if image.state is not State.SCORED or (image_id, model_version) in self.verdicts:

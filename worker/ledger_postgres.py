@@ -221,7 +221,13 @@ class PostgresLedger:
             return statements.take(connection, image, deaths, worker, duration, Purpose.SCORE)
 
     def lease_for_rescore(
-        self, image_id: UUID, *, model_version: str, worker: str, duration: timedelta
+        self,
+        image_id: UUID,
+        *,
+        model_version: str,
+        worker: str,
+        duration: timedelta,
+        purpose: Purpose = Purpose.RESCORE,
     ) -> Lease | Terminal | Busy:
         """Take a scored image for another model version; one with too many deaths is refused."""
         with transaction(self._engine) as connection:
@@ -239,7 +245,7 @@ class PostgresLedger:
             if deaths >= self._deaths.max_deaths:
                 return Terminal(image_id=image_id, state=State.SCORED)
             return statements.take(
-                connection, image, deaths, worker, duration, Purpose.RESCORE, model_version
+                connection, image, deaths, worker, duration, purpose, model_version
             )
 
     def release(self, lease: Lease, *, outcome: Outcome, detail: str = "") -> None:

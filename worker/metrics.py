@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _WAITS = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
@@ -35,8 +35,29 @@ class Metrics:
         self.messages = self._counter(
             "messages", "Messages: leased, suspect, busy, unknown, or a terminal state.", "kind"
         )
+        self.shadow = self._counter(
+            "shadow_checks", "Checks for the challenger: scored, dropped or failed.", "outcome"
+        )
+        self.model_changes = self._counter(
+            "model_changes",
+            "Changes of champion or shadow in this worker: done, refused or unavailable.",
+            "role",
+            "outcome",
+        )
+        self._models = Gauge(
+            "unlatent_model",
+            "1 for what this worker scores with.",
+            ("role", "model_version"),
+            registry=self.registry,
+        )
         self.sweeps = self._counter("sweeps", "Ticks of the sweeper; none come without beat.")
         self.swept = self._counter("swept", "Messages that the sweeper sent again.")
+
+    def serve_models(self, models: Mapping[str, str]) -> None:
+        """Publish which model version has which role in this worker."""
+        self._models.clear()
+        for role, model_version in models.items():
+            self._models.labels(role, model_version).set(1)
 
     def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """Publish a gauge that is read when it is scraped."""

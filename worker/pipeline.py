@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 import structlog
 
 from detection.errors import PermanentError, TransientError
+from worker.batcher import Displaced
 from worker.device import Work
 from worker.gate import Gate
 from worker.ledger import (
@@ -24,12 +25,14 @@ from worker.ledger import (
     Lease,
     LedgerUnavailable,
     Outcome,
+    Purpose,
     Role,
     State,
     Terminal,
     UnknownImage,
     Verdict,
 )
+from worker.shadow import in_share
 from worker.storage import AccessDenied, ObjectReplaced, StorageForbidden
 
 if TYPE_CHECKING:
@@ -87,6 +90,8 @@ class _Job:
     lease: Lease
     role: Role
     begun: float
+    #: Set when no other model's verdict will do.
+    model_version: str | None
 
 
 class Pipeline:
@@ -136,22 +141,37 @@ class Pipeline:
         )
 
     def rescore(self, image_id: UUID) -> None:
-        """Check a scored image with another model version; otherwise like `score`."""
+        """Check a scored image with the model version that serves; otherwise like `score`.
+
+        When another version takes over meanwhile, the next try is for that one.
+        """
+        wanted = self._device.model_version
         self._check(
             Role.RESCORE,
             lambda: self._ledger.lease_for_rescore(
                 image_id,
-                model_version=self._device.model_version,
+                model_version=wanted,
                 worker=self._worker,
                 duration=self._lease_duration,
             ),
+            model_version=wanted,
         )
 
     @property
     def _lease_duration(self) -> timedelta:
         return timedelta(seconds=self._settings.scoring.lease_s)
 
-    def _check(self, role: Role, ask: Callable[[], Lease | Terminal | Busy]) -> None:
+    def _check(
+        self,
+        role: Role,
+        ask: Callable[[], Lease | Terminal | Busy],
+        *,
+        model_version: str | None = None,
+    ) -> None:
+        def work(lease: Lease) -> None:
+            job = _Job(lease=lease, role=role, begun=time.monotonic(), model_version=model_version)
+            self._work(job)
+
         self._breaker.check()
         wait_s = self._settings.scoring.lease_s
         with self._gate.together(wait_s=wait_s):
@@ -159,14 +179,14 @@ class Pipeline:
             if lease is None:
                 return
             if not lease.alone:
-                self._work(_Job(lease=lease, role=role, begun=time.monotonic()))
+                work(lease)
                 return
             # Not kept while it waits: the suspect before it may end the process.
             self._release(lease, outcome=Outcome.RELEASED, detail="waits to be checked alone")
         with self._gate.alone(wait_s=wait_s):
             lease = self._lease(ask)
             if lease is not None:
-                self._work(_Job(lease=lease, role=role, begun=time.monotonic()))
+                work(lease)
 
     def _lease(self, ask: Callable[[], Lease | Terminal | Busy]) -> Lease | None:
         try:
@@ -187,9 +207,7 @@ class Pipeline:
         return answer
 
     def _work(self, job: _Job) -> None:
-        with structlog.contextvars.bound_contextvars(
-            attempt=job.lease.attempt, model_version=self._device.model_version
-        ):
+        with structlog.contextvars.bound_contextvars(attempt=job.lease.attempt):
             self._outcome(job)
 
     def _outcome(self, job: _Job) -> None:
@@ -197,7 +215,7 @@ class Pipeline:
             waited = datetime.now(UTC) - job.lease.upload.uploaded_at
             self._metrics.queue_wait.observe(max(0.0, waited.total_seconds()))
         try:
-            verdict = self._verdict(job)
+            self._judge(job)
         except PermanentError as error:
             self._end(job.lease, error)
         except TransientError as error:
@@ -207,17 +225,8 @@ class Pipeline:
             _log.exception("unexpected_error")
             failure = InternalError(f"Unexpected {type(error).__name__} in the worker.")
             self._end(job.lease, failure)
-        else:
-            self._metrics.verdicts.labels(verdict.label, verdict.model_version, job.role).inc()
-            _log.info(
-                "verdict",
-                label=verdict.label,
-                score=round(verdict.score, 6),
-                reused=verdict.reused_from is not None,
-                total_ms=round(1000 * (time.monotonic() - job.begun), 1),
-            )
 
-    def _verdict(self, job: _Job) -> Verdict:
+    def _judge(self, job: _Job) -> None:
         begun = time.monotonic()
         data = self._fetch(job)
         fetched = time.monotonic()
@@ -228,25 +237,88 @@ class Pipeline:
             self._metrics.decode.observe(ready - fetched)
             timings_ms = {"fetch": 1000 * (fetched - begun), "decode": 1000 * (ready - fetched)}
             known = self._ledger.reusable_verdict(
-                decoded.facts.sha256, model_version=self._device.model_version
+                decoded.facts.sha256, model_version=job.model_version or self._device.model_version
             )
             if known is not None:
-                return self._reuse(job, known, decoded, timings_ms)
-            future = self._device.submit(
-                Work(
-                    lease=job.lease,
-                    facts=decoded.facts,
-                    pixels=decoded.pixels,
-                    role=job.role,
-                    timings_ms=timings_ms,
-                    submitted_at=ready,
-                )
+                self._note(job, self._reuse(job, known, decoded, timings_ms))
+                return
+            work = Work(
+                lease=job.lease,
+                facts=decoded.facts,
+                pixels=decoded.pixels,
+                role=job.role,
+                timings_ms=timings_ms,
+                submitted_at=ready,
+                model_version=job.model_version,
             )
-            try:
-                return future.result(self._left_s(job))
-            except TimeoutError as error:
-                future.cancel()
-                raise ScoringTimeout from error
+            self._note(job, self._score(work, self._left_s(job)))
+            self._shadow(work)
+
+    def _score(self, work: Work, wait_s: float) -> Verdict:
+        future = self._device.submit(work)
+        try:
+            return future.result(wait_s)
+        except TimeoutError as error:
+            future.cancel()
+            raise ScoringTimeout from error
+
+    def _note(self, job: _Job, verdict: Verdict) -> None:
+        self._metrics.verdicts.labels(verdict.label, verdict.model_version, job.role).inc()
+        _log.info(
+            "verdict",
+            label=verdict.label,
+            score=round(verdict.score, 6),
+            model_version=verdict.model_version,
+            reused=verdict.reused_from is not None,
+            total_ms=round(1000 * (time.monotonic() - job.begun), 1),
+        )
+
+    def _shadow(self, work: Work) -> None:
+        """Have the challenger judge the image too, if that costs nobody anything.
+
+        The image has its verdict: whatever goes wrong here is counted and forgotten.
+        """
+        version = self._device.shadow_version
+        share = self._settings.scoring.shadow_share
+        # A suspect that kills the process must have been judged by one model.
+        judged = work.role is Role.CHAMPION and not work.lease.alone
+        if version is None or not judged or not in_share(work.lease.image_id, share):
+            return
+        outcome = "dropped"
+        try:
+            if not self._device.busy and self._judge_in_shadow(work, version):
+                outcome = "scored"
+        except Displaced:
+            pass
+        except Exception as error:  # noqa: BLE001 - the check itself went well
+            outcome = "failed"
+            _log.warning("shadow_failed", error=f"{type(error).__name__}: {error}")
+        self._metrics.shadow.labels(outcome).inc()
+
+    def _judge_in_shadow(self, work: Work, version: str) -> bool:
+        lease = self._ledger.lease_for_rescore(
+            work.lease.image_id,
+            model_version=version,
+            worker=self._worker,
+            duration=self._lease_duration,
+            purpose=Purpose.SHADOW,
+        )
+        if not isinstance(lease, Lease):
+            return False
+        wanted = replace(
+            work,
+            lease=lease,
+            role=Role.SHADOW,
+            model_version=version,
+            submitted_at=time.monotonic(),
+        )
+        try:
+            verdict = self._score(wanted, self._settings.scoring.lease_s)
+        except Exception as error:
+            self._release(lease, outcome=Outcome.RELEASED, detail=f"{type(error).__name__}")
+            raise
+        self._metrics.verdicts.labels(verdict.label, version, Role.SHADOW).inc()
+        return True
 
     def _fetch(self, job: _Job) -> bytes:
         upload = job.lease.upload

@@ -1,6 +1,7 @@
 """The worker process: every part built from the settings, started in order, stopped in reverse.
 
-1. decoding processes and the device thread start; the golden image is scored;
+1. decoding processes and the device thread start; the champion is loaded and its golden image
+   scored; from then on the registry's pointers are followed;
 2. only then does Celery connect and take messages; the readiness file appears;
 3. SIGTERM: no more messages; the checks under way end, are acknowledged, and the rest stops.
 """
@@ -32,10 +33,12 @@ from worker.ledger_postgres import PostgresLedger
 from worker.lively_scheduler import LivelyScheduler
 from worker.messages import RedisMessages
 from worker.metrics import Metrics
+from worker.models_registry import ModelsRegistry
 from worker.pipeline import Pipeline
 from worker.places import use_places
 from worker.publisher import CeleryPublisher
 from worker.storage_s3 import S3Storage
+from worker.succession import Succession, first_model
 from worker.sweeper import Sweeper
 from worker.tasks import register_tasks
 
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
+    from worker.models_registry import ModelVersion
     from worker.scorer import Scorer
     from worker.settings import Scoring, Settings
 
@@ -51,10 +55,19 @@ _log = structlog.get_logger(__name__)
 
 
 def load_detector(settings: Scoring) -> Scorer:
-    """Load the bundle; torch is imported here and nowhere else in the service."""
+    """Load the bundle; torch is imported here and in `released`, nowhere else in the service."""
     from worker.detector_scorer import DetectorScorer
 
     return DetectorScorer.load(settings)
+
+
+def released(settings: Settings, model: ModelVersion) -> Scoring:
+    """Download a registered bundle, if it is not in the cache; return the settings that name it."""
+    from worker.bundle_store import open_bundles
+
+    with open_bundles(settings) as bundles:
+        bundle = bundles.fetch(model.uri, model.digest, settings.scoring.cache)
+    return settings.scoring.model_copy(update={"bundle": str(bundle.folder)})
 
 
 def run_worker(
@@ -81,8 +94,13 @@ def run_worker(
         pool = DecodePool(settings.intake)
         stack.callback(pool.close)
         pool.start()
+        registry = ModelsRegistry(engine)
+
+        def load(model: ModelVersion) -> Scorer:
+            return load_scorer(released(settings, model))
+
         device = Device(
-            lambda: load_scorer(settings.scoring),
+            lambda: first_model(registry, load, lambda: load_scorer(settings.scoring)),
             ledger=ledger,
             settings=settings.scoring,
             health=health,
@@ -90,6 +108,15 @@ def run_worker(
         )
         stack.callback(device.stop)
         device.start()
+        succession = Succession(
+            registry=registry,
+            load=load,
+            device=device,
+            metrics=metrics,
+            every_s=settings.scoring.reload_every_s,
+        )
+        stack.callback(succession.stop)
+        succession.start()
         consumption = Consumption([name for name in names.IMAGE_QUEUES if name in queues])
         breaker = Breaker(
             storage,

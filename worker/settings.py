@@ -79,9 +79,17 @@ class Intake(Section):
 
 
 class Scoring(Section):
-    """The worker that scores: bundle, device, batches, leases."""
+    """The worker that scores: bundle, device, batches, leases.
+
+    `bundle` serves until a first model is champion; then the registry's pointer counts. `cache` is
+    where bundles are downloaded to; of `shadow_share` of the images a challenger in shadow may give
+    a second verdict.
+    """
 
     bundle: str = "small"
+    cache: Path = Path("var/models")
+    reload_every_s: float = Field(default=5.0, gt=0)
+    shadow_share: float = Field(default=0.1, ge=0, le=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: int = Field(default=16, ge=1)

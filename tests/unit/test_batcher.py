@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from detection.errors import TransientError
-from worker.batcher import Batcher, BatcherClosed, BatcherFull, CountMismatch
+from worker.batcher import Batcher, BatcherClosed, BatcherFull, CountMismatch, Displaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -227,3 +227,39 @@ def test_the_end_of_the_process_is_not_swallowed() -> None:
     with pytest.raises(SystemExit):
         batcher.run_next(run, idle_s=0)
     assert isinstance(future.exception(0), SystemExit)
+
+
+def test_spare_items_run_when_nothing_else_waits() -> None:
+    """Spare items make batches of their own, after everything else."""
+    batcher: Batcher[int, int] = Batcher(max_batch=4, max_wait_s=0, capacity=4)
+    runner = Runner(batcher)
+    spare = [batcher.submit_spare(item) for item in (7, 8)]
+    assert batcher.run_next(runner.run, idle_s=10) == 2
+    assert [future.result(0) for future in spare] == [14, 16]
+    assert runner.batches == [[7, 8]]
+
+
+def test_spare_items_make_way() -> None:
+    """Whatever else arrives displaces them, and while it waits none is taken in."""
+    batcher: Batcher[int, int] = Batcher(max_batch=4, max_wait_s=0, capacity=4)
+    runner = Runner(batcher)
+    spare = batcher.submit_spare(7)
+    wanted = batcher.submit(1)
+    assert isinstance(spare.exception(0), Displaced)
+    with pytest.raises(Displaced):
+        batcher.submit_spare(8)
+    assert batcher.run_next(runner.run, idle_s=10) == 1
+    assert wanted.result(0) == 2
+    assert runner.batches == [[1]]
+
+
+def test_no_more_spare_items_wait_than_fit_a_batch() -> None:
+    """What cannot run next is not worth keeping, and closing fails what is kept."""
+    batcher: Batcher[int, int] = Batcher(max_batch=2, max_wait_s=0, capacity=4)
+    kept = [batcher.submit_spare(item) for item in (1, 2)]
+    with pytest.raises(Displaced):
+        batcher.submit_spare(3)
+    batcher.close()
+    assert all(isinstance(future.exception(0), BatcherClosed) for future in kept)
+    with pytest.raises(BatcherClosed):
+        batcher.submit_spare(4)

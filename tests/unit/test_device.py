@@ -16,6 +16,7 @@ from worker.device import (
     EXIT_STUCK,
     Device,
     GoldenMismatch,
+    ModelReplaced,
     OutOfDeviceMemory,
     ScoringFailed,
     Work,
@@ -78,7 +79,15 @@ class Bench:
         scorer.batches.clear()
         return self.device
 
-    def work(self, value: int, *, alone: bool = False, body: bytes | None = None) -> Work:
+    def work(
+        self,
+        value: int,
+        *,
+        alone: bool = False,
+        body: bytes | None = None,
+        role: Role = Role.CHAMPION,
+        model_version: str | None = None,
+    ) -> Work:
         """Register and lease an upload, as if its grey image had just been decoded."""
         self._count += 1
         key = f"{self._count}.png"
@@ -96,9 +105,10 @@ class Bench:
             lease=lease,
             facts=ImageFacts(sha256=sha256, size=1, format="PNG", width=64, height=64),
             pixels=np.full((64, 64, 3), value, np.uint8),
-            role=Role.CHAMPION,
+            role=role,
             timings_ms={"fetch": 1.0},
             submitted_at=0.0,
+            model_version=model_version,
         )
 
     def state(self, work: Work) -> State:
@@ -378,3 +388,87 @@ def test_the_liveness_file_is_touched_while_batches_run(
     bench.alive.unlink(missing_ok=True)
     device.submit(bench.work(1)).result(LONG_S)
     eventually(bench.alive.exists, timeout_s=LONG_S)
+
+
+def test_models_change_between_two_batches(make_bench: Callable[..., Bench]) -> None:
+    """What waits during a swap is scored by the new champion, and its verdict says so."""
+    entered, freed = threading.Event(), threading.Event()
+
+    def block(_: Sequence[NDArray[np.uint8]]) -> None:
+        if armed.is_set():
+            entered.set()
+            assert freed.wait(LONG_S)
+
+    armed = threading.Event()
+    bench = make_bench(max_wait_s=0)
+    device = bench.start(MemoryScorer(before=block))
+    armed.set()
+    before = device.submit(bench.work(10))
+    assert entered.wait(LONG_S)
+    swapped = device.appoint(Role.CHAMPION, MemoryScorer("memory-2"))
+    after = device.submit(bench.work(20))
+    bound = device.submit(bench.work(30, role=Role.RESCORE, model_version="memory-1"))
+    freed.set()
+    assert before.result(LONG_S).model_version == "memory-1"
+    swapped.result(LONG_S)
+    assert after.result(LONG_S).model_version == "memory-2"
+    assert isinstance(bound.exception(LONG_S), ModelReplaced)
+    assert device.model_version == "memory-2"
+    labels = {"role": "champion", "model_version": "memory-2"}
+    assert bench.metrics.registry.get_sample_value("unlatent_model", labels) == 1
+    labels["model_version"] = "memory-1"
+    assert bench.metrics.registry.get_sample_value("unlatent_model", labels) is None
+
+
+def test_a_model_with_a_wrong_golden_score_takes_no_role(make_bench: Callable[..., Bench]) -> None:
+    """The old champion goes on scoring, and whoever appointed the new one is told why."""
+
+    class Broken(MemoryScorer):
+        def golden(self) -> Golden:
+            return Golden(
+                image=super().golden().image, branches={"brightness": 0.3}, tolerance=0.01
+            )
+
+    bench = make_bench()
+    device = bench.start(MemoryScorer())
+    for role in (Role.CHAMPION, Role.SHADOW):
+        refused = device.appoint(role, Broken("memory-2")).exception(LONG_S)
+        assert isinstance(refused, GoldenMismatch)
+    assert (device.model_version, device.shadow_version) == ("memory-1", None)
+    assert device.submit(bench.work(5)).result(LONG_S).model_version == "memory-1"
+    assert bench.exits == []
+
+
+def test_the_shadow_scores_what_is_left_for_it(make_bench: Callable[..., Bench]) -> None:
+    """Its verdicts carry its role and version; without it such work has nobody to do it."""
+    bench = make_bench()
+    device = bench.start(MemoryScorer())
+    for_shadow = {"role": Role.SHADOW, "model_version": "memory-2"}
+    orphan = device.submit(bench.work(5, **for_shadow))
+    assert isinstance(orphan.exception(LONG_S), ModelReplaced)
+    device.appoint(Role.SHADOW, MemoryScorer("memory-2")).result(LONG_S)
+    assert (device.model_version, device.shadow_version) == ("memory-1", "memory-2")
+    work = bench.work(6, **for_shadow)
+    verdict = device.submit(work).result(LONG_S)
+    assert (verdict.role, verdict.model_version) == (Role.SHADOW, "memory-2")
+    assert bench.state(work) is State.PENDING
+    device.appoint(Role.SHADOW, None).result(LONG_S)
+    assert device.shadow_version is None
+
+
+def test_a_fault_of_the_shadow_is_no_fault_of_the_device(make_bench: Callable[..., Bench]) -> None:
+    """A challenger that raises on everything costs its own verdicts and nothing else."""
+    broken = threading.Event()
+
+    def fail(_: Sequence[NDArray[np.uint8]]) -> None:
+        if broken.is_set():
+            raise ZeroDivisionError
+
+    bench = make_bench()
+    device = bench.start(MemoryScorer())
+    device.appoint(Role.SHADOW, MemoryScorer("memory-2", before=fail)).result(LONG_S)
+    broken.set()
+    lost = device.submit(bench.work(5, role=Role.SHADOW, model_version="memory-2"))
+    assert isinstance(lost.exception(LONG_S), ZeroDivisionError)
+    assert device.submit(bench.work(6)).exception(LONG_S) is None
+    assert bench.exits == []

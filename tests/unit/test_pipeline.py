@@ -16,9 +16,9 @@ from detection.refusals import Truncated
 from tests.waiting import eventually
 from worker.breaker import Breaker, DenialUndecided
 from worker.decode_pool import Decoded
-from worker.device import Device
+from worker.device import Device, ModelReplaced
 from worker.health import Health
-from worker.ledger import ImageFacts, Lease, LedgerUnavailable, Outcome, State, Upload
+from worker.ledger import ImageFacts, Lease, LedgerUnavailable, Outcome, Role, State, Upload
 from worker.ledger_memory import MemoryLedger
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
@@ -69,7 +69,9 @@ class Rig:
         self.metrics = Metrics()
         self.paused: list[bool] = []
         self.resumed = threading.Event()
-        settings = Settings.model_validate({"scoring": {"max_wait_s": 0, "max_batch": 2}})
+        settings = Settings.model_validate(
+            {"scoring": {"max_wait_s": 0, "max_batch": 2, "shadow_share": 1}}
+        )
         self.device = Device(
             lambda: self.scorer,
             ledger=self.ledger,
@@ -336,3 +338,61 @@ def test_a_suspect_is_checked_while_no_other_lease_is_held(
     assert held == [("ordinary.png", 1), ("suspect.png", 1)]
     assert rig.image(suspect).state == State.SCORED
     assert rig.decoder.told[-1]["alone"] is True
+
+
+def test_a_challenger_in_shadow_judges_after_the_champion(rig: Rig) -> None:
+    """Both verdicts are there, each with its role, and the challenger's lease is closed."""
+    rig.device.appoint(Role.SHADOW, MemoryScorer("memory-2")).result(10)
+    image_id = rig.upload("a.png")
+    rig.pipeline.score(image_id)
+    verdicts = {version: v.role for (_, version), v in rig.ledger.verdicts.items()}
+    assert verdicts == {"memory-1": Role.CHAMPION, "memory-2": Role.SHADOW}
+    assert rig.image(image_id).state == State.SCORED
+    assert rig.outcomes(image_id) == [Outcome.SCORED, Outcome.SCORED]
+    assert rig.count("shadow_checks_total", outcome="scored") == 1
+
+
+def test_a_failing_challenger_costs_no_image(rig: Rig) -> None:
+    """The image keeps its verdict, its message is acknowledged, and the lease is no death."""
+    broken = threading.Event()
+
+    def fail(_: Any) -> None:
+        if broken.is_set():
+            raise ZeroDivisionError
+
+    rig.device.appoint(Role.SHADOW, MemoryScorer("memory-2", before=fail)).result(10)
+    broken.set()
+    image_id = rig.upload("a.png")
+    rig.pipeline.score(image_id)
+    assert rig.image(image_id).state == State.SCORED
+    assert rig.outcomes(image_id) == [Outcome.SCORED, Outcome.RELEASED]
+    assert rig.count("shadow_checks_total", outcome="failed") == 1
+
+
+def test_under_load_the_shadow_is_dropped_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While images wait for a batch, the challenger takes not even a lease."""
+    rig.device.appoint(Role.SHADOW, MemoryScorer("memory-2")).result(10)
+    monkeypatch.setattr(Device, "busy", True)
+    image_id = rig.upload("a.png")
+    rig.pipeline.score(image_id)
+    assert rig.outcomes(image_id) == [Outcome.SCORED]
+    assert rig.count("shadow_checks_total", outcome="dropped") == 1
+
+
+def test_a_rescore_that_meets_another_model_is_tried_again(rig: Rig) -> None:
+    """A lease for one version never ends with another's verdict; the next try asks anew."""
+    image_id = rig.upload("a.png")
+    rig.pipeline.score(image_id)
+    rig.device.appoint(Role.CHAMPION, MemoryScorer("memory-2")).result(10)
+
+    def overtaken(*_: object, **__: object) -> Decoded:
+        rig.device.appoint(Role.CHAMPION, MemoryScorer("memory-3")).result(10)
+        return decode(b"\x33")
+
+    decode, rig.decoder.decode = rig.decoder.decode, overtaken  # type: ignore[method-assign]
+    with pytest.raises(ModelReplaced):
+        rig.pipeline.rescore(image_id)
+    assert rig.outcomes(image_id) == [Outcome.SCORED, Outcome.RETRY]
+    rig.decoder.decode = decode  # type: ignore[method-assign]
+    rig.pipeline.rescore(image_id)
+    assert {version for _, version in rig.ledger.verdicts} == {"memory-1", "memory-3"}
