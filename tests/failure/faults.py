@@ -70,9 +70,13 @@ class Crew:
         """Start a bridge; it is not waited for."""
         return self._start("tests.failure.faulty", "bridge", *arguments, settings=settings)
 
-    def beat(self) -> WorkerProcess:
+    def beat(self, *, settings: Settings | None = None) -> WorkerProcess:
         """Start beat."""
-        return self._start("worker", "beat")
+        return self._start("worker", "beat", settings=settings)
+
+    def detector(self, *, settings: Settings | None = None) -> WorkerProcess:
+        """Start a worker with the real detector of the settings; it is not waited for."""
+        return self._start("worker", "worker", settings=settings)
 
     def _start(
         self, module: str, *arguments: str, settings: Settings | None = None

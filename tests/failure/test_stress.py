@@ -1,0 +1,70 @@
+"""`unlatent stress` against a real deployment: it passes a sound one and fails a broken one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from tests.failure.faults import changed
+from worker.settings import child_environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.failure.accounting import Accounts
+    from tests.failure.faults import Crew
+    from worker.settings import Settings
+
+
+def stress(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the tool to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "worker", "stress", *arguments],
+        env=child_environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_load_is_accounted_for(
+    settings: Settings, crew: Crew, accounts: Accounts, tmp_path: Path
+) -> None:
+    """The detector ends every upload, and table, JSON and plot say how; a limit can still break."""
+    patient = changed(settings, "scoring", lease_s=120.0, max_batch=4)
+    patient = changed(patient, "queue", visibility_timeout_s=120)
+    patient = changed(patient, "intake", timeout_s=30.0)
+    crew.bridge(settings=patient)
+    worker = crew.detector(settings=patient).wait_until_ready()
+    load = ("--load", "1x6,4x5", "--bad", "0.3", "--duplicates", "0.5", "--drain", "300")
+    done = stress(patient, *load, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = json.loads((tmp_path / "stress.json").read_text())
+    assert numbers["uploads_ended"] == sum(numbers["states"].values()) == 26
+    assert numbers["states"]["failed"] == sum(numbers["reasons"].values()) == numbers["bad_sent"]
+    assert numbers["states"]["scored"] == len(worker.events("verdict")) == 26 - numbers["bad_sent"]
+    assert numbers["events"] == 26 + numbers["duplicates_sent"] > 26
+    assert 0 < numbers["p50_s"] <= numbers["p95_s"] <= numbers["p99_s"] < numbers["elapsed_s"]
+    with Image.open(tmp_path / "stress.png") as plot:
+        assert plot.width > plot.height > 0
+    table = dict(line.split(None, 1) for line in done.stdout.splitlines())
+    assert table["p95_s"] == f"{numbers['p95_s']:.3f}"
+    assert accounts.states() == numbers["states"]
+    slow = stress(patient, "--load", "2x2", "--max-p95", "0.001", "--min-rate", "1000")
+    assert slow.returncode == 1
+    broken = slow.stderr.splitlines()
+    assert [line.split()[2] for line in broken] == ["p95_s", "ended_per_s"], slow.stderr
+
+
+def test_a_deployment_at_rest_breaks_a_limit(settings: Settings) -> None:
+    """What has not ended in time counts as lost, and the exit status says so."""
+    done = stress(settings, "--load", "20x0.3", "--drain", "0", "--bad", "0", "--duplicates", "0")
+    assert done.returncode == 1
+    assert "limit broken: lost is 6, must be 0" in done.stderr.splitlines()
