@@ -42,7 +42,7 @@ class AlignedNet(nn.Module):
         super().__init__()
         width = config.widths[0]
         self.stem = nn.Sequential(
-            nn.Conv2d(6, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            nn.Conv2d(6, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)
         )
         blocks: list[nn.Module] = []
         for stage, (wide, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
@@ -91,8 +91,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H/stride, W/stride)."""
-        hidden = torch.relu(self.bn1(self.conv1(features)))
-        return torch.relu(self.bn2(self.conv2(hidden)) + self.downsample(features))
+        # In place: on a CPU this network waits for memory more than for arithmetic.
+        hidden = self.bn1(self.conv1(features)).relu_()
+        mapped: Tensor = self.bn2(self.conv2(hidden)).add_(self.downsample(features)).relu_()
+        return mapped
 
 
 def tile_origins(height: int, width: int, *, tile: int, max_tiles: int) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.bundle import Bundle, BundleError, load_bundle
 from detection.egre import Egre
 from detection.errors import PermanentError
+from detection.folding import fold_batch_norms
 from detection.fusion import at_prior, label_of
 from detection.generator_folder import load_generator_folder
 from detection.lare import lare_map, lare_view, to_unit
@@ -30,8 +31,9 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 #: Smallest side of an image that can be scored, in pixels.
 MIN_SIDE = 64
-#: Tiles and views that pass through a network at once: bounds memory, not results.
-CHUNK = 32
+#: Tiles and views that pass through a network at once: bounds memory, not results. A CPU's caches
+#: hold the activations of few.
+CHUNK, CPU_CHUNK = 32, 8
 GOLDEN_TOLERANCE = 2e-3
 DTYPES = {
     "float32": torch.float32,
@@ -70,6 +72,7 @@ class Detector:
         self.bundle = bundle
         self.device = device
         self.dtype = dtype
+        self._chunk = CPU_CHUNK if torch.device(device).type == "cpu" else CHUNK
         self._egre: Egre | None = None
         self._aligned: AlignedNet | None = None
         if manifest.lare and manifest.egre and manifest.generator:
@@ -188,8 +191,9 @@ class Detector:
         config = self.bundle.manifest.lare
         assert config is not None and self._egre is not None  # noqa: PT018, S101  # caller's branch
         results = []
-        for start in range(0, len(images), CHUNK):
-            stacked = [lare_view(image, config.side) for image in images[start : start + CHUNK]]
+        for start in range(0, len(images), self._chunk):
+            chunk = images[start : start + self._chunk]
+            stacked = [lare_view(image, config.side) for image in chunk]
             views = self._move(to_unit(np.stack(stacked)))
             with self._autocast():
                 maps = lare_map(self._generator, views, self._noises, config.step)
@@ -208,7 +212,7 @@ class Detector:
     def _tile_logits(self, tiles: Tensor) -> Tensor:
         assert self._aligned is not None  # noqa: S101  # the callers' branch
         logits = []
-        for chunk in tiles.split(CHUNK):
+        for chunk in tiles.split(self._chunk):
             with self._autocast():
                 logits.append(self._aligned(self._move(chunk)).float().cpu())
         return torch.cat(logits)
@@ -229,6 +233,7 @@ class Detector:
 
     def _place(self, network: _Network) -> _Network:
         network.eval().requires_grad_(False)
+        fold_batch_norms(network)
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
         return network
 
