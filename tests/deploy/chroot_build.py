@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_LENT = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf")
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+_LENT = ("/etc/resolv.conf", _CERTIFICATES, "/etc/pip.conf")
 
 
 @dataclass
@@ -60,7 +61,9 @@ class Image:
                 ),
             ]
         for lent in () if read_only else _LENT:
-            if Path(lent).exists():
+            # The package that brings the certificates cannot replace a file that is mounted.
+            awaited = lent == _CERTIFICATES and not (self.root / lent.lstrip("/")).exists()
+            if Path(lent).exists() and not awaited:
                 steps += [
                     f"mkdir -p {root}{Path(lent).parent}",
                     f"touch {root}{lent}",
