@@ -14,6 +14,7 @@ Keys, all under the prefix of the settings:
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ import structlog
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from detection.errors import PermanentError, TransientError
-from worker.events import Ignored, parse
+from worker.events import MAX_ENTRY_BYTES, Ignored, parse
 from worker.ledger import Removal, Upload
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 BATCH = 256
-#: How long one wait for an entry blocks; a stop is noticed after it at the latest.
+#: How long one wait for an entry lasts; a stop is noticed after it at the latest.
 WAIT_S = 1
+#: How often a waiting bridge looks. It does not block in BLMOVE, whose answer is the entry itself.
+POLL_S = 0.05
 #: A bridge not seen for this long is dead, and its entries are taken over. Taking over from one
 #: that was only slow is harmless.
 ALIVE_S = 60
@@ -52,6 +55,33 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 #: How much of a refused entry is kept, in bytes.
 KEPT_BYTES = 2048
+
+#: Moves up to ARGV[1] entries from KEYS[1] to KEYS[2]; returns how many, and not the entries.
+_MOVE = """
+local moved = 0
+while moved < tonumber(ARGV[1]) and redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') do
+    moved = moved + 1
+end
+return moved
+"""
+
+#: Reads up to ARGV[1] entries at the head of KEYS[1]. What has more than ARGV[2] bytes leaves the
+#: list and is read one byte beyond that: a bridge has room for every event, not for everything.
+_HEAD = """
+local entries, limit, index = {}, tonumber(ARGV[2]), 0
+while #entries < tonumber(ARGV[1]) do
+    local entry = redis.call('LINDEX', KEYS[1], index)
+    if not entry then break end
+    if #entry > limit then
+        redis.call('LREM', KEYS[1], 1, entry)
+        entry = string.sub(entry, 1, limit + 1)
+    else
+        index = index + 1
+    end
+    entries[#entries + 1] = entry
+end
+return entries
+"""
 
 
 class Bridge:
@@ -130,8 +160,8 @@ class Bridge:
             name = key.decode().removeprefix(self._processing)
             if name == self._name or self._redis.exists(self._alive + name):
                 continue
-            while self._redis.lmove(key.decode(), self._mine, "LEFT", "RIGHT") is not None:
-                moved += 1
+            while batch := self._move(key.decode(), BATCH):
+                moved += batch
         if moved:
             _log.warning("bridge_took_over", bridge=self._name, entries=moved)
         return moved
@@ -139,21 +169,22 @@ class Bridge:
     def _take(self, wait_s: int) -> None:
         """Fill this bridge's list to a batch; wait only when it is empty."""
         room = BATCH - self._redis.llen(self._mine)
-        if room == BATCH:
-            if self._redis.blmove(self._ingest, self._mine, wait_s, "LEFT", "RIGHT") is None:
+        deadline = time.monotonic() + wait_s
+        while room > 0 and not self._move(self._ingest, room):
+            if room < BATCH or time.monotonic() >= deadline:
                 return
-            room -= 1
-        room = min(room, self._redis.llen(self._ingest))
-        if room > 0:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for _ in range(room):
-                    pipeline.lmove(self._ingest, self._mine, "LEFT", "RIGHT")
-                pipeline.execute()
+            time.sleep(POLL_S)
+
+    def _move(self, key: str, count: int) -> int:
+        """Move entries from the head of a list to the end of this bridge's own."""
+        return cast("int", self._redis.eval(_MOVE, 2, key, self._mine, str(count)))
 
     def _work_on(self, key: str, *, publish: bool) -> int:
         """Do the entries at the head of a list and remove them; those that must wait stay."""
         # The client is built without decode_responses, which its types cannot tell.
-        raws = cast("list[bytes]", self._redis.lrange(key, 0, BATCH - 1))
+        raws = cast(
+            "list[bytes]", self._redis.eval(_HEAD, 1, key, str(BATCH), str(MAX_ENTRY_BYTES))
+        )
         events: list[Event] = []
         done: list[bytes] = []
         refused: list[tuple[bytes, PermanentError]] = []
@@ -218,12 +249,11 @@ class Bridge:
     def _reject(self, raw: bytes, error: PermanentError) -> None:
         """Count a refused entry and keep the beginning of it with the reason."""
         self._metrics.rejected.labels(error.reason).inc()
-        _log.warning("entry_rejected", reason=error.reason, error=str(error), size=len(raw))
+        _log.warning("entry_rejected", reason=error.reason, error=str(error))
         note = {
             "at": datetime.now(UTC).isoformat(),
             "reason": error.reason,
             "error": str(error)[:KEPT_BYTES],
-            "size": len(raw),
             "entry": raw[:KEPT_BYTES].decode(errors="backslashreplace"),
         }
         # A full Redis must not stop the bridge; the counter and the log still know.

@@ -115,7 +115,7 @@ def parse(raw: bytes, *, buckets: Collection[str]) -> list[Event]:
     Raises `EventError`, and nothing else, when any of its records cannot be used.
     """
     if len(raw) > MAX_ENTRY_BYTES:
-        raise EventTooLarge(f"an entry of {len(raw)} bytes; the limit is {MAX_ENTRY_BYTES}")
+        raise EventTooLarge(f"an entry of more than {MAX_ENTRY_BYTES} bytes")
     events = _events(_load(raw))
     for event in events:
         if not isinstance(event, Ignored) and event.bucket not in buckets:
