@@ -61,6 +61,14 @@ class Judgement:
         found: Flags = self.logits >= self.threshold
         return found
 
+    def of(self, rows: Rows) -> Judgement:
+        """Return what it says of the images at these indices."""
+        return Judgement(
+            logits=self.logits[rows],
+            probabilities=self.probabilities[rows],
+            threshold=self.threshold,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
@@ -70,6 +78,15 @@ class Paired:
     generated: Flags
     champion: Judgement
     challenger: Judgement
+
+    def of(self, rows: Rows) -> Paired:
+        """Return the images at these indices."""
+        return Paired(
+            sources=self.sources[rows],
+            generated=self.generated[rows],
+            champion=self.champion.of(rows),
+            challenger=self.challenger.of(rows),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +126,17 @@ class GateDecision:
     figures: dict[str, Change]
     reopened: tuple[str, ...]
 
+    @classmethod
+    def without_images(cls, *reasons: str) -> GateDecision:
+        """Refuse, since nothing could be compared."""
+        return cls(
+            passed=False,
+            reasons=reasons or ("the evaluation side holds no image",),
+            false_positive_rate=float("nan"),
+            figures={},
+            reopened=(),
+        )
+
     def to_json(self) -> str:
         """Return the decision as JSON."""
         return json.dumps(asdict(self), indent=1)
@@ -126,13 +154,7 @@ def decide(
     clean = tiers[CLEAN]
     missing = list(_missing(clean, limits))
     if missing:
-        return GateDecision(
-            passed=False,
-            reasons=tuple(missing),
-            false_positive_rate=float("nan"),
-            figures={},
-            reopened=(),
-        )
+        return GateDecision.without_images(*missing)
     rate = float(clean.champion.flagged[~clean.generated].mean())
     figures = _figures(tiers, limits, seed)
     reopened = tuple(report.key for report in pinned if report.reopened)
@@ -179,7 +201,7 @@ def _figures(tiers: Mapping[str, Paired], limits: GateLimits, seed: int) -> dict
     for source in np.unique(clean.sources).tolist():
         rows = np.flatnonzero(clean.sources == source)
         if len(rows) >= limits.min_source_images:
-            figures[f"source {source}"] = _change(_of(clean, rows), _right, limits, seed)
+            figures[f"source {source}"] = _change(clean.of(rows), _right, limits, seed)
     return figures
 
 
@@ -269,20 +291,4 @@ def _calibration(paired: Paired, rows: Rows) -> tuple[float, float]:
     return (
         expected_calibration_error(paired.champion.probabilities[rows], generated, weights),
         expected_calibration_error(paired.challenger.probabilities[rows], generated, weights),
-    )
-
-
-def _of(paired: Paired, rows: Rows) -> Paired:
-    def part(judgement: Judgement) -> Judgement:
-        return Judgement(
-            logits=judgement.logits[rows],
-            probabilities=judgement.probabilities[rows],
-            threshold=judgement.threshold,
-        )
-
-    return Paired(
-        sources=paired.sources[rows],
-        generated=paired.generated[rows],
-        champion=part(paired.champion),
-        challenger=part(paired.challenger),
     )

@@ -48,8 +48,9 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LessonPlan:
-    """How much is made of each image."""
+    """How many images are learnt from, and how much is made of each."""
 
+    most_images: int = 4000
     augmentation: Recipe = field(default_factory=Recipe)
     validation: float = 0.15
     view_copies: int = 2

@@ -8,14 +8,15 @@ from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
 
+from training.collect import Side
 from worker.ledger_postgres import transaction
-from worker.schema import Decision, Image
+from worker.schema import Decision, Image, RegressionItem
 from worker.schema_training import DatasetSnapshot, SnapshotItem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, Row
 
     from training.collect import Selection
 
@@ -34,6 +35,32 @@ class StoredItem:
     label: str
     group: str
     side: str
+
+
+_STORED = (
+    Image.id,
+    Image.bucket,
+    Image.key,
+    Image.version_id,
+    Image.etag,
+    Image.sha256,
+    Image.source,
+)
+
+
+def _item(row: Row[Any], side: str) -> StoredItem:
+    return StoredItem(
+        image_id=row.id,
+        bucket=row.bucket,
+        key=row.key,
+        version_id=row.version_id,
+        etag=row.etag,
+        sha256=row.sha256,
+        source=row.source,
+        label=row.label,
+        group=row.group_key,
+        side=side,
+    )
 
 
 class Snapshots:
@@ -77,37 +104,34 @@ class Snapshots:
         """Return the images of a snapshot that have not been withdrawn since."""
         with transaction(self._engine) as connection:
             rows = connection.execute(
-                select(
-                    Image.id,
-                    Image.bucket,
-                    Image.key,
-                    Image.version_id,
-                    Image.etag,
-                    Image.sha256,
-                    Image.source,
-                    SnapshotItem.label,
-                    SnapshotItem.group_key,
-                    SnapshotItem.side,
-                )
+                select(*_STORED, SnapshotItem.label, SnapshotItem.group_key, SnapshotItem.side)
                 .join(SnapshotItem, SnapshotItem.image_id == Image.id)
                 .where(SnapshotItem.snapshot_id == snapshot_id, Image.state == "scored")
                 .order_by(Image.id)
             ).all()
-        return [
-            StoredItem(
-                image_id=row.id,
-                bucket=row.bucket,
-                key=row.key,
-                version_id=row.version_id,
-                etag=row.etag,
-                sha256=row.sha256,
-                source=row.source,
-                label=row.label,
-                group=row.group_key,
-                side=row.side,
-            )
-            for row in rows
-        ]
+        return [_item(row, row.side) for row in rows]
+
+    def pinned(self) -> list[StoredItem]:
+        """Return the images of pinned reports; they are on the evaluation side for ever."""
+        with transaction(self._engine) as connection:
+            rows = connection.execute(
+                select(*_STORED, RegressionItem.label, RegressionItem.group_key)
+                .join(RegressionItem, RegressionItem.image_id == Image.id)
+                .where(RegressionItem.pinned, Image.state == "scored", Image.sha256.is_not(None))
+                .order_by(Image.id)
+            ).all()
+        return [_item(row, Side.EVALUATION) for row in rows]
+
+    def sealed(self, first: int | None) -> list[tuple[str, str]]:
+        """Return digest and place of every sealed data set: one snapshot's, then newest first."""
+        snapshot = DatasetSnapshot
+        with transaction(self._engine) as connection:
+            rows = connection.execute(
+                select(snapshot.digest, snapshot.uri)
+                .where(snapshot.digest.is_not(None))
+                .order_by((snapshot.id == first).desc(), snapshot.id.desc())
+            ).all()
+        return [(row.digest, row.uri) for row in rows]
 
     def seal(self, snapshot_id: int, *, digest: str, report: Mapping[str, Any]) -> None:
         """Record the data set that was made and audited; a sealed snapshot stays as it is."""

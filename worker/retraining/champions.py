@@ -1,0 +1,72 @@
+"""The bundle in force, and any other that is registered, as files on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from detection.bundle import embedded_folder, load_bundle
+from worker.bundle_store import BUILTIN
+from worker.models_registry import ModelVersion
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from detection.bundle import Bundle
+    from worker.bundle_store import BundleStore
+    from worker.models_registry import ModelsRegistry
+
+ACTOR = "trainer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Champions:
+    """Fetches bundles; `default` is the one that serves before the first promotion."""
+
+    registry: ModelsRegistry
+    bundles: BundleStore
+    default: str
+    cache: Path
+
+    def current(self) -> Bundle:
+        """Return the champion.
+
+        Before the first promotion the bundle that serves is enthroned, so that there is a champion
+        to roll back to.
+        """
+        champion = self.registry.champion()
+        if champion is not None:
+            return self.fetch(champion.uri, champion.digest)
+        bundle = load_bundle(self.default)
+        embedded = bundle.folder == embedded_folder(self.default)
+        self.register(bundle, f"{BUILTIN}{self.default}" if embedded else None)
+        self.registry.promote(
+            bundle.model_version,
+            actor=ACTOR,
+            reason="served before the first promotion",
+            forced=True,
+        )
+        return bundle
+
+    def of(self, digest: str) -> Bundle:
+        """Return a registered bundle; raises `UnknownModel`."""
+        return self.fetch(self.registry.find(digest).uri, digest)
+
+    def fetch(self, uri: str, digest: str) -> Bundle:
+        """Return a bundle by its address, registered or not."""
+        return self.bundles.fetch(uri, digest, self.cache)
+
+    def register(
+        self, bundle: Bundle, uri: str | None = None, *, snapshot: str | None = None
+    ) -> None:
+        """Add a bundle to the registry; without an address it is uploaded first."""
+        self.registry.register(
+            ModelVersion(
+                digest=bundle.model_version,
+                name=bundle.manifest.name,
+                uri=uri or self.bundles.upload(bundle),
+                manifest=bundle.manifest.model_dump(mode="json"),
+                training_snapshot=snapshot,
+                code_revision=bundle.manifest.provenance.code_revision or None,
+            )
+        )

@@ -1,0 +1,46 @@
+"""Promotion by the schedule: a challenger that passed the gate and served its time in shadow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy import text
+
+from worker.ledger_postgres import transaction
+from worker.shadow import agreement
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from worker.models_registry import ModelsRegistry
+    from worker.settings import Training
+
+_log = structlog.get_logger(__name__)
+
+ACTOR = "schedule"
+
+
+def promote_when_due(engine: Engine, registry: ModelsRegistry, settings: Training) -> str | None:
+    """Make the challenger in shadow champion when it has been there long enough; return its digest.
+
+    It must have judged enough images beside the champion. Raises `GateNotPassed` for one that was
+    put into shadow without having passed the gate.
+    """
+    standing = registry.standing()
+    shadow, since = standing.shadow, standing.shadow_since
+    if settings.promote_after_s is None or shadow is None or since is None:
+        return None
+    with transaction(engine) as connection:
+        seconds = text("SELECT extract(epoch FROM clock_timestamp() - :since)::float8")
+        served_s = connection.scalar(seconds, {"since": since}) or 0.0
+    found = agreement(engine, shadow.digest, since=since)
+    if served_s < settings.promote_after_s or found.images < settings.promote_min_images:
+        return None
+    reason = (
+        f"{served_s:.0f} s in shadow, {found.images} images judged beside the champion,"
+        f" {found.disagreements} labelled otherwise"
+    )
+    registry.promote(shadow.digest, actor=ACTOR, reason=reason)
+    _log.info("promoted", model_version=shadow.digest, reason=reason)
+    return shadow.digest
