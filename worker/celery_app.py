@@ -54,6 +54,7 @@ def build_app(settings: Settings) -> Celery:
         task_routes={
             queues.RESCORE_TASK: queues.BACKFILL,
             queues.SWEEP_TASK: queues.CONTROL,
+            queues.BREAKERS_TASK: queues.CONTROL,
             queues.RETRAIN_TASK: queues.TRAIN,
         },
         task_acks_late=True,  # a message is done when its image is
@@ -77,6 +78,11 @@ def build_app(settings: Settings) -> Celery:
                 "schedule": settings.queue.sweep_every_s,
                 # A sweep that could not run in time is made up for by the next one.
                 "options": {"expires": settings.queue.sweep_every_s},
+            },
+            "check-breakers": {
+                "task": queues.BREAKERS_TASK,
+                "schedule": settings.moderation.check_breakers_every_s,
+                "options": {"expires": settings.moderation.check_breakers_every_s},
             },
             **_retraining(settings),
         },

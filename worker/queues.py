@@ -19,4 +19,5 @@ PENDING_QUEUES = (SCORE_PRIORITY, SCORE)
 SCORE_TASK = "worker.tasks.score"
 RESCORE_TASK = "worker.tasks.rescore"
 SWEEP_TASK = "worker.tasks.sweep"
+BREAKERS_TASK = "worker.tasks.check_breakers"
 RETRAIN_TASK = "worker.retraining.tasks.retrain"

@@ -14,6 +14,7 @@ import socket
 import warnings
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,6 +35,7 @@ from worker.lively_scheduler import LivelyScheduler
 from worker.messages import RedisMessages
 from worker.metrics import Metrics
 from worker.models_registry import ModelsRegistry
+from worker.moderation.flagging import check_breakers
 from worker.pipeline import Pipeline
 from worker.places import use_places
 from worker.publisher import CeleryPublisher
@@ -147,6 +149,7 @@ def run_worker(
                 settings=settings.queue,
                 metrics=metrics,
             ),
+            check_breakers=partial(check_breakers, engine),
         )
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
         metrics.watch("paused", "1 while storage denies everything.", lambda: breaker.is_open)

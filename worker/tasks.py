@@ -35,7 +35,9 @@ _RETRYING: dict[str, Any] = {
 _LONGEST_WAIT_S = 30
 
 
-def register_tasks(app: Celery, *, pipeline: Pipeline, sweeper: Sweeper) -> None:
+def register_tasks(
+    app: Celery, *, pipeline: Pipeline, sweeper: Sweeper, check_breakers: Callable[[], object]
+) -> None:
     """Give a worker's application its tasks."""
     # A retry waits unacknowledged: beyond the visibility timeout it would be there twice.
     visibility_timeout_s: int = app.conf.broker_transport_options["visibility_timeout"]
@@ -53,6 +55,10 @@ def register_tasks(app: Celery, *, pipeline: Pipeline, sweeper: Sweeper) -> None
     @app.task(name=queues.SWEEP_TASK, shared=False, throws=(TransientError,))
     def sweep() -> None:
         sweeper.tick()
+
+    @app.task(name=queues.BREAKERS_TASK, shared=False, throws=(TransientError,))
+    def look_at_breakers() -> None:
+        check_breakers()
 
 
 def _check(check: Callable[[UUID], None], image_id: str) -> None:

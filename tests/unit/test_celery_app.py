@@ -35,7 +35,7 @@ class Pipeline:
 def task(pipeline: Pipeline, name: str = queues.SCORE_TASK) -> object:
     """Return a task of an application whose checks are stubbed."""
     app = build_app(Settings())
-    register_tasks(app, pipeline=pipeline, sweeper=None)  # type: ignore[arg-type]
+    register_tasks(app, pipeline=pipeline, sweeper=None, check_breakers=list)  # type: ignore[arg-type]
     return app.tasks[name]
 
 
@@ -68,7 +68,7 @@ def test_beat_asks_for_training_only_when_a_trigger_is_set(trigger: dict[str, fl
 def test_retries_end_well_before_the_visibility_timeout() -> None:
     """A message that waits for its retry must not be redelivered beside it."""
     app = build_app(Settings())
-    register_tasks(app, pipeline=Pipeline(), sweeper=None)  # type: ignore[arg-type]
+    register_tasks(app, pipeline=Pipeline(), sweeper=None, check_breakers=list)  # type: ignore[arg-type]
     for name in (queues.SCORE_TASK, queues.RESCORE_TASK):
         assert app.tasks[name].retry_backoff_max * 5 <= Settings().queue.visibility_timeout_s
         assert app.tasks[name].acks_late

@@ -5,7 +5,6 @@ Moderators point UNLATENT_POSTGRES__URL at their own login: the database knows t
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
+from worker.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -255,24 +255,19 @@ def threshold(
 
 
 @policy.command()
-def watch(
-    context: typer.Context,
-    every_s: Annotated[float, typer.Option(help="Seconds between two looks.", min=1)] = 30,
-    once: Annotated[bool, typer.Option("--once", help="Look once and stop.")] = False,
-) -> None:
-    """Stop automatic flagging of sources whose share of flags leaves its band, until stopped."""
+def check(context: typer.Context) -> None:
+    """Look now, as beat does regularly, where the share of flags left its band; stop flagging."""
     from worker.moderation.flagging import check_breakers
 
     with _engine(context) as engine:
-        while True:
-            for trip in check_breakers(engine):
-                typer.echo(
-                    f"{trip.source}: flagging stopped at {trip.flag_share:.1%} "
-                    f"of {trip.images} verdicts"
-                )
-            if once:
-                return
-            time.sleep(every_s)
+        trips = check_breakers(engine)
+    for trip in trips:
+        typer.echo(
+            f"{printable(trip.source)}: flagging stopped at {trip.flag_share:.1%} "
+            f"of {trip.images} verdicts"
+        )
+    if not trips:
+        typer.echo("every source is within its band, or is stopped already")
 
 
 @policy.command()
@@ -376,7 +371,8 @@ def dead(context: typer.Context, limit: Limit = 100) -> None:
         letters = dead_letters(engine, limit=limit)
     typer.echo(" ".join(f"{name}={count}" for name, count in counts.items()))
     for letter in letters:
-        typer.echo(f"{letter.message_id} {letter.topic} {letter.attempts} {letter.last_error}")
+        error = printable(letter.last_error or "")
+        typer.echo(f"{letter.message_id} {letter.topic} {letter.attempts} {error}")
 
 
 @webhooks.command()
@@ -464,7 +460,7 @@ def _cell(value: object) -> str:
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy import text
 
+from worker.ledger_postgres import transaction
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
@@ -24,12 +26,13 @@ class Trip:
 
 
 def check_breakers(engine: Engine) -> list[Trip]:
-    """Stop automatic flagging where the share of flags left its band; call it every minute.
+    """Stop automatic flagging where the share of flags left its band; beat asks for it.
 
     Each trip is logged as an error (the alert), audited and sent as `breaker.opened`. Until a
-    person resumes, verdicts of that source that would flag are reviewed instead.
+    person resumes, verdicts of that source that would flag are reviewed instead. Raises
+    `LedgerUnavailable`.
     """
-    with engine.begin() as connection:
+    with transaction(engine) as connection:
         rows = connection.execute(text("SELECT * FROM app.check_breakers()")).all()
     trips = [
         Trip(source=row.tripped, flag_share=row.tripped_share, images=row.counted) for row in rows

@@ -94,7 +94,8 @@ def test_a_policy_is_tried_set_and_shown(
     assert "nothing was stopped" in unlatent(*resume)
     for _ in range(200):
         scored(0.99)
-    assert "web: flagging stopped at" in unlatent("policy", "watch", "--once")
+    assert "web: flagging stopped at" in unlatent("policy", "check")
+    assert "every source is within" in unlatent("policy", "check")
     assert "web flags again" in unlatent(*resume)
     with pytest.raises(SettingsError, match="needs at least 300 images"):
         unlatent("policy", "threshold", "--false-positives", "0.01")
