@@ -1,6 +1,7 @@
 """Random faults over steady uploads: `python -m tests.failure.chaos --minutes 1 --seed 7`.
 
-The seed fixes which faults are applied in which order and the pauses between them. At the end every
+The seed fixes which faults are applied in which order and the pauses between them; a fault also
+waits until an image has ended since the one before, so that it strikes what works. At the end every
 server is started again, the bucket is reconciled, and the books must balance. On failure the seed
 and the log of faults are printed: they are how to run it again.
 """
@@ -62,6 +63,8 @@ class Deployment:
         self._settings = settings
         self._crew = crew
         self._random = random.Random(seed)
+        # Of its own: how many uploads there are between two faults must not choose the faults.
+        self._copies = random.Random(seed)
         self._tick = threading.Event()
         self._starters: dict[str, Callable[[], WorkerProcess]] = {
             "worker-a": crew.worker,
@@ -73,15 +76,15 @@ class Deployment:
         self.keys: list[str] = []
         self.log: list[str] = []
 
-    def run(self, minutes: float) -> None:
-        """Upload and break things for so long."""
+    def run(self, minutes: float, *, ended: Callable[[], int]) -> None:
+        """Upload and break things for so long; `ended` counts the images that have ended."""
         begun = time.monotonic()
         end = begun + 60 * minutes
         redis = Redis.from_url(self._settings.redis.url.get_secret_value(), socket_timeout=5)
         ingest = self._settings.redis.key_prefix + self._settings.redis.ingest_key
         site_bucket = self._settings.s3.buckets[0]
         client = self._stack.s3.client()
-        fault_at = begun + self._random.uniform(*_PAUSE_S)
+        fault_at, ended_before = begun + self._random.uniform(*_PAUSE_S), 0
         while (now := time.monotonic()) < end:
             key = f"{len(self.keys)}.png"
             body = png(len(self.keys) % 256, side=64 + len(self.keys) % 64)
@@ -89,13 +92,14 @@ class Deployment:
             self.keys.append(key)
             event = own_event(Upload(bucket=site_bucket, key=key, etag=etag))
             try:
-                for _ in range(self._random.choice((1, 1, 1, 2))):
+                for _ in range(self._copies.choice((1, 1, 1, 2))):
                     redis.rpush(ingest, event)
             except RedisError:
                 pass  # a notification lost before the ledger: reconciling finds the object
-            if now >= fault_at:
+            if now >= fault_at and (count := ended()) > ended_before:
                 self._fault(now - begun)
                 fault_at = time.monotonic() + self._random.uniform(*_PAUSE_S)
+                ended_before = count
             self.supervise()
             self._tick.wait(1 / _RATE_PER_S)
         redis.close()
@@ -168,7 +172,7 @@ def run(minutes: float, seed: int) -> int:
         with Crew(settings) as crew:
             deployment = Deployment(stack, settings, crew, seed)
             try:
-                deployment.run(minutes)
+                deployment.run(minutes, ended=lambda: accounts.states()[State.SCORED])
                 deployment.supervise()
                 reconcile(
                     bucket,
