@@ -1,22 +1,27 @@
 """A real worker process with the in-memory scorer, for tests: `python -m tests.memory_worker`.
 
 Its settings come from the environment, as those of `unlatent worker` do. The top left pixel of a
-losslessly stored image chooses what the forward pass does with it.
+losslessly stored image chooses what the forward pass does with it. The settings' own bundle is
+called memory-1; a registered one has its digest, and a golden image that scores wrong when its name
+says that it is broken.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.errors import UnlatentError
 from worker.logs import configure
 from worker.scorer_memory import MemoryScorer
 from worker.service import run_worker
-from worker.settings import load_settings
+from worker.settings import Scoring, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,13 +58,22 @@ def misbehave(images: Sequence[NDArray[np.uint8]]) -> None:
             time.sleep(3600)
 
 
+def load(scoring: Scoring) -> MemoryScorer:
+    """Return a scorer that goes by the version of the bundle."""
+    if scoring.bundle == Scoring().bundle:
+        return MemoryScorer(before=misbehave)
+    manifest = (Path(scoring.bundle) / "bundle.json").read_bytes()
+    kind = BrokenScorer if "broken" in json.loads(manifest)["name"] else MemoryScorer
+    return kind(hashlib.sha256(manifest).hexdigest(), before=misbehave)
+
+
 def main() -> int:
     """Run the worker until it is told to stop."""
     settings = load_settings()
     configure(settings.observability)
-    scorer = BrokenScorer() if sys.argv[1:] == ["--broken"] else MemoryScorer(before=misbehave)
+    broken = sys.argv[1:] == ["--broken"]
     try:
-        return run_worker(settings, load_scorer=lambda _: scorer)
+        return run_worker(settings, load_scorer=(lambda _: BrokenScorer()) if broken else load)
     except UnlatentError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from detection.bundle import MANIFEST, Bundle, BundleError, embedded_names, load_bundle
 from detection.errors import PermanentError
+from worker.models_registry import ModelVersion
 from worker.retraining.dataset_store import open_storage
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class BundleStore:
         raw = self._read(uri, MANIFEST, max_bytes=_MAX_MANIFEST_BYTES)
         if hashlib.sha256(raw).hexdigest() != digest:
             raise BundleError(f"{uri}/{MANIFEST} is not that of model version {digest}")
+        folder.mkdir()
         for name in _listed(raw, uri):
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +104,18 @@ class BundleStore:
             return self._storage.fetch(bucket, f"{prefix}/{name}", max_bytes=max_bytes)
         except PermanentError as error:
             raise BundleError(f"{uri}/{name} cannot be fetched: {error}") from error
+
+
+def model_of(bundle: Bundle, uri: str, *, training_snapshot: str | None = None) -> ModelVersion:
+    """Say of a bundle what the registry keeps."""
+    return ModelVersion(
+        digest=bundle.model_version,
+        name=bundle.manifest.name,
+        uri=uri,
+        manifest=bundle.manifest.model_dump(mode="json"),
+        training_snapshot=training_snapshot,
+        code_revision=bundle.manifest.provenance.code_revision or None,
+    )
 
 
 @contextmanager

@@ -86,6 +86,22 @@ class ModelsRegistry:
         with transaction(self._engine) as connection:
             return _found(connection, digest)
 
+    def named(self, beginning: str) -> ModelVersion:
+        """Return the one model version whose digest begins so.
+
+        Raises `UnknownModel`, and `SettingsError` when there are several.
+        """
+        row = ModelVersionRow.__table__
+        with transaction(self._engine) as connection:
+            found = connection.execute(
+                select(row).where(row.c.digest.startswith(beginning, autoescape=True)).limit(2)
+            ).all()
+        if not found:
+            raise UnknownModel(f"the registry has no model version {beginning}")
+        if len(found) > 1:
+            raise SettingsError(f"several model versions begin with {beginning}: write more of it")
+        return _model(found[0])
+
     def versions(self) -> Sequence[ModelVersion]:
         """Return every model version, the oldest first."""
         with transaction(self._engine) as connection:

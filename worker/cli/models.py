@@ -1,30 +1,158 @@
-"""`unlatent models`: the detector bundles on this machine."""
+"""`unlatent models`: detector bundles, and the registry that says which of them serves."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detection.errors import SettingsError
+from worker.cli import context as cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from worker.models_registry import ModelsRegistry
 
 commands = typer.Typer()
-models = typer.Typer(no_args_is_help=True, help="List, show, verify and export detector bundles.")
+models = typer.Typer(
+    no_args_is_help=True, help="Detector bundles, and which of them is champion or in shadow."
+)
 commands.add_typer(models, name="models")
 
 Bundle = Annotated[str, typer.Argument(help="Embedded bundle's name, or a bundle's folder.")]
+Digest = Annotated[str, typer.Argument(help="A registered model version, or how it begins.")]
+Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
+By = Annotated[str, typer.Option(help="Who, for the audit; the database login is noted too.")]
+
+
+@contextmanager
+def _engine(context: typer.Context) -> Iterator[Engine]:
+    from worker.database import build_engine
+
+    engine = build_engine(cli.of(context).settings().postgres, application_name="unlatent-cli")
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _registry(context: typer.Context) -> Iterator[ModelsRegistry]:
+    from worker.models_registry import ModelsRegistry
+
+    with _engine(context) as engine:
+        yield ModelsRegistry(engine)
 
 
 @models.command("list")
-def list_() -> None:
-    """List the embedded bundles with their model versions."""
+def list_(context: typer.Context) -> None:
+    """List the embedded bundles, then the registered ones with their roles."""
     from detection.bundle import embedded_names, load_bundle
+    from worker.ledger import LedgerUnavailable
 
     for name in embedded_names():
         typer.echo(f"{name}  {load_bundle(name).model_version}")
+    try:
+        with _registry(context) as registry:
+            standing, known = registry.standing(), registry.versions()
+    except LedgerUnavailable as error:
+        typer.echo(f"no registry: {error}", err=True)
+        return
+    roles = {
+        model.digest: role
+        for role, model in (("shadow", standing.shadow), ("champion", standing.champion))
+        if model is not None
+    }
+    for model in known:
+        typer.echo(f"{model.digest}  {model.name}  {model.uri}  {roles.get(model.digest, '-')}")
+
+
+@models.command()
+def register(context: typer.Context, bundle: Bundle) -> None:
+    """Verify a bundle, store it in the training bucket and add it to the registry."""
+    from detection.bundle import load_bundle
+    from worker.bundle_store import BUILTIN, model_of, open_bundles
+
+    loaded = load_bundle(bundle)
+    if Path(bundle).exists():
+        with open_bundles(cli.of(context).settings()) as bundles:
+            uri = bundles.upload(loaded)
+    else:
+        uri = f"{BUILTIN}{bundle}"  # every release that ships it has it
+    with _registry(context) as registry:
+        registry.register(model_of(loaded, uri))
+    typer.echo(f"{loaded.model_version}  {uri}")
+
+
+@models.command()
+def promote(
+    context: typer.Context,
+    digest: Digest,
+    reason: Reason,
+    by: By = "cli",
+    force: Annotated[
+        bool, typer.Option("--force", help="Though no gate was passed; the audit says so.")
+    ] = False,
+) -> None:
+    """Make a model version champion; running workers load it and swap without a restart."""
+    with _registry(context) as registry:
+        wanted = registry.named(digest).digest
+        registry.promote(wanted, actor=by, reason=reason, forced=force)
+    typer.echo(f"champion {wanted}")
+
+
+@models.command()
+def rollback(context: typer.Context, reason: Reason, by: By = "cli") -> None:
+    """Make the champion before this one champion again."""
+    with _registry(context) as registry:
+        typer.echo(f"champion {registry.roll_back(actor=by, reason=reason)}")
+
+
+@models.command()
+def challenge(context: typer.Context, digest: Digest, reason: Reason, by: By = "cli") -> None:
+    """Put a model version in shadow: it judges a share of the images beside the champion."""
+    with _registry(context) as registry:
+        wanted = registry.named(digest).digest
+        registry.put_in_shadow(wanted, actor=by, reason=reason)
+    typer.echo(f"shadow {wanted}")
+
+
+@models.command()
+def dismiss(context: typer.Context, reason: Reason, by: By = "cli") -> None:
+    """Take whatever is in shadow out of it."""
+    with _registry(context) as registry:
+        registry.end_shadow(actor=by, reason=reason)
+    typer.echo("nothing is in shadow")
+
+
+@models.command()
+def shadow(context: typer.Context) -> None:
+    """Tell how far the challenger in shadow agrees with the champion."""
+    from worker.models_registry import ModelsRegistry
+    from worker.shadow import agreement
+
+    with _engine(context) as engine:
+        standing = ModelsRegistry(engine).standing()
+        if standing.shadow is None or standing.shadow_since is None:
+            typer.echo("nothing is in shadow")
+            return
+        found = agreement(engine, standing.shadow.digest, since=standing.shadow_since)
+    typer.echo(f"{standing.shadow.digest}  in shadow since {standing.shadow_since:%Y-%m-%d %H:%M}")
+    typer.echo(f"images judged by both: {found.images}")
+    if found.disagreement is not None:
+        typer.echo(
+            f"another label: {found.disagreements} ({found.disagreement:.1%}); newly generated"
+            f" {found.accused}, no longer generated {found.acquitted}"
+        )
+    if found.correlation is not None:
+        typer.echo(f"correlation of the scores: {found.correlation:.3f}")
 
 
 @models.command()
