@@ -6,6 +6,7 @@ tracebacks included, passes `worker.masking` on its way out.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.masking import MASK, mask
+from worker.printable import printable
 
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from structlog.typing import EventDict, Processor, WrappedLogger
+    from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
     from worker.settings import Observability
 
@@ -40,7 +42,7 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
     render: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if json
-        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        else [_printable_fields, structlog.dev.ConsoleRenderer(exception_formatter=_traceback)]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), _hide_secret_fields],
@@ -78,6 +80,20 @@ def _hide_secret_fields(_logger: WrappedLogger, _method: str, event: EventDict) 
         if any(word in name.lower() for word in _SECRET_FIELDS):
             event[name] = MASK
     return event
+
+
+def _printable_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    # JSON escapes what a terminal would obey; a line for people must have it escaped before.
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = printable(value)
+    return event
+
+
+def _traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, exc_info)
+    stream.write("\n".join(map(printable, written.getvalue().split("\n"))))
 
 
 def _mask_line(_logger: WrappedLogger, _method: str, line: str) -> str:

@@ -18,6 +18,7 @@ import typer
 from detection.errors import UnlatentError
 from worker.cli.context import DEFAULT_STACK, Context
 from worker.masking import mask
+from worker.printable import printable
 
 #: Modules of this package whose `commands` become commands of `unlatent`.
 MODULES = (
@@ -93,6 +94,7 @@ def _root(
 
 def _fail(context: Context, message: str) -> None:
     if context.traceback:
-        typer.echo(mask(traceback.format_exc()), err=True)
-    typer.echo(f"unlatent: {mask(message)}", err=True)
+        for line in mask(traceback.format_exc()).splitlines():
+            typer.echo(printable(line), err=True)
+    typer.echo(f"unlatent: {printable(mask(message))}", err=True)
     sys.exit(1)

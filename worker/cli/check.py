@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detection.errors import PermanentError, SettingsError
+from worker.printable import printable
 from worker.settings import load_settings
 
 if TYPE_CHECKING:
@@ -104,10 +105,9 @@ _HEADER = f"{'score':>6}  {'label':<9}  {'decided by':<10}  path"
 
 
 def _row(record: dict[str, Any]) -> str:
-    # File names need not be text; what the terminal cannot show is replaced.
-    path = record["path"].encode("utf-8", "replace").decode()
+    path = printable(record["path"])
     if "error" in record:
-        return f"{'-':>6}  {'error':<9}  {'-':<10}  {path}: {record['error']}"
+        return f"{'-':>6}  {'error':<9}  {'-':<10}  {path}: {printable(record['error'])}"
     score, label, branch = record["score"], record["label"], record["decided_by"]
     return f"{score:6.3f}  {label:<9}  {branch:<10}  {path}"
 
