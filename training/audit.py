@@ -23,9 +23,11 @@ from training.distances import frechet, maximum_mean_discrepancy, sliced_wassers
 from training.nuisances import Drift, Nuisances, SourceFile, Unreadable, drift, read_nuisances
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from training.datasets import SampleFiles
 
     Features = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float64]]
 
@@ -203,6 +205,16 @@ def audit(
         limits=limits,
         refusals=tuple(_refusals(probes, measured, limits)),
     )
+
+
+def pair_files(samples: Iterable[SampleFiles]) -> Iterator[SourceFile]:
+    """Return both sides of every pair of a data set, in the form that is audited."""
+    for sample in samples:
+        for aligner, data in sample.reconstructions.items():
+            # A pair an aligner: with several, the original stands in each of them.
+            group = f"{sample.key}:{aligner}"
+            yield SourceFile(name=sample.key, data=sample.image, generated=False, group=group)
+            yield SourceFile(name=sample.key, data=data, generated=True, group=group)
 
 
 class _Pairs:

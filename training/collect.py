@@ -155,7 +155,7 @@ def select(
     for candidate, label, why in admitted:
         group, pinned = groups.find(candidate)
         reason = "near_pinned_report" if pinned else caps.refuse(candidate, label, group)
-        where = _side(group, policy)
+        where = side_of(group, policy)
         if not reason and where is Side.CALIBRATION and not _fairly_sampled(candidate, why):
             # Reviewed images are mostly flagged ones: calibrated on them, every rate is wrong.
             reason = "not_sampled_for_calibration"
@@ -215,7 +215,8 @@ def _fairly_sampled(candidate: Candidate, why: Why) -> bool:
     return candidate.audit_share is not None or why is Why.TRUSTED_SOURCE
 
 
-def _side(group: str, policy: CollectPolicy) -> Side:
+def side_of(group: str, policy: CollectPolicy) -> Side:
+    """Return the side of a group: the same for ever, as long as the shares stay."""
     place = side(group)
     if place < policy.evaluation:
         return Side.EVALUATION

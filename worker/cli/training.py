@@ -1,15 +1,21 @@
-"""`unlatent bundle`, `evaluate`: train a bundle on labelled images, measure one on others."""
+"""`unlatent bundle`, `train`, `evaluate`: make a bundle, teach one further, measure one."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from detection.errors import SettingsError
 from worker.logs import configure
 from worker.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import TaskID
 
 commands = typer.Typer()
 
@@ -30,6 +36,17 @@ def bundle(
     folds: Annotated[
         bool, typer.Option(help="Also measure on generator families left out in turn.")
     ] = True,
+    calibration: Annotated[
+        Literal["temperature", "isotonic"],
+        typer.Option(help="How fused logits become probabilities."),
+    ] = "temperature",
+    stay_positive: Annotated[
+        bool,
+        typer.Option(
+            "--stay-positive",
+            help="Retrain the aligned head with weights that only argue for `generated`.",
+        ),
+    ] = False,
 ) -> None:
     """Train, calibrate and write a bundle from images of one's own; takes hours on a CPU.
 
@@ -39,6 +56,7 @@ def bundle(
     from training.finishing import release
     from training.manifest import load_manifest
     from training.recipe import BundleRecipe, Workshop, write_recipe
+    from training.stay_positive import HEAD_LOOP
     from training.taef2 import taef2_aligner
 
     configure(load_settings().observability)
@@ -46,13 +64,81 @@ def bundle(
     if len({entry.label for entry in entries}) == 1:
         raise SettingsError(f"{data} holds {entries[0].label} images only: both kinds are needed")
     run.mkdir(parents=True, exist_ok=True)
-    recipe = BundleRecipe()
+    recipe = BundleRecipe(
+        calibration=calibration, positive_head_loop=HEAD_LOOP if stay_positive else None
+    )
     write_recipe(recipe, run / "recipe.json")
     aligners = [] if taef2 is None else [taef2_aligner(taef2)]
     released = release(
         Workshop(entries, run, recipe, aligners), out, data_licence=licence, with_folds=folds
     )
     typer.echo(f"{released.folder}: model version {released.model_version}")
+
+
+@commands.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with manifest.tsv and the images it lists.")],
+    champion: Annotated[
+        str, typer.Option(help="Embedded bundle's name, or a bundle's folder: what is taught.")
+    ] = "small",
+    out: Annotated[
+        Path, typer.Option(help="Where challenger and report are written; a run resumes from it.")
+    ] = Path("out/train"),
+    steps: Annotated[int, typer.Option(min=1, help="At most so many steps a branch.")] = 300,
+    licence: Annotated[
+        str, typer.Option(help="The terms of the images, for the bundle's card.")
+    ] = "not stated",
+    device: Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" …')] = "cpu",
+) -> None:
+    """Teach a bundle further on labelled images, and hold the result against it.
+
+    The images are divided by group into those trained on, calibrated on and evaluated on. Exits
+    with 1 when the promotion gate refuses the challenger; its bundle is written all the same.
+    """
+    from detection.bundle import load_bundle
+    from training.challenger import ChallengerRecipe
+    from training.folder_run import teach
+
+    configure(load_settings().observability)
+    with _bars() as heard:
+        outcome = teach(
+            data,
+            load_bundle(champion),
+            out,
+            ChallengerRecipe().at_most(steps),
+            data_licence=licence,
+            device=device,
+            on_progress=heard,
+        )
+    for reason in outcome.decision.reasons:
+        typer.echo(f"{'Passed' if outcome.decision.passed else 'Refused'}: {reason}")
+    typer.echo(f"{outcome.bundle.folder}: model version {outcome.bundle.model_version}")
+    typer.echo(f"{outcome.report}")
+    if not outcome.decision.passed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each part of the work, on a terminal; heard are part, done and total."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+
+        def heard(part: str, done: int, total: int) -> None:
+            if part not in tasks:
+                tasks[part] = progress.add_task(part, total=total)
+            progress.update(tasks[part], completed=done)
+
+        yield heard
 
 
 @commands.command()

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from training.alignment import AlignmentConfig, align
-from training.audit import MIN_SIDE_IMAGES, audit
+from training.audit import MIN_SIDE_IMAGES, audit, pair_files
 from training.collect import select
 from training.datasets import load_dataset, read_samples
 from training.manifest import REAL
-from training.nuisances import SourceFile
 from worker.retraining.candidates import candidates, known_bytes, known_groups
 from worker.retraining.dataset_store import BucketStore, StoredOriginal
 from worker.retraining.runner import RunEnds
@@ -23,14 +22,13 @@ from worker.retraining.runs import Ending
 from worker.retraining.snapshots import Snapshots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Engine
 
     from training.aligners import Aligner
     from training.audit import Features, Limits
     from training.collect import CollectPolicy
-    from training.datasets import SampleFiles
     from worker.retraining.runner import Progress, Stage
     from worker.storage import Storage
 
@@ -136,7 +134,7 @@ class Audit:
         dataset = load_dataset(store)
         tools = self.bench.load_tools()
         report = audit(
-            _pairs(read_samples(store, dataset)),
+            pair_files(read_samples(store, dataset)),
             limits=self.bench.limits,
             features=tools.features,
             space=tools.space,
@@ -147,15 +145,6 @@ class Audit:
             _snapshot(progress), digest=dataset.digest, report=json.loads(report.to_json())
         )
         return {"probe_auc": report.probes["all"].auc}
-
-
-def _pairs(samples: Iterable[SampleFiles]) -> Iterator[SourceFile]:
-    for sample in samples:
-        for aligner, data in sample.reconstructions.items():
-            # A pair an aligner: with several, the original stands in each of them.
-            group = f"{sample.key}:{aligner}"
-            yield SourceFile(name=sample.key, data=sample.image, generated=False, group=group)
-            yield SourceFile(name=sample.key, data=data, generated=True, group=group)
 
 
 def _snapshot(progress: Progress) -> int:

@@ -1,0 +1,155 @@
+"""One turn of the loop on a folder of labelled images, without any service.
+
+1. pairs of every photograph through the champion's autoencoder; 2. the alignment audit; 3. both
+branches taught further; 4. calibration; 5. champion and challenger on the evaluation side; 6. the
+gate and a page about it. Each part is found again by a run that was killed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from detection.bundle import sha256_of
+from detection.detector import Detector
+from training.alignment import align
+from training.audit import audit, pair_files
+from training.challenger import Origin, calibrated, fine_tune, require_calibration
+from training.collect import CollectPolicy, Side, side_of
+from training.contest import compete
+from training.contest_page import write_report
+from training.datasets import FolderStore, lay_out, read_samples
+from training.features import BundleFeatures
+from training.gate import GateDecision, decide
+from training.manifest import load_manifest
+from training.originals import read_original
+from training.round_trip import bundle_round_trip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from detection.bundle import Bundle
+    from training.challenger import ChallengerRecipe
+    from training.datasets import SampleFiles
+    from training.gate import GateLimits
+    from training.manifest import Entry
+    from training.originals import Original
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a turn left: the challenger, what the gate says of it, and the page."""
+
+    bundle: Bundle
+    decision: GateDecision
+    report: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A listed image; its key is its content's."""
+
+    entry: Entry
+    key: str
+
+    def read(self) -> Original:
+        return read_original(
+            self.entry.path.read_bytes(),
+            key=self.key,
+            group=self.entry.group,
+            source=self.entry.set,
+            label=self.entry.label,
+            side=side_of(self.entry.group, CollectPolicy()),
+        )
+
+
+def teach(
+    data: Path,
+    champion: Bundle,
+    out: Path,
+    recipe: ChallengerRecipe,
+    *,
+    data_licence: str,
+    device: str = "cpu",
+    limits: GateLimits | None = None,
+    on_progress: Callable[[str, int, int], None],
+) -> Outcome:
+    """Make a challenger in `out/challenger` of a folder's images; the page is in `out/report`.
+
+    `on_progress` hears the part of the work, how much is done and how much there is. Raises
+    `DatasetRefused` when files betray a side, and `CalibrationError` with too few images.
+    """
+    sources = list({key: _File(entry, key) for key, entry in _listed(data)}.values())
+    store = FolderStore(out / "dataset")
+    dataset = align(
+        sources,
+        [bundle_round_trip(champion, device=device)],
+        store,
+        on_image=lambda done: on_progress("reconstructing", done, len(sources)),
+    )
+
+    def files(side: Side) -> Iterator[SampleFiles]:
+        return (sample for sample in read_samples(store, dataset) if sample.side == side)
+
+    calibration = lay_out(files(Side.CALIBRATION), out / Side.CALIBRATION)
+    require_calibration(calibration)
+    features = BundleFeatures(champion, device=device)
+    alignment = audit(
+        pair_files(read_samples(store, dataset)), features=features, space=features.name
+    )
+    (out / "alignment.md").write_text(alignment.to_markdown() + "\n", encoding="utf-8")
+    alignment.require()
+    tuned = fine_tune(
+        files(Side.TRAINING),
+        champion,
+        recipe,
+        out / "run",
+        device=device,
+        on_step=lambda name, step: on_progress(f"training {name}", step, recipe.loop.steps),
+    )
+    families = {sample.source for sample in files(Side.TRAINING) if sample.label == "generated"}
+    challenger = calibrated(
+        out / "challenger",
+        champion,
+        {name: branch.weights for name, branch in tuned.items()},
+        calibration,
+        Origin(
+            snapshot_digest=dataset.digest,
+            families=sorted(families),
+            data_licence=data_licence,
+            facts={"champion": champion.model_version},
+        ),
+        device=device,
+    )
+    entries = lay_out(files(Side.EVALUATION), out / Side.EVALUATION)
+    tiers = (
+        compete(
+            Detector(champion, device=device),
+            Detector(challenger, device=device),
+            entries,
+            out / "scores",
+            on_image=lambda form, done: on_progress(f"scoring {form}", done, len(entries)),
+        )
+        if entries
+        else {}
+    )
+    decision = decide(tiers, [], limits=limits) if tiers else GateDecision.without_images()
+    report = write_report(
+        out / "report",
+        decision,
+        tiers,
+        {name.removesuffix(".safetensors"): branch.losses for name, branch in tuned.items()},
+        facts={
+            "champion": champion.model_version,
+            "challenger": challenger.model_version,
+            "data set": dataset.digest,
+        },
+    )
+    return Outcome(bundle=challenger, decision=decision, report=report)
+
+
+def _listed(data: Path) -> Iterator[tuple[str, Entry]]:
+    for entry in load_manifest(data):
+        if entry.path.is_file():
+            yield sha256_of(entry.path), entry
