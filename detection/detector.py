@@ -15,7 +15,7 @@ from detection.bundle import Bundle, BundleError, load_bundle
 from detection.egre import Egre
 from detection.errors import PermanentError
 from detection.folding import fold_batch_norms
-from detection.fusion import at_prior, label_of
+from detection.fusion import label_of
 from detection.generator_folder import load_generator_folder
 from detection.lare import lare_map, lare_view, to_unit
 from detection.score import Label, Score
@@ -222,7 +222,7 @@ class Detector:
         logit = manifest.fusion.logit(branches)
         label, point = label_of(logit, manifest.operating_points, manifest.policy)
         return Score(
-            probability=at_prior(logit, manifest.policy.prior),
+            probability=manifest.fusion.probability(logit, manifest.policy.prior),
             label=label,
             branches=branches,
             decided_by=manifest.fusion.decided_by(branches, generated=label is not Label.REAL),

@@ -1,17 +1,20 @@
 """From branch logits to a calibrated probability and a label.
 
-The fused logit is logistic in the branch logits and divided by a temperature; both are fitted on
-images no branch trained on. A probability is meaningless without the share of generated images it
-assumes, so the fit is made at even odds and shifted to a stated prior by Bayes' rule. Labels come
-from thresholds at stated false-positive rates, not from the probability.
+The fused logit is logistic in the branch logits and divided by a temperature, or mapped by isotonic
+breakpoints; all are fitted on images no branch trained on. A probability is meaningless without the
+share of generated images it assumes, so the fit is made at even odds and shifted to a stated prior
+by Bayes' rule. Labels come from thresholds at stated false-positive rates, not from the
+probability.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from detection.errors import SettingsError
 from detection.score import Label
@@ -25,17 +28,40 @@ class _Record(BaseModel):
 
 
 class Fusion(_Record):
-    """Weights on the branch logits; `centres` are their means over the calibration images."""
+    """Weights on the branch logits; `centres` are their means over the calibration images.
+
+    `isotonic` holds (fused logit, probability at even odds) breakpoints, rising in the first and
+    never falling in the second; empty where the temperature calibrates.
+    """
 
     weights: dict[str, float]
     centres: dict[str, float]
     bias: float
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    isotonic: tuple[tuple[float, Annotated[float, Field(gt=0, lt=1)]], ...] = ()
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        for (logit, probability), (next_logit, next_probability) in pairwise(self.isotonic):
+            if next_logit <= logit or next_probability < probability:
+                raise ValueError("isotonic breakpoints must rise")
+        return self
 
     def logit(self, branches: Mapping[str, float]) -> float:
-        """Fuse branch logits to one calibrated logit at even odds."""
+        """Fuse branch logits to the one logit that thresholds are placed on."""
         weighted = sum(weight * branches[name] for name, weight in self.weights.items())
         return (weighted + self.bias) / self.temperature
+
+    def probability(self, logit: float, prior: float) -> float:
+        """Calibrate a fused logit: the probability when a share `prior` is generated.
+
+        Between isotonic breakpoints it is interpolated, beyond them it is constant.
+        """
+        if not self.isotonic:
+            return at_prior(logit, prior)
+        logits, probabilities = zip(*self.isotonic, strict=True)
+        even = float(np.interp(logit, logits, probabilities))
+        return convert_prior(even, assumed=0.5, wanted=prior)
 
     def decided_by(self, branches: Mapping[str, float], *, generated: bool) -> str:
         """Name the branch that pulled hardest towards the side on which the image landed."""

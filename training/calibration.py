@@ -8,11 +8,12 @@ point is therefore what happens on photographs from sources the detector has not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import beta
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from detection.errors import UnlatentError
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
+
+#: How fused logits become probabilities: divided by a temperature, or mapped by breakpoints.
+CalibrationKind = Literal["temperature", "isotonic"]
 
 TARGETS = (0.001, 0.005, 0.01, 0.05)
 #: An operating point is published when the upper limit of its rate is at most this many targets.
@@ -67,7 +71,7 @@ def class_weights(generated: Flags) -> Floats:
     return np.where(generated, 0.5 / fakes, 0.5 / reals) * len(generated)
 
 
-def fit_fusion(logits: Logits) -> Fusion:
+def fit_fusion(logits: Logits, calibration: CalibrationKind = "temperature") -> Fusion:
     """Fit the logistic fusion of the branch logits, at even odds.
 
     A branch that would enter with a negative weight (its logit argues backwards on data it was not
@@ -91,7 +95,23 @@ def fit_fusion(logits: Logits) -> Fusion:
         centres=centres,
         bias=float(model.intercept_[0]),
     )
-    return fusion.model_copy(update={"temperature": fit_temperature(logits.fused(fusion), logits)})
+    fused = logits.fused(fusion)
+    if calibration == "isotonic":
+        return fusion.model_copy(update={"isotonic": fit_isotonic(fused, logits)})
+    return fusion.model_copy(update={"temperature": fit_temperature(fused, logits)})
+
+
+def fit_isotonic(fused: Floats, logits: Logits) -> tuple[tuple[float, float], ...]:
+    """Fit the rising steps from fused logits (N,) to probabilities at even odds.
+
+    Returns (logit, probability) breakpoints (Zadrozny and Elkan, KDD 2002). Nothing is certain on N
+    images: probabilities stay 1/(2 N) away from 0 and 1.
+    """
+    model = IsotonicRegression()
+    model.fit(fused, logits.generated, sample_weight=class_weights(logits.generated))
+    margin = 0.5 / len(fused)
+    probabilities = np.clip(model.y_thresholds_, margin, 1 - margin)
+    return tuple(zip(model.X_thresholds_.tolist(), probabilities.tolist(), strict=True))
 
 
 def fit_temperature(fused: Floats, logits: Logits) -> float:

@@ -20,7 +20,7 @@ from detection.aligned import AlignedNet
 from detection.bundle import Bundle, Provenance
 from detection.detector import Detector
 from detection.egre import Egre
-from detection.fusion import Fusion, OperatingPoint, at_prior, find_point
+from detection.fusion import Fusion, OperatingPoint, find_point
 from detection.generator_folder import load_generator_folder
 from training.aligned_task import AlignedBatch, AlignedTask
 from training.calibration import (
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from training.calibration import CalibrationKind
     from training.datasets import SampleFiles
     from training.loop import Task
     from training.manifest import Entry
@@ -252,14 +253,15 @@ def calibrated(
         operating_points=(DRAFT_POINT,),
     )
     forms = score_forms(Detector(draft, device=device), entries)
-    fusion = fit_fusion(forms.pooled())
+    kind: CalibrationKind = "isotonic" if champion.manifest.fusion.isotonic else "temperature"
+    fusion = fit_fusion(forms.pooled(), kind)
     clean = forms.scored["clean"].logits
     points = operating_points(forms.worst(fusion), clean.generated)
     if not any(point.supported for point in points):
         raise CalibrationError(
             f"{points[0].reals} photographs support no operating point: too many of them score high"
         )
-    probabilities = np.array([at_prior(value, 0.5) for value in clean.fused(fusion)])
+    probabilities = np.array([fusion.probability(value, 0.5) for value in clean.fused(fusion)])
     figures = {
         "photographs": int((~clean.generated).sum()),
         "generated": int(clean.generated.sum()),

@@ -13,7 +13,7 @@ import numpy as np
 
 from detection.bundle import sha256_of
 from detection.detector import MIN_SIDE
-from detection.fusion import at_prior, find_point
+from detection.fusion import find_point
 from training.evaluation import BATCH
 from training.gate import Judgement, Paired, PinnedReport
 from training.logit_cache import LogitCache
@@ -97,7 +97,9 @@ def judgement(scored: Scored, bundle: Bundle) -> Judgement:
     fused = scored.logits.fused(manifest.fusion)
     return Judgement(
         logits=fused,
-        probabilities=np.array([at_prior(value, 0.5) for value in fused.tolist()]),
+        probabilities=np.array(
+            [manifest.fusion.probability(value, 0.5) for value in fused.tolist()]
+        ),
         threshold=find_point(manifest.operating_points, manifest.policy.flag).threshold,
     )
 

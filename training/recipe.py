@@ -45,6 +45,7 @@ from training.lare_task import LareItem, LareTask, augmented_views, with_maps
 from training.loop import LoopConfig, fit
 from training.manifest import GENERATED, Entry, split
 from training.sampling import PartialNoise, sample
+from training.stay_positive import retrain_head
 from training.transforms import Recipe
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.aligners import Aligner
+    from training.calibration import CalibrationKind
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -80,6 +82,9 @@ class BundleRecipe:
     predictor_loop: LoopConfig = LoopConfig(steps=500, learning_rate=5e-4, weight_decay=0.0)
     aligned_loop: LoopConfig = LoopConfig(steps=5500, learning_rate=2e-3)
     egre_loop: LoopConfig = LoopConfig(steps=2000, learning_rate=1e-3, weight_decay=0.05)
+    #: Retrains the aligned head with non-negative weights (`training.stay_positive`), unless None.
+    positive_head_loop: LoopConfig | None = None
+    calibration: CalibrationKind = "temperature"
     fold_steps: int = 800
     view_copies: int = 3
     partial_noise_images: int = 160
@@ -257,15 +262,25 @@ class Workshop:
         recipe = self.recipe
         torch.manual_seed(0)
         network = AlignedNet(recipe.aligned)
+        folder = self.run_dir / name
 
-        def train() -> dict[str, Tensor]:
+        def task() -> AlignedTask:
             samples = self.samples(entries)
             self.pairs(samples)
-            task = AlignedTask(samples, recipe.augmentation, recipe.batch)
-            loop = with_steps(recipe.aligned_loop, steps)
-            return fit(network, task, loop, self.run_dir / name / "aligned", device=self.device)
+            return AlignedTask(samples, recipe.augmentation, recipe.batch)
 
-        return _finished(network, self.run_dir / name / "aligned.safetensors", train)
+        def train() -> dict[str, Tensor]:
+            loop = with_steps(recipe.aligned_loop, steps)
+            return fit(network, task(), loop, folder / "aligned", device=self.device)
+
+        trained = _finished(network, folder / "aligned.safetensors", train)
+        if (head_loop := recipe.positive_head_loop) is None:
+            return trained
+
+        def retrain() -> dict[str, Tensor]:
+            return retrain_head(trained, task(), head_loop, folder / "head", device=self.device)
+
+        return _finished(trained, folder / "aligned-positive.safetensors", retrain)
 
     def lare(self, name: str, entries: Sequence[Entry], *, steps: int | None = None) -> Egre:
         """Stage 4b: train the lare branch's classifier on `entries` and what was made of them."""

@@ -1,0 +1,171 @@
+"""Fusion, temperature, isotonic steps and operating points against independent references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from scipy.stats import binomtest
+from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import log_loss, roc_auc_score
+
+from detection.fusion import Fusion, at_prior, convert_prior
+from training.calibration import (
+    CalibrationError,
+    Logits,
+    class_weights,
+    clopper_pearson,
+    fit_fusion,
+    operating_points,
+    reals_needed,
+)
+
+
+def drawn(seed: int = 0, *, reals: int = 300, fakes: int = 100, informative: float = 2.0) -> Logits:
+    """Overconfident logits of two branches, of which `lare` tells less."""
+    rng = np.random.default_rng(seed)
+    generated = np.arange(reals + fakes) >= reals
+    shift = np.where(generated, informative, 0.0)
+    return Logits(
+        {
+            "aligned": 3 * (shift + rng.normal(size=len(shift))),
+            "lare": shift / 2 + rng.normal(size=len(shift)),
+        },
+        generated,
+    )
+
+
+def even_log_loss(logits: Logits, fusion: Fusion) -> float:
+    """Scikit-learn's log loss of the calibrated probabilities, both classes weighted alike."""
+    stated = [fusion.probability(value, 0.5) for value in logits.fused(fusion)]
+    return float(log_loss(logits.generated, stated, sample_weight=class_weights(logits.generated)))
+
+
+def test_fusion_beats_each_branch() -> None:
+    """Both branches enter, and the fused logits separate better than either."""
+    logits = drawn()
+    fusion = fit_fusion(logits)
+    areas = {
+        name: roc_auc_score(logits.generated, values) for name, values in logits.branches.items()
+    }
+    assert min(fusion.weights.values()) > 0
+    assert roc_auc_score(logits.generated, logits.fused(fusion)) > max(areas.values())
+
+
+def test_a_branch_that_argues_backwards_is_left_out() -> None:
+    """Its weight would be negative: it is zero instead, and nobody is accused by it."""
+    logits = drawn()
+    backwards = Logits(
+        {"aligned": logits.branches["aligned"], "lare": -logits.branches["lare"]}, logits.generated
+    )
+    assert fit_fusion(backwards).weights["lare"] == 0
+
+
+def test_the_temperature_minimises_scikit_learns_log_loss() -> None:
+    """No other temperature of a fine grid does better."""
+    logits = drawn(reals=120, fakes=80)
+    fusion = fit_fusion(logits)
+    # Stretched logits, so that the temperature has something to undo.
+    stretched = fusion.model_copy(update={"temperature": fusion.temperature / 3})
+    assert even_log_loss(logits, fusion) < even_log_loss(logits, stretched)
+    for factor in (0.9, 0.97, 1.03, 1.1):
+        other = fusion.model_copy(update={"temperature": fusion.temperature * factor})
+        assert even_log_loss(logits, fusion) < even_log_loss(logits, other)
+
+
+def test_isotonic_calibration_is_scikit_learns() -> None:
+    """From its serialised breakpoints a bundle states what scikit-learn's regression predicts."""
+    logits = drawn()
+    fusion = Fusion.model_validate_json(fit_fusion(logits, "isotonic").model_dump_json())
+    fused = logits.fused(fusion)
+    reference = IsotonicRegression(out_of_bounds="clip")
+    reference.fit(fused, logits.generated, sample_weight=class_weights(logits.generated))
+    grid = np.linspace(fused.min() - 2, fused.max() + 2, 401)
+    # On N images nothing is surer than 1/(2 N).
+    expected = np.clip(reference.predict(grid), 1 / 800, 1 - 1 / 800)
+    stated = [fusion.probability(value, 0.5) for value in grid]
+    np.testing.assert_allclose(stated, expected, atol=1e-12)
+    for prior in (0.01, 0.9):
+        found = fusion.probability(float(grid[200]), prior)
+        assert found == pytest.approx(convert_prior(stated[200], assumed=0.5, wanted=prior))
+
+
+@given(seed=st.integers(0, 10_000), prior=st.floats(0.001, 0.999))
+@settings(max_examples=20, deadline=None)
+def test_isotonic_probabilities_never_fall(seed: int, prior: float) -> None:
+    """A larger fused logit never has a smaller probability, and none is certain."""
+    fusion = fit_fusion(drawn(seed, reals=30, fakes=20, informative=1.0), "isotonic")
+    stated = [fusion.probability(value, prior) for value in np.linspace(-30, 30, 301)]
+    assert min(np.diff(stated)) >= 0
+    assert 0 < stated[0] < stated[-1] < 1
+
+
+def test_isotonic_calibration_leaves_ranks_and_thresholds_alone() -> None:
+    """The logit that thresholds are placed on has no steps: only the probability has."""
+    logits = drawn()
+    fusion = fit_fusion(logits, "isotonic")
+    fused = logits.fused(fusion)
+    assert len(np.unique(fused)) == len(fused)
+    branches = {name: float(values[7]) for name, values in logits.branches.items()}
+    assert fusion.logit(branches) == pytest.approx(fused[7])
+
+
+def test_without_breakpoints_the_temperature_calibrates() -> None:
+    """Bundles written before there were breakpoints load, and mean what they meant."""
+    fusion = Fusion.model_validate({"weights": {"a": 1.0}, "centres": {"a": 0.0}, "bias": 0.0})
+    assert fusion.probability(1.5, 0.2) == at_prior(1.5, 0.2)
+
+
+@pytest.mark.parametrize(
+    "breakpoints",
+    [
+        ((0.0, 0.5), (0.0, 0.6)),  # no rise in the logit
+        ((0.0, 0.5), (1.0, 0.4)),  # a falling probability
+        ((0.0, 0.0),),  # certainty
+    ],
+)
+def test_impossible_breakpoints_are_refused(breakpoints: tuple[tuple[float, float], ...]) -> None:
+    """A bundle cannot state steps that fall or probabilities that nothing supports."""
+    with pytest.raises(ValidationError):
+        Fusion(weights={}, centres={}, bias=0.0, isotonic=breakpoints)
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 300), (3, 300), (300, 300)])
+def test_the_interval_is_scipys(hits: int, total: int) -> None:
+    """Clopper and Pearson's interval as scipy computes it."""
+    exact = binomtest(hits, total).proportion_ci(0.95, "exact")
+    assert clopper_pearson(hits, total) == pytest.approx((exact.low, exact.high))
+
+
+def test_operating_points_keep_their_rates_and_their_support() -> None:
+    """A threshold flags at most the target's share; the interval decides whether it is used."""
+    logits = drawn(reals=400, fakes=100)
+    fused = logits.fused(fit_fusion(logits))
+    reals, fakes = fused[~logits.generated], fused[logits.generated]
+    points = operating_points(fused, logits.generated)
+    assert [point.target for point in points] == [0.001, 0.005, 0.01, 0.05]
+    for point in points:
+        hits = int((reals >= point.threshold).sum())
+        assert hits <= point.target * len(reals)
+        assert point.measured == hits / len(reals)
+        assert point.recall == pytest.approx(float((fakes >= point.threshold).mean()))
+        upper = binomtest(hits, len(reals)).proportion_ci(0.95, "exact").high
+        assert point.supported == (upper <= 2.5 * point.target)
+    assert [point.supported for point in points] == [False, True, True, True]
+    assert points[0].needs_reals == reals_needed(0.001)
+
+
+def test_the_photographs_needed_are_just_enough() -> None:
+    """With no false positive among them the point is supported; with 2 % fewer it is not."""
+    needed = reals_needed(0.01)
+    assert binomtest(0, needed).proportion_ci(0.95, "exact").high <= 0.025
+    assert binomtest(0, round(0.98 * needed)).proportion_ci(0.95, "exact").high > 0.025
+
+
+def test_one_kind_of_image_calibrates_nothing() -> None:
+    """Photographs alone cannot place a fusion."""
+    logits = drawn(reals=10, fakes=0)
+    with pytest.raises(CalibrationError, match="no generated images"):
+        fit_fusion(logits)
