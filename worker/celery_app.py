@@ -55,6 +55,7 @@ def build_app(settings: Settings) -> Celery:
             queues.RESCORE_TASK: queues.BACKFILL,
             queues.SWEEP_TASK: queues.CONTROL,
             queues.BREAKERS_TASK: queues.CONTROL,
+            queues.DRIFT_TASK: queues.CONTROL,
             queues.RETRAIN_TASK: queues.TRAIN,
         },
         task_acks_late=True,  # a message is done when its image is
@@ -84,6 +85,11 @@ def build_app(settings: Settings) -> Celery:
                 "schedule": settings.moderation.check_breakers_every_s,
                 "options": {"expires": settings.moderation.check_breakers_every_s},
             },
+            "measure-drift": {
+                "task": queues.DRIFT_TASK,
+                "schedule": settings.drift.every_s,
+                "options": {"expires": settings.drift.every_s},
+            },
             **_retraining(settings),
         },
         beat_schedule_filename=str(settings.observability.run_dir / "beat-schedule"),
@@ -97,7 +103,7 @@ def build_app(settings: Settings) -> Celery:
 def _retraining(settings: Settings) -> dict[str, Any]:
     """Let beat ask for a run when a trigger is set; whether one is due is the trainer's to say."""
     training = settings.training
-    if training.every_s is None and training.min_new_images is None:
+    if training.every_s is None and training.min_new_images is None and not training.on_drift:
         return {}
     return {
         "retrain": {

@@ -15,12 +15,19 @@ from sqlalchemy import text
 
 from worker.ledger_postgres import transaction
 from worker.schema_moderation import QUEUES
+from worker.shadow import IN_SHADOW, LATEST_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client.metrics_core import Metric
     from sqlalchemy import Connection, Engine
+
+#: Each source's newest reading; one that is a day old says nothing any more.
+_DRIFT = (
+    "SELECT DISTINCT ON (source) * FROM app.drift_readings"
+    " WHERE at > now() - interval '1 day' ORDER BY source, id DESC"
+)
 
 #: The states of `training_runs`, each published even when no run was ever in it.
 RUN_STATES = ("running", "finished", "empty", "failed", "refused")
@@ -135,6 +142,48 @@ READINGS = (
         " (SELECT max(id) FROM app.dataset_snapshots WHERE sealed_at IS NOT NULL)"
         " GROUP BY side, label",
         labels=("side", "label"),
+    ),
+    Reading(
+        "shadow_seconds",
+        "For how long a challenger has been in shadow.",
+        f"SELECT model_version, extract(epoch FROM now() - since) FROM ({IN_SHADOW}) s",  # noqa: S608 - a constant
+        labels=("model_version",),
+    ),
+    Reading(
+        "shadow_pairs",
+        "Images of the last day, 1000 at most, that champion and challenger judged.",
+        f"SELECT champion = challenger, count(*) FROM ({LATEST_PAIRS}) p GROUP BY 1",  # noqa: S608 - a constant
+        labels=("agree",),
+    ),
+    Reading(
+        "shadow_score_correlation",
+        "Pearson's correlation of their scores of those images.",
+        f"SELECT corr(champion_score, score) AS c FROM ({LATEST_PAIRS}) p HAVING count(*) > 1",  # noqa: S608 - a constant
+    ),
+    *(
+        Reading(
+            f"drift_{name}",
+            documentation,
+            f"SELECT source, {value} FROM ({_DRIFT}) d WHERE {value} IS NOT NULL",  # noqa: S608 - constants
+            labels=("source",),
+        )
+        for name, value, documentation in (
+            ("psi", "psi", "Population stability index of the champion's scores."),
+            ("ks", "ks", "Kolmogorov and Smirnov's distance of the champion's scores."),
+            ("unsure_ratio", "unsure", "Share of recent verdicts that are unsure."),
+            ("reference_unsure_ratio", "reference_unsure", "That share when the model was new."),
+            (
+                "overturned_ratio",
+                "overturned / nullif(decisions, 0)::float8",
+                "Share of recent decisions that contradict a sure label.",
+            ),
+            ("detected", "drifted::int", "1 where scores moved beyond the limits."),
+        )
+    ),
+    Reading(
+        "drift_read_timestamp_seconds",
+        "When drift was last read.",
+        "SELECT extract(epoch FROM max(at)) FROM app.drift_readings HAVING count(*) > 0",
     ),
     Reading(
         "training_finished_timestamp_seconds",

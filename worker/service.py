@@ -21,6 +21,7 @@ import structlog
 from celery import signals
 from celery.exceptions import SecurityWarning
 
+from worker import drift
 from worker import queues as names
 from worker.breaker import Breaker
 from worker.celery_app import build_app
@@ -150,6 +151,7 @@ def run_worker(
                 metrics=metrics,
             ),
             check_breakers=partial(check_breakers, engine),
+            measure_drift=lambda: drift.record(engine, drift.measure(engine, settings.drift)),
         )
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
         metrics.watch("paused", "1 while storage denies everything.", lambda: breaker.is_open)

@@ -173,6 +173,7 @@ class Training(Section):
     tick_s: float = Field(default=60.0, gt=0)
     every_s: float | None = Field(default=None, gt=0)
     min_new_images: int | None = Field(default=None, ge=1)
+    on_drift: bool = False
     lease_s: float = Field(default=300.0, gt=0)
     max_per_source: int = Field(default=2000, ge=1)
     max_per_uploader: int = Field(default=50, ge=1)
@@ -185,6 +186,20 @@ class Training(Section):
     steps: int = Field(default=300, ge=1)
     promote_after_s: float | None = Field(default=None, gt=0)
     promote_min_images: int = Field(default=100, ge=1)
+
+
+class Drift(Section):
+    """When a source counts as drifted: PSI from `psi_limit`, and KS beyond chance.
+
+    The verdicts of the last `window_s` against the first `reference_images` of the same model
+    version before that; neither is judged with fewer than `min_images`.
+    """
+
+    every_s: float = Field(default=3600.0, gt=0)
+    window_s: float = Field(default=86_400.0, gt=0)
+    reference_images: int = Field(default=2000, ge=1)
+    min_images: int = Field(default=200, ge=1)
+    psi_limit: float = Field(default=0.25, gt=0)
 
 
 class Settings(BaseSettings):
@@ -205,6 +220,7 @@ class Settings(BaseSettings):
     webhooks: Webhooks = Webhooks()
     retention: Retention = Retention()
     training: Training = Training()
+    drift: Drift = Drift()
 
 
 def load_settings(env_file: Path | None = None) -> Settings:

@@ -22,26 +22,49 @@ if TYPE_CHECKING:
 #: The report looks at so many of the newest pairs.
 MAX_PAIRS = 10_000
 
-_REPORT = text("""
-    WITH pairs AS (
+#: The challenger in shadow and since when; no row without one.
+IN_SHADOW = """
+    SELECT model_version, since
+    FROM (SELECT model_version, since FROM app.shadow ORDER BY id DESC LIMIT 1) newest
+    WHERE model_version IS NOT NULL
+"""
+
+
+def _pairs(chosen: str) -> str:
+    """Return the query of both verdicts of the images that a query of shadow verdicts chooses."""
+    return f"""
         SELECT s.label AS challenger, s.score, c.label AS champion, c.score AS champion_score
-        FROM app.verdicts s
+        FROM ({chosen}) s
         JOIN LATERAL (
             SELECT label, score FROM app.verdicts x
             WHERE x.image_id = s.image_id AND x.role = 'champion'
                 AND x.model_version <> s.model_version
             ORDER BY x.scored_at DESC, x.id DESC LIMIT 1
         ) c ON true
-        WHERE s.model_version = :challenger AND s.role = 'shadow' AND s.scored_at >= :since
-        ORDER BY s.scored_at DESC LIMIT :limit
-    )
+    """  # noqa: S608 - of this module's constants
+
+
+_OF_CHALLENGER = _pairs("""
+    SELECT image_id, label, score, model_version FROM app.verdicts
+    WHERE model_version = :challenger AND role = 'shadow' AND scored_at >= :since
+    ORDER BY scored_at DESC LIMIT :limit
+""")
+#: The newest thousand pairs of the last day of whichever challenger is in shadow.
+LATEST_PAIRS = _pairs(f"""
+    SELECT v.image_id, v.label, v.score, v.model_version
+    FROM app.verdicts v JOIN ({IN_SHADOW}) p ON p.model_version = v.model_version
+    WHERE v.role = 'shadow' AND v.scored_at >= greatest(p.since, now() - interval '1 day')
+    ORDER BY v.scored_at DESC LIMIT 1000
+""")  # noqa: S608 - of this module's constants
+
+_REPORT = text(f"""
     SELECT count(*) AS images,
         count(*) FILTER (WHERE champion <> challenger) AS disagreements,
         count(*) FILTER (WHERE champion <> 'generated' AND challenger = 'generated') AS accused,
         count(*) FILTER (WHERE champion = 'generated' AND challenger <> 'generated') AS acquitted,
         corr(champion_score, score) AS correlation
-    FROM pairs
-""")
+    FROM ({_OF_CHALLENGER}) pairs
+""")  # noqa: S608 - of this module's constants
 
 
 def in_share(image_id: UUID, share: float) -> bool:

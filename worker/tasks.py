@@ -36,7 +36,12 @@ _LONGEST_WAIT_S = 30
 
 
 def register_tasks(
-    app: Celery, *, pipeline: Pipeline, sweeper: Sweeper, check_breakers: Callable[[], object]
+    app: Celery,
+    *,
+    pipeline: Pipeline,
+    sweeper: Sweeper,
+    check_breakers: Callable[[], object],
+    measure_drift: Callable[[], object],
 ) -> None:
     """Give a worker's application its tasks."""
     # A retry waits unacknowledged: beyond the visibility timeout it would be there twice.
@@ -59,6 +64,10 @@ def register_tasks(
     @app.task(name=queues.BREAKERS_TASK, shared=False, throws=(TransientError,))
     def look_at_breakers() -> None:
         check_breakers()
+
+    @app.task(name=queues.DRIFT_TASK, shared=False, throws=(TransientError,))
+    def look_for_drift() -> None:
+        measure_drift()
 
 
 def _check(check: Callable[[UUID], None], image_id: str) -> None:

@@ -131,6 +131,7 @@ def test_the_commands_move_the_pointers(
     ]
 
 
+@pytest.mark.timeout(600)  # three waits for a process that may be starved
 def test_a_running_worker_takes_the_new_champion(
     settings: Settings, engine: Engine, models: Callable[..., str], release: Callable[[str], str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""`unlatent models`: detector bundles, and the registry that says which of them serves."""
+"""`unlatent models`, `drift`: bundles, which of them serves, and whether it still sees the same."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
+from worker.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,3 +193,36 @@ def export(
         raise SettingsError(f"{folder} exists already: name a new folder")
     shutil.copytree(loaded.folder, folder)
     typer.echo(f"{load_bundle(folder).model_version}  {folder}")
+
+
+@commands.command()
+def drift(context: typer.Context) -> None:
+    """Compare each source's recent verdicts with those of when the model was new."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from worker.drift import measure
+
+    settings = cli.of(context).settings().drift
+    with _engine(context) as engine:
+        readings = measure(engine, settings)
+    if not readings:
+        typer.echo(f"no verdicts in the last {settings.window_s / 3600:g} h")
+        return
+    table = Table("source", "images", "before", "PSI", "KS", "unsure", "before", "overturned", "")
+    for one in readings:
+        table.add_row(
+            escape(printable(one.source)),
+            str(one.images),
+            str(one.reference_images),
+            "too few" if one.psi is None else f"{one.psi:.3f}",
+            "too few" if one.ks is None else f"{one.ks:.3f}",
+            f"{one.unsure:.1%}",
+            "-" if one.reference_unsure is None else f"{one.reference_unsure:.1%}",
+            f"{one.overturned} of {one.decisions}",
+            "drifted" if one.drifted else "",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"model version {readings[0].model_version}", soft_wrap=True)

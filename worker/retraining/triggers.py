@@ -1,4 +1,4 @@
-"""What makes a run due: the calendar, or enough newly confirmed images."""
+"""What makes a run due: the calendar, enough newly confirmed images, or drift."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 
     from training.collect import CollectPolicy
     from worker.settings import Training
+
+
+#: The newest readings name the champion: drift that a promotion has answered starts nothing.
+_DRIFTED = text("""
+    SELECT model_version, (at AT TIME ZONE 'UTC')::date AS day FROM app.drift_readings
+    WHERE drifted AND at > clock_timestamp() - interval '1 day' AND model_version = (
+        SELECT model_version FROM app.drift_readings ORDER BY id DESC LIMIT 1
+    )
+    ORDER BY id DESC LIMIT 1
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +49,8 @@ def due(engine: Engine, settings: Training, policy: CollectPolicy) -> Iterator[D
         images, newest = fresh(engine, policy)
         if images >= settings.min_new_images:
             yield Due(f"confirmed:{newest}", "confirmed_images")
+    if settings.on_drift:
+        with transaction(engine) as connection:
+            drifted = connection.execute(_DRIFTED).one_or_none()
+        if drifted is not None:
+            yield Due(f"drift:{drifted.model_version}:{drifted.day}", "drift")
