@@ -101,9 +101,10 @@ def build_app(settings: Settings) -> Celery:
 
 
 def _retraining(settings: Settings) -> dict[str, Any]:
-    """Let beat ask for a run when a trigger is set; whether one is due is the trainer's to say."""
+    """Let beat ask when a trigger or a promotion is set; what is due is the trainer's to say."""
     training = settings.training
-    if training.every_s is None and training.min_new_images is None and not training.on_drift:
+    triggers = (training.every_s, training.min_new_images, training.promote_after_s)
+    if not any(triggers) and not training.on_drift:
         return {}
     return {
         "retrain": {

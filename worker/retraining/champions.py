@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from detection.bundle import embedded_folder, load_bundle
+from detection.bundle import embedded_folder, embedded_names, load_bundle
 from worker.bundle_store import BUILTIN
 from worker.models_registry import ModelVersion
 
@@ -38,8 +38,10 @@ class Champions:
         if champion is not None:
             return self.fetch(champion.uri, champion.digest)
         bundle = load_bundle(self.default)
-        embedded = bundle.folder == embedded_folder(self.default)
-        self.register(bundle, f"{BUILTIN}{self.default}" if embedded else None)
+        shipped = self.default in embedded_names() and bundle.folder == embedded_folder(
+            self.default
+        )
+        self.register(bundle, f"{BUILTIN}{self.default}" if shipped else None)
         self.registry.promote(
             bundle.model_version,
             actor=ACTOR,

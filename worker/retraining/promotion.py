@@ -8,6 +8,7 @@ import structlog
 from sqlalchemy import text
 
 from worker.ledger_postgres import transaction
+from worker.models_registry import GateNotPassed
 from worker.shadow import agreement
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ ACTOR = "schedule"
 def promote_when_due(engine: Engine, registry: ModelsRegistry, settings: Training) -> str | None:
     """Make the challenger in shadow champion when it has been there long enough; return its digest.
 
-    It must have judged enough images beside the champion. Raises `GateNotPassed` for one that was
-    put into shadow without having passed the gate.
+    It must have judged enough images beside the champion. One that somebody put into shadow
+    although the gate refused it is left to that person.
     """
     standing = registry.standing()
     shadow, since = standing.shadow, standing.shadow_since
@@ -41,6 +42,10 @@ def promote_when_due(engine: Engine, registry: ModelsRegistry, settings: Trainin
         f"{served_s:.0f} s in shadow, {found.images} images judged beside the champion,"
         f" {found.disagreements} labelled otherwise"
     )
-    registry.promote(shadow.digest, actor=ACTOR, reason=reason)
+    try:
+        registry.promote(shadow.digest, actor=ACTOR, reason=reason)
+    except GateNotPassed as error:
+        _log.warning("not_promoted", model_version=shadow.digest, error=str(error))
+        return None
     _log.info("promoted", model_version=shadow.digest, reason=reason)
     return shadow.digest

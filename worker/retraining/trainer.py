@@ -14,33 +14,24 @@ from typing import TYPE_CHECKING
 import structlog
 from celery import signals
 
-from training.alignment import AlignmentConfig
-from training.audit import Limits
 from training.collect import CollectPolicy
-from training.gate import GateLimits
 from worker import queues
-from worker.bundle_store import BundleStore
 from worker.celery_app import build_app
 from worker.database import build_engine
-from worker.health import Health
+from worker.health import TRAINER_ALIVE, Health, pulse
 from worker.models_registry import ModelsRegistry
-from worker.retraining.challenge import Forge, challenge_stages
-from worker.retraining.champions import Champions
 from worker.retraining.dataset_store import open_storage
 from worker.retraining.promotion import promote_when_due
 from worker.retraining.runner import run_stages
 from worker.retraining.runs import Runs
-from worker.retraining.stages import Bench, Tools, dataset_stages
 from worker.retraining.triggers import due
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from detection.bundle import Bundle
     from worker.retraining.runs import Run
     from worker.settings import Settings, Training
-    from worker.storage import Storage
 
 _log = structlog.get_logger(__name__)
 
@@ -58,21 +49,13 @@ def tick(settings: Settings) -> None:
             holder=f"{socket.gethostname()}:{os.getpid()}",
             lease=timedelta(seconds=settings.training.lease_s),
         )
-        champions = Champions(
-            registry=ModelsRegistry(engine),
-            bundles=BundleStore(storage, settings.training.bucket),
-            default=settings.scoring.bundle,
-            cache=settings.scoring.cache,
-        )
-        promote_when_due(engine, champions.registry, settings.training)
+        promote_when_due(engine, ModelsRegistry(engine), settings.training)
         run = runs.resume() or _begin(engine, settings.training, runs)
         if run is not None:
-            place = bench(settings, engine, storage, champions)
-            stages = [
-                *dataset_stages(place),
-                *challenge_stages(forge(settings, place, champions)),
-            ]
-            run_stages(run, stages, runs)
+            # Most ticks have nothing to do, and torch is slow to import.
+            from worker.retraining.assembly import all_stages
+
+            run_stages(run, all_stages(settings, engine, storage), runs)
     finally:
         storage.close()
         engine.dispose()
@@ -98,56 +81,6 @@ def policy(settings: Training) -> CollectPolicy:
         evaluation=settings.evaluation_share,
         calibration=settings.calibration_share,
     )
-
-
-def bench(settings: Settings, engine: Engine, storage: Storage, champions: Champions) -> Bench:
-    """Put the surroundings of the data set's stages together."""
-    training = settings.training
-    return Bench(
-        engine=engine,
-        storage=storage,
-        bucket=training.bucket,
-        policy=policy(training),
-        max_bytes=settings.intake.max_bytes,
-        load_tools=lambda: load_tools(champions.current(), _device(settings)),
-        alignment=AlignmentConfig(
-            shard_images=training.shard_images, batch_size=training.batch_size
-        ),
-        limits=Limits(),
-    )
-
-
-def forge(settings: Settings, place: Bench, champions: Champions) -> Forge:
-    """Put the surroundings of the challenger's stages together."""
-    from training.challenger import ChallengerRecipe
-
-    training = settings.training
-    return Forge(
-        bench=place,
-        champions=champions,
-        work_dir=training.work_dir,
-        device=_device(settings),
-        recipe=ChallengerRecipe().at_most(training.steps),
-        limits=GateLimits(),
-    )
-
-
-def load_tools(champion: Bundle, device: str) -> Tools:
-    """Load the aligner and the feature space of the champion."""
-    from training.features import BundleFeatures
-    from training.round_trip import bundle_round_trip
-
-    features = BundleFeatures(champion, device=device)
-    aligner = bundle_round_trip(champion, device=device)
-    return Tools(aligners=[aligner], features=features, space=features.name)
-
-
-def _device(settings: Settings) -> str:
-    import torch
-
-    if settings.scoring.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return settings.scoring.device
 
 
 def run_trainer(settings: Settings) -> int:
@@ -182,5 +115,6 @@ def run_trainer(settings: Settings) -> int:
         without_heartbeat=True,
         quiet=True,
     )
-    worker.start()
+    with pulse(settings.observability.run_dir / TRAINER_ALIVE):
+        worker.start()
     return worker.exitcode or 0
