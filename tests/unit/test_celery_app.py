@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,6 +15,9 @@ from worker.celery_app import build_app
 from worker.settings import Settings
 from worker.storage import StorageForbidden, StorageUnavailable
 from worker.tasks import register_tasks
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 
 class Pipeline:
@@ -32,11 +36,22 @@ class Pipeline:
     rescore = score
 
 
+def application(pipeline: Pipeline) -> Celery:
+    """Return an application whose checks are stubbed."""
+    app = build_app(Settings())
+    register_tasks(
+        app,
+        pipeline=pipeline,  # type: ignore[arg-type]  # a stub
+        sweeper=None,  # type: ignore[arg-type]  # no test sweeps
+        check_breakers=list,
+        measure_drift=list,
+    )
+    return app
+
+
 def task(pipeline: Pipeline, name: str = queues.SCORE_TASK) -> object:
     """Return a task of an application whose checks are stubbed."""
-    app = build_app(Settings())
-    register_tasks(app, pipeline=pipeline, sweeper=None, check_breakers=list)  # type: ignore[arg-type]
-    return app.tasks[name]
+    return application(pipeline).tasks[name]
 
 
 def test_building_the_application_imports_no_torch() -> None:
@@ -58,17 +73,26 @@ def test_nothing_but_json_is_accepted_and_messages_outlive_their_worker() -> Non
     assert [queue.name for queue in configuration.task_queues] == [*queues.QUEUES, queues.TRAIN]
 
 
-@pytest.mark.parametrize("trigger", [{}, {"every_s": 3600.0}, {"min_new_images": 100}])
+@pytest.mark.parametrize(
+    "trigger", [{}, {"every_s": 3600.0}, {"min_new_images": 100}, {"on_drift": True}]
+)
 def test_beat_asks_for_training_only_when_a_trigger_is_set(trigger: dict[str, float]) -> None:
     """Retraining is nobody's default: without a trigger beat never sends its task."""
     schedule = build_app(Settings.model_validate({"training": trigger})).conf.beat_schedule
     assert ("retrain" in schedule) is bool(trigger)
 
 
+def test_every_scheduled_task_exists() -> None:
+    """Beat sends no message that no worker knows."""
+    app = application(Pipeline())
+    scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
+    assert scheduled <= app.tasks.keys()
+    assert {queues.DRIFT_TASK, queues.BREAKERS_TASK} <= scheduled
+
+
 def test_retries_end_well_before_the_visibility_timeout() -> None:
     """A message that waits for its retry must not be redelivered beside it."""
-    app = build_app(Settings())
-    register_tasks(app, pipeline=Pipeline(), sweeper=None, check_breakers=list)  # type: ignore[arg-type]
+    app = application(Pipeline())
     for name in (queues.SCORE_TASK, queues.RESCORE_TASK):
         assert app.tasks[name].retry_backoff_max * 5 <= Settings().queue.visibility_timeout_s
         assert app.tasks[name].acks_late
