@@ -36,11 +36,14 @@ from worker.reconcile import reconcile
 from worker.settings import Settings
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from tests.processes import WorkerProcess
 
 _RATE_PER_S = 4.0
+#: A deployment this far behind gets no more for the moment: the end would only take longer.
+_MOST_WAITING = 200
 _PAUSE_S = (2.0, 8.0)
 _OUTAGE_S = (0.5, 4.0)
 _FAULTS = (
@@ -76,8 +79,8 @@ class Deployment:
         self.keys: list[str] = []
         self.log: list[str] = []
 
-    def run(self, minutes: float, *, ended: Callable[[], int]) -> None:
-        """Upload and break things for so long; `ended` counts the images that have ended."""
+    def run(self, minutes: float, *, states: Callable[[], Counter[str]]) -> None:
+        """Upload and break things for so long; `states` counts the rows by state."""
         begun = time.monotonic()
         end = begun + 60 * minutes
         redis = Redis.from_url(self._settings.redis.url.get_secret_value(), socket_timeout=5)
@@ -86,20 +89,22 @@ class Deployment:
         client = self._stack.s3.client()
         fault_at, ended_before = begun + self._random.uniform(*_PAUSE_S), 0
         while (now := time.monotonic()) < end:
-            key = f"{len(self.keys)}.png"
-            body = png(len(self.keys) % 256, side=64 + len(self.keys) % 64)
-            etag = client.put_object(Bucket=site_bucket, Key=key, Body=body)["ETag"].strip('"')
-            self.keys.append(key)
-            event = own_event(Upload(bucket=site_bucket, key=key, etag=etag))
-            try:
-                for _ in range(self._copies.choice((1, 1, 1, 2))):
-                    redis.rpush(ingest, event)
-            except RedisError:
-                pass  # a notification lost before the ledger: reconciling finds the object
-            if now >= fault_at and (count := ended()) > ended_before:
+            counts = states()
+            if counts[State.PENDING] < _MOST_WAITING:
+                key = f"{len(self.keys)}.png"
+                body = png(len(self.keys) % 256, side=64 + len(self.keys) % 64)
+                etag = client.put_object(Bucket=site_bucket, Key=key, Body=body)["ETag"].strip('"')
+                self.keys.append(key)
+                event = own_event(Upload(bucket=site_bucket, key=key, etag=etag))
+                try:
+                    for _ in range(self._copies.choice((1, 1, 1, 2))):
+                        redis.rpush(ingest, event)
+                except RedisError:
+                    pass  # a notification lost before the ledger: reconciling finds the object
+            if now >= fault_at and counts[State.SCORED] > ended_before:
                 self._fault(now - begun)
                 fault_at = time.monotonic() + self._random.uniform(*_PAUSE_S)
-                ended_before = count
+                ended_before = counts[State.SCORED]
             self.supervise()
             self._tick.wait(1 / _RATE_PER_S)
         redis.close()
@@ -172,7 +177,7 @@ def run(minutes: float, seed: int) -> int:
         with Crew(settings) as crew:
             deployment = Deployment(stack, settings, crew, seed)
             try:
-                deployment.run(minutes, ended=lambda: accounts.states()[State.SCORED])
+                deployment.run(minutes, states=accounts.states)
                 deployment.supervise()
                 reconcile(
                     bucket,
