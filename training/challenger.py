@@ -110,7 +110,7 @@ def fine_tune(
     Resumes from `run_dir`. `on_step` hears the file's name and the steps done. Raises
     `TrainingDiverged` when a loss stops being finite.
     """
-    lessons = prepare(files, recipe.lessons, run_dir, lare=_lare(champion, device), device=device)
+    lessons = prepare(files, recipe.lessons, run_dir, lare=lare_of(champion, device), device=device)
     training, held = lessons.divided(recipe.lessons.validation)
     tuned = {}
     for name, network in networks(champion).items():
@@ -143,7 +143,8 @@ def networks(bundle: Bundle) -> dict[str, nn.Module]:
     return built
 
 
-def _lare(champion: Bundle, device: str) -> Lare | None:
+def lare_of(champion: Bundle, device: str = "cpu") -> Lare | None:
+    """Load a bundle's generator and noises; None for a bundle without the lare branch."""
     manifest = champion.manifest
     if manifest.lare is None or manifest.generator is None or manifest.generator.folder is None:
         return None

@@ -1,4 +1,4 @@
-"""`unlatent demo`: the whole service on this machine for a few minutes."""
+"""`unlatent demo`, `demo-retrain`: the whole service on this machine for a few minutes."""
 
 from __future__ import annotations
 
@@ -40,3 +40,40 @@ def demo(
         settings = settings.model_copy(update={"scoring": scoring})
     if not run_demo(settings, folder=folder, out=out, console=Console(), begun=begun):
         raise typer.Exit(1)
+
+
+@commands.command("demo-retrain")
+def demo_retrain(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Your own pictures instead of the demo's: labelled by manifest.tsv, or all of them"
+            " photographs."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results and the logs.")] = Path(
+        "out/demo-retrain"
+    ),
+    images: Annotated[
+        int, typer.Option(min=20, help="So many images of each kind are made for the demo.")
+    ] = 300,
+    bundle: Annotated[
+        str | None, typer.Option(help="Embedded bundle's name, or a bundle's folder.")
+    ] = None,
+) -> None:
+    """Show the retraining loop: decisions, a challenger, the gate, shadow, promotion, rollback.
+
+    Services of your own are left alone. How long a branch is taught is UNLATENT_TRAINING__STEPS.
+    """
+    begun = time.monotonic()
+    from rich.console import Console
+
+    from worker.demo.retrain import run_retrain_demo
+
+    settings = load_settings()
+    if bundle is not None:
+        scoring = settings.scoring.model_copy(update={"bundle": bundle})
+        settings = settings.model_copy(update={"scoring": scoring})
+    run_retrain_demo(
+        settings, folder=folder, out=out.absolute(), images=images, console=Console(), begun=begun
+    )

@@ -84,14 +84,33 @@ class Worker(Command):
     arguments = ("worker",)
 
 
+class Trainer(Command):
+    """The one that retrains; it is ready when it is ready, and not when the worker is."""
+
+    name = "app-trainer"
+    arguments = ("trainer",)
+
+    def environment(self) -> dict[str, str]:
+        """Return the demo's settings with a folder of its own for what it says of itself."""
+        seen = self._settings.observability
+        own = seen.model_copy(update={"run_dir": seen.run_dir / "trainer"})
+        return child_environment(self._settings.model_copy(update={"observability": own}))
+
+
+SERVICE: tuple[type[Command], ...] = (Worker, Bridge, Beat)
+
+
 class Deployment:
-    """PostgreSQL, Redis and S3 in a folder that goes, and worker, bridge and beat over them.
+    """PostgreSQL, Redis and S3 in a folder that goes, and the service's processes over them.
 
     `settings` are the caller's with the addresses replaced; logs are left in `logs`.
     """
 
-    def __init__(self, settings: Settings, *, logs: Path) -> None:
-        self._stack = LocalStack.temporary()
+    def __init__(
+        self, settings: Settings, *, logs: Path, kinds: tuple[type[Command], ...] = SERVICE
+    ) -> None:
+        self.stack = LocalStack.temporary()
+        self._kinds = kinds
         self._logs = logs
         self._exits = ExitStack()
         self.settings = settings
@@ -99,14 +118,13 @@ class Deployment:
 
     def __enter__(self) -> Self:
         with ExitStack() as exits:
-            self._stack.start(buckets=(BUCKET,))
-            exits.callback(self._stack.stop)
-            migrate(self._stack.owner_url())
+            self.stack.start(buckets=(BUCKET, self.settings.training.bucket))
+            exits.callback(self.stack.stop)
+            migrate(self.stack.owner_url())
             self.settings = self._pointed_here(self.settings)
             self._logs.mkdir(parents=True, exist_ok=True)
             self._commands = tuple(
-                kind(self._stack.folder, self._logs, self.settings)
-                for kind in (Worker, Bridge, Beat)
+                kind(self.stack.folder, self._logs, self.settings) for kind in self._kinds
             )
             for command in self._commands:
                 command.log.unlink(missing_ok=True)
@@ -145,7 +163,7 @@ class Deployment:
                 raise DemoError(f"{command.name} ended by itself; its log is {command.log}")
 
     def _pointed_here(self, settings: Settings) -> Settings:
-        stack = self._stack
+        stack = self.stack
         return settings.model_copy(
             update={
                 "postgres": settings.postgres.model_copy(

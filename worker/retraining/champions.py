@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from detection.bundle import embedded_folder, embedded_names, load_bundle
-from worker.bundle_store import BUILTIN
-from worker.models_registry import ModelVersion
+from worker.bundle_store import BUILTIN, model_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,13 +61,5 @@ class Champions:
         self, bundle: Bundle, uri: str | None = None, *, snapshot: str | None = None
     ) -> None:
         """Add a bundle to the registry; without an address it is uploaded first."""
-        self.registry.register(
-            ModelVersion(
-                digest=bundle.model_version,
-                name=bundle.manifest.name,
-                uri=uri or self.bundles.upload(bundle),
-                manifest=bundle.manifest.model_dump(mode="json"),
-                training_snapshot=snapshot,
-                code_revision=bundle.manifest.provenance.code_revision or None,
-            )
-        )
+        stored = uri or self.bundles.upload(bundle)
+        self.registry.register(model_of(bundle, stored, training_snapshot=snapshot))
