@@ -12,9 +12,9 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from detection.aligned import AlignedConfig  # pydantic resolves it at run time
 from detection.egre import EgreConfig  # pydantic resolves it at run time
@@ -38,11 +38,25 @@ class _Record(BaseModel):
 
 
 class GeneratorReference(_Record):
-    """Where the generator comes from: a folder of the bundle, or a preset at a revision."""
+    """Where the generator comes from: a folder of the bundle, or a preset at a revision.
+
+    A preset's weights are not in the bundle: `files` holds the sha256 of each file that was used,
+    by its path in the generator's folder, and `variant` the weight files' variant ("fp16").
+    """
 
     folder: str | None = None
     preset: str | None = None
     revision: str | None = None
+    variant: str | None = None
+    files: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if (self.folder is None) == (self.preset is None):
+            raise ValueError("a generator is either a folder of the bundle or a preset")
+        if self.preset is not None and not (self.revision and self.files):
+            raise ValueError("a preset is named with its revision and its files' sha256")
+        return self
 
 
 class Provenance(_Record):

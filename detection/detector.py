@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.bundle import Bundle, BundleError, load_bundle
+from detection.bundle_generator import load_bundle_generator
 from detection.egre import Egre
 from detection.errors import PermanentError
 from detection.folding import fold_batch_norms
 from detection.fusion import label_of
-from detection.generator_folder import load_generator_folder
 from detection.lare import lare_map, lare_view, to_unit
 from detection.score import Label, Score
 from detection.steadiness import mild_copies
@@ -62,11 +62,20 @@ class TileLogit:
 class Detector:
     """Scores RGB images with one bundle; not thread-safe, so one thread owns it."""
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        generators: Path | None = None,
+    ) -> None:
         """Build the networks of a verified bundle on `device`.
 
-        `dtype` is the arithmetic of the forward passes; weights stay float32 and are cast by
-        autocast where the device gains by it.
+        `generators` holds the folders of presets that a bundle may name instead of carrying a
+        generator; without it they come from the hub's cache on this machine. `dtype` is the
+        arithmetic of the forward passes; weights stay float32 and are cast by autocast where the
+        device gains by it.
         """
         manifest = bundle.manifest
         self.bundle = bundle
@@ -80,13 +89,11 @@ class Detector:
             noises = constants.pop("noise_bank").float()
             if len(noises) < manifest.lare.ensemble:
                 raise BundleError(f"{bundle.folder}: the noise bank is smaller than the ensemble")
-            if manifest.generator.folder is None:
-                raise BundleError(f"{bundle.folder}: only generators inside the bundle are served")
             conditioning = {
                 name.removeprefix("conditioning."): value.float()
                 for name, value in constants.items()
             }
-            generator = load_generator_folder(bundle.path(manifest.generator.folder), conditioning)
+            generator = load_bundle_generator(bundle, conditioning, generators=generators)
             self._generator = self._place(generator)
             self._noises = noises[: manifest.lare.ensemble].to(device)
             self._egre = self._place(_load(Egre(manifest.egre), bundle.path("egre.safetensors")))
@@ -96,10 +103,16 @@ class Detector:
 
     @classmethod
     def load(
-        cls, name_or_folder: str | Path = "small", *, device: str = "cpu", dtype: str = "float32"
+        cls,
+        name_or_folder: str | Path = "small",
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        generators: Path | None = None,
     ) -> Detector:
         """Verify and load a bundle by embedded name or folder; raises `BundleError`."""
-        return cls(load_bundle(name_or_folder), device=device, dtype=dtype)
+        bundle = load_bundle(name_or_folder)
+        return cls(bundle, device=device, dtype=dtype, generators=generators)
 
     @property
     def model_version(self) -> str:

@@ -153,30 +153,58 @@ def load_preset(
     repository, the revision and the folder looked in.
     """
     predictor = predictor and bool(preset.predictor)
-    if unknown := (conditioning or {}).keys() - {*preset.conditioning, GUIDANCE}:
-        raise PresetError(
-            f"preset {preset.name} is not called with {', '.join(sorted(unknown))}:"
-            f" it takes {', '.join(preset.conditioning) or 'no conditioning'}"
-        )
-    if folder is None:
-        if not revision:
-            raise PresetError(
-                f"preset {preset.name} ({preset.repository}) has no revision:"
-                f" `unlatent presets pin {preset.name}` records one, or name a local folder"
-            )
-        patterns = preset.patterns(predictor=predictor, variant=variant)
-        folder = _snapshot(preset, revision, patterns, local_files_only=local_files_only)
-    elif not folder.is_dir():
-        raise PresetError(_describe(preset, revision, folder) + ": there is no such folder")
+    _check_conditioning(preset, conditioning)
+    folder = find_folder(
+        preset,
+        folder=folder,
+        revision=revision,
+        variant=variant,
+        predictor=predictor,
+        local_files_only=local_files_only,
+    )
     try:
         generator = load_generator_folder(
             folder, conditioning, variant=variant, predictor=predictor
         )
     except GeneratorError as error:
-        raise PresetError(f"{_describe(preset, revision, folder)}: {error}") from error
+        raise PresetError(f"{describe(preset, revision, folder)}: {error}") from error
     if predictor:
         _check_predictor(preset, revision, folder, generator)
     return generator
+
+
+def _check_conditioning(preset: Preset, conditioning: Mapping[str, Tensor] | None) -> None:
+    if unknown := (conditioning or {}).keys() - {*preset.conditioning, GUIDANCE}:
+        raise PresetError(
+            f"preset {preset.name} is not called with {', '.join(sorted(unknown))}:"
+            f" it takes {', '.join(preset.conditioning) or 'no conditioning'}"
+        )
+
+
+def find_folder(
+    preset: Preset,
+    *,
+    folder: Path | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    predictor: bool = True,
+    local_files_only: bool = False,
+) -> Path:
+    """Return where a preset's files are: `folder`, else the hub's snapshot of `revision`.
+
+    Raises `PresetError` as `load_preset` does.
+    """
+    if folder is not None:
+        if not folder.is_dir():
+            raise PresetError(describe(preset, revision, folder) + ": there is no such folder")
+        return folder
+    if not revision:
+        raise PresetError(
+            f"preset {preset.name} ({preset.repository}) has no revision:"
+            f" `unlatent presets pin {preset.name}` records one, or name a local folder"
+        )
+    patterns = preset.patterns(predictor=predictor and bool(preset.predictor), variant=variant)
+    return _snapshot(preset, revision, patterns, local_files_only=local_files_only)
 
 
 def _check_predictor(
@@ -185,11 +213,11 @@ def _check_predictor(
     process = generator.process
     if process is None:
         raise PresetError(
-            f"{_describe(preset, revision, folder)}: it has no {preset.predictor}/ to predict noise"
+            f"{describe(preset, revision, folder)}: it has no {preset.predictor}/ to predict noise"
         )
     if process.prediction != preset.prediction:
         raise PresetError(
-            f"{_describe(preset, revision, folder)}: its scheduler predicts {process.prediction},"
+            f"{describe(preset, revision, folder)}: its scheduler predicts {process.prediction},"
             f" this preset {preset.prediction}; it is another model"
         )
 
@@ -209,7 +237,7 @@ def _snapshot(
     except Exception as error:  # as in `pin`
         cache = Path(constants.HF_HUB_CACHE)
         raise PresetError(
-            f"{_describe(preset, revision, cache)}: {_reason(preset, error)}"
+            f"{describe(preset, revision, cache)}: {_reason(preset, error)}"
         ) from error
     return Path(found)
 
@@ -256,7 +284,8 @@ def _read(pins: Path) -> dict[str, dict[str, str]]:
     return content
 
 
-def _describe(preset: Preset, revision: str | None, folder: Path) -> str:
+def describe(preset: Preset, revision: str | None, folder: Path) -> str:
+    """Begin an error: which preset, of which repository and revision, looked for where."""
     at = f"revision {revision}" if revision else "no revision"
     return f"preset {preset.name} ({preset.repository}, {at}) cannot be loaded from {folder}"
 

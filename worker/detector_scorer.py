@@ -35,7 +35,9 @@ class DetectorScorer:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         name = "cuda:0" if device == "cuda" else device
-        detector = Detector.load(settings.bundle, device=name, dtype=settings.dtype)
+        detector = Detector.load(
+            settings.bundle, device=name, dtype=settings.dtype, generators=settings.generators
+        )
         return cls(detector, device=name, dtype=settings.dtype)
 
     def golden(self) -> Golden:

@@ -82,12 +82,14 @@ class Scoring(Section):
     """The worker that scores: bundle, device, batches, leases.
 
     `bundle` serves until a first model is champion; then the registry's pointer counts. `cache` is
-    where bundles are downloaded to; of `shadow_share` of the images a challenger in shadow may give
-    a second verdict.
+    where bundles are downloaded to; `generators` holds the folders of presets that a bundle may
+    name, else they come from the hub's cache. Of `shadow_share` of the images a challenger in
+    shadow may give a second verdict.
     """
 
     bundle: str = "small"
     cache: Path = Path("var/models")
+    generators: Path | None = None
     reload_every_s: float = Field(default=5.0, gt=0)
     shadow_share: float = Field(default=0.1, ge=0, le=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"

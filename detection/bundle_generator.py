@@ -1,0 +1,67 @@
+"""The generator that a bundle scores with: its own, or a preset that it names.
+
+A large preset's weights are not copied into bundles. Such a bundle states the preset, the revision
+and the sha256 of every file it was made with, so that its model version still pins what scores; the
+conditioning tensors are in the bundle, and no text encoder is needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detection.bundle import Bundle, BundleError, sha256_of
+from detection.generator_folder import load_generator_folder
+from detection.predictors import required_conditioning
+from detection.presets import LARE, describe, find_folder, find_preset, load_preset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from detection.generator import Generator
+
+
+def load_bundle_generator(
+    bundle: Bundle, conditioning: Mapping[str, Tensor], *, generators: Path | None = None
+) -> Generator:
+    """Load the generator of a bundle that has a lare branch.
+
+    A named preset is read from the folder of its name under `generators`, else from the hub's cache
+    on this machine; nothing is fetched. Raises `BundleError` when a file is missing or is not the
+    one that the bundle was made with, and `PresetError`; both name the preset, its repository, the
+    revision and the folder looked in.
+    """
+    reference = bundle.manifest.generator
+    if reference is None:
+        raise BundleError(f"{bundle.folder} has no generator")
+    if reference.folder is not None:
+        return load_generator_folder(bundle.path(reference.folder), conditioning)
+    preset = find_preset(reference.preset or "")
+    if LARE not in preset.capabilities:
+        raise BundleError(f"{bundle.folder}: preset {preset.name} has no predictor to score with")
+    folder = find_folder(
+        preset,
+        folder=None if generators is None else generators / preset.name,
+        revision=reference.revision,
+        variant=reference.variant,
+        local_files_only=True,
+    )
+    for name, sha256 in sorted(reference.files.items()):
+        where = describe(preset, reference.revision, folder)
+        if not (folder / name).is_file():
+            raise BundleError(f"{where}: {name} is missing, which {bundle.folder} was made with")
+        if sha256_of(folder / name) != sha256:
+            raise BundleError(f"{where}: {name} is not the file {bundle.folder} was made with")
+    generator = load_preset(
+        preset,
+        folder=folder,
+        revision=reference.revision,
+        conditioning=conditioning,
+        variant=reference.variant,
+    )
+    if missing := required_conditioning(generator.predictor) - conditioning.keys():
+        names = ", ".join(sorted(missing))
+        raise BundleError(f"{bundle.folder}: its constants lack the conditioning {names}")
+    return generator
