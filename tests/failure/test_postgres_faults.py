@@ -1,8 +1,9 @@
-"""Postgres may restart, go away or run out of connections: work waits and nothing is lost."""
+"""Postgres may restart, go away, run out of connections or disk: work waits, nothing is lost."""
 
 from __future__ import annotations
 
 import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -12,10 +13,12 @@ from sqlalchemy import update
 from tests.site import Site, png
 from tests.waiting import eventually
 from worker import queues
-from worker.ledger import State, Upload
+from worker.ledger import LedgerUnavailable, State, Upload
 from worker.schema import Image
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Engine
 
     from tests.failure.accounting import Accounts
@@ -126,3 +129,92 @@ def test_a_serialization_failure_is_tried_again(
             eventually(somebody_waits, what="a worker that waits for the row")
     assert accounts.check(["a.png"]) == {State.SCORED: 1}
     assert any("could not serialize" in event["error"] for event in worker.events("ledger_away"))
+
+
+#: The size of a segment of the write-ahead log: no smaller limit lets Postgres start.
+LIMIT_BYTES = 16 * 2**20
+
+
+def log(connection: psycopg.Connection, characters: int, rows: int = 1) -> None:
+    """Add rows of so many characters to the audit."""
+    connection.execute(
+        "INSERT INTO app.audit_log (action) SELECT repeat('x', %s) FROM generate_series(1, %s)",
+        [characters, rows],
+    )
+
+
+def fill_gaps(connection: psycopg.Connection) -> None:
+    """Add the smallest rows that there are, as long as they fit."""
+    for _ in range(1000):
+        log(connection, 1)
+
+
+def fill(connection: psycopg.Connection) -> None:
+    """Bring the audit's file to the limit, in rows that leave no room for others in their pages."""
+
+    def value(query: str) -> int:
+        row = connection.execute(query).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    # Four rows a page; a longer row would be stored elsewhere.
+    page, longest, tried = 8192, 2032, 1900
+    log(connection, tried)
+    measured = value("SELECT max(pg_column_size(log)) FROM app.audit_log log")
+    characters = tried + (longest - measured) // 8 * 8
+    left = LIMIT_BYTES - value("SELECT pg_relation_size('app.audit_log')")
+    log(connection, characters, left // page * 4)
+
+
+@contextmanager
+def full_disk(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start Postgres anew so that it cannot write files beyond the limit, and at the end again."""
+    plain = stack.postgres.command()
+    blocks = str(LIMIT_BYTES // 512)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            stack.postgres,
+            "command",
+            lambda: ["/bin/sh", "-c", 'ulimit -f "$0"; exec "$@"', blocks, *plain],
+        )
+        stack.postgres.stop()
+        stack.postgres.start()
+    try:
+        yield
+    finally:
+        stack.postgres.stop()
+        stack.postgres.start()
+
+
+@pytest.mark.full
+def test_a_full_disk_of_postgres_loses_nothing(
+    site: Site,
+    crew: Crew,
+    accounts: Accounts,
+    stack: LocalStack,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What Postgres cannot store is not confirmed; workers hold on until there is room again."""
+    keys = upload(site, 0, 20)
+    with psycopg.connect(stack.postgres.dsn(database), autocommit=True) as superuser:
+        fill(superuser)
+    late = Upload(bucket=site.bucket, key="late.png", etag="0" * 32)
+    with full_disk(stack, monkeypatch):
+        with (
+            psycopg.connect(stack.postgres.dsn(database), autocommit=True) as superuser,
+            pytest.raises(psycopg.Error, match="could not extend"),
+        ):
+            fill_gaps(superuser)
+        with pytest.raises(LedgerUnavailable, match="could not extend"):
+            site.ledger.register([late])
+        worker = crew.worker()
+        eventually(
+            lambda: "could not extend" in worker.log.read_text(), timeout_s=90, what="a full disk"
+        )
+        assert accounts.states() == {State.PENDING: len(keys)}
+    site.ledger.register([late])
+    states = accounts.check([*keys, "late.png"], timeout_s=100)
+    assert states == {State.SCORED: len(keys), State.FAILED: 1}
+    assert worker.process.poll() is None
+    assert site.ledger.backlog().recent_deaths == 0
