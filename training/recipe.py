@@ -85,7 +85,7 @@ class BundleRecipe:
     #: Retrains the aligned head with non-negative weights (`training.stay_positive`), unless None.
     positive_head_loop: LoopConfig | None = None
     calibration: CalibrationKind = "temperature"
-    fold_steps: int = 800
+    fold_steps: int = 600
     view_copies: int = 3
     partial_noise_images: int = 160
     sampled_images: int = 64
