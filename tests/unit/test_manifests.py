@@ -142,9 +142,11 @@ def test_what_a_pod_may_use_is_limited(made: Pods) -> None:
     for resource in ("cpu", "memory", "ephemeral-storage"):
         asked = quantity(resources["requests"][resource])
         assert 0 < asked <= quantity(resources["limits"][resource])
-    assert all("sizeLimit" in volume["emptyDir"] for volume in made.spec["volumes"])
+    for volume in made.spec["volumes"]:
+        assert "persistentVolumeClaim" in volume or "sizeLimit" in volume["emptyDir"]
     mounted = {mount["mountPath"] for mount in made.container["volumeMounts"]}
-    assert mounted == {"/tmp", "/run/unlatent"}  # noqa: S108 - where the image writes
+    own = {"/training"} if made.name == "unlatent-trainer" else set()
+    assert mounted == {"/tmp", "/run/unlatent"} | own  # noqa: S108 - where the image writes
     assert re.search(r":[0-9]", made.container["image"]), "a released version, never latest"
 
 
@@ -173,6 +175,7 @@ def test_probes_look_at_files_that_the_code_writes(
         "unlatent-worker": health.ALIVE,
         "unlatent-bridge": health.BRIDGE_ALIVE,
         "unlatent-beat": health.BEAT_ALIVE,
+        "unlatent-trainer": health.TRAINER_ALIVE,
     }[made.name]
 
     def passes(probe: str) -> bool:
@@ -230,6 +233,37 @@ def test_a_worker_fits_into_its_memory(made: Pods, monkeypatch: pytest.MonkeyPat
     assert settings.scoring.threads >= 2 * settings.scoring.max_batch
 
 
+def test_a_stopped_run_finds_its_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer keeps them on a claimed volume held by one pod at a time, and has more grace."""
+    (trainer,) = (made for made in pods("production-gpu") if made.name == "unlatent-trainer")
+    folder = settings_of(trainer, monkeypatch).training.work_dir
+    (mount,) = (m for m in trainer.container["volumeMounts"] if m["mountPath"] == str(folder))
+    (volume,) = (v for v in trainer.spec["volumes"] if v["name"] == mount["name"])
+    claims = {
+        claim["metadata"]["name"] for claim in find("production-gpu", "PersistentVolumeClaim")
+    }
+    assert volume["persistentVolumeClaim"]["claimName"] in claims
+    (deployment,) = (
+        document
+        for document in find("production-gpu", "Deployment")
+        if document["metadata"]["name"] == trainer.name
+    )
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    grace_s = {made.name: made.spec["terminationGracePeriodSeconds"] for made in WORKERS}
+    assert trainer.spec["terminationGracePeriodSeconds"] > 2 * grace_s["unlatent-worker"]
+
+
+def test_downloaded_models_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of bundles lies on a volume that holds more than the largest preset's networks."""
+    for made in WORKERS:
+        cache = settings_of(made, monkeypatch).scoring.cache
+        (volume,) = (v for v in made.spec["volumes"] if v["name"] == "tmp")
+        assert cache.is_relative_to("/tmp")  # noqa: S108 - the volume
+        assert (
+            4 * 2**30 < quantity(volume["emptyDir"]["sizeLimit"]) < made.limit("ephemeral-storage")
+        )
+
+
 def test_devices_are_whole_and_never_in_surplus() -> None:
     """Requests for devices equal their limits, and a rollout asks for no spare one."""
     for made in WORKERS:
@@ -279,9 +313,24 @@ def test_each_alert_says_what_to_do() -> None:
     for alert in alerts():
         assert alert["labels"]["severity"] in {"page", "ticket"}
         assert alert["annotations"]["summary"].endswith(".")
-        anchor = alert["annotations"]["runbook_url"].partition("docs/operations.md#")[2]
+        file, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert (REPOSITORY / file) == page
         assert anchor == alert["alert"].lower()
         assert anchor in headings, f"docs/operations.md has no heading {alert['alert']}"
+
+
+def test_one_line_of_an_overlay_says_where_the_runbooks_are() -> None:
+    """Its annotation is the address before the anchor of every alert."""
+    (rule,) = find("production-gpu", "PrometheusRule")
+    address = rule["metadata"]["annotations"]["unlatent.example/runbooks"]
+    links = {
+        one["alert"]: one["annotations"]["runbook_url"]
+        for group in rule["spec"]["groups"]
+        for one in group["rules"]
+        if "alert" in one
+    }
+    assert links == {name: f"{address}#{name.lower()}" for name in links}
+    assert len(links) == len(alerts())
 
 
 def test_linters_pass() -> None:

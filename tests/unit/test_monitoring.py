@@ -17,6 +17,7 @@ from tests.manifests import DEPLOY, REPOSITORY, find, rules
 from worker.bridge_metrics import BridgeMetrics
 from worker.ledger import State
 from worker.metrics import Metrics
+from worker.oversight import READINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ def published() -> set[str]:
                 "gauge": ("",),
             }[family.type]
             names |= {family.name + suffix for suffix in suffixes}
+    names |= {f"unlatent_{reading.name}" for reading in READINGS}
     service = (REPOSITORY / "worker" / "service.py").read_text()
     names |= {f"unlatent_{name}" for name in re.findall(r'metrics\.watch\(\s*"(\w+)"', service)}
     return names
