@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos demo check test test-full test-deploy bench-check bench-end-to-end bench-gpu bench-sql bundle clean
+.PHONY: help venv lock chaos demo check test test-full test-deploy bench-check bench-end-to-end bench-gpu bench-scale bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,13 @@ bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a C
 
 bench-sql: venv ## Time the moderators' queries on ROWS generated verdicts (5 million unless set)
 	$(BIN)/python -m tests.benchmarks.bench_sql --rows $(or $(ROWS),5000000)
+
+bench-scale: venv ## Measure what an image costs every component with 1, 2, 4 and 8 workers
+	$(BIN)/python -m tests.benchmarks.bench_scale $(if $(OUT),--out "$(OUT)")
+
+bench-claims: venv ## Measure the papers' claims, with DATA=<folder> all of them (hours; resumes)
+	$(BIN)/python -m tests.benchmarks.bench_claims $(if $(DATA),--data "$(DATA)") \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out "$(OUT)")
 
 bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
 	$(BIN)/python -m tests.benchmarks.bench_gpu
