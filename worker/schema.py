@@ -261,6 +261,13 @@ class VerdictRow(Base):
             "id",
             postgresql_where=text("role = 'champion'"),
         ),
+        # The few that people ask for: a page of them costs the same however rare they are.
+        Index(
+            "ix_verdicts_notable",
+            "scored_at",
+            "id",
+            postgresql_where=text("role = 'champion' AND (tier <> 'allow' OR label <> 'real')"),
+        ),
     )
 
     id: Mapped[int] = _serial()

@@ -311,6 +311,14 @@ def upgrade() -> None:
         schema="app",
         postgresql_where=sa.text("role = 'champion'"),
     )
+    op.create_index(
+        "ix_verdicts_notable",
+        "verdicts",
+        ["scored_at", "id"],
+        unique=False,
+        schema="app",
+        postgresql_where=sa.text("role = 'champion' AND (tier <> 'allow' OR label <> 'real')"),
+    )
     op.create_foreign_key(
         op.f("fk_verdicts_policy_id_policies"),
         "verdicts",
@@ -350,6 +358,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Undo."""
+    op.drop_index("ix_verdicts_notable", table_name="verdicts", schema="app")
     op.drop_index("ix_verdicts_scored_at", table_name="verdicts", schema="app")
     for column in ("held", "policy_id", "tier"):
         op.drop_column("verdicts", column, schema="app")

@@ -37,17 +37,30 @@ QUERIES = {
         "SELECT * FROM moderation.verdicts WHERE label = 'generated' AND source = 'source-3' "
         "LIMIT 50"
     ),
+    "verdicts, flagged, of one source": (
+        "SELECT * FROM moderation.verdicts WHERE tier IN ('flag', 'flag_high') "
+        "AND source = 'source-3' LIMIT 50"
+    ),
 }
 #: Indexes of `verdicts` that serve reading only; the ledger itself needs the others.
-READING = ("ix_verdicts_scored_at", "ix_verdicts_champion", "ix_verdicts_model_version_scored_at")
+READING = (
+    "ix_verdicts_scored_at",
+    "ix_verdicts_notable",
+    "ix_verdicts_champion",
+    "ix_verdicts_model_version_scored_at",
+)
 BATCH = 32
 INSERT = """
     INSERT INTO app.verdicts (image_id, lease_id, model_version, role, score, label, branches,
         decided_by, operating_point, prior, device, dtype, tier, policy_id)
-    SELECT i.id, (SELECT min(id) FROM app.leases), %s, 'champion', random(), 'real',
-           '{"lare": 1, "aligned": 2}', 'lare', 'fpr=0.01', 0.1, 'cuda:0', 'float32', 'allow',
+    SELECT i.id, (SELECT min(id) FROM app.leases), %s, 'champion', random(),
+           CASE WHEN n = 1 THEN 'generated' ELSE 'real' END, '{"lare": 1, "aligned": 2}', 'lare',
+           'fpr=0.01', 0.1, 'cuda:0', 'float32', CASE WHEN n = 1 THEN 'flag' ELSE 'allow' END,
            (SELECT min(id) FROM app.policies)
-    FROM app.images i ORDER BY i.id OFFSET %s LIMIT %s
+    FROM (
+        SELECT id, row_number() OVER () AS n
+        FROM (SELECT id FROM app.images ORDER BY id OFFSET %s LIMIT %s) page
+    ) i
 """
 
 

@@ -38,7 +38,7 @@ PLANS = {
             "WHERE label = 'generated' AND scored_at > now() - interval '2 hours' "
             "ORDER BY scored_at DESC LIMIT 50"
         ),
-        {"ix_verdicts_scored_at", "ix_verdicts_champion"},
+        {"ix_verdicts_notable", "ix_verdicts_champion"},
         3000,
     ),
     "a page filtered by label and source": (
@@ -46,8 +46,16 @@ PLANS = {
             "SELECT image_id, score FROM moderation.verdicts "
             "WHERE label = 'generated' AND source = 'source-3' LIMIT 50"
         ),
-        {"ix_verdicts_scored_at", "pk_images"},
-        12000,
+        {"ix_verdicts_notable", "pk_images"},
+        6000,
+    ),
+    "a page filtered by tier and source": (
+        (
+            "SELECT image_id, score FROM moderation.verdicts "
+            "WHERE tier IN ('flag', 'flag_high') AND source = 'source-3' LIMIT 50"
+        ),
+        {"ix_verdicts_notable", "pk_images"},
+        9000,
     ),
     "history of one image": (
         (

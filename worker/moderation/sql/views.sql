@@ -50,8 +50,10 @@ LEFT JOIN LATERAL (
     SELECT * FROM app.decisions x WHERE x.image_id = v.image_id ORDER BY x.id DESC LIMIT 1
 ) d ON true
 WHERE v.role = 'champion'
-  AND v.id = (
-    SELECT n.id FROM app.verdicts n
+  -- The latest is no earlier than the latest. Said as "v.id =", the planner expects a single row to
+  -- pass and sorts all there are instead of stopping after a page.
+  AND (v.scored_at, v.id) >= (
+    SELECT n.scored_at, n.id FROM app.verdicts n
     WHERE n.image_id = v.image_id AND n.role = 'champion'
     ORDER BY n.scored_at DESC, n.id DESC
     LIMIT 1
