@@ -145,3 +145,54 @@ def test_loader_processes_change_nothing(tmp_path: Path) -> None:
     config = LoopConfig(steps=3, warmup_steps=1, log_every=100, loader_workers=1, bfloat16=False)
     inline = LoopConfig(steps=3, warmup_steps=1, log_every=100, loader_workers=0, bfloat16=False)
     assert_equal(train(tmp_path / "a", inline), train(tmp_path / "b", config))
+
+
+class Narrow(Regression):
+    """A device whose memory holds so many points."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.sizes = room, list[int]()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Squared error without noise; too many points at once are refused."""
+        self.sizes.append(len(batch["inputs"]))
+        if self.sizes[-1] > self.room:
+            raise torch.OutOfMemoryError
+        answer = model(batch["inputs"]).flatten()
+        return {"loss": functional.mse_loss(answer, batch["targets"])}
+
+
+def plain_network() -> nn.Module:
+    """A network whose gradient is the mean over the batch, however that is cut."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 1))
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path: Path) -> None:
+    """Pieces that fit add up to the gradients of the whole batch, and are kept to afterwards."""
+    narrow = Narrow(room=5)
+    whole = fit(plain_network(), Narrow(room=16), CONFIG, tmp_path / "whole")
+    halved = fit(plain_network(), narrow, CONFIG, tmp_path / "halved")
+
+    for name, value in whole.items():
+        torch.testing.assert_close(halved[name], value, rtol=1e-4, atol=1e-6)
+    assert narrow.sizes == [16, 8] + [4] * 4 * CONFIG.steps
+
+
+def test_one_point_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
+    """When not even single points fit, the error is the device's own."""
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(plain_network(), Narrow(room=0), CONFIG, tmp_path)
+
+
+def test_a_run_can_be_stopped_early(tmp_path: Path) -> None:
+    """The run asks before its first step and after each, and ends when it is told to."""
+    asked: list[int] = []
+
+    def stop(step: int, _weights: object) -> bool:
+        asked.append(step)
+        return step == 3
+
+    train(tmp_path, stop=stop)
+    assert asked == [0, 1, 2, 3]
