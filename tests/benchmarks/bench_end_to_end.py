@@ -21,6 +21,7 @@ from redis import Redis
 from sqlalchemy import func, select
 
 from detection.detector import Detector
+from tests.benchmarks.photographlike import make_files
 from tests.waiting import eventually
 from worker.database import build_engine
 from worker.demo.deployment import BUCKET, Deployment
@@ -28,20 +29,6 @@ from worker.demo.uploads import hook_event
 from worker.schema import VerdictRow
 from worker.settings import Settings, load_settings
 from worker.storage_s3 import S3Storage
-
-
-def make_files(count: int, side: int) -> list[bytes]:
-    """Return JPEG files of `side` pixels a side, all different and of a photograph's entropy."""
-    files = []
-    for seed in range(count):
-        rng = np.random.default_rng(seed)
-        coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float32)
-        noisy = smooth + rng.normal(0, 6, smooth.shape)
-        file = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-        files.append(file.getvalue())
-    return files
 
 
 def detector_rate(settings: Settings, files: list[bytes]) -> float:

@@ -29,7 +29,7 @@ import psycopg
 from redis import Redis
 from sqlalchemy import func, select
 
-from tests.benchmarks.bench_end_to_end import make_files
+from tests.benchmarks.photographlike import make_files
 from tests.processes import WorkerProcess
 from tests.waiting import eventually
 from worker.database import build_engine, migrate
@@ -164,7 +164,7 @@ class Fleet:
                 for index in range(workers)
             ]
             for process in processes:
-                eventually(lambda one=process: one.ready, timeout_s=600, what="a ready worker")
+                eventually(lambda one=process: one.ready, timeout_s=900, what="a ready worker")
             events = [self._store(f"{workers}/{n}.jpg", file) for n, file in enumerate(files)]
             pids = {
                 "workers": [process.process.pid for process in processes],
@@ -180,7 +180,7 @@ class Fleet:
             settings = self.settings.redis
             self.redis.rpush(settings.key_prefix + settings.ingest_key, *events)
             allowed_per_s = workers / self._device_s
-            deadline = begun + 120 + 50 * len(files) / allowed_per_s
+            deadline = begun + 900 + 50 * len(files) / allowed_per_s
             looks = 0
             while self._verdicts() < verdicts + len(files):
                 looks += 1
