@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos demo check test test-full test-deploy bench-check bench-end-to-end bench-gpu bench-scale bench-sql bundle clean
+.PHONY: help venv lock chaos demo check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

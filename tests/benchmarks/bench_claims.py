@@ -1,0 +1,131 @@
+"""`make bench-claims [DATA=…] [MINUTES=20] [OUT=docs/claims]`: the papers' claims on our models.
+
+Writes `claims.json`, `claims.md` and `claims.png` to OUT. A row that is there for the same bundle
+and budget is not measured again, so a run that was killed goes on where it stopped; without DATA, a
+folder with a manifest, the rows that need images are listed as not run. Each trained arm of an
+ablation gets the same number of steps: as many as MINUTES of the first arm hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detection.bundle import load_bundle
+from tests.benchmarks.claims_costs import cost_rows
+from tests.benchmarks.claims_trained import EVALUATIONS, Laboratory, needs_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+NOT_RUN = "not run"
+COSTS = "costs"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what is missing and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", default="small")
+    parser.add_argument("--data", type=Path, help="folder with manifest.tsv")
+    parser.add_argument("--minutes", type=float, default=20.0, help="training budget of one arm")
+    parser.add_argument("--images", type=int, default=40, help="at most so many of a set")
+    parser.add_argument("--out", type=Path, default=Path("docs/claims"))
+    parser.add_argument("--run", type=Path, default=Path("out/claims"), help="checkpoints")
+    parser.add_argument(
+        "--only", nargs="*", choices=[COSTS, *EVALUATIONS], help="measure these, not all"
+    )
+    options = parser.parse_args(arguments)
+    wanted = options.only or [COSTS, *EVALUATIONS]
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = Record(options.out / "claims.json", load_bundle(options.bundle).model_version)
+    if COSTS in wanted and not record.has("cost-of-a-pair"):
+        record.add(cost_rows(options.bundle))
+    if options.data is not None:
+        laboratory = Laboratory(
+            data=options.data,
+            bundle=options.bundle,
+            run=options.run,
+            minutes=options.minutes,
+            images=options.images,
+        )
+        for name in wanted:
+            if name != COSTS and not record.has(name, laboratory.budget(name)):
+                record.add([laboratory.row(name)])
+    record.write_page(options.out)
+    print(json.dumps(record.rows))  # noqa: T201  # the benchmark's record
+    return 0
+
+
+class Record:
+    """Rows measured so far, by name; rows of another bundle are dropped."""
+
+    def __init__(self, file: Path, model_version: str) -> None:
+        self._file = file
+        self._model_version = model_version
+        known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        self.rows: dict[str, dict[str, Any]] = {
+            name: row
+            for name, row in known.items()
+            if row.get("model_version", model_version) == model_version
+        }
+
+    def has(self, name: str, budget: str | None = None) -> bool:
+        """Say whether a row is there, and, where a budget is named, was measured with it."""
+        row = self.rows.get(name)
+        return row is not None and budget in {None, row["budget"]}
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep rows at once: the next may take long."""
+        for row in rows:
+            self.rows[row["name"]] = {**row, "model_version": self._model_version}
+            print(f"{row['name']}: {row['found']}", file=sys.stderr)  # noqa: T201  # progress
+        text = json.dumps(self.rows, indent=1, sort_keys=True)
+        self._file.write_text(text + "\n", encoding="utf-8")
+
+    def write_page(self, out: Path) -> None:
+        """Write the table and the plot."""
+        lines = [
+            "# The papers' claims, on the embedded models",
+            "",
+            f"Written by `make bench-claims`; bundle `{self._model_version}`. Ratios and small",
+            "models: what is compared is side by side under one protocol, and says nothing about",
+            "the papers' own networks. One seed.",
+            "",
+            "| claim | the paper | found here | budget |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {row['claim']} | {row['paper'] or 'no figure'} | {row['found']} | {row['budget']} |"
+            for row in self.rows.values()
+        ]
+        lines += [
+            f"| {needs_images(name)} | | {NOT_RUN} | |"
+            for name in EVALUATIONS
+            if name not in self.rows
+        ]
+        lines += ["", "![ratios of cost](claims.png)", "", "Every figure is in `claims.json`."]
+        (out / "claims.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self._plot(out / "claims.png")
+
+    def _plot(self, file: Path) -> None:
+        from matplotlib.figure import Figure
+
+        ratios = {
+            name: row["figures"]["ratio"]
+            for name, row in self.rows.items()
+            if "ratio" in row["figures"]
+        }
+        figure = Figure(figsize=(7, 0.6 * len(ratios) + 1), layout="constrained")
+        axes = figure.subplots()
+        bars = axes.barh(list(ratios), list(ratios.values()))
+        axes.bar_label(bars, fmt="%.1f", padding=3)
+        axes.set(xlabel="ratio of processor times")
+        axes.axvline(1, color="black", linewidth=0.8)
+        figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
