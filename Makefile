@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos demo check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-sql bundle clean
+.PHONY: help venv lock chaos demo demo-retrain check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ chaos: venv ## Break services at random for MINUTES=10, in the order of SEED=1
 demo: venv ## Start everything on this machine and follow images from upload to verdict
 	$(BIN)/unlatent demo
 
+demo-retrain: venv ## Show the retraining loop on this machine, on DATA=<folder> of one's own if given
+	$(BIN)/unlatent demo-retrain $(if $(DATA),"$(DATA)")
+
 bench-check: venv ## Score every image file of DATA=<folder>: speed and errors
 	$(BIN)/python -m tests.benchmarks.bench_check --data "$(DATA)"
 
@@ -72,6 +75,9 @@ bench-quality: venv ## Measure BUNDLE on DATA=<folder> of labelled images: table
 
 bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a CPU; resumes)
 	$(BIN)/unlatent bundle --data "$(DATA)" $(if $(TAEF2),--taef2 "$(TAEF2)")
+
+bench-pairs: venv ## Compare the cost of an aligned pair and of a generated image by BUNDLE
+	$(BIN)/python -m tests.benchmarks.bench_pairs $(if $(BUNDLE),--bundle "$(BUNDLE)")
 
 bench-sql: venv ## Time the moderators' queries on ROWS generated verdicts (5 million unless set)
 	$(BIN)/python -m tests.benchmarks.bench_sql --rows $(or $(ROWS),5000000)

@@ -222,14 +222,15 @@ class _Tale:
             found = platform.rows("SELECT * FROM app.training_runs ORDER BY id LIMIT 1")
             return found[0] if found else None
 
-        def tell_stages() -> tuple[str, ...]:
+        def tell_stages() -> tuple[object, ...]:
             now = row()
             finished = [] if now is None else [name for name in TOLD if name in now.stages]
             for name in finished:
                 if name not in told:
                     told.add(name)
                     self.story.tell(f"training run {now.id}, {name}: {TOLD[name]}")
-            return tuple(finished)
+            # A stage may take long: what moves meanwhile is its lease.
+            return (*finished, None if now is None else now.lease_until)
 
         def ended() -> bool:
             now = row()
