@@ -319,8 +319,8 @@ def test_each_alert_says_what_to_do() -> None:
         assert anchor in headings, f"docs/operations.md has no heading {alert['alert']}"
 
 
-def test_one_line_of_an_overlay_says_where_the_runbooks_are() -> None:
-    """Its annotation is the address before the anchor of every alert."""
+def test_one_line_says_where_the_runbooks_are() -> None:
+    """The rule's annotation is the address before the anchor of every alert."""
     (rule,) = find("production-gpu", "PrometheusRule")
     address = rule["metadata"]["annotations"]["unlatent.example/runbooks"]
     links = {
