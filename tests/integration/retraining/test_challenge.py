@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,8 +14,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from tests.challenge_process import build_forge, tiny_recipe
+from tests.challenge_process import POLICY, build_forge, tiny_recipe
 from tests.confirmed import Picture, confirm
+from tests.waiting import eventually
 from training.challenger import ChallengerRecipe
 from training.gate import GateLimits
 from training.shaders import renderings
@@ -22,6 +26,7 @@ from worker.retraining.promotion import promote_when_due
 from worker.retraining.runner import run_stages
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.stages import dataset_stages
+from worker.settings import child_environment
 from worker.storage_s3 import S3Storage
 
 if TYPE_CHECKING:
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.retraining.challenge import Forge
+    from worker.retraining.runs import Run
     from worker.settings import Settings
 
 PHOTOGRAPHS, FAKES = 84, 24
@@ -187,6 +193,94 @@ def test_too_few_photographs_to_calibrate_end_the_run_before_training(
     assert "0 generated images" in row.reason
     assert sorted(row.stages) == ["align", "audit", "collect"]
     assert len(ModelsRegistry(engine).versions()) == 1  # the champion
+
+
+@pytest.mark.full
+@pytest.mark.failure
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", ["train", "evaluate", "register"])
+def test_a_killed_stage_is_done_again(
+    engine: Engine,
+    settings: Settings,
+    forge: Forge,
+    images: list[UUID],
+    tmp_path: Path,
+    stage: str,
+) -> None:
+    """After kill -9 within training or behind a stage's work the run ends as if uninterrupted."""
+    assert images
+    checkpoint = tmp_path / "work" / "run-1" / "aligned" / "checkpoint.safetensors"
+    mark = checkpoint if stage == "train" else tmp_path / f"{stage}.mark"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.challenge_process", str(tmp_path), stage],
+        env=child_environment(settings),
+    )
+    try:
+        eventually(mark.exists, timeout_s=600, what=f"the middle of {stage}")
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    registry = ModelsRegistry(engine)
+    for left in registry.versions():
+        assert forge.champions.of(left.digest).model_version == left.digest
+
+    runs = Runs(engine, holder="survivor", lease=timedelta(minutes=5))
+    taken: list[Run] = []
+
+    def took() -> bool:
+        run = runs.resume()
+        if run is not None:
+            taken.append(run)
+        return bool(taken)
+
+    eventually(took)
+    assert stage not in taken[0].stages
+    stages = [*dataset_stages(forge.bench), *challenge_stages(forge)]
+    assert run_stages(taken[0], stages, runs) is Ending.REFUSED
+
+    row = run_row(engine)
+    assert row.deaths == 1
+    assert {model.digest for model in registry.versions()} == {
+        row.stages["train"]["champion"],
+        row.stages["register"]["model_version"],
+    }
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_poisoned_batch_never_reaches_the_champion(
+    engine: Engine,
+    owner: Engine,
+    storage: S3Storage,
+    settings: Settings,
+    forge: Forge,
+    images: list[UUID],
+) -> None:
+    """One account confirms 500 generated images as real: few get in, and the gate refuses."""
+    rng = np.random.default_rng(13)
+    poison = [
+        Picture(
+            pixels=rng.integers(0, 255, (64, 64, 3), dtype=np.uint8),
+            label="real",
+            uploader="mallory",
+            moderator="mallory",
+        )
+        for _ in range(500)
+    ]
+    poisoned = set(confirm(engine, owner, storage, settings.s3.buckets[0], poison))
+
+    assert loop(replace(forge, limits=LENIENT, recipe=tiny_recipe(steps=40))) is Ending.REFUSED
+
+    row = run_row(engine)
+    with engine.connect() as connection:
+        taken = set(connection.scalars(text("SELECT image_id FROM app.snapshot_items")))
+    assert taken >= set(images)
+    assert len(taken & poisoned) <= POLICY.max_per_uploader
+    assert "not better beyond noise" in row.reason
+    champion = ModelsRegistry(engine).champion()
+    assert champion is not None
+    assert champion.digest == row.stages["train"]["champion"]
 
 
 def test_the_recipe_is_of_the_length_that_is_asked_for() -> None:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
-from PIL import Image
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.pool import NullPool
 
+from tests.confirmed import Picture, confirm
 from training.alignment import AlignmentConfig
 from training.audit import Limits
 from training.collect import CollectPolicy
 from training.datasets import load_dataset, read_samples
 from training.shaders import renderings
-from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
-from worker.ledger_postgres import PostgresLedger
 from worker.retraining.erasure import SnapshotShards
 from worker.retraining.runner import Progress, run_stages
 from worker.retraining.runs import Ending, Runs
@@ -30,6 +25,7 @@ from worker.storage_s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from uuid import UUID
 
     from numpy.typing import NDArray
     from sqlalchemy import Engine
@@ -98,64 +94,19 @@ def confirmed(
     owner: Engine,
     storage: S3Storage,
     settings: Settings,
-    pixels: NDArray[np.uint8],
-    *,
+    *pictures: NDArray[np.uint8],
     label: str = "real",
-) -> UUID:
-    """Upload a picture, score it and decide on it."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    stored = storage.put(
-        settings.s3.buckets[0], f"{uuid4().hex}.png", buffer.getvalue(), content_type="image/png"
-    )
-    ledger = PostgresLedger(engine)
-    upload = Upload(bucket=stored.bucket, key=stored.key, etag=stored.etag, source="web")
-    image_id = ledger.register([upload])[0].image_id
-    lease = ledger.lease(image_id, worker="w", duration=timedelta(minutes=2))
-    assert isinstance(lease, Lease)
-    facts = ImageFacts(
-        sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
-        size=stored.size,
-        format="PNG",
-        width=pixels.shape[1],
-        height=pixels.shape[0],
-        pdq=None,
-    )
-    verdict = Verdict(
-        image_id=image_id,
-        lease_id=lease.lease_id,
-        facts=facts,
-        model_version="model-1",
-        role=Role.CHAMPION,
-        score=0.2,
-        label="real",
-        branches={},
-        decided_by="aligned",
-        operating_point="fpr=0.01",
-        prior=0.1,
-        device="cpu",
-        dtype="float32",
-        timings_ms={},
-    )
-    ledger.record([verdict])
-    with owner.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO app.decisions (image_id, moderator, decision, reason_code,"
-                " why_reviewed) VALUES (:image, 'mia', :label, 'seen', 'flagged')"
-            ),
-            {"image": image_id, "label": label},
-        )
-    return image_id
+) -> list[UUID]:
+    """Upload pictures, score them and decide on them."""
+    listed = [Picture(pixels=pixels, label=label) for pixels in pictures]
+    return confirm(engine, owner, storage, settings.s3.buckets[0], listed)
 
 
 @pytest.fixture
 def images(engine: Engine, owner: Engine, storage: S3Storage, settings: Settings) -> list[UUID]:
     """Photographs that a moderator confirmed."""
-    return [
-        confirmed(engine, owner, storage, settings, pixels)
-        for _, pixels in renderings(PHOTOGRAPHS, side=96)
-    ]
+    pictures = [pixels for _, pixels in renderings(PHOTOGRAPHS, side=96)]
+    return confirmed(engine, owner, storage, settings, *pictures)
 
 
 def loop(bench_: Bench, slot: str) -> Ending | None:
@@ -180,10 +131,10 @@ def test_decisions_become_a_sealed_data_set(
     images: list[UUID],
 ) -> None:
     """Confirmed images end in shards whose digest the snapshot carries; the next run finds none."""
-    fake = confirmed(
+    (fake,) = confirmed(
         engine, owner, storage, settings, np.full((80, 80, 3), 7, np.uint8), label="generated"
     )
-    lost = confirmed(engine, owner, storage, settings, np.full((80, 80, 3), 9, np.uint8))
+    (lost,) = confirmed(engine, owner, storage, settings, np.full((80, 80, 3), 9, np.uint8))
     with owner.begin() as connection:
         key = connection.scalar(text("SELECT key FROM app.images WHERE id = :id"), {"id": lost})
     storage.delete(settings.s3.buckets[0], str(key))
