@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from detection.bundle import Bundle
+    from training.audit import Limits
     from training.challenger import ChallengerRecipe
     from training.datasets import SampleFiles
     from training.gate import GateLimits
@@ -72,7 +73,8 @@ def teach(
     *,
     data_licence: str,
     device: str = "cpu",
-    limits: GateLimits | None = None,
+    alignment_limits: Limits | None = None,
+    gate_limits: GateLimits | None = None,
     on_progress: Callable[[str, int, int], None],
 ) -> Outcome:
     """Make a challenger in `out/challenger` of a folder's images; the page is in `out/report`.
@@ -96,7 +98,10 @@ def teach(
     require_calibration(calibration)
     features = BundleFeatures(champion, device=device)
     alignment = audit(
-        pair_files(read_samples(store, dataset)), features=features, space=features.name
+        pair_files(read_samples(store, dataset)),
+        limits=alignment_limits,
+        features=features,
+        space=features.name,
     )
     (out / "alignment.md").write_text(alignment.to_markdown() + "\n", encoding="utf-8")
     alignment.require()
@@ -134,7 +139,7 @@ def teach(
         if entries
         else {}
     )
-    decision = decide(tiers, [], limits=limits) if tiers else GateDecision.without_images()
+    decision = decide(tiers, [], limits=gate_limits) if tiers else GateDecision.without_images()
     report = write_report(
         out / "report",
         decision,

@@ -1,0 +1,88 @@
+"""One turn of the loop on a folder, without any service."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection.bundle import load_bundle
+from tests.challenge_process import LIMITS, tiny_recipe
+from tests.tinybundle import build_tiny_bundle
+from training.audit import DatasetRefused
+from training.folder_run import teach
+from training.gate import GateLimits
+from training.shaders import renderings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REALS, FAKES = 200, 60
+GATE = GateLimits(
+    min_class_images=5,
+    min_source_images=1000,
+    allowed_loss=1.0,
+    allowed_calibration_loss=1.0,
+    bootstraps=50,
+)
+
+
+def labelled(folder: Path) -> Path:
+    """A folder of renderings and of noise that is called generated."""
+    folder.mkdir()
+    rows = ["path\tlabel\tset\tfamily\tgroup"]
+    rng = np.random.default_rng(5)
+    noise = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(FAKES)]
+    for label, set_, pictures in (
+        ("real", "real", [pixels for _, pixels in renderings(REALS, side=64)]),
+        ("generated", "fake", noise),
+    ):
+        for number, pixels in enumerate(pictures):
+            name = f"{set_}-{number}.png"
+            Image.fromarray(pixels).save(folder / name)
+            rows.append(f"{name}\t{label}\t{set_}\t\t{set_}-{number}")
+    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_folder_teaches_a_bundle(tmp_path: Path) -> None:
+    """What the champion does not know is learnt, passes the gate, and is found again by a rerun."""
+    champion = build_tiny_bundle(tmp_path / "champion")
+    data, heard = labelled(tmp_path / "data"), set[str]()
+
+    def turn() -> str:
+        outcome = teach(
+            data,
+            champion,
+            tmp_path / "out",
+            tiny_recipe(steps=40),
+            data_licence="none",
+            alignment_limits=LIMITS,
+            gate_limits=GATE,
+            on_progress=lambda part, _done, _total: heard.add(part),
+        )
+        assert outcome.decision.passed, outcome.decision.reasons
+        assert "let the challenger through" in outcome.report.read_text("utf-8")
+        assert load_bundle(tmp_path / "out" / "challenger").manifest == outcome.bundle.manifest
+        return outcome.bundle.model_version
+
+    first = turn()
+    assert {"reconstructing", "training aligned.safetensors", "scoring clean"} <= heard
+    assert first != champion.model_version
+    assert turn() == first
+
+    with pytest.raises(DatasetRefused):
+        teach(
+            data,
+            champion,
+            tmp_path / "strict",
+            tiny_recipe(),
+            data_licence="none",
+            alignment_limits=replace(LIMITS, tone_levels=0.0),
+            on_progress=lambda _part, _done, _total: None,
+        )
