@@ -59,9 +59,21 @@ def parse_steps(text: str) -> tuple[Step, ...]:
 def items(
     steps: tuple[Step, ...], *, bad_share: float, duplicate_share: float, seed: int
 ) -> Iterator[Item]:
-    """Yield the uploads in the order of their times; the same seed yields the same ones."""
+    """Return the uploads in the order of their times; the same seed gives the same ones."""
     chance = random.Random(seed)  # noqa: S311 - a load, not a secret
+    # Made before the first is due, or the run would begin late.
     pool = [_image(chance) for _ in range(_POOL)]
+    return _items(steps, pool, chance, bad_share=bad_share, duplicate_share=duplicate_share)
+
+
+def _items(
+    steps: tuple[Step, ...],
+    pool: list[tuple[str, str, bytes]],
+    chance: random.Random,
+    *,
+    bad_share: float,
+    duplicate_share: float,
+) -> Iterator[Item]:
     number, begin_s = 0, 0.0
     for step in steps:
         for index in range(round(step.rate_per_s * step.duration_s)):

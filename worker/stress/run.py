@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from redis import Redis
-    from sqlalchemy import Engine
+    from sqlalchemy import ColumnElement, Engine
 
     from worker.settings import Settings
     from worker.storage import Storage
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _SENDERS = 16
+#: No more uploads than this are held for storage that is slow; the run is late then, and says so.
+_HELD = 4 * _SENDERS
 _SAMPLE_S = 1.0
 
 
@@ -75,13 +77,15 @@ class Stress:
         self._bucket = settings.s3.buckets[0]
         self._prefix = f"stress/{uuid4().hex}/"
         self._ingest = settings.redis.key_prefix + settings.redis.ingest_key
+        self._since = datetime.now(UTC)
         self._sent: dict[str, datetime] = {}
         self._outcome = Outcome()
         self._lock = threading.Lock()
+        self._held = threading.Semaphore(_HELD)
 
     def run(self, items: Iterable[Item], *, drain_s: float) -> Outcome:
         """Send everything, wait at most `drain_s` for the rest to end, and count."""
-        offset = self._clock_offset()
+        offset = self._read_clock()
         begun = time.monotonic()
         done = threading.Event()
         sampler = threading.Thread(target=self._sample, args=(begun, done), daemon=True)
@@ -91,7 +95,9 @@ class Stress:
                 wait_s = begun + item.at_s - time.monotonic()
                 if wait_s > 0:
                     done.wait(wait_s)
-                senders.submit(self._send, item, offset, begun)
+                self._held.acquire()
+                sending = senders.submit(self._send, item, offset, begun)
+                sending.add_done_callback(lambda _: self._held.release())
         deadline = time.monotonic() + drain_s
         while self._waiting() and time.monotonic() < deadline:
             done.wait(_SAMPLE_S)
@@ -101,11 +107,20 @@ class Stress:
         self._count()
         return self._outcome
 
-    def _clock_offset(self) -> timedelta:
+    def _read_clock(self) -> timedelta:
+        """Return how far Postgres' clock is ahead of ours, and note it as the run's beginning."""
         with transaction(self._engine) as connection:
             before = datetime.now(UTC)
-            theirs: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
-            return theirs - before - (datetime.now(UTC) - before) / 2
+            self._since = connection.execute(select(func.clock_timestamp())).scalar_one()
+            return self._since - before - (datetime.now(UTC) - before) / 2
+
+    def _ours(self) -> ColumnElement[bool]:
+        """Select the rows of this run; by their time first, for which there is an index."""
+        return (
+            (Image.created_at >= self._since)
+            & (Image.bucket == self._bucket)
+            & Image.key.startswith(self._prefix, autoescape=True)
+        )
 
     def _send(self, item: Item, offset: timedelta, begun: float) -> None:
         key = self._prefix + item.name
@@ -132,20 +147,17 @@ class Stress:
 
     def _sample(self, begun: float, done: threading.Event) -> None:
         prefix = self._settings.redis.key_prefix
+        lists = [self._ingest, *(prefix + queue for queue in queues.IMAGE_QUEUES)]
         while not done.wait(_SAMPLE_S):
             try:
-                waiting = [self._redis.llen(prefix + queue) for queue in queues.IMAGE_QUEUES]
-                total = sum(waiting) + self._redis.llen(self._ingest)
+                bridges = [*self._redis.scan_iter(match=f"{self._ingest}:processing:*", count=1000)]
+                total = sum(self._redis.llen(key) for key in (*lists, *bridges))
             except RedisError:
                 continue  # a gap in the curve says so
             self._outcome.depth.append((time.monotonic() - begun, total))
 
     def _waiting(self) -> int:
-        ended = select(func.count()).where(
-            Image.bucket == self._bucket,
-            Image.key.startswith(self._prefix, autoescape=True),
-            Image.state != State.PENDING,
-        )
+        ended = select(func.count()).where(self._ours(), Image.state != State.PENDING)
         try:
             with transaction(self._engine) as connection:
                 return len(self._sent) - int(connection.execute(ended).scalar_one())
@@ -154,7 +166,7 @@ class Stress:
 
     def _count(self) -> None:
         outcome = self._outcome
-        ours = (Image.bucket == self._bucket) & Image.key.startswith(self._prefix, autoescape=True)
+        ours = self._ours()
         with transaction(self._engine) as connection:
             rows = connection.execute(
                 select(Image.key, Image.state, Image.reason, Image.state_since).where(ours)
