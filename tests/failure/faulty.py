@@ -77,16 +77,33 @@ def put_clock_off(seconds: float) -> None:
     time.time = lambda: true() + seconds
 
 
+def slow_down(forward_s: float) -> None:
+    """Make every forward pass of uploaded images take so much longer."""
+    from worker.device import Device
+
+    quick = Device._forward
+
+    @functools.wraps(quick)
+    def slow(*arguments: Any) -> Any:
+        time.sleep(forward_s)
+        return quick(*arguments)
+
+    Device._forward = slow  # type: ignore[method-assign]  # the device is this slow
+
+
 def main() -> int:
     """Run a worker with the in-memory scorer, or a bridge."""
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=["worker", "bridge"])
     parser.add_argument("--stop-at", choices=[*WORKER_PHASES, *BRIDGE_PHASES])
     parser.add_argument("--clock-off", type=float, default=0.0)
+    parser.add_argument("--forward-s", type=float, default=0.0)
     parser.add_argument("--name", default=f"bridge-{os.getpid()}")
     options = parser.parse_args()
     if options.clock_off:
         put_clock_off(options.clock_off)
+    if options.forward_s:
+        slow_down(options.forward_s)
     if options.stop_at:
         stop_at(*(WORKER_PHASES | BRIDGE_PHASES)[options.stop_at])
     if options.kind == "bridge":

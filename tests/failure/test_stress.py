@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.failure.faults import changed
+from tests.waiting import eventually
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def stress(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_load_is_accounted_for(
     settings: Settings, crew: Crew, accounts: Accounts, tmp_path: Path
 ) -> None:
@@ -42,7 +43,8 @@ def test_a_load_is_accounted_for(
     patient = changed(patient, "queue", visibility_timeout_s=120)
     patient = changed(patient, "intake", timeout_s=30.0)
     crew.bridge(settings=patient)
-    worker = crew.detector(settings=patient).wait_until_ready()
+    worker = crew.detector(settings=patient)
+    eventually(lambda: worker.ready, timeout_s=300, what="a worker with its detector")
     load = ("--load", "1x6,4x5", "--bad", "0.3", "--duplicates", "0.5", "--drain", "300")
     done = stress(patient, *load, "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr

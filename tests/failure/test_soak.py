@@ -1,0 +1,72 @@
+"""Steady work for minutes: memory, threads, handles and sockets end as they were."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from threading import Event
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.failure.faults import changed
+from tests.failure.footprint import Footprint, footprint
+from worker.ledger import State
+from worker.stress.load import Step, items
+from worker.stress.run import Stress
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from sqlalchemy import Engine
+
+    from tests.failure.accounting import Accounts
+    from tests.failure.faults import Crew
+    from tests.site import Site
+    from worker.settings import Settings
+
+_LOAD = Step(rate_per_s=4.0, duration_s=240.0)
+#: Samples a second apart: about the end of the first minute, and as many before the end.
+_MINUTE_ONE, _END = slice(45, 75), slice(-30, None)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_four_minutes_of_steady_load_leave_no_trace(
+    settings: Settings,
+    site: Site,
+    crew: Crew,
+    accounts: Accounts,
+    redis_client: Redis,
+    engine: Engine,
+) -> None:
+    """Resident memory ends within 5 % of minute one's; nothing else has more than it had then."""
+    patient = changed(settings, "queue", visibility_timeout_s=60)
+    patient = changed(patient, "scoring", lease_s=60.0)
+    patient = changed(patient, "intake", timeout_s=20.0)
+    services = {
+        "bridge": crew.bridge(settings=patient),
+        "beat": crew.beat(settings=patient),
+        "worker": crew.worker(settings=patient).wait_until_ready(),
+    }
+    samples: dict[str, list[Footprint]] = {name: [] for name in services}
+    load = items((_LOAD,), bad_share=0.05, duplicate_share=0.1, seed=1)
+    stress = Stress(settings, engine=engine, redis=redis_client, storage=site.storage)
+    tick = Event()
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(stress.run, load, drain_s=300)
+        while not running.done():
+            for name, service in services.items():
+                samples[name].append(footprint(service))
+            tick.wait(1.0)
+    outcome = running.result()
+    assert (outcome.lost, outcome.extra_rows, outcome.double_verdicts) == (0, 0, 0)
+    assert accounts.states() == outcome.states
+    assert outcome.states[State.FAILED] == outcome.bad_sent
+    for name, seen in samples.items():
+        before, after = (
+            median(s.resident_bytes for s in seen[part]) for part in (_MINUTE_ONE, _END)
+        )
+        assert after <= 1.05 * before, (name, before, after)
+        for what in ("threads", "handles", "sockets"):
+            counts = [getattr(sample, what) for sample in seen]
+            assert max(counts[_END]) <= max(counts[: _MINUTE_ONE.stop]), (name, what, counts)
