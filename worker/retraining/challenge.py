@@ -8,6 +8,7 @@ on is in object storage; what only saves time is in the work folder.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -62,6 +63,12 @@ class Forge:
         """Return the run's part of the work folder."""
         return self.work_dir / f"run-{progress.run_id}"
 
+    def tidy(self, progress: Progress) -> None:
+        """Remove what other runs left in the work folder: there is one run at a time."""
+        for folder in self.work_dir.glob("run-*"):
+            if folder != self.folder(progress):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def stored(self, progress: Progress) -> list[tuple[str, BucketStore]]:
         """Return digest and place of every sealed data set, that of the run first."""
         bucket = self.bench.bucket
@@ -92,6 +99,7 @@ class Train:
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Train, and store each branch's weights; ends the run when nothing could be calibrated."""
         forge, began = self.forge, time.monotonic()
+        forge.tidy(progress)
         try:
             require_calibration(forge.laid_out(progress, Side.CALIBRATION))
         except CalibrationError as error:
