@@ -114,12 +114,11 @@ class ModelsRegistry:
         """Return champion and shadow as they are now."""
         with transaction(self._engine) as connection:
             champion = connection.scalar(_LATEST)
-            shadow = connection.execute(_SHADOW).one_or_none()
-            shadowed = shadow is not None and shadow.model_version is not None
+            shadow = _in_shadow(connection)
             return Standing(
                 champion=None if champion is None else _found(connection, champion),
-                shadow=_found(connection, shadow.model_version) if shadowed else None,
-                shadow_since=shadow.since if shadowed else None,
+                shadow=None if shadow is None else _found(connection, shadow.model_version),
+                shadow_since=None if shadow is None else shadow.since,
             )
 
     def champion(self) -> ModelVersion | None:
@@ -230,8 +229,13 @@ def _check_gate(connection: Connection, digest: str) -> None:
     )
 
 
+def _in_shadow(connection: Connection) -> Row[Any] | None:
+    newest = connection.execute(_SHADOW).one_or_none()
+    return None if newest is None or newest.model_version is None else newest
+
+
 def _shade(connection: Connection, digest: str | None, actor: str, reason: str) -> None:
-    shadow = connection.execute(_SHADOW).one_or_none()
+    shadow = _in_shadow(connection)
     if (None if shadow is None else shadow.model_version) != digest:
         connection.execute(
             insert(ShadowEntry).values(model_version=digest, actor=actor, reason=reason)
@@ -252,6 +256,6 @@ def _enthrone(
             model_version=digest, action=action, actor=actor, reason=reason, forced=forced
         )
     )
-    shadow = connection.execute(_SHADOW).one_or_none()
+    shadow = _in_shadow(connection)
     if shadow is not None and shadow.model_version == digest:
         _shade(connection, None, actor, "became champion")

@@ -95,7 +95,11 @@ class _Job:
 
 
 class Pipeline:
-    """Checks images by id; called by many threads at once."""
+    """Checks images by id; called by many threads at once.
+
+    `waiting` counts the messages that no worker has taken yet: while there are any, nothing is done
+    that could be left.
+    """
 
     def __init__(
         self,
@@ -108,6 +112,7 @@ class Pipeline:
         metrics: Metrics,
         settings: Settings,
         worker: str,
+        waiting: Callable[[], int],
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -117,6 +122,7 @@ class Pipeline:
         self._metrics = metrics
         self._settings = settings
         self._worker = worker
+        self._waiting = waiting
         self._gate = Gate()
         self._stopping = threading.Event()
 
@@ -286,7 +292,8 @@ class Pipeline:
             return
         outcome = "dropped"
         try:
-            if not self._device.busy and self._judge_in_shadow(work, version):
+            idle = not self._device.busy and not self._waiting()
+            if idle and self._judge_in_shadow(work, version):
                 outcome = "scored"
         except Displaced:
             pass

@@ -128,6 +128,7 @@ def run_worker(
             resume=consumption.resume,
         )
         stack.callback(breaker.stop)
+        messages = RedisMessages(settings.redis)
         pipeline = Pipeline(
             ledger=ledger,
             storage=storage,
@@ -137,6 +138,7 @@ def run_worker(
             metrics=metrics,
             settings=settings,
             worker=worker_name,
+            waiting=messages.waiting,
         )
         use_places()
         app = build_app(settings)
@@ -146,7 +148,7 @@ def run_worker(
             sweeper=Sweeper(
                 ledger=ledger,
                 publisher=CeleryPublisher(app, ledger),
-                messages=RedisMessages(settings.redis),
+                messages=messages,
                 settings=settings.queue,
                 metrics=metrics,
             ),

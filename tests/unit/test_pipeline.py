@@ -68,6 +68,7 @@ class Rig:
         self.scorer = MemoryScorer()
         self.metrics = Metrics()
         self.paused: list[bool] = []
+        self.waiting = 0
         self.resumed = threading.Event()
         settings = Settings.model_validate(
             {"scoring": {"max_wait_s": 0, "max_batch": 2, "shadow_share": 1}}
@@ -97,6 +98,7 @@ class Rig:
             metrics=self.metrics,
             settings=settings,
             worker="w",
+            waiting=lambda: self.waiting,
         )
 
     def upload(self, key: str, body: bytes | None = b"\x33", **fields: Any) -> UUID:

@@ -158,7 +158,7 @@ def test_a_running_worker_takes_the_new_champion(
 
 
 class Uploads:
-    """Somebody who uploads all the while; leaving it ends the uploads."""
+    """Somebody who uploads all the while, no faster than it is judged; leaving it ends that."""
 
     def __init__(self, site: Site) -> None:
         self.images: dict[str, UUID] = {}
@@ -176,6 +176,8 @@ class Uploads:
 
     def _run(self) -> None:
         while not self._stop.wait(0.02):
+            if self._site.ledger.backlog().pending > 2:
+                continue
             number = len(self.images)
             key = f"{number}.png"
             body = png(number % 256, side=64 + number // 256)
@@ -217,7 +219,7 @@ def test_shadow_promotion_and_rollback_under_live_uploads(
             models("rollback", "--reason", "it was one")
             models("rollback", "--reason", "and the one before too")
             until(first, Role.CHAMPION)
-        states = books.check(uploads.images, timeout_s=LONG_S)
+        states = books.check(list(uploads.images), timeout_s=LONG_S)
         assert worker.stop() == 0
         assert len(worker.events("worker_ready")) == 1
     assert states == {"scored": len(uploads.images)}
