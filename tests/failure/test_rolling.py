@@ -1,0 +1,79 @@
+"""A deployment changes its schema and its workers while images come: nothing is lost on the way.
+
+The code of an earlier release cannot be run here. What is shown is what a rollout, which migrates
+first, needs of today's code: a worker that starts before its migration takes nothing and ends, and
+one that runs on works through what a later release may do to the schema under it.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests.site import Site, png
+from tests.waiting import eventually
+from worker.database import downgrade, migrate
+from worker.ledger import State
+
+if TYPE_CHECKING:
+    from tests.failure.accounting import Accounts
+    from tests.failure.faults import Crew
+    from worker.localstack import LocalStack
+    from worker.settings import Settings
+
+#: What a later release may do before its code runs: see the first migration.
+EXPANSION = """
+    ALTER TABLE app.images ADD COLUMN later text, ADD COLUMN later_count int NOT NULL DEFAULT 0;
+    ALTER TABLE app.leases ADD COLUMN later text;
+    ALTER TABLE app.verdicts ADD COLUMN later jsonb NOT NULL DEFAULT '{}';
+    ALTER TABLE app.images ADD CONSTRAINT later CHECK (later_count >= 0) NOT VALID;
+    CREATE TABLE app.later (id bigint PRIMARY KEY, image_id uuid REFERENCES app.images);
+"""
+
+
+#: The last schema that today's worker cannot use: it has no place for a challenger.
+TOO_OLD = "0004"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_the_schema_and_the_workers_change_under_load(
+    site: Site,
+    crew: Crew,
+    accounts: Accounts,
+    settings: Settings,
+    stack: LocalStack,
+    database: str,
+) -> None:
+    """A worker too early, the migration, a schema ahead of the code, and a worker replaced."""
+    assert settings.postgres.owner_url is not None
+    owner = settings.postgres.owner_url.get_secret_value()
+    keys: list[str] = []
+
+    def upload(count: int) -> None:
+        for _ in range(count):
+            keys.append(f"{len(keys)}.png")
+            site.upload(keys[-1], png(len(keys)))
+
+    downgrade(owner, TOO_OLD)
+    upload(20)
+    assert crew.worker().process.wait(90) != 0
+    assert accounts.states() == {State.PENDING: len(keys)}
+    migrate(owner)
+    first = crew.worker()
+    eventually(lambda: bool(first.events("verdict")), timeout_s=90, what="a first verdict")
+    upload(20)
+    with psycopg.connect(stack.postgres.dsn(database), autocommit=True) as superuser:
+        superuser.execute("SET ROLE unlatent_owner")
+        superuser.execute(EXPANSION)
+    second = crew.worker().wait_until_ready()
+    upload(20)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.process.wait(90) == 0
+    upload(20)
+    assert accounts.check(keys, timeout_s=120) == {State.SCORED: len(keys)}
+    assert second.process.poll() is None
+    assert site.ledger.backlog().recent_deaths == 0
