@@ -93,7 +93,8 @@ def _printable_fields(_logger: WrappedLogger, _method: str, event: EventDict) ->
 def _traceback(stream: TextIO, exc_info: ExcInfo) -> None:
     written = io.StringIO()
     structlog.dev.plain_traceback(written, exc_info)
-    stream.write("\n".join(map(printable, written.getvalue().split("\n"))))
+    # Indented, so that a message of several lines does not look like lines of ours.
+    stream.write("\n".join(f"  {printable(line)}" for line in written.getvalue().splitlines()))
 
 
 def _mask_line(_logger: WrappedLogger, _method: str, line: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,6 +94,27 @@ def test_no_secret_is_written(stream: io.StringIO, log_format: str) -> None:
     assert text.count("ConnectionError") >= 2
     assert "db.example" in text
     assert "hunter2" not in text.replace('password = "hunter2"', "")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_others_wrote_obeys_no_terminal_and_forges_no_line(
+    stream: io.StringIO, log_format: str
+) -> None:
+    """Control characters in events, fields, records and tracebacks are written as escapes."""
+    logs.configure(Observability.model_validate({"log_format": log_format}), stream=stream)
+    hostile = "\x1b[2J\x9b31m\N{RIGHT-TO-LEFT OVERRIDE}\r\nforged"
+    structlog.get_logger("ours").info("scored", key=hostile)
+    logging.getLogger("theirs").warning("lost %s", hostile)
+    try:
+        raise ValueError(hostile)
+    except ValueError:
+        structlog.get_logger("ours").exception("failed")
+    text = stream.getvalue()
+    assert not any(line.startswith("forged") for line in text.splitlines())
+    # What is left are the colours of our own lines for people.
+    ours = re.sub("\x1b\\[[0-9;]*m", "", text)
+    assert ours.replace("\n", "").isprintable()
+    assert "[2J" in ours
 
 
 @pytest.mark.parametrize(
