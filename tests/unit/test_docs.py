@@ -1,0 +1,81 @@
+"""What the documents tell people to type exists."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+import typer.main
+
+from tests.manifests import DEPLOY, REPOSITORY
+from worker.cli import build_app
+from worker.settings import Settings, in_force
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import click
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+_IN_BLOCK = re.compile(r"^(?:.*-- |.*\$ )?\s*(unlatent [a-z][^\n|#]*)", re.MULTILINE)
+_IN_LINE = re.compile(r"`(unlatent [a-z][^`]*)`")
+
+
+def typed() -> Iterator[tuple[str, str]]:
+    """Return every command line of ours with the page that has it."""
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        found = [line for block in _BLOCK.findall(text) for line in _IN_BLOCK.findall(block)]
+        found += _IN_LINE.findall(_BLOCK.sub("", text))
+        for line in dict.fromkeys(found):
+            yield page.name, " ".join(line.split())
+
+
+@functools.cache
+def application() -> click.Command:
+    """The command line, built once: it is asked for every line."""
+    return typer.main.get_command(build_app())
+
+
+def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
+    """Walk down the groups of commands; return the command and the words after it."""
+    command = application()
+    while words and words[0] in (below := getattr(command, "commands", {})):
+        command, words = below[words[0]], words[1:]
+    return command, words
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), [pytest.param(*one, id=f"{one[0]}: {one[1]}") for one in typed()]
+)
+def test_commands_and_their_options_exist(page: str, line: str) -> None:
+    """The command is known, and so is each of its options."""
+    first, *words = shlex.split(line.replace("…", ""))
+    assert first == "unlatent"
+    command, left = resolve(words)
+    assert len(left) < len(words), f"{page}: {line}"
+    known = {option for parameter in command.params for option in parameter.opts}
+    known |= {option for parameter in command.params for option in parameter.secondary_opts}
+    for word in left:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in known | {"--help"}, f"{page}: {line}"
+
+
+def test_settings_exist() -> None:
+    """Every setting that a page names is one; `…` and a final `__` stand for several."""
+    known = in_force(Settings.model_construct()).keys()
+    for page in PAGES:
+        for name in re.findall(r"UNLATENT_[A-Z0-9_]+", page.read_text()):
+            assert any(one.startswith(name) if name.endswith("_") else one == name for one in known)
+
+
+def test_files_exist() -> None:
+    """Every path below deploy/ that the deployment page names is there; a Deployment is no path."""
+    for path in re.findall(
+        r"deploy/(?!unlatent-)[\w./-]+", (REPOSITORY / "docs" / "deploy.md").read_text()
+    ):
+        assert (DEPLOY.parent / path.rstrip(".")).exists(), path
