@@ -124,7 +124,7 @@ def fine_tune(
             recipe,
             run_dir / name.removesuffix(".safetensors"),
             device=device,
-            on_step=None if on_step is None else lambda step, name=name: on_step(name, step),
+            on_step=None if on_step is None else partial(on_step, name),
         )
     return tuned
 

@@ -125,7 +125,7 @@ def pinned_reports(
 
 def share_found(tiers: Mapping[str, Paired]) -> dict[str, dict[str, float]]:
     """Return, by tier and model, recall and false-positive rate at the threshold it serves."""
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for tier, paired in tiers.items():
         for role, said in (("champion", paired.champion), ("challenger", paired.challenger)):
             for name, mask in (("recall", paired.generated), ("false", ~paired.generated)):

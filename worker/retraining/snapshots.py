@@ -48,7 +48,7 @@ _STORED = (
 )
 
 
-def _item(row: Row[Any], side: str) -> StoredItem:
+def _item(row: Row[*tuple[Any, ...]], side: str) -> StoredItem:
     return StoredItem(
         image_id=row.id,
         bucket=row.bucket,
