@@ -114,11 +114,11 @@ class ModelsRegistry:
         """Return champion and shadow as they are now."""
         with transaction(self._engine) as connection:
             champion = connection.scalar(_LATEST)
-            shadow = _in_shadow(connection)
+            shadow, since = _in_shadow(connection)
             return Standing(
                 champion=None if champion is None else _found(connection, champion),
-                shadow=None if shadow is None else _found(connection, shadow.model_version),
-                shadow_since=None if shadow is None else shadow.since,
+                shadow=None if shadow is None else _found(connection, shadow),
+                shadow_since=since,
             )
 
     def champion(self) -> ModelVersion | None:
@@ -229,14 +229,15 @@ def _check_gate(connection: Connection, digest: str) -> None:
     )
 
 
-def _in_shadow(connection: Connection) -> Row[Any] | None:
+def _in_shadow(connection: Connection) -> tuple[str | None, datetime | None]:
     newest = connection.execute(_SHADOW).one_or_none()
-    return None if newest is None or newest.model_version is None else newest
+    if newest is None or newest.model_version is None:
+        return None, None
+    return newest.model_version, newest.since
 
 
 def _shade(connection: Connection, digest: str | None, actor: str, reason: str) -> None:
-    shadow = _in_shadow(connection)
-    if (None if shadow is None else shadow.model_version) != digest:
+    if _in_shadow(connection)[0] != digest:
         connection.execute(
             insert(ShadowEntry).values(model_version=digest, actor=actor, reason=reason)
         )
@@ -256,6 +257,5 @@ def _enthrone(
             model_version=digest, action=action, actor=actor, reason=reason, forced=forced
         )
     )
-    shadow = _in_shadow(connection)
-    if shadow is not None and shadow.model_version == digest:
+    if _in_shadow(connection)[0] == digest:
         _shade(connection, None, actor, "became champion")

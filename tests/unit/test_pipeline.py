@@ -371,10 +371,14 @@ def test_a_failing_challenger_costs_no_image(rig: Rig) -> None:
     assert rig.count("shadow_checks_total", outcome="failed") == 1
 
 
-def test_under_load_the_shadow_is_dropped_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While images wait for a batch, the challenger takes not even a lease."""
+@pytest.mark.parametrize("where", ["device", "queue"])
+def test_under_load_the_shadow_is_dropped_first(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """While images wait for a batch or for a worker, the challenger takes not even a lease."""
     rig.device.appoint(Role.SHADOW, MemoryScorer("memory-2")).result(10)
-    monkeypatch.setattr(Device, "busy", True)
+    monkeypatch.setattr(Device, "busy", where == "device")
+    rig.waiting = int(where == "queue")
     image_id = rig.upload("a.png")
     rig.pipeline.score(image_id)
     assert rig.outcomes(image_id) == [Outcome.SCORED]
