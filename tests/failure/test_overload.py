@@ -99,7 +99,7 @@ def test_twice_what_the_workers_can_do(
         if sent > 2 * ended + _HEAD_START:
             tick.wait(0.05)
             continue
-        priority = sent % 150 == 149
+        priority = sent % 300 >= 260
         platform.upload(priority=priority)
         if sent == _UPLOADS // 4:
             early = {name: footprint(service) for name, service in services.items()}

@@ -45,8 +45,8 @@ def test_a_load_is_accounted_for(
     crew.bridge(settings=patient)
     worker = crew.detector(settings=patient)
     eventually(lambda: worker.ready, timeout_s=300, what="a worker with its detector")
-    load = ("--load", "1x6,4x5", "--bad", "0.3", "--duplicates", "0.5", "--drain", "300")
-    done = stress(patient, *load, "--out", str(tmp_path))
+    load = ("--bad", "0.3", "--duplicates", "0.5", "--drain", "300")
+    done = stress(patient, *load, "--load", "1x6,4x5", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     numbers = json.loads((tmp_path / "stress.json").read_text())
     assert numbers["uploads_ended"] == sum(numbers["states"].values()) == 26
@@ -59,7 +59,7 @@ def test_a_load_is_accounted_for(
     table = dict(line.split(None, 1) for line in done.stdout.splitlines())
     assert table["p95_s"] == f"{numbers['p95_s']:.3f}"
     assert accounts.states() == numbers["states"]
-    slow = stress(patient, "--load", "2x2", "--max-p95", "0.001", "--min-rate", "1000")
+    slow = stress(patient, *load, "--load", "2x2", "--max-p95", "0.001", "--min-rate", "1000")
     assert slow.returncode == 1
     broken = slow.stderr.splitlines()
     assert [line.split()[2] for line in broken] == ["p95_s", "ended_per_s"], slow.stderr
