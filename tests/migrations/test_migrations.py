@@ -124,6 +124,43 @@ def test_the_service_role_is_refused(engine: Engine, statement: str) -> None:
         connection.execute(text(statement))
 
 
+#: What a role may do beyond reading, adding and changing rows; each query must find nothing.
+TOO_MUCH = {
+    "privileges of tables": """
+        SELECT relation.oid::regclass::text, privilege
+        FROM pg_class relation,
+            unnest(ARRAY['DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) privilege
+        WHERE relation.relnamespace IN ('app'::regnamespace, 'moderation'::regnamespace)
+            AND relation.relkind IN ('r', 'p', 'v', 'm')
+            AND has_table_privilege(current_user, relation.oid, privilege)
+            -- `unlatent moderators disallow`
+            AND (relation.oid, privilege) <> ('app.moderators'::regclass, 'DELETE')""",
+    "schemas to create in": """
+        SELECT nspname FROM pg_namespace
+        WHERE has_schema_privilege(current_user, oid, 'CREATE') AND nspname !~ '^pg_temp'""",
+    "rights on the database": """
+        SELECT privilege FROM unnest(ARRAY['CREATE', 'TEMPORARY']) privilege
+        WHERE has_database_privilege(current_user, 'unlatent', privilege)""",
+    "attributes": """
+        SELECT rolname FROM pg_roles WHERE rolname = current_user
+            AND (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)""",
+    "memberships": """
+        SELECT roleid::regrole::text FROM pg_auth_members
+        WHERE member = current_user::regrole""",
+    "things it owns": """
+        SELECT relname FROM pg_class WHERE relowner = current_user::regrole
+        UNION ALL SELECT proname FROM pg_proc WHERE proowner = current_user::regrole
+        UNION ALL SELECT nspname FROM pg_namespace WHERE nspowner = current_user::regrole""",
+}
+
+
+@pytest.mark.parametrize("what", TOO_MUCH)
+def test_the_service_role_has_no_other_rights(what: str, engine: Engine) -> None:
+    """Whatever later migrations add, the worker's role destroys, creates and owns nothing."""
+    with engine.connect() as connection:
+        assert connection.execute(text(TOO_MUCH[what])).all() == []
+
+
 @pytest.mark.parametrize(
     "statement",
     [
