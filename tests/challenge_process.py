@@ -60,7 +60,10 @@ def tiny_recipe(steps: int = 2) -> ChallengerRecipe:
     """A recipe that trains for a second."""
     recipe = ChallengerRecipe(
         lessons=LessonPlan(
-            augmentation=Recipe(crop=32, margin=8), view_copies=1, partial_noise_images=4
+            augmentation=Recipe(crop=32, margin=8),
+            validation=0.4,
+            view_copies=1,
+            partial_noise_images=4,
         ),
         aligned_batch=AlignedBatch(pairs=1, unpaired=1),
         lare_batch_size=4,
