@@ -93,6 +93,7 @@ def test_a_killed_challenger_ends_as_an_uninterrupted_one(champion: Bundle, tmp_
     assert set(whole[ALIGNED].losses) == {0, 2, 4}
 
 
+@pytest.mark.full
 def test_without_generated_images_the_pairs_teach(champion: Bundle, tmp_path: Path) -> None:
     """No fake was confirmed: the aligned branch learns from pairs, the lare branch from its own."""
     lessons = fine_tune(files(label="real"), champion, tiny_recipe(2), tmp_path)
@@ -115,6 +116,7 @@ def test_pairs_do_not_reach_the_lare_branch(champion: Bundle, tmp_path: Path) ->
         np.testing.assert_array_equal(sample.reconstructions["imitator"][1:], moved)
 
 
+@pytest.mark.full
 def test_a_full_disk_keeps_what_was_whole(champion: Bundle, tmp_path: Path) -> None:
     """Storing the views fails; when there is room again the run goes on as if nothing happened."""
     run = tmp_path / "run"
@@ -160,6 +162,7 @@ def test_one_class_missing_is_said(champion: Bundle, tmp_path: Path) -> None:
     assert champion.manifest.operating_points
 
 
+@pytest.mark.full
 def test_a_bundle_of_one_branch_teaches_that_branch(tmp_path: Path) -> None:
     """Without a generator there is no lare branch to teach."""
     bundle = build_tiny_bundle(tmp_path / "aligned", branches=("aligned",))
@@ -167,6 +170,7 @@ def test_a_bundle_of_one_branch_teaches_that_branch(tmp_path: Path) -> None:
     assert fine_tune(files(), bundle, tiny_recipe(1), tmp_path / "run").keys() == {ALIGNED}
 
 
+@pytest.mark.full
 def test_another_seed_makes_another_challenger(champion: Bundle, tmp_path: Path) -> None:
     """The seed is what decides, not chance."""
     recipe = tiny_recipe(2)

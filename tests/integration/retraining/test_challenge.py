@@ -178,6 +178,7 @@ def test_a_challenger_that_passes_goes_through_shadow(
     assert champion.digest == shadow.digest
 
 
+@pytest.mark.full
 def test_too_few_photographs_to_calibrate_end_the_run_before_training(
     engine: Engine, owner: Engine, storage: S3Storage, settings: Settings, forge: Forge
 ) -> None:
