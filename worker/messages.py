@@ -57,7 +57,7 @@ class RedisMessages:
             raise _unavailable(error) from error
         found = {_image(raw) for queue in waiting for raw in queue}
         found |= {_image(raw, handed_out=True) for raw in unacked}
-        return frozenset(found - {None})
+        return frozenset(image_id for image_id in found if image_id is not None)
 
 
 def _unavailable(error: RedisError) -> QueueUnavailable:
