@@ -168,6 +168,8 @@ def test_the_service_role_has_no_other_rights(what: str, engine: Engine) -> None
         "DELETE FROM app.audit_log",
         "TRUNCATE app.audit_log",
         "DELETE FROM app.decisions",
+        "DELETE FROM app.appeals",
+        "UPDATE app.policies SET flag = 0",
         "TRUNCATE app.champion CASCADE",
     ],
 )

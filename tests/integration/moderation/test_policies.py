@@ -205,6 +205,11 @@ def test_the_audit_draws_its_share_of_unflagged_images_per_source(
         desk().value("SELECT max(uncertainty) FROM moderation.review_queue WHERE queue = 'audit'")
         == 0
     )
+    with engine.connect() as connection:
+        beside = connection.scalar(
+            text("SELECT count(*) FROM app.reviews WHERE queue <> 'audit' AND audit_share > 0")
+        )
+    assert beside == 0
 
 
 def test_recall_is_estimated_within_its_interval(
@@ -233,11 +238,19 @@ def test_recall_is_estimated_within_its_interval(
         someone.value("SELECT moderation.decide(%s, %s, %s)", image, *said)
     generated = {image for image, fake in truth.items() if fake}
     true_recall = len(generated & flagged) / len(generated)
-    total = someone.rows(
+    estimate = (
         "SELECT recall, recall_low, recall_high, flagged, unflagged, uncovered "
         "FROM moderation.recall('model-1')"
     )
+    total = someone.rows(estimate)
     assert len(total) == 1
+    waiting = (
+        generated - flagged - set(flat(someone.rows("SELECT image_id FROM moderation.decisions")))
+    )
+    for image in list(waiting)[:20]:
+        someone.value("SELECT moderation.request_review(%s, 'report')", image)
+        someone.value("SELECT moderation.decide(%s, 'generated', 'generated_declared')", image)
+    assert someone.rows(estimate) == total, "what readers report is no random sample"
     recall, low, high, n_flagged, n_unflagged, uncovered = total[0]
     assert (n_flagged, n_unflagged, uncovered) == (600, 3000, 0)
     assert low < recall < high

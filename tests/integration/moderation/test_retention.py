@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from psycopg import errors
+from sqlalchemy import exc, text
 
 from detection.signals import C2pa, Exif, ManifestState, Signals
 from worker.moderation import provenance
@@ -189,6 +190,25 @@ def test_age_removes_evidence_and_originals_but_not_what_is_held(
         desk().value("SELECT moderation.lift_hold(%s, 'mine')", held)
     assert lead.value("SELECT moderation.lift_hold(%s, 'court order 8')", held) is True
     assert keeper.run() == Removed(originals=1, evidence=1, erased=0)
+
+
+def test_a_hold_stops_an_erasure_that_was_asked_for_before(
+    stored: Callable[[str], UUID],
+    engine: Engine,
+    storage: S3Storage,
+    s3_client: Any,
+    bucket: str,
+    desk: Callable[..., Any],
+) -> None:
+    """Neither the keeper nor the function behind it touches what is held meanwhile."""
+    image, lead = stored("held"), desk(lead=True)
+    request_erasure(engine, image, reason="request")
+    lead.value("SELECT moderation.place_hold(%s, 'court order 7')", image)
+    assert Keeper(engine, storage, Retention()).run().erased == 0
+    assert keys(s3_client, bucket) == {"held.jpg", "evidence/held.png"}
+    refused = pytest.raises(exc.OperationalError, match="legal hold")
+    with refused, engine.begin() as connection:
+        connection.execute(text("SELECT app.erase_rows(:image)"), {"image": image})
 
 
 def test_provenance_stands_beside_the_verdict_and_changes_nothing(

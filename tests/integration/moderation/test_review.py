@@ -12,8 +12,8 @@ import pytest
 from psycopg import errors
 from sqlalchemy import text
 
-from tests.integration.moderation.conftest import flat
-from worker.ledger import Removal
+from tests.integration.moderation.conftest import flat, verdict_of
+from worker.ledger import Lease, Removal, Role
 from worker.ledger_postgres import PostgresLedger
 
 if TYPE_CHECKING:
@@ -140,6 +140,44 @@ def test_an_expired_claim_returns_and_the_time_to_decision_runs_from_the_claim(
     )
     outcomes = superuser.execute("SELECT outcome FROM app.claims ORDER BY id").fetchall()
     assert flat(outcomes) == ["expired", "decided"]
+
+
+def test_a_claim_under_way_makes_nobody_wait(
+    desk: Callable[..., Any], scored: Callable[..., Any]
+) -> None:
+    """While one moderator's claim is not committed, another's takes the next image."""
+    images = {scored(), scored()}
+    slow, quick = desk(), desk()
+    quick.connection.execute("SET lock_timeout = '5s'")
+    with slow.connection.transaction():
+        first = slow.value("SELECT image_id FROM moderation.claim_next()")
+        second = quick.value("SELECT image_id FROM moderation.claim_next()")
+    assert {first, second} == images
+
+
+def test_the_current_verdict_is_the_last_champions(
+    desk: Callable[..., Any], scored: Callable[..., Any], engine: Engine
+) -> None:
+    """A later champion's verdict takes the place of the first; what others say is history only."""
+    image, ledger = scored(0.97), PostgresLedger(engine)
+    for version, role, probability in (
+        ("model-2", Role.CHAMPION, 0.2),
+        ("model-3", Role.RESCORE, 0.6),
+    ):
+        lease = ledger.lease_for_rescore(
+            image, model_version=version, worker="w", duration=timedelta(minutes=2)
+        )
+        assert isinstance(lease, Lease)
+        said = verdict_of(
+            lease, probability, "real", None, None, None, model_version=version, role=role
+        )
+        ledger.record([said])
+    someone = desk()
+    assert someone.rows("SELECT model_version, score FROM moderation.verdicts") == [
+        ("model-2", 0.2)
+    ]
+    history = someone.rows("SELECT actor FROM moderation.image_history WHERE event = 'verdict'")
+    assert flat(history) == ["model-1", "model-2", "model-3"]
 
 
 def test_the_queue_orders_by_uncertainty_reach_and_age(

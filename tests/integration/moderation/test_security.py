@@ -174,6 +174,8 @@ def test_a_search_path_of_ones_own_changes_nothing(
     assert [row[0] for row in someone.rows("SELECT * FROM moderation.claim_next(10)")] == [image]
     with pytest.raises(errors.NoDataFound):
         someone.value("SELECT moderation.decide(%s, 'real', 'real_original')", hidden)
+    left = desk().rows("SELECT image_id FROM moderation.claim_next(10)")
+    assert left == [(hidden,)], "what one may not see one cannot hold either"
     superuser.execute(
         psycopg.sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM {}").format(
             sql.Identifier(superuser.info.dbname), sql.Identifier(someone.name)
@@ -227,6 +229,8 @@ def test_sources_limit_every_view_and_function(
         assert view in {"policies", "breakers", "review_queue"} or everything == {"web", "forum"}
     assert limited.rows("SELECT * FROM moderation.similar_images(%s)", mine) == []
     assert len(lead.rows("SELECT * FROM moderation.similar_images(%s)", mine)) == 1
+    scored_images = "SELECT sum(flagged + unflagged) FROM moderation.recall()"
+    assert (limited.value(scored_images), lead.value(scored_images)) == (1, 2)
     for call in (
         "release(%s)",
         "decide(%s, 'real', 'real_original')",

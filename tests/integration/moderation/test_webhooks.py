@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import deque
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +14,10 @@ import pytest
 from sqlalchemy import text
 
 from detection.errors import SettingsError
-from worker.moderation import configuration
+from worker.moderation import configuration, policies
+from worker.moderation.flagging import check_breakers, resume_flagging
 from worker.moderation.listening import DECISIONS, OUTBOX, VERDICTS, listen
+from worker.moderation.retention import request_erasure
 from worker.moderation.webhooks import (
     Dispatcher,
     dead_letters,
@@ -54,7 +57,7 @@ class Receiver:
                     return
                 assert isinstance(todo, int)
                 self.send_response(todo)
-                if todo in {301, 307}:
+                if todo == 302:
                     self.send_header("location", "/elsewhere")
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -154,6 +157,18 @@ def test_the_signature_is_the_published_one() -> None:
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
+def test_an_old_message_is_refused_however_well_it_is_signed() -> None:
+    """A recorded delivery cannot be played to a receiver after its time."""
+    sent_at = int(time.time()) - 900
+    headers = {
+        "webhook-id": "msg_1",
+        "webhook-timestamp": str(sent_at),
+        "webhook-signature": sign(SECRET, message_id="msg_1", timestamp=sent_at, body=b"{}"),
+    }
+    assert verify(SECRET, headers=headers, body=b"{}", tolerance_s=1000)
+    assert not verify(SECRET, headers=headers, body=b"{}")
+
+
 def test_a_rolled_back_decision_is_never_told(
     engine: Engine, dispatcher: Dispatcher, receiver: Receiver, desk: Callable[..., Any],
     scored: Callable[..., Any],
@@ -172,7 +187,7 @@ def test_failures_back_off_and_end_as_dead_letters_that_can_be_replayed(
     engine: Engine, dispatcher: Dispatcher, receiver: Receiver, scored: Callable[..., Any]
 ) -> None:
     """Refused, hanging and redirected tries wait longer; the third is the last; replay sends."""
-    receiver.plan.extend([500, "hang", 307])
+    receiver.plan.extend([500, "hang", 302])
     scored(0.99)
     waits = []
     for _ in range(2):
@@ -191,7 +206,7 @@ def test_failures_back_off_and_end_as_dead_letters_that_can_be_replayed(
     (letter,) = dead_letters(engine)
     assert (letter.topic, letter.attempts) == ("verdict.flagged", 3)
     assert letter.last_error is not None
-    assert "307" in letter.last_error
+    assert "302" in letter.last_error, "whoever is redirected to is nobody's choice"
     assert len(receiver.got) == 3
     assert replay(engine, dead=True) == 1
     assert dispatcher.send_due() == 1
@@ -233,6 +248,25 @@ def test_two_dispatchers_share_the_work(
         thread.join()
     ids = [headers["webhook-id"] for headers, _ in receiver.got]
     assert len(ids) == len(set(ids)) == 6
+
+
+def test_every_topic_is_told(
+    engine: Engine, hooked: Settings, desk: Callable[..., Any], scored: Callable[..., Any]
+) -> None:
+    """Whatever a site may subscribe to is written to the outbox when it happens."""
+    draft = policies.Draft(review=0.5, flag=0.9, flag_high=0.98, breaker_images=1)
+    policies.enact(engine, draft, reason="band")
+    image, clerk, lead = scored(0.99), desk(), desk(lead=True)
+    clerk.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
+    appeal = lead.value("SELECT moderation.open_appeal(%s)", image)
+    lead.value("SELECT moderation.close_appeal(%s, 'upheld')", appeal)
+    assert check_breakers(engine)
+    assert resume_flagging(engine, "web", reason="looked at", by="kim")
+    request_erasure(engine, image, reason="on request")
+    with engine.begin() as connection:
+        connection.execute(text("SELECT app.erase_rows(:image)"), {"image": image})
+        told = connection.execute(text("SELECT DISTINCT topic FROM app.outbox")).scalars()
+        assert set(told) == set(hooked.webhooks.topics)
 
 
 def test_without_an_address_nothing_is_written(
