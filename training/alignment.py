@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
+#: Images a forward pass: a GPU wants many, a CPU's caches hold few (`make bench-pairs`).
+BATCH_ON_GPU, BATCH_ON_CPU = 8, 2
+
+
 class Source(Protocol):
     """One original that has not been read yet."""
 
@@ -49,7 +53,12 @@ class AlignmentConfig:
     """Images a shard and images a forward pass."""
 
     shard_images: int = 32
-    batch_size: int = 8
+    batch_size: int = BATCH_ON_CPU
+
+
+def batch_for(device: str) -> int:
+    """Return how many images a forward pass should take on a device."""
+    return BATCH_ON_GPU if torch.device(device).type == "cuda" else BATCH_ON_CPU
 
 
 class _Finished(BaseModel):

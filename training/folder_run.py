@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from detection.bundle import sha256_of
 from detection.detector import Detector
-from training.alignment import align
+from training.alignment import AlignmentConfig, align, batch_for
 from training.audit import audit, pair_files
 from training.challenger import Origin, calibrated, fine_tune, require_calibration
 from training.collect import CollectPolicy, Side, side_of
@@ -88,6 +88,7 @@ def teach(
         sources,
         [bundle_round_trip(champion, device=device)],
         store,
+        config=AlignmentConfig(batch_size=batch_for(device)),
         on_image=lambda done: on_progress("reconstructing", done, len(sources)),
     )
 

@@ -163,10 +163,10 @@ class Training(Section):
     """Retraining: who may teach, what starts a run, where data sets go. Nobody may by default.
 
     A trigger that is not set never starts a run; `tick_s` is how often beat asks. Shares are of the
-    groups of images. Checkpoints and scores of a run lie in `work_dir`, so that it resumes; on
-    another machine it only takes longer. A challenger in shadow becomes champion by itself
-    `promote_after_s` after it entered, once it judged `promote_min_images`; never without the
-    former.
+    groups of images; `batch_size` is of reconstructions and, unless set, the device's. Checkpoints
+    and scores of a run lie in `work_dir`, so that it resumes; on another machine it only takes
+    longer. A challenger in shadow becomes champion by itself `promote_after_s` after it entered,
+    once it judged `promote_min_images`; never without the former.
     """
 
     sources: tuple[str, ...] = ()
@@ -181,7 +181,7 @@ class Training(Section):
     max_per_uploader: int = Field(default=50, ge=1)
     max_per_moderator: int = Field(default=200, ge=1)
     shard_images: int = Field(default=32, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     evaluation_share: float = Field(default=0.15, ge=0, le=0.5)
     calibration_share: float = Field(default=0.15, ge=0, le=0.5)
     work_dir: Path = Path("var/training")

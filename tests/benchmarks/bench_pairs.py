@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from detection.bundle import load_bundle
-from training.alignment import AlignmentConfig, align
+from training.alignment import AlignmentConfig, align, batch_for
 from training.challenger import lare_of
 from training.datasets import FolderStore
 from training.originals import lossless
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from training.originals import Original
 
-SIDE, IMAGES, BATCH, SAMPLES, PASSES = 256, 16, 8, 4, 50
+SIDE, IMAGES, SAMPLES, PASSES = 256, 8, 2, 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     cells = SIDE // lare.generator.factor
     shape = (lare.noises.shape[1], cells, cells)
 
-    def builder(batch: int) -> None:
+    batch = batch_for("cpu")
+
+    def builder() -> None:
         with tempfile.TemporaryDirectory() as folder:
             config = AlignmentConfig(shard_images=IMAGES, batch_size=batch)
             sources = [Rendered(original) for original in originals]
@@ -77,16 +79,19 @@ def main(arguments: list[str] | None = None) -> int:
             original.coding.encode(aligner.reconstruct([original.pixels])[0])
 
     aligner.reconstruct([originals[0].pixels])  # the first pass pays for allocations
-    forward = processor_s(lambda: aligner.reconstruct([o.pixels for o in originals])) / IMAGES
+    forward = (
+        processor_s(lambda: aligner.reconstruct([o.pixels for o in originals[:batch]])) / batch
+    )
     generated = (
         processor_s(lambda: sample(lare.generator, SAMPLES, shape=shape, seed=0, passes=PASSES))
         / SAMPLES
     )
-    batched, single = processor_s(lambda: builder(BATCH)), processor_s(one_by_one)
+    batched, single = processor_s(builder), processor_s(one_by_one)
     record = {
         "bundle": bundle.manifest.name,
         "side_px": SIDE,
         "device": "cpu, one thread",
+        "batch": batch,
         "reconstruction_s": round(forward, 4),
         f"generated_with_{PASSES}_ddim_steps_s": round(generated, 4),
         "a_pair_is_cheaper_by": round(generated / forward, 1),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.alignment import AlignmentConfig
+from training.alignment import AlignmentConfig, batch_for
 from training.audit import Limits
 from training.challenger import ChallengerRecipe
 from training.features import BundleFeatures
@@ -51,7 +51,8 @@ def bench(settings: Settings, engine: Engine, storage: Storage, champions: Champ
         max_bytes=settings.intake.max_bytes,
         load_tools=lambda: load_tools(champions.current(), _device(settings)),
         alignment=AlignmentConfig(
-            shard_images=training.shard_images, batch_size=training.batch_size
+            shard_images=training.shard_images,
+            batch_size=training.batch_size or batch_for(_device(settings)),
         ),
         limits=Limits(),
     )
