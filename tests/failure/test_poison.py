@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import badfiles
 from tests.failure.faults import changed
 from tests.memory_worker import DIE, HANG
 from tests.site import Site, png
@@ -37,6 +39,25 @@ def test_images_that_harm_the_decoder_fail_with_their_reason(
     states = accounts.check([*keys, "die.png", "hang.png", "memory.png"])
     assert states == {State.SCORED: len(keys), State.FAILED: len(harmful)}
     assert {image_id: site.row(image_id).reason for image_id in harmful} == harmful
+    assert worker.process.poll() is None
+
+
+@pytest.mark.full
+def test_a_picture_that_unpacks_to_more_than_there_is_fails_alone(
+    site: Site, crew: Crew, accounts: Accounts, settings: Settings
+) -> None:
+    """A megabyte of PNG within the limits on pixels would fill a small decoder's memory."""
+    side = 9900
+    packer = zlib.compressobj(1)
+    row = bytes(1 + 3 * side)
+    packed = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    large = site.upload("large.png", badfiles.png(width=side, height=side, pixels=packed))
+    site.upload("small.png", png(1))
+    small = changed(settings, "intake", memory_bytes=2**29, timeout_s=60.0)
+    worker = crew.worker(settings=changed(small, "scoring", lease_s=150.0))
+    states = accounts.check(["large.png", "small.png"], timeout_s=120)
+    assert states == {State.SCORED: 1, State.FAILED: 1}
+    assert site.row(large).reason == "decompression_bomb"
     assert worker.process.poll() is None
 
 
