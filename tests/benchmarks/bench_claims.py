@@ -90,9 +90,9 @@ class Record:
         lines = [
             "# The papers' claims, on the embedded models",
             "",
-            f"Written by `make bench-claims`; bundle `{self._model_version}`. Ratios and small",
-            "models: what is compared is side by side under one protocol, and says nothing about",
-            "the papers' own networks. One seed.",
+            f"Written by `make bench-claims`; model version `{self._model_version[:12]}`. Small",
+            "models, side by side under one protocol: ratios, which say nothing about the papers'",
+            "own networks. Costs are processor time; every trained arm has one seed.",
             "",
             "| claim | the paper | found here | budget |",
             "| --- | --- | --- | --- |",
@@ -124,6 +124,7 @@ class Record:
         axes.bar_label(bars, fmt="%.1f", padding=3)
         axes.set(xlabel="ratio of processor times")
         axes.axvline(1, color="black", linewidth=0.8)
+        axes.margins(x=0.12)
         figure.savefig(file, dpi=120)
 
 

@@ -140,6 +140,6 @@ def _row(
         "claim": claim,
         "paper": None if paper is None else f"{paper:g} times",
         "found": f"{ratio:.1f} times",
-        "figures": {"ratio": round(ratio, 2), "processor_s_an_image": each},
+        "figures": {"ratio": round(ratio, 1), "processor_s_an_image": each},
         "budget": f"{VIEWS} views of {SIDE} px, the least of {ROUNDS} rounds, one thread",
     }

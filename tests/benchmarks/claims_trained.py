@@ -117,7 +117,8 @@ class Bench:
 
     def reconstruct(self, image: Pixels) -> Pixels:
         """Send one image through the bundle's autoencoder."""
-        return self._workshop.aligners[0].reconstruct([image])[0]
+        # Copied: what Pillow decodes is read-only, which torch warns of.
+        return self._workshop.aligners[0].reconstruct([image.copy()])[0]
 
     def train(self, arm: str, network: nn.Module, task: Task) -> None:
         """Train one arm for as many steps as the first arm of its kind does in the budget."""
@@ -312,7 +313,7 @@ def error_map(bench: Bench) -> Found:
         with torch.inference_mode():
             for item in tested:
                 error = torch.from_numpy(item.error)[None].float()
-                logits.append(network(to_unit(item.view[None]), error).item())
+                logits.append(network(to_unit(np.stack([item.view])), error).item())
         figures[name] = asdict(auc(np.array(logits), generated))
     return compared(figures), figures
 

@@ -18,9 +18,12 @@ from detection.score import Label
 from tests.tinybundle import build_tiny_bundle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from detection.score import Score
 
 #: Largest difference of one image's logits between two batches, float32 on a CPU.
 TOLERANCE = 1e-4
@@ -46,6 +49,12 @@ def detector(folder: Path) -> Detector:
     return Detector.load(folder)
 
 
+@pytest.fixture(scope="module")
+def alone(detector: Detector) -> dict[tuple[int, int], Score]:
+    """What each of the sizes gets by itself."""
+    return {size: detector.score([image(*size)])[0] for size in SIZES}
+
+
 def test_a_score_does_not_depend_on_its_batch(detector: Detector) -> None:
     """Alone, in a batch of mixed sizes past the chunk, and in another order: the same logits."""
     images = [image(*size) for size in SIZES] * 6
@@ -59,6 +68,53 @@ def test_a_score_does_not_depend_on_its_batch(detector: Detector) -> None:
                 assert other.branches[branch] == pytest.approx(logit, abs=TOLERANCE)
             assert other.error_map is not None
             np.testing.assert_allclose(other.error_map, alone.error_map, atol=1e-3)
+
+
+@given(sizes=st.lists(st.sampled_from(SIZES), min_size=1, max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_any_batch_in_any_order_gives_each_image_its_own_score(
+    detector: Detector, alone: dict[tuple[int, int], Score], sizes: list[tuple[int, int]]
+) -> None:
+    """Whatever sizes stand together, repeated or not: what an image gets, it gets alone."""
+    scores = detector.score([image(*size) for size in sizes])
+    assert len(scores) == len(sizes)
+    for size, score in zip(sizes, scores, strict=True):
+        assert score.label is alone[size].label
+        assert dict(score.branches) == pytest.approx(dict(alone[size].branches), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        np.asfortranarray,
+        lambda pixels: pixels[::-1, ::-1].copy()[::-1, ::-1],
+        lambda pixels: np.pad(pixels, ((3, 3), (5, 0), (0, 0)))[3:-3, 5:],
+        lambda pixels: np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.shape),
+    ],
+    ids=["column-major", "negative strides", "part of a larger array", "read-only"],
+)
+def test_how_pixels_lie_in_memory_makes_no_difference(
+    detector: Detector,
+    alone: dict[tuple[int, int], Score],
+    laid_out: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+) -> None:
+    """Strides, padding and write protection are no part of a picture."""
+    (score,) = detector.score([laid_out(image(97, 300))])
+    assert dict(score.branches) == pytest.approx(dict(alone[97, 300].branches), abs=TOLERANCE)
+
+
+@given(
+    kind=st.sampled_from(["int8", "uint16", "int64", "float16", "float32", "float64", "bool"]),
+    channels=st.sampled_from([1, 2, 3, 4]),
+)
+@settings(max_examples=15, deadline=None)
+def test_only_rgb_bytes_are_scored(detector: Detector, kind: str, channels: int) -> None:
+    """Any other dtype or number of channels is refused by name and not guessed at."""
+    with pytest.raises(ValueError, match=rf"{kind} \(64, 64, {channels}\)"):
+        detector.score([np.zeros((64, 64, channels), kind)])
+    if channels != 3:
+        with pytest.raises(ValueError, match=rf"uint8 \(64, 64, {channels}\)"):
+            detector.score([np.zeros((64, 64, channels), np.uint8)])
 
 
 @given(height=st.integers(64, 320), width=st.integers(64, 320))
