@@ -1,7 +1,4 @@
 -- Leaves undone for two days what people, webhooks, retention and training have to do.
-UPDATE app.images SET created_at = now() - interval '2 days', uploaded_at = now() - interval '2 days'
-WHERE state = 'pending';
-
 INSERT INTO app.decisions (image_id, moderator, decision, reason_code, why_reviewed, verdict_id)
 SELECT v.image_id, 'anna', d.decision, r.code, 'audit', v.id
 FROM (SELECT min(id) AS id FROM app.verdicts) AS first
@@ -26,8 +23,9 @@ INSERT INTO app.erasures (image_id, reason, requested_at)
 SELECT image_id, 'asked', now() - interval '2 days' FROM app.verdicts ORDER BY id LIMIT 1;
 
 INSERT INTO app.drift_readings
-    (model_version, source, images, reference_images, psi, ks, unsure, decisions, overturned, drifted)
-VALUES ('m', 'web', 9, 9, 0.4, 0.3, 0, 0, 0, true);
+    (model_version, source, images, reference_images, psi, ks, unsure, reference_unsure, decisions,
+    overturned, drifted)
+VALUES ('m', 'web', 9, 9, 0.4, 0.3, 0, 0, 2, 1, true);
 
 WITH sealed AS (
     INSERT INTO app.dataset_snapshots (uri, decisions_up_to, digest, sealed_at)

@@ -223,6 +223,8 @@ def test_panels_and_triggers_show_a_running_fleet(
             "Objectives: late checks and errors, one hour",
             "Checks for the challenger a second",
             "Changes of model in an hour",
+            "Agreement of champion and challenger",
+            "Time in shadow",
         }
 
         def active() -> set[str]:
@@ -233,7 +235,6 @@ def test_panels_and_triggers_show_a_running_fleet(
             "UnlatentDeaths",
             "UnlatentErasuresWait",
             "UnlatentNoBeat",
-            "UnlatentOldestWaits",
             "UnlatentReviewsWait",
             "UnlatentSourceDrift",
             "UnlatentTrainingStuck",
