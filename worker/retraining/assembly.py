@@ -54,7 +54,12 @@ def bench(settings: Settings, engine: Engine, storage: Storage, champions: Champ
             shard_images=training.shard_images,
             batch_size=training.batch_size or batch_for(_device(settings)),
         ),
-        limits=Limits(),
+        limits=Limits(
+            probe_auc=training.max_probe_auc,
+            sharpness_auc=training.max_sharpness_auc,
+            shift_px=training.max_shift_px,
+            tone_levels=training.max_tone_levels,
+        ),
     )
 
 
