@@ -8,6 +8,9 @@ all of its events are in the ingest list to its last verdict. What is counted ov
 * commands that Redis executed (INFO commandstats), by its images;
 * transactions that Postgres committed (pg_stat_database), by its images.
 
+What the same processes use while nothing comes (polling, probes, metrics) is measured right before
+each round and taken off, so that a slow machine, on which a round lasts longer, says the same.
+
 A round *bends* when its rate is below 80 % of what its workers' device time allows; the share of
 the machine's processors that were busy, whoever used them, says whether the machine is the reason.
 """
@@ -64,6 +67,7 @@ class Round:
     cpu_s_per_image: Mapping[str, float]
     redis_commands_per_image: float
     transactions_per_image: float
+    idle_cpu: Mapping[str, float]
     machine_busy: float
 
     @property
@@ -75,6 +79,27 @@ class Round:
     def bends(self) -> bool:
         """Whether the workers' devices waited."""
         return self.images_per_s < BENDS_BELOW * self.allowed_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Counters at one moment, or what they rose by."""
+
+    seconds: float
+    cpu_s: Mapping[str, float]
+    commands: int
+    ticks: int
+    busy_ticks: int
+
+    def since(self, other: Counted) -> Counted:
+        """Return what was counted since then."""
+        return Counted(
+            seconds=self.seconds - other.seconds,
+            cpu_s={name: self.cpu_s[name] - other.cpu_s[name] for name in self.cpu_s},
+            commands=self.commands - other.commands,
+            ticks=self.ticks - other.ticks,
+            busy_ticks=self.busy_ticks - other.busy_ticks,
+        )
 
 
 def cpu_s(pids: Iterable[int]) -> float:
@@ -174,9 +199,13 @@ class Fleet:
                 "s3": [self._stack.s3.process.pid],
             }
             verdicts = self._verdicts()
+            reported = self._transactions()
+            quiet = self._counted(pids)
             transactions = self._transactions()
+            idle = self._counted(pids).since(quiet)
+            idle_transactions = (transactions - reported) / idle.seconds
             before = self._counted(pids)
-            begun = time.perf_counter()
+            begun = time.monotonic()
             settings = self.settings.redis
             self.redis.rpush(settings.key_prefix + settings.ingest_key, *events)
             allowed_per_s = workers / self._device_s
@@ -184,30 +213,33 @@ class Fleet:
             looks = 0
             while self._verdicts() < verdicts + len(files):
                 looks += 1
-                if time.perf_counter() > deadline:
+                if time.monotonic() > deadline:
                     message = "verdicts are missing"
                     raise TimeoutError(message)
                 time.sleep(_LOOK_S)
-            seconds = time.perf_counter() - begun
-            after = self._counted(pids)
+            spent = self._counted(pids).since(before)
             transactions = self._transactions() - transactions - looks
             for process in processes:
                 process.process.terminate()
             for process in processes:
                 if process.process.wait(120) != 0:
                     raise AssertionError(process.log.read_text())
-        total, busy = (after.machine[i] - before.machine[i] for i in (0, 1))
+        images, seconds = len(files), spent.seconds
         return Round(
             workers=workers,
-            images=len(files),
+            images=images,
             seconds=seconds,
             allowed_per_s=allowed_per_s,
             cpu_s_per_image={
-                name: (after.cpu_s[name] - before.cpu_s[name]) / len(files) for name in COMPONENTS
+                name: (spent.cpu_s[name] - idle.cpu_s[name] / idle.seconds * seconds) / images
+                for name in COMPONENTS
             },
-            redis_commands_per_image=(after.commands - before.commands) / len(files),
-            transactions_per_image=transactions / len(files),
-            machine_busy=busy / total,
+            redis_commands_per_image=(spent.commands - idle.commands / idle.seconds * seconds)
+            / images,
+            transactions_per_image=(transactions - idle_transactions * (seconds + _REPORTING_S))
+            / images,
+            idle_cpu={name: idle.cpu_s[name] / idle.seconds for name in COMPONENTS},
+            machine_busy=spent.busy_ticks / spent.ticks,
         )
 
     def _in_folder(self, name: str) -> Settings:
@@ -227,10 +259,13 @@ class Fleet:
 
     def _counted(self, pids: Mapping[str, Sequence[int]]) -> Counted:
         statistics = self.redis.info("commandstats")
+        ticks, busy_ticks = machine_ticks()
         return Counted(
+            seconds=time.monotonic(),
             cpu_s={name: cpu_s(pids[name]) for name in COMPONENTS},
             commands=sum(int(one["calls"]) for one in statistics.values()),
-            machine=machine_ticks(),
+            ticks=ticks,
+            busy_ticks=busy_ticks,
         )
 
     def _transactions(self) -> int:
@@ -243,19 +278,10 @@ class Fleet:
         return int(row[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
-    """Counters at one moment."""
-
-    cpu_s: Mapping[str, float]
-    commands: int
-    machine: tuple[int, int]
-
-
 def table(rounds: Sequence[Round]) -> str:
     """Return the rounds as the table of docs/deploy.md."""
     heads = ["workers", "images/s", "of what devices allow", *(f"{n} ms" for n in COMPONENTS)]
-    heads += ["Redis commands", "transactions", "machine busy"]
+    heads += ["Redis commands", "transactions", "idle cores", "machine busy"]
     lines = [heads, ["---:"] * len(heads), *map(_line, rounds)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -268,6 +294,7 @@ def _line(one: Round) -> list[str]:
         *(f"{1000 * one.cpu_s_per_image[name]:.1f}" for name in COMPONENTS),
         f"{one.redis_commands_per_image:.1f}",
         f"{one.transactions_per_image:.1f}",
+        f"{sum(one.idle_cpu.values()):.2f}",
         f"{one.machine_busy:.0%}",
     ]
 
