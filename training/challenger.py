@@ -242,7 +242,8 @@ def calibrated(
 ) -> Bundle:
     """Fit fusion and operating points to the calibration side, and write the challenger's bundle.
 
-    Raises `CalibrationError` when the images support no operating point.
+    Raises `CalibrationError` when every branch argues backwards on the images, or when they support
+    no operating point.
     """
     require_calibration(entries)
     draft = derive_bundle(
@@ -256,6 +257,11 @@ def calibrated(
     forms = score_forms(Detector(draft, device=device), entries)
     kind: CalibrationKind = "isotonic" if champion.manifest.fusion.isotonic else "temperature"
     fusion = fit_fusion(forms.pooled(), kind)
+    if not any(fusion.weights.values()):
+        raise CalibrationError(
+            "no branch tells the generated images of the calibration side from its photographs:"
+            " what was learnt does not hold on images that were not trained on"
+        )
     clean = forms.scored["clean"].logits
     points = operating_points(forms.worst(fusion), clean.generated)
     if not any(point.supported for point in points):

@@ -116,13 +116,21 @@ def derive_bundle(
 
 
 def _with_golden(folder: Path, manifest: Manifest) -> Bundle:
-    """Write the manifest, score the golden image with what it describes, and keep the logits."""
+    """Write the manifest, score the golden image with what it describes, and keep the logits.
+
+    Every file may be read by anybody, as a worker without rights must; safetensors leaves its own
+    to the writer alone.
+    """
     bundle = write_manifest(folder, manifest)
     image = golden_image()
     logits = Detector(bundle).score([image])[0].branches
     golden = {f"logit.{name}": torch.tensor(value) for name, value in logits.items()}
     save_file({"image": torch.from_numpy(image), **golden}, folder / "golden.safetensors")
-    return write_manifest(folder, manifest)
+    bundle = write_manifest(folder, manifest)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+    return bundle
 
 
 def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
