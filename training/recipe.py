@@ -81,7 +81,7 @@ class BundleRecipe:
     )
     predictor_loop: LoopConfig = LoopConfig(steps=500, learning_rate=5e-4, weight_decay=0.0)
     aligned_loop: LoopConfig = LoopConfig(steps=5500, learning_rate=2e-3)
-    egre_loop: LoopConfig = LoopConfig(steps=1400, learning_rate=1e-3, weight_decay=0.05)
+    egre_loop: LoopConfig = LoopConfig(steps=700, learning_rate=1e-3, weight_decay=0.05)
     #: Retrains the aligned head with non-negative weights (`training.stay_positive`), unless None.
     positive_head_loop: LoopConfig | None = None
     calibration: CalibrationKind = "temperature"
