@@ -358,6 +358,18 @@ class LedgerContract:
         assert ledger.reusable_verdict("ab" * 32, model_version="model-2") is None
         assert ledger.reusable_verdict("00" * 32, model_version="model-1") is None
 
+    def test_evidence_is_noted_on_its_verdict_only(self, ledger: Ledger) -> None:
+        """A verdict's evidence is found again; a model without a verdict gets none."""
+        lease = taken(ledger, registered(ledger))
+        ledger.record([verdict(lease)])
+        uri = "s3://uploads/evidence.png"
+        for model, attached in (("model-1", True), ("model-2", False)):
+            done = ledger.attach_evidence(lease.image_id, model_version=model, uri=uri)
+            assert done is attached
+        found = ledger.reusable_verdict("ab" * 32, model_version="model-1")
+        assert found is not None
+        assert found.evidence_uri == uri
+
     @pytest.mark.parametrize("end", [State.FAILED, State.SUPERSEDED])
     def test_ending_closes_the_lease(self, ledger: Ledger, end: State) -> None:
         """A refused image is terminal, whatever characters its error carries."""

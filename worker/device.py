@@ -385,6 +385,7 @@ class Device:
                 "batch_wait": 1000 * (begun - work.submitted_at),
                 "forward": 1000 * forward_s,
             },
+            error_map=score.error_map,
         )
 
     def _persist(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:

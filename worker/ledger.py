@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from detection.signals import Signals
 
 
@@ -173,7 +176,11 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One row of `verdicts`: what one model version said of one image, and how it was computed."""
+    """One row of `verdicts`: what one model version said of one image, and how it was computed.
+
+    `error_map`, float32 (h, w), is what evidence is drawn from right after scoring; no row keeps
+    it.
+    """
 
     image_id: UUID
     lease_id: int
@@ -191,6 +198,7 @@ class Verdict:
     evidence_uri: str | None = None
     reused_from: UUID | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    error_map: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +324,9 @@ class Ledger(Protocol):
 
         A verdict whose image ended meanwhile (withdrawn, superseded) is stored, no state changes.
         """
+
+    def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
+        """Note where a verdict's evidence lies; False when the image is to be erased."""
 
     def end(
         self,

@@ -218,6 +218,15 @@ class MemoryLedger:
                         image.move(State.SCORED)
                 self._close(verdict.lease_id, Outcome.SCORED)
 
+    def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
+        """Note where a verdict's evidence lies; nothing is ever erased here."""
+        with self._lock:
+            known = self.verdicts.get((image_id, model_version))
+            if known is None:
+                return False
+            self.verdicts[image_id, model_version] = replace(known, evidence_uri=uri)
+            return True
+
     def end(
         self,
         lease: Lease,

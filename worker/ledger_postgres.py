@@ -40,6 +40,7 @@ from worker.ledger import (
 from worker.ledger_statements import DIED, FACTS, LIVE, NOW
 from worker.moderation import provenance
 from worker.schema import Image, LeaseRow, VerdictRow
+from worker.schema_moderation import Erasure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -315,6 +316,20 @@ class PostgresLedger:
                 connection, {v.image_id: v.facts.signals for v in ordered if v.facts.signals}
             )
             statements.close(connection, {verdict.lease_id for verdict in verdicts}, Outcome.SCORED)
+
+    def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
+        """Note where a verdict's evidence lies; False when the image is to be erased."""
+        with transaction(self._engine) as connection:
+            attached = connection.execute(
+                update(VerdictRow)
+                .where(
+                    VerdictRow.image_id == image_id,
+                    VerdictRow.model_version == model_version,
+                    ~exists().where(Erasure.image_id == image_id),
+                )
+                .values(evidence_uri=uri)
+            )
+        return attached.rowcount == 1
 
     def end(
         self,

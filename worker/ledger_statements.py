@@ -342,13 +342,17 @@ def fact_values(facts: ImageFacts) -> dict[str, Any]:
     return {f"new_{name}": value for name, value in fact_columns(facts).items()}
 
 
+#: Fields of a verdict that its row does not keep.
+_NO_COLUMNS = {"facts", "error_map"}
+
+
 def verdict_values(verdict: Verdict) -> dict[str, Any]:
     """Name the values of a verdict as columns of `verdicts`."""
     # Field by field, because asdict copies the mappings deeply and chokes on read-only ones.
     columns = {
         field.name: getattr(verdict, field.name)
         for field in fields(verdict)
-        if field.name != "facts"
+        if field.name not in _NO_COLUMNS
     }
     columns["branches"] = dict(verdict.branches)
     columns["timings_ms"] = dict(verdict.timings_ms)
@@ -367,6 +371,8 @@ def verdict_of(row: AnyRow) -> Verdict:
         pdq_quality=row.pdq_quality,
     )
     columns = {
-        field.name: getattr(row, field.name) for field in fields(Verdict) if field.name != "facts"
+        field.name: getattr(row, field.name)
+        for field in fields(Verdict)
+        if field.name not in _NO_COLUMNS
     }
     return Verdict(**(columns | {"facts": facts, "role": Role(row.role)}))

@@ -35,6 +35,7 @@ class Metrics:
         self.messages = self._counter(
             "messages", "Messages: leased, suspect, busy, unknown, or a terminal state.", "kind"
         )
+        self.evidence = self._counter("evidence", "Evidence: kept, erased or failed.", "outcome")
         self.shadow = self._counter(
             "shadow_checks", "Checks for the challenger: scored, dropped or failed.", "outcome"
         )

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from worker.breaker import Breaker
     from worker.decode_pool import Decoded
     from worker.device import Device
+    from worker.evidence import EvidenceKeeper
     from worker.ledger import Ledger
     from worker.metrics import Metrics
     from worker.settings import Settings
@@ -98,7 +99,7 @@ class Pipeline:
     """Checks images by id; called by many threads at once.
 
     `waiting` counts the messages that no worker has taken yet: while there are any, nothing is done
-    that could be left.
+    that could be left. Without `evidence` none is kept.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Pipeline:
         settings: Settings,
         worker: str,
         waiting: Callable[[], int],
+        evidence: EvidenceKeeper | None = None,
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -123,6 +125,7 @@ class Pipeline:
         self._settings = settings
         self._worker = worker
         self._waiting = waiting
+        self._evidence = evidence
         self._gate = Gate()
         self._stopping = threading.Event()
 
@@ -257,7 +260,10 @@ class Pipeline:
                 submitted_at=ready,
                 model_version=job.model_version,
             )
-            self._note(job, self._score(work, self._left_s(job)))
+            verdict = self._score(work, self._left_s(job))
+            self._note(job, verdict)
+            if self._evidence is not None:
+                self._evidence.keep(verdict, work.pixels)
             self._shadow(work)
 
     def _score(self, work: Work, wait_s: float) -> Verdict:
@@ -365,6 +371,8 @@ class Pipeline:
             lease_id=job.lease.lease_id,
             facts=decoded.facts,
             role=job.role,
+            # The other image's: it goes when that image is erased.
+            evidence_uri=None,
             reused_from=known.reused_from or known.image_id,
             timings_ms=timings_ms,
         )

@@ -29,6 +29,7 @@ from worker.consumption import Consumption
 from worker.database import build_engine
 from worker.decode_pool import DecodePool
 from worker.device import Device
+from worker.evidence import evidence_keeper
 from worker.health import BEAT_ALIVE, Health
 from worker.ledger import DeathPolicy
 from worker.ledger_postgres import PostgresLedger
@@ -139,6 +140,7 @@ def run_worker(
             settings=settings,
             worker=worker_name,
             waiting=messages.waiting,
+            evidence=evidence_keeper(settings, storage=storage, ledger=ledger, metrics=metrics),
         )
         use_places()
         app = build_app(settings)

@@ -123,10 +123,14 @@ class Observability(Section):
 
 
 class Moderation(Section):
-    """What moderators see; addresses are templates with {id}, {bucket} and {key}."""
+    """What moderators see; addresses are templates with {id}, {bucket} and {key}.
+
+    Evidence is kept in `evidence_bucket`, nowhere unless it is set.
+    """
 
     image_url: str | None = None
     evidence_url: str | None = None
+    evidence_bucket: str | None = None
     claim_minutes: int = Field(default=15, ge=1)
     check_breakers_every_s: float = Field(default=60.0, gt=0)
 

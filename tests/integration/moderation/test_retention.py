@@ -10,6 +10,7 @@ from psycopg import errors
 from sqlalchemy import exc, text
 
 from detection.signals import C2pa, Exif, ManifestState, Signals
+from worker.ledger_postgres import PostgresLedger
 from worker.moderation import provenance
 from worker.moderation.retention import Keeper, Removed, UnderHold, request_erasure
 from worker.settings import Retention, Settings
@@ -124,6 +125,23 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     assert (
         lead.value("SELECT sha256 FROM moderation.verdicts WHERE image_id = %s", other) == "cd" * 32
     )
+
+
+def test_no_evidence_is_attached_to_what_is_to_be_erased(
+    stored: Callable[[str], UUID], engine: Engine
+) -> None:
+    """Evidence that comes after the request is refused, so that its maker takes it back."""
+    image = stored("late")
+    request_erasure(engine, image, reason="asked by the person shown")
+    with engine.connect() as connection:
+        version = connection.scalar(
+            text("SELECT model_version FROM app.verdicts WHERE image_id = :image"),
+            {"image": image},
+        )
+    attached = PostgresLedger(engine).attach_evidence(
+        image, model_version=version, uri="s3://uploads/evidence/late.png"
+    )
+    assert attached is False
 
 
 def test_an_erasure_that_was_cut_short_is_finished(
