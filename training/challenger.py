@@ -226,8 +226,8 @@ def require_calibration(entries: Sequence[Entry]) -> None:
     if reals < needed or not generated:
         raise CalibrationError(
             f"the calibration side holds {reals} photographs and {generated} generated images: at"
-            f" least {needed} photographs and one generated image are needed; they come from"
-            " trusted sources and from the random audit"
+            f" least {needed} photographs and one generated image are needed; photographs come"
+            " from trusted sources and from the random audit"
         )
 
 

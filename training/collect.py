@@ -156,8 +156,9 @@ def select(
         group, pinned = groups.find(candidate)
         reason = "near_pinned_report" if pinned else caps.refuse(candidate, label, group)
         where = side_of(group, policy)
-        if not reason and where is Side.CALIBRATION and not _fairly_sampled(candidate, why):
-            # Reviewed images are mostly flagged ones: calibrated on them, every rate is wrong.
+        if not reason and where is Side.CALIBRATION and not _fairly_sampled(candidate, label, why):
+            # Reviewed photographs are mostly flagged ones: false-positive rates that rest on them
+            # are wrong.
             reason = "not_sampled_for_calibration"
         if reason:
             left_out[reason] += 1
@@ -211,7 +212,10 @@ def _by_time(candidate: Candidate) -> list[Ruling]:
     return sorted(candidate.rulings, key=lambda ruling: ruling.at)
 
 
-def _fairly_sampled(candidate: Candidate, why: Why) -> bool:
+def _fairly_sampled(candidate: Candidate, label: Label, why: Why) -> bool:
+    # No threshold rests on generated images, and the audit draws only those that were missed.
+    if label is Label.GENERATED:
+        return True
     return candidate.audit_share is not None or why is Why.TRUSTED_SOURCE
 
 

@@ -184,13 +184,14 @@ def test_near_a_pinned_report_stays_out() -> None:
 
 
 def test_calibration_takes_fair_samples_only() -> None:
-    """Calibration takes audited images, weighted by their odds, and trusted sources; not flags."""
+    """Calibration takes photographs that were audited or trusted, and any confirmed fake."""
     policy = replace(POLICY, evaluation=0.0, calibration=1.0)
     selection = select(
         [
             candidate(1, REAL),
             candidate(2, REAL, audit_share=0.005),
             candidate(3, source="studio"),
+            candidate(4, ruling(Label.GENERATED)),
         ],
         policy,
     )
@@ -198,6 +199,7 @@ def test_calibration_takes_fair_samples_only() -> None:
     assert {item.image_id: item.weight for item in selection.items} == {
         "image-2": 200.0,
         "image-3": 1.0,
+        "image-4": 1.0,
     }
     assert selection.left_out == {"not_sampled_for_calibration": 1}
 
