@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LARE = LareConfig(side=64, step=200, ensemble=2)
-ALIGNED = AlignedConfig(widths=(4, 8), depths=(1, 1), tile=64, max_tiles=4)
+ALIGNED = AlignedConfig(widths=(16, 16), depths=(1, 1), tile=64, max_tiles=4)
 
 
 def tiny_autoencoder() -> AutoencoderKL:
