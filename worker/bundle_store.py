@@ -1,7 +1,8 @@
 """Released bundles in object storage: `s3://<bucket>/models/<digest>/…`, and their local copies.
 
 The digest is the sha256 of `bundle.json`, which lists the sha256 of every other file: whoever knows
-the digest can trust what comes from anywhere.
+the digest can trust what comes from anywhere. Bundles that ship in the package are stored too: the
+next release may ship another under the same name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from detection.bundle import MANIFEST, Bundle, BundleError, embedded_names, load_bundle
+from detection.bundle import MANIFEST, Bundle, BundleError, load_bundle
 from detection.errors import PermanentError
 from worker.models_registry import ModelVersion
 from worker.retraining.dataset_store import open_storage
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from worker.settings import Settings
     from worker.storage import Storage
-
-#: Addresses of the bundles that ship in the package start with this.
-BUILTIN = "builtin:"
 
 _MAX_FILE_BYTES = 4 * 2**30
 _MAX_MANIFEST_BYTES = 2**24
@@ -61,8 +59,6 @@ class BundleStore:
         A local copy that was damaged is replaced; a download shows in the cache whole or not at
         all. Raises `BundleError` when what lies at `uri` is not this bundle.
         """
-        if uri.startswith(BUILTIN):
-            return _builtin(uri, digest)
         target = cache / digest
         if target.is_dir():
             try:
@@ -126,13 +122,6 @@ def open_bundles(settings: Settings) -> Iterator[BundleStore]:
         yield BundleStore(storage, settings.training.bucket)
     finally:
         storage.close()
-
-
-def _builtin(uri: str, digest: str) -> Bundle:
-    name = uri.removeprefix(BUILTIN)
-    if name not in embedded_names():
-        raise BundleError(f"{uri}: this release ships no bundle of that name")
-    return _of_version(load_bundle(name), digest, uri)
 
 
 def _of_version(bundle: Bundle, digest: str, address: object) -> Bundle:

@@ -113,7 +113,7 @@ def test_reconcile_and_rescore(
     assert len(message) == 1
     image_id = UUID(unlatent(environment, "submit", f"s3://{bucket}/lost.jpg"))
     ledger.record([verdict(taken(ledger, image_id))])
-    registry.register(ModelVersion(digest="model-2", name="two", uri="builtin:small"))
+    registry.register(ModelVersion(digest="model-2", name="two", uri="s3://training/models/small"))
     registry.promote("model-2", actor="t", reason="r", forced=True)
     assert unlatent(environment, "rescore") == "queued 1 for two"
     assert redis_client.llen(prefix + queues.BACKFILL) == 1

@@ -129,16 +129,13 @@ def test_a_manifest_cannot_write_elsewhere(storage: MemoryStorage, tmp_path: Pat
         BundleStore(storage, BUCKET).fetch(f"s3://training/models/{digest}", digest, tmp_path / "c")
 
 
-def test_embedded_bundles_have_an_address(storage: MemoryStorage, tmp_path: Path) -> None:
-    """`builtin:NAME` opens the package's own bundle, and only at its own digest."""
-    name = embedded_names()[0]
-    digest = load_bundle(name).model_version
-    store = BundleStore(storage, BUCKET)
-    assert store.fetch(f"builtin:{name}", digest, tmp_path).model_version == digest
-    with pytest.raises(BundleError, match=f"holds model version {digest}, not 0"):
-        store.fetch(f"builtin:{name}", "0", tmp_path)
-    with pytest.raises(BundleError, match="ships no bundle of that name"):
-        store.fetch("builtin:nothing", digest, tmp_path)
+def test_an_embedded_bundle_outlives_its_release(storage: MemoryStorage, tmp_path: Path) -> None:
+    """A release that ships another bundle of that name still fetches the one that was stored."""
+    shipped = load_bundle(embedded_names()[0])
+    digest = shipped.model_version
+    uri = BundleStore(storage, BUCKET).upload(shipped)
+    assert uri == f"s3://{BUCKET}/models/{digest}"
+    assert BundleStore(storage, BUCKET).fetch(uri, digest, tmp_path).folder == tmp_path / digest
 
 
 def test_two_downloads_at_once_agree(

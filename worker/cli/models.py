@@ -78,15 +78,12 @@ def list_(context: typer.Context) -> None:
 @models.command()
 def register(context: typer.Context, bundle: Bundle) -> None:
     """Verify a bundle, store it in the training bucket and add it to the registry."""
-    from detection.bundle import embedded_folder, embedded_names, load_bundle
-    from worker.bundle_store import BUILTIN, model_of, open_bundles
+    from detection.bundle import load_bundle
+    from worker.bundle_store import model_of, open_bundles
 
     loaded = load_bundle(bundle)
-    if bundle in embedded_names() and loaded.folder == embedded_folder(bundle):
-        uri = f"{BUILTIN}{bundle}"  # every release that ships it has it
-    else:
-        with open_bundles(cli.of(context).settings()) as bundles:
-            uri = bundles.upload(loaded)
+    with open_bundles(cli.of(context).settings()) as bundles:
+        uri = bundles.upload(loaded)
     with _registry(context) as registry:
         registry.register(model_of(loaded, uri))
     typer.echo(f"{loaded.model_version}  {uri}")

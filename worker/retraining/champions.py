@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from detection.bundle import embedded_folder, embedded_names, load_bundle
-from worker.bundle_store import BUILTIN, model_of
+from detection.bundle import load_bundle
+from worker.bundle_store import model_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,10 +37,7 @@ class Champions:
         if champion is not None:
             return self.fetch(champion.uri, champion.digest)
         bundle = load_bundle(self.default)
-        shipped = self.default in embedded_names() and bundle.folder == embedded_folder(
-            self.default
-        )
-        self.register(bundle, f"{BUILTIN}{self.default}" if shipped else None)
+        self.register(bundle)
         self.registry.promote(
             bundle.model_version,
             actor=ACTOR,
