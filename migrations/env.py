@@ -8,8 +8,8 @@ from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
 from detection.errors import SettingsError
-from worker.schema import SCHEMA
-from worker.schema_training import Base
+from worker import schema_training  # noqa: F401 - it knows every table
+from worker.schema_base import SCHEMA, Base
 from worker.settings import Settings
 
 if TYPE_CHECKING:

@@ -7,71 +7,24 @@ grant. Triggers (append-only tables, the audit of every change of state) live in
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    BigInteger,
     CheckConstraint,
-    DateTime,
     Double,
     ForeignKey,
-    Identity,
     Index,
     Interval,
-    MetaData,
     SmallInteger,
-    Text,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
 from detection.score import Label
 from worker.ledger import Outcome, Purpose, Role, State
-
-if TYPE_CHECKING:
-    from enum import StrEnum
-
-SCHEMA = "app"
-
-NAMING_CONVENTION = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class Base(DeclarativeBase):
-    """Declarative base: Postgres types for Python's, names for every constraint."""
-
-    metadata = MetaData(schema=SCHEMA, naming_convention=NAMING_CONVENTION)
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as a plain class attribute
-        str: Text(),
-        int: BigInteger(),
-        datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB(),
-    }
-
-
-def _one_of(column: str, values: type[StrEnum] | tuple[str, ...]) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
-
-
-def _now() -> Mapped[datetime]:
-    return mapped_column(server_default=func.now())
-
-
-def _serial() -> Mapped[int]:
-    return mapped_column(BigInteger, Identity(always=True), primary_key=True)
-
-
-def _empty() -> Mapped[dict[str, Any]]:
-    return mapped_column(server_default=text("'{}'::jsonb"))
+from worker.schema_base import Base, empty, now, one_of, serial
 
 
 class Image(Base):
@@ -79,7 +32,7 @@ class Image(Base):
 
     __tablename__ = "images"
     __table_args__ = (
-        _one_of("state", State),
+        one_of("state", State),
         CheckConstraint("version_id IS NOT NULL OR etag IS NOT NULL", name="identified"),
         CheckConstraint("(state IN ('pending', 'scored')) = (reason IS NULL)", name="reason"),
         CheckConstraint("deaths >= 0", name="deaths"),
@@ -131,11 +84,11 @@ class Image(Base):
     state: Mapped[str] = mapped_column(server_default=text("'pending'"))
     reason: Mapped[str | None]
     detail: Mapped[str | None]
-    state_since: Mapped[datetime] = _now()
+    state_since: Mapped[datetime] = now()
     #: Leases of this image that ran out without a word; forgiven when the image is reopened.
     deaths: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     uploaded_at: Mapped[datetime | None]
-    created_at: Mapped[datetime] = _now()
+    created_at: Mapped[datetime] = now()
     published_at: Mapped[datetime | None]
     #: When retention removed the object, and when a request erased what identifies the upload.
     object_removed_at: Mapped[datetime | None]
@@ -157,12 +110,12 @@ class ObjectRemoval(Base):
         ),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     bucket: Mapped[str]
     key: Mapped[str]
     version_id: Mapped[str | None]
     sequencer: Mapped[str | None]
-    removed_at: Mapped[datetime] = _now()
+    removed_at: Mapped[datetime] = now()
 
 
 class LeaseRow(Base):
@@ -170,8 +123,8 @@ class LeaseRow(Base):
 
     __tablename__ = "leases"
     __table_args__ = (
-        _one_of("purpose", Purpose),
-        _one_of("outcome", Outcome),
+        one_of("purpose", Purpose),
+        one_of("outcome", Outcome),
         CheckConstraint("(closed_at IS NULL) = (outcome IS NULL)", name="closed"),
         Index(
             "uq_leases_open",
@@ -187,12 +140,12 @@ class LeaseRow(Base):
         ),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
     worker: Mapped[str]
     purpose: Mapped[str]
     model_version: Mapped[str | None]
-    since: Mapped[datetime] = _now()
+    since: Mapped[datetime] = now()
     until: Mapped[datetime]
     closed_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
@@ -220,7 +173,7 @@ class Policy(Base):
         Index("ix_policies_source", "source", "id"),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     source: Mapped[str | None]
     review: Mapped[float] = mapped_column(Double)
     flag: Mapped[float] = mapped_column(Double)
@@ -234,7 +187,7 @@ class Policy(Base):
     breaker_images: Mapped[int] = mapped_column(server_default=text("200"))
     reason: Mapped[str]
     created_by: Mapped[str] = mapped_column(server_default=text("SESSION_USER"))
-    created_at: Mapped[datetime] = _now()
+    created_at: Mapped[datetime] = now()
 
 
 class VerdictRow(Base):
@@ -242,11 +195,11 @@ class VerdictRow(Base):
 
     __tablename__ = "verdicts"
     __table_args__ = (
-        _one_of("role", Role),
-        _one_of("label", Label),
+        one_of("role", Role),
+        one_of("label", Label),
         CheckConstraint("score BETWEEN 0 AND 1", name="score"),
         CheckConstraint("prior BETWEEN 0 AND 1", name="prior"),
-        _one_of("tier", ("allow", "review", "flag", "flag_high")),
+        one_of("tier", ("allow", "review", "flag", "flag_high")),
         Index("uq_verdicts_image_id_model_version", "image_id", "model_version", unique=True),
         Index("ix_verdicts_model_version_scored_at", "model_version", "scored_at"),
         Index(
@@ -270,7 +223,7 @@ class VerdictRow(Base):
         ),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
     lease_id: Mapped[int] = mapped_column(ForeignKey("app.leases.id"))
     model_version: Mapped[str]
@@ -290,8 +243,8 @@ class VerdictRow(Base):
     #: A tripped circuit breaker turned a flag into a review.
     held: Mapped[bool] = mapped_column(server_default=text("false"))
     reused_from: Mapped[UUID | None] = mapped_column(ForeignKey("app.images.id"))
-    timings_ms: Mapped[dict[str, Any]] = _empty()
-    scored_at: Mapped[datetime] = _now()
+    timings_ms: Mapped[dict[str, Any]] = empty()
+    scored_at: Mapped[datetime] = now()
 
 
 class Decision(Base):
@@ -299,13 +252,13 @@ class Decision(Base):
 
     __tablename__ = "decisions"
     __table_args__ = (
-        _one_of("decision", Label),
-        _one_of("why_reviewed", ("flagged", "unsure", "audit", "appeal", "report", "requested")),
+        one_of("decision", Label),
+        one_of("why_reviewed", ("flagged", "unsure", "audit", "appeal", "report", "requested")),
         Index("ix_decisions_image_id", "image_id"),
         Index("ix_decisions_created_at", "created_at"),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
     moderator: Mapped[str]
     decision: Mapped[str]
@@ -315,7 +268,7 @@ class Decision(Base):
     verdict_id: Mapped[int | None] = mapped_column(ForeignKey("app.verdicts.id"))
     overturns: Mapped[int | None] = mapped_column(ForeignKey("app.decisions.id"))
     claimed_at: Mapped[datetime | None]
-    created_at: Mapped[datetime] = _now()
+    created_at: Mapped[datetime] = now()
 
 
 class AppealEvent(Base):
@@ -323,7 +276,7 @@ class AppealEvent(Base):
 
     __tablename__ = "appeals"
     __table_args__ = (
-        _one_of("event", ("opened", "upheld", "overturned", "dropped")),
+        one_of("event", ("opened", "upheld", "overturned", "dropped")),
         Index("ix_appeals_image_id", "image_id"),
         # An appeal opens once and closes once.
         Index(
@@ -340,14 +293,14 @@ class AppealEvent(Base):
         ),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     appeal_id: Mapped[UUID]
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
     decision_id: Mapped[int | None] = mapped_column(ForeignKey("app.decisions.id"))
     event: Mapped[str]
     actor: Mapped[str]
     note: Mapped[str | None]
-    created_at: Mapped[datetime] = _now()
+    created_at: Mapped[datetime] = now()
 
 
 class Claim(Base):
@@ -355,7 +308,7 @@ class Claim(Base):
 
     __tablename__ = "claims"
     __table_args__ = (
-        _one_of("outcome", ("decided", "released", "expired")),
+        one_of("outcome", ("decided", "released", "expired")),
         CheckConstraint("(closed_at IS NULL) = (outcome IS NULL)", name="closed"),
         Index(
             "uq_claims_open",
@@ -367,11 +320,11 @@ class Claim(Base):
         Index("ix_claims_image_id", "image_id"),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
     moderator: Mapped[str]
     queue: Mapped[str]
-    since: Mapped[datetime] = _now()
+    since: Mapped[datetime] = now()
     until: Mapped[datetime]
     closed_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
@@ -382,17 +335,17 @@ class RegressionItem(Base):
 
     __tablename__ = "regression_items"
     __table_args__ = (
-        _one_of("label", (Label.REAL, Label.GENERATED)),
+        one_of("label", (Label.REAL, Label.GENERATED)),
         Index("uq_regression_items_image_id", "image_id", unique=True),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
     decision_id: Mapped[int] = mapped_column(ForeignKey("app.decisions.id"))
     label: Mapped[str]
     group_key: Mapped[str]
     pinned: Mapped[bool]
-    created_at: Mapped[datetime] = _now()
+    created_at: Mapped[datetime] = now()
 
 
 class OutboxMessage(Base):
@@ -407,12 +360,12 @@ class OutboxMessage(Base):
         ),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     topic: Mapped[str]
     payload: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = _now()
+    created_at: Mapped[datetime] = now()
     attempts: Mapped[int] = mapped_column(server_default=text("0"))
-    next_attempt_at: Mapped[datetime] = _now()
+    next_attempt_at: Mapped[datetime] = now()
     delivered_at: Mapped[datetime | None]
     dead_at: Mapped[datetime | None]
     last_error: Mapped[str | None]
@@ -427,7 +380,7 @@ class AuditEntry(Base):
         Index("ix_audit_log_at", "at"),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     actor: Mapped[str] = mapped_column(server_default=text("SESSION_USER"))
     action: Mapped[str]
@@ -436,7 +389,7 @@ class AuditEntry(Base):
     from_state: Mapped[str | None]
     to_state: Mapped[str | None]
     reason: Mapped[str | None]
-    detail: Mapped[dict[str, Any]] = _empty()
+    detail: Mapped[dict[str, Any]] = empty()
 
 
 class ModelVersion(Base):
@@ -451,22 +404,22 @@ class ModelVersion(Base):
     training_snapshot: Mapped[str | None]
     code_revision: Mapped[str | None]
     registered_by: Mapped[str] = mapped_column(server_default=text("SESSION_USER"))
-    registered_at: Mapped[datetime] = _now()
+    registered_at: Mapped[datetime] = now()
 
 
 class ChampionEntry(Base):
     """Who was champion since when; append-only, the last row is the one in force."""
 
     __tablename__ = "champion"
-    __table_args__ = (_one_of("action", ("promote", "rollback")),)
+    __table_args__ = (one_of("action", ("promote", "rollback")),)
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     model_version: Mapped[str] = mapped_column(ForeignKey("app.model_versions.digest"))
     action: Mapped[str]
     forced: Mapped[bool] = mapped_column(server_default=text("false"))
     actor: Mapped[str]
     reason: Mapped[str]
-    since: Mapped[datetime] = _now()
+    since: Mapped[datetime] = now()
 
 
 class ShadowEntry(Base):
@@ -477,8 +430,8 @@ class ShadowEntry(Base):
 
     __tablename__ = "shadow"
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     model_version: Mapped[str | None] = mapped_column(ForeignKey("app.model_versions.digest"))
     actor: Mapped[str]
     reason: Mapped[str]
-    since: Mapped[datetime] = _now()
+    since: Mapped[datetime] = now()

@@ -7,39 +7,25 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
-    BigInteger,
     CheckConstraint,
     Double,
     ForeignKey,
-    Identity,
     Index,
     Integer,
     Text,
-    func,
     text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from worker.schema import Base as Base  # noqa: PLC0414 - exported with these tables known to it
+from worker import schema  # noqa: F401 - foreign keys point at its tables
+from worker.schema_base import Base, now, one_of, serial
 
 QUEUES = ("flagged", "unsure", "audit", "appeal", "report", "requested")
 TIERS = ("allow", "review", "flag", "flag_high")
 
 
-def _listed(values: tuple[str, ...]) -> str:
-    return ", ".join(f"'{value}'" for value in values)
-
-
-def _now() -> Mapped[datetime]:
-    return mapped_column(server_default=func.now())
-
-
 def _by() -> Mapped[str]:
     return mapped_column(server_default=text("SESSION_USER"))
-
-
-def _serial() -> Mapped[int]:
-    return mapped_column(BigInteger, Identity(always=True), primary_key=True)
 
 
 class Moderator(Base):
@@ -52,7 +38,7 @@ class Moderator(Base):
     sources: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
     lead: Mapped[bool] = mapped_column(server_default=text("false"))
     added_by: Mapped[str] = _by()
-    added_at: Mapped[datetime] = _now()
+    added_at: Mapped[datetime] = now()
 
 
 class Breaker(Base):
@@ -66,12 +52,12 @@ class Breaker(Base):
         Index("ix_breakers_source", "source", "closed_at"),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     source: Mapped[str]
     policy_id: Mapped[int] = mapped_column(ForeignKey("app.policies.id"))
     images: Mapped[int]
     flag_share: Mapped[float] = mapped_column(Double)
-    opened_at: Mapped[datetime] = _now()
+    opened_at: Mapped[datetime] = now()
     closed_at: Mapped[datetime | None]
     closed_by: Mapped[str | None]
     close_reason: Mapped[str | None]
@@ -100,7 +86,7 @@ class Review(Base):
 
     __tablename__ = "reviews"
     __table_args__ = (
-        CheckConstraint(f"queue IN ({_listed(QUEUES)})", name="queue"),
+        one_of("queue", QUEUES),
         Index("ix_reviews_open", "rank_at", postgresql_where=text("closed_at IS NULL")),
         Index(
             "ix_reviews_open_queue", "queue", "rank_at", postgresql_where=text("closed_at IS NULL")
@@ -121,7 +107,7 @@ class Review(Base):
     uncertainty: Mapped[float] = mapped_column(Double)
     reach: Mapped[int]
     audit_share: Mapped[float | None] = mapped_column(Double)
-    queued_at: Mapped[datetime] = _now()
+    queued_at: Mapped[datetime] = now()
     rank_at: Mapped[datetime]
     claimed_until: Mapped[datetime | None]
     closed_at: Mapped[datetime | None]
@@ -159,7 +145,7 @@ class Provenance(Base):
     c2pa_digital_source_types: Mapped[list[str]] = mapped_column(ARRAY(Text))
     c2pa_asserts_ai: Mapped[bool]
     c2pa_problems: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    read_at: Mapped[datetime] = _now()
+    read_at: Mapped[datetime] = now()
 
 
 class LegalHold(Base):
@@ -175,11 +161,11 @@ class LegalHold(Base):
         ),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
     reason: Mapped[str]
     placed_by: Mapped[str] = _by()
-    placed_at: Mapped[datetime] = _now()
+    placed_at: Mapped[datetime] = now()
     lifted_by: Mapped[str | None]
     lifted_at: Mapped[datetime | None]
 
@@ -201,7 +187,7 @@ class Erasure(Base):
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"), primary_key=True)
     reason: Mapped[str]
     requested_by: Mapped[str] = _by()
-    requested_at: Mapped[datetime] = _now()
+    requested_at: Mapped[datetime] = now()
     objects_done_at: Mapped[datetime | None]
     rows_done_at: Mapped[datetime | None]
     shards_done_at: Mapped[datetime | None]

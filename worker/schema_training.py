@@ -7,32 +7,17 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    BigInteger,
     CheckConstraint,
     Double,
     ForeignKey,
-    Identity,
     Index,
     SmallInteger,
-    func,
     text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
 from worker import schema_moderation  # noqa: F401 - the metadata must know its tables too
-from worker.schema import Base as Base  # noqa: PLC0414 - exported with these tables known to it
-
-
-def _now() -> Mapped[datetime]:
-    return mapped_column(server_default=func.now())
-
-
-def _serial() -> Mapped[int]:
-    return mapped_column(BigInteger, Identity(always=True), primary_key=True)
-
-
-def _empty() -> Mapped[dict[str, Any]]:
-    return mapped_column(server_default=text("'{}'::jsonb"))
+from worker.schema_base import Base, empty, now, serial
 
 
 class DatasetSnapshot(Base):
@@ -44,12 +29,12 @@ class DatasetSnapshot(Base):
         CheckConstraint("(digest IS NULL) = (sealed_at IS NULL)", name="sealed"),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     uri: Mapped[str]
-    left_out: Mapped[dict[str, Any]] = _empty()
+    left_out: Mapped[dict[str, Any]] = empty()
     #: The newest decision that was looked at.
     decisions_up_to: Mapped[int]
-    created_at: Mapped[datetime] = _now()
+    created_at: Mapped[datetime] = now()
     digest: Mapped[str | None]
     report: Mapped[dict[str, Any] | None]
     sealed_at: Mapped[datetime | None]
@@ -101,17 +86,17 @@ class TrainingRun(Base):
         ),
     )
 
-    id: Mapped[int] = _serial()
+    id: Mapped[int] = serial()
     slot: Mapped[str]
     trigger: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=text("'running'"))
     reason: Mapped[str | None]
-    stages: Mapped[dict[str, Any]] = _empty()
+    stages: Mapped[dict[str, Any]] = empty()
     snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("app.dataset_snapshots.id"))
     holder: Mapped[str | None]
     lease_until: Mapped[datetime]
     deaths: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
-    started_at: Mapped[datetime] = _now()
+    started_at: Mapped[datetime] = now()
     ended_at: Mapped[datetime | None]
 
 
@@ -127,8 +112,8 @@ class DriftReading(Base):
         Index("ix_drift_readings_source", "source", "id"),
     )
 
-    id: Mapped[int] = _serial()
-    at: Mapped[datetime] = _now()
+    id: Mapped[int] = serial()
+    at: Mapped[datetime] = now()
     model_version: Mapped[str]
     source: Mapped[str]
     images: Mapped[int]

@@ -11,9 +11,13 @@ from sqlalchemy import create_engine, exc, inspect, text
 from sqlalchemy.pool import NullPool
 
 from tests.ledger_contract import scored
+from worker import schema_training  # noqa: F401 - it knows every table
 from worker.database import alembic_config, downgrade, migrate
+from worker.ledger import SchemaOutdated
 from worker.ledger_postgres import PostgresLedger
-from worker.schema_training import Base
+from worker.models_registry import ModelsRegistry
+from worker.moderation.flagging import check_breakers
+from worker.schema_base import Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +93,19 @@ def test_two_pods_may_migrate_at_once(owner_url: str, owner: Engine) -> None:
         other.execute(text("SELECT pg_advisory_unlock(hashtext('alembic'))"))
         waiting.result(timeout=60)
     assert "images" in inspect(owner).get_table_names("app")
+
+
+def test_a_schema_of_an_earlier_release_is_named_in_words(owner_url: str, engine: Engine) -> None:
+    """A missing table, column or function says what to run; what the schema has goes on."""
+    downgrade(owner_url, "0004")
+    with pytest.raises(SchemaOutdated, match=r'unlatent migrate`.*"app\.shadow" does not exist'):
+        ModelsRegistry(engine).standing()
+    assert PostgresLedger(engine).backlog().pending == 0
+    downgrade(owner_url, "base")
+    with pytest.raises(SchemaOutdated, match=r'"app\.images" does not exist'):
+        PostgresLedger(engine).backlog()
+    with pytest.raises(SchemaOutdated, match=r"app\.check_breakers\(\) does not exist"):
+        check_breakers(engine)
 
 
 @pytest.mark.parametrize(
