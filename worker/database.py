@@ -5,16 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import create_engine
+from psycopg import errors
+from sqlalchemy import create_engine, event
+
+from worker.ledger import SchemaOutdated
 
 if TYPE_CHECKING:
     from alembic.config import Config
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, ExceptionContext
 
     from worker.settings import Postgres
 
 BOOTSTRAP_SQL = Path(__file__).with_name("bootstrap.sql")
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
+
+#: What a statement of this release meets in a database that was migrated for an earlier one.
+_MISSING = (
+    errors.InvalidSchemaName,
+    errors.UndefinedTable,
+    errors.UndefinedColumn,
+    errors.UndefinedFunction,
+)
 
 
 def build_engine(postgres: Postgres, *, application_name: str = "unlatent") -> Engine:
@@ -40,14 +51,17 @@ def connect(
     lock_timeout_s: float = 5.0,
     application_name: str = "unlatent",
 ) -> Engine:
-    """Build a pool for a URL; `build_engine` is the same from the settings."""
+    """Build a pool for a URL; `build_engine` is the same from the settings.
+
+    A statement that asks for what the schema lacks raises `SchemaOutdated`.
+    """
     timeouts = (
         f"-c statement_timeout={round(statement_timeout_s * 1000)} "
         f"-c lock_timeout={round(lock_timeout_s * 1000)} "
         # A client that stalls inside a transaction must not keep its row locks.
         f"-c idle_in_transaction_session_timeout={round(statement_timeout_s * 1000)}"
     )
-    return create_engine(
+    engine = create_engine(
         url,
         pool_pre_ping=True,  # hides a restart of Postgres from idle connections
         pool_size=pool_size,
@@ -60,6 +74,17 @@ def connect(
             "options": timeouts,
         },
     )
+    event.listen(engine, "handle_error", _outdated)
+    return engine
+
+
+def _outdated(context: ExceptionContext) -> SchemaOutdated | None:
+    """Put in words what is raised instead of an error that an old schema explains."""
+    error = context.original_exception
+    if not isinstance(error, _MISSING):
+        return None
+    missing = str(error).partition("\n")[0]
+    return SchemaOutdated(f"{(SchemaOutdated.__doc__ or '').removesuffix('.')} ({missing})")
 
 
 def alembic_config(url: str) -> Config:

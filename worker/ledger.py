@@ -13,7 +13,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from detection.errors import PermanentError, TransientError
+from detection.errors import PermanentError, TransientError, UnlatentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 class LedgerUnavailable(TransientError):
     """The ledger's database is away or did not answer in time."""
+
+
+class SchemaOutdated(UnlatentError):
+    """The database's schema is older than this release: run `unlatent migrate`."""
 
 
 class UnknownImage(PermanentError):

@@ -27,6 +27,7 @@ from worker.ledger import (
     Outcome,
     Purpose,
     Role,
+    SchemaOutdated,
     State,
     Terminal,
     UnknownImage,
@@ -227,7 +228,7 @@ class Pipeline:
             self._judge(job)
         except PermanentError as error:
             self._end(job.lease, error)
-        except TransientError as error:
+        except (TransientError, SchemaOutdated) as error:
             self._give_back(job.lease, error)
             raise
         except Exception as error:  # noqa: BLE001 - a bug must not look like a death
@@ -392,7 +393,7 @@ class Pipeline:
         self._metrics.failures.labels(error.reason).inc()
         _log.info("ended", state=state.value, reason=error.reason, detail=str(error))
 
-    def _give_back(self, lease: Lease, error: TransientError) -> None:
+    def _give_back(self, lease: Lease, error: TransientError | SchemaOutdated) -> None:
         paused = isinstance(error, StorageForbidden)
         outcome = Outcome.RELEASED if paused else Outcome.RETRY
         detail = f"{type(error).__name__}: {error}"

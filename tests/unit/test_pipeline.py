@@ -18,7 +18,16 @@ from worker.breaker import Breaker, DenialUndecided
 from worker.decode_pool import Decoded
 from worker.device import Device, ModelReplaced
 from worker.health import Health
-from worker.ledger import ImageFacts, Lease, LedgerUnavailable, Outcome, Role, State, Upload
+from worker.ledger import (
+    ImageFacts,
+    Lease,
+    LedgerUnavailable,
+    Outcome,
+    Role,
+    SchemaOutdated,
+    State,
+    Upload,
+)
 from worker.ledger_memory import MemoryLedger
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
@@ -184,6 +193,24 @@ def test_a_transient_fault_gives_the_image_back(rig: Rig, monkeypatch: pytest.Mo
     assert rig.outcomes(image_id) == [Outcome.RETRY]
     rig.pipeline.score(image_id)
     assert rig.image(image_id).state == State.SCORED
+
+
+def test_a_schema_that_is_too_old_gives_the_image_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the verdict cannot be written to is no fault of the image: it stays pending."""
+
+    def refuse(_: object) -> None:
+        raise SchemaOutdated
+
+    image_id = rig.upload("a.png")
+    with monkeypatch.context() as outdated:
+        outdated.setattr(rig.ledger, "record", refuse)
+        with pytest.raises(SchemaOutdated, match="unlatent migrate"):
+            rig.pipeline.score(image_id)
+    assert rig.image(image_id).state is State.PENDING
+    rig.pipeline.score(image_id)
+    assert rig.outcomes(image_id) == [Outcome.RETRY, Outcome.SCORED]
 
 
 def test_an_image_leased_elsewhere_is_left_alone(rig: Rig) -> None:
