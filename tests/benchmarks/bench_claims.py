@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             if name != COSTS and not record.has(name, laboratory.budget(name)):
                 record.add([laboratory.row(name)])
     record.write_page(options.out)
-    print(json.dumps(record.rows))  # noqa: T201  # the benchmark's record
+    print(json.dumps(record.rows))
     return 0
 
 
@@ -81,7 +81,7 @@ class Record:
         """Keep rows at once: the next may take long."""
         for row in rows:
             self.rows[row["name"]] = {**row, "model_version": self._model_version}
-            print(f"{row['name']}: {row['found']}", file=sys.stderr)  # noqa: T201  # progress
+            print(f"{row['name']}: {row['found']}", file=sys.stderr)
         text = json.dumps(self.rows, indent=1, sort_keys=True)
         self._file.write_text(text + "\n", encoding="utf-8")
 

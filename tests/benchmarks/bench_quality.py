@@ -34,14 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
         detector, options.data, options.out, limit=options.limit, on_progress=show_progress
     )
     for warning in quality.warnings:
-        print(f"Mind: {warning}", file=sys.stderr)  # noqa: T201  # beside the record
-    print(json.dumps(headline(quality)))  # noqa: T201  # the benchmark's record
+        print(f"Mind: {warning}", file=sys.stderr)
+    print(json.dumps(headline(quality)))
     return 0
 
 
 def show_progress(form: str, done: int, total: int) -> None:
     """Say on standard error how far a form is."""
-    print(f"{form}: {done} of {total} images scored", file=sys.stderr)  # noqa: T201  # not the record
+    print(f"{form}: {done} of {total} images scored", file=sys.stderr)
 
 
 def headline(quality: Quality) -> dict[str, Any]:
