@@ -13,7 +13,7 @@ from worker.health import READY
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -29,6 +29,7 @@ class WorkerProcess:
         *,
         module: str = "tests.memory_worker",
         arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._run_dir: Path = settings.observability.run_dir
         self._run_dir.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ class WorkerProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
-                env=child_environment(settings),
+                env=child_environment(settings) | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

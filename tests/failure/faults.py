@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from tests.waiting import eventually
 from worker.localstack.processes import Process
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from worker.settings import Settings
@@ -39,6 +41,23 @@ def changed(settings: Settings, section: str, **values: object) -> Settings:
     return settings.model_copy(update={section: part})
 
 
+def clock_off(hours: int) -> dict[str, str]:
+    """Return the environment in which a process and its children have the time of day so far off.
+
+    The preloaded library answers for the C library, whoever asks; how long things take stays true.
+    """
+    package = importlib.util.find_spec("libfaketime")
+    assert package is not None
+    assert package.origin is not None
+    library = Path(package.origin).parent / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"{hours:+d}h",
+        "DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_FORCE_MONOTONIC_FIX": "0",
+    }
+
+
 class Crew:
     """The processes of one test; all are killed at its end."""
 
@@ -62,9 +81,16 @@ class Crew:
         for log in self._logs:  # pytest shows it with a failed test only
             sys.stderr.write(f"--- {log}\n{log.read_text()[-8_000:]}\n")
 
-    def worker(self, *arguments: str, settings: Settings | None = None) -> WorkerProcess:
+    def worker(
+        self,
+        *arguments: str,
+        settings: Settings | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> WorkerProcess:
         """Start a worker; it is not waited for."""
-        return self._start("tests.failure.faulty", "worker", *arguments, settings=settings)
+        return self._start(
+            "tests.failure.faulty", "worker", *arguments, settings=settings, environment=environment
+        )
 
     def bridge(self, *arguments: str, settings: Settings | None = None) -> WorkerProcess:
         """Start a bridge; it is not waited for."""
@@ -79,7 +105,11 @@ class Crew:
         return self._start("worker", "worker", settings=settings)
 
     def _start(
-        self, module: str, *arguments: str, settings: Settings | None = None
+        self,
+        module: str,
+        *arguments: str,
+        settings: Settings | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> WorkerProcess:
         # Each in a folder of its own: liveness files and logs are one process's.
         self._count += 1
@@ -88,7 +118,7 @@ class Crew:
         own = chosen.model_copy(
             update={"observability": chosen.observability.model_copy(update={"run_dir": run_dir})}
         )
-        process = WorkerProcess(own, module=module, arguments=arguments)
+        process = WorkerProcess(own, module=module, arguments=arguments, environment=environment)
         self._logs.append(process.log)
         return self._stack.enter_context(process)
 

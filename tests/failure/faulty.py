@@ -67,16 +67,6 @@ def _stop() -> None:
     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
-def put_clock_off(seconds: float) -> None:
-    """Shift `time.time` for everything that is imported after this call.
-
-    That is the clock by which Celery's transport stamps and judges messages. The operating system's
-    own clock cannot be another for one process without a preloaded library.
-    """
-    true = time.time
-    time.time = lambda: true() + seconds
-
-
 def slow_down(forward_s: float) -> None:
     """Make every forward pass of uploaded images take so much longer."""
     from worker.device import Device
@@ -96,12 +86,9 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=["worker", "bridge"])
     parser.add_argument("--stop-at", choices=[*WORKER_PHASES, *BRIDGE_PHASES])
-    parser.add_argument("--clock-off", type=float, default=0.0)
     parser.add_argument("--forward-s", type=float, default=0.0)
     parser.add_argument("--name", default=f"bridge-{os.getpid()}")
     options = parser.parse_args()
-    if options.clock_off:
-        put_clock_off(options.clock_off)
     if options.forward_s:
         slow_down(options.forward_s)
     if options.stop_at:

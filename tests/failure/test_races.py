@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.failure.faults import clock_off
 from tests.site import Site, png
+from tests.waiting import eventually
 from worker.ledger import State
 
 if TYPE_CHECKING:
@@ -34,10 +37,17 @@ def test_a_worker_whose_clock_is_an_hour_off_harms_nobody(
     hours: int, site: Site, crew: Crew, accounts: Accounts
 ) -> None:
     """Messages may come back too early for the others; leases are judged by Postgres' clock."""
-    keys = [f"{index}.png" for index in range(40)]
-    crew.worker("--clock-off", str(3600 * hours))
-    crew.worker()
-    for index, key in enumerate(keys):
+    keys = [f"{index}.png" for index in range(60)]
+    off = crew.worker(environment=clock_off(hours)).wait_until_ready()
+    (ready,) = off.events("worker_ready")
+    told = datetime.fromisoformat(ready["timestamp"]) - datetime.now(UTC)
+    assert abs(told - timedelta(hours=hours)) < timedelta(minutes=10)
+    for index, key in enumerate(keys[:30]):
+        site.upload(key, png(index))
+    eventually(lambda: bool(off.events("verdict")), timeout_s=60, what="a verdict")
+    true = crew.worker().wait_until_ready()
+    for index, key in enumerate(keys[30:], start=30):
         site.upload(key, png(index))
     assert accounts.check(keys, timeout_s=100) == {State.SCORED: len(keys)}
+    assert (off.process.poll(), true.process.poll()) == (None, None)
     assert site.ledger.backlog().recent_deaths == 0
