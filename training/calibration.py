@@ -3,6 +3,10 @@
 Thresholds are cross-fitted: every image they rest on was left out, with its whole source or
 generator family, of the training of the networks that scored it. What is stated for an operating
 point is therefore what happens on photographs from sources the detector has not met.
+
+Images may have been sampled unequally: `weights` float64 (N,) say how many each stands for, and
+without them each stands for itself. Weighing may tighten a threshold or widen an interval; it never
+makes either laxer than the plain count does.
 """
 
 from __future__ import annotations
@@ -53,43 +57,88 @@ class Logits:
         return np.asarray((weighted + fusion.bias) / fusion.temperature)
 
 
-def clopper_pearson(hits: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def clopper_pearson(
+    hits: float, total: float, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
     """Return the exact binomial interval of a rate (Clopper and Pearson, Biometrika 1934)."""
     tail = (1 - confidence) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, total - hits + 1))
-    high = 1.0 if hits == total else float(beta.ppf(1 - tail, hits + 1, total - hits))
+    low = 0.0 if hits <= 0 else float(beta.ppf(tail, hits, total - hits + 1))
+    high = 1.0 if hits >= total else float(beta.ppf(1 - tail, hits + 1, total - hits))
     return low, high
 
 
-def class_weights(generated: Flags) -> Floats:
+def effective_count(weights: Floats) -> float:
+    """Return how many equally weighted images weights (N,) are worth.
+
+    (sum of w)^2 / (sum of w^2) (Kish, Survey Sampling, 1965).
+    """
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A share of weighted images, with its 95 % interval."""
+
+    measured: float
+    low: float
+    high: float
+
+
+def flagged_rate(flagged: Flags, weights: Floats) -> Rate:
+    """Return the weighted share of flagged images, from masks and weights (N,).
+
+    Clopper and Pearson's interval at the effective number of images, as Korn and Graubard (Survey
+    Methodology 24, 1998) adapt it: p (1 - p) over the variance of the weighted share p. Kish's
+    number bounds it, for where nothing is flagged that variance is none. The interval is widened
+    to hold the one of the plain count.
+    """
+    hits, total = int(flagged.sum()), len(flagged)
+    plain_low, plain_high = clopper_pearson(hits, total)
+    worth = effective_count(weights)
+    inside, outside = weights[flagged], weights[~flagged]
+    heavy, light = inside.sum(), outside.sum()
+    if heavy and light:
+        spread = (inside**2).sum() * light / heavy + (outside**2).sum() * heavy / light
+        worth = min(worth, float(weights.sum() ** 2 / spread))
+    low, high = clopper_pearson(float(heavy * worth / weights.sum()), worth)
+    return Rate(
+        measured=float(heavy / weights.sum()), low=min(low, plain_low), high=max(high, plain_high)
+    )
+
+
+def class_weights(generated: Flags, weights: Floats | None = None) -> Floats:
     """Weight images so that both classes count alike: the fit is made at even odds."""
-    fakes = int(generated.sum())
-    reals = len(generated) - fakes
+    weights = np.ones(len(generated)) if weights is None else weights
+    fakes, reals = weights[generated].sum(), weights[~generated].sum()
     if not fakes or not reals:
         missing = "generated" if not fakes else "real"
         raise CalibrationError(f"no {missing} images to calibrate on: both classes are needed")
-    return np.where(generated, 0.5 / fakes, 0.5 / reals) * len(generated)
+    return np.where(generated, 0.5 / fakes, 0.5 / reals) * weights * len(generated)
 
 
-def fit_fusion(logits: Logits, calibration: CalibrationKind = "temperature") -> Fusion:
+def fit_fusion(
+    logits: Logits,
+    calibration: CalibrationKind = "temperature",
+    weights: Floats | None = None,
+) -> Fusion:
     """Fit the logistic fusion of the branch logits, at even odds.
 
     A branch that would enter with a negative weight (its logit argues backwards on data it was not
     trained on) is left out and keeps the weight 0.
     """
     names = sorted(logits.branches)
-    weights = class_weights(logits.generated)
+    even = class_weights(logits.generated, weights)
     used = list(names)
     while True:
         columns = np.column_stack([logits.branches[name] for name in used])
         model = LogisticRegression(C=1e3, max_iter=1000)
-        model.fit(columns, logits.generated, sample_weight=weights)
+        model.fit(columns, logits.generated, sample_weight=even)
         found = dict(zip(used, model.coef_[0].tolist(), strict=True))
         wrong = [name for name in used if found[name] < 0]
         if not wrong or len(used) == 1:
             break
         used = [name for name in used if name not in wrong] or used[:1]
-    centres = {name: float(np.average(logits.branches[name], weights=weights)) for name in names}
+    centres = {name: float(np.average(logits.branches[name], weights=even)) for name in names}
     fusion = Fusion(
         weights={name: max(0.0, found.get(name, 0.0)) for name in names},
         centres=centres,
@@ -97,63 +146,74 @@ def fit_fusion(logits: Logits, calibration: CalibrationKind = "temperature") -> 
     )
     fused = logits.fused(fusion)
     if calibration == "isotonic":
-        return fusion.model_copy(update={"isotonic": fit_isotonic(fused, logits)})
-    return fusion.model_copy(update={"temperature": fit_temperature(fused, logits)})
+        return fusion.model_copy(update={"isotonic": fit_isotonic(fused, logits, weights)})
+    return fusion.model_copy(update={"temperature": fit_temperature(fused, logits, weights)})
 
 
-def fit_isotonic(fused: Floats, logits: Logits) -> tuple[tuple[float, float], ...]:
+def fit_isotonic(
+    fused: Floats, logits: Logits, weights: Floats | None = None
+) -> tuple[tuple[float, float], ...]:
     """Fit the rising steps from fused logits (N,) to probabilities at even odds.
 
-    Returns (logit, probability) breakpoints (Zadrozny and Elkan, KDD 2002). Nothing is certain on N
-    images: probabilities stay 1/(2 N) away from 0 and 1.
+    Returns (logit, probability) breakpoints (Zadrozny and Elkan, KDD 2002). Nothing is certain on
+    images that are worth N: probabilities stay 1/(2 N) away from 0 and 1.
     """
     model = IsotonicRegression()
-    model.fit(fused, logits.generated, sample_weight=class_weights(logits.generated))
-    margin = 0.5 / len(fused)
+    model.fit(fused, logits.generated, sample_weight=class_weights(logits.generated, weights))
+    margin = 0.5 / (len(fused) if weights is None else effective_count(weights))
     probabilities = np.clip(model.y_thresholds_, margin, 1 - margin)
     return tuple(zip(model.X_thresholds_.tolist(), probabilities.tolist(), strict=True))
 
 
-def fit_temperature(fused: Floats, logits: Logits) -> float:
+def fit_temperature(fused: Floats, logits: Logits, weights: Floats | None = None) -> float:
     """Find the temperature that minimises the log loss of fused logits (N,) at even odds."""
-    weights = class_weights(logits.generated)
+    even = class_weights(logits.generated, weights)
     signs = np.where(logits.generated, 1.0, -1.0)
 
     def loss(log_temperature: float) -> float:
-        return float(weights @ np.logaddexp(0, -signs * fused / np.exp(log_temperature)))
+        return float(even @ np.logaddexp(0, -signs * fused / np.exp(log_temperature)))
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def operating_points(
-    fused: Floats, generated: Flags, targets: Sequence[float] = TARGETS
+    fused: Floats,
+    generated: Flags,
+    weights: Floats | None = None,
+    targets: Sequence[float] = TARGETS,
 ) -> tuple[OperatingPoint, ...]:
     """Place a threshold for every target rate, with the interval that the photographs allow.
 
-    The threshold is the smallest at which at most floor(target x reals) photographs are flagged; it
-    is tightened, as far as needed, until the upper limit of the rate supports the point.
+    The threshold is the smallest at which at most floor(target x reals) photographs, and at most
+    the target's share of their weight, are flagged; it is tightened, as far as needed, until the
+    upper limit of the rate supports the point.
     """
-    reals = np.sort(fused[~generated])[::-1]
+    weights = np.ones(len(generated)) if weights is None else weights
+    order = np.argsort(fused[~generated])[::-1]
+    reals, counted = fused[~generated][order], weights[~generated][order]
     if not len(reals):
         raise CalibrationError("no real images to place a threshold on")
+    places = np.arange(len(reals))
+    fakes, fakes_counted = fused[generated], weights[generated]
     points = []
     for target in targets:
         allowed = min(int(target * len(reals)), len(reals) - 1)
-        while allowed and not _supports(allowed, len(reals), target):
+        while allowed and not _supports(places < allowed, counted, target):
             allowed -= 1
         threshold = float(np.nextafter(reals[allowed], np.inf))
-        flagged = int((reals >= threshold).sum())
-        low, high = clopper_pearson(flagged, len(reals))
-        supported = _supports(flagged, len(reals), target)
+        rate = flagged_rate(reals >= threshold, counted)
+        supported = _supports(reals >= threshold, counted, target)
         points.append(
             OperatingPoint(
                 target=target,
                 threshold=threshold,
-                measured=flagged / len(reals),
-                low=low,
-                high=high,
+                measured=rate.measured,
+                low=rate.low,
+                high=rate.high,
                 reals=len(reals),
-                recall=float((fused[generated] >= threshold).mean()) if generated.any() else 0.0,
+                recall=float(fakes_counted[fakes >= threshold].sum() / fakes_counted.sum())
+                if len(fakes)
+                else 0.0,
                 supported=supported,
                 needs_reals=None if supported else reals_needed(target),
             )
@@ -162,15 +222,16 @@ def operating_points(
 
 
 def reals_needed(target: float) -> int:
-    """Count the photographs that support a point when none of them is flagged."""
+    """Count the photographs of equal weight that support a point when none of them is flagged."""
     total = 1
-    while not _supports(0, total, target):
+    while clopper_pearson(0, total)[1] > SUPPORT_FACTOR * target:
         total = total + max(1, total // 100)
     return total
 
 
-def _supports(flagged: int, reals: int, target: float) -> bool:
-    return clopper_pearson(flagged, reals)[1] <= SUPPORT_FACTOR * target
+def _supports(flagged: Flags, weights: Floats, target: float) -> bool:
+    fits = weights[flagged].sum() <= target * weights.sum()
+    return bool(fits) and flagged_rate(flagged, weights).high <= SUPPORT_FACTOR * target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
