@@ -35,6 +35,7 @@ MODULES = (
     "training",
     "audit",
     "moderation",
+    "keeping",
     "trainer",
 )
 

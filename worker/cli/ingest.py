@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,10 +181,13 @@ def bridge(
     """Move uploads from the ingest list to the ledger and the queue, until SIGTERM."""
     from worker.bridge import Bridge
     from worker.bridge_metrics import BridgeMetrics
+    from worker.celery_app import build_app
     from worker.exporter import Exporter
     from worker.health import BRIDGE_ALIVE
     from worker.logs import configure
     from worker.oversight import Oversight
+    from worker.publisher import CeleryPublisher
+    from worker.tracing import build_tracer
 
     services = _services(context)
     settings = services.settings
@@ -201,7 +205,9 @@ def bridge(
         from prometheus_client import start_http_server
 
         start_http_server(settings.observability.metrics_port, registry=metrics.registry)
+    tracer = build_tracer(settings.tracing, service="unlatent-bridge")
     with (
+        closing(tracer),
         _redis(settings) as redis,
         Exporter(
             ledger=services.ledger,
@@ -214,12 +220,13 @@ def bridge(
         Bridge(
             redis=redis,
             ledger=services.ledger,
-            publisher=services.publisher,
+            publisher=CeleryPublisher(build_app(settings), services.ledger, tracer),
             storage=services.storage,
             buckets=settings.s3.buckets,
             settings=settings.redis,
             metrics=metrics,
             name=name or f"{socket.gethostname()}-{os.getpid()}",
+            tracer=tracer,
         ).run(stop, alive=alive.touch)
 
 

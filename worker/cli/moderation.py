@@ -1,25 +1,19 @@
-"""`unlatent verdicts`, `review`, `decide`, `appeals`, `policy`, `link`, `webhooks`: no SQL needed.
+"""`unlatent verdicts`, `review`, `decide`, `appeals`, `policy`, `webhooks`: no SQL needed.
 
 Moderators point UNLATENT_POSTGRES__URL at their own login: the database knows them by it.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from detection.errors import SettingsError
+from worker.cli import asking
 from worker.cli import context as cli
 from worker.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from sqlalchemy import Engine
 
 commands = typer.Typer()
 appeals = typer.Typer(no_args_is_help=True, help="Open, list and close appeals.")
@@ -60,13 +54,13 @@ def verdicts(
             "AND (CAST(:tier AS text) IS NULL OR tier = :tier) LIMIT :limit"
         )
     values = {"image": image, "source": source, "label": label, "tier": tier, "limit": limit}
-    _show(context, query, values)
+    asking.show(context, query, values)
 
 
 @commands.command()
 def quality(context: typer.Context) -> None:
     """Tell each model's estimated recall with its 95 % interval."""
-    _show(context, "SELECT * FROM moderation.recall()")
+    asking.show(context, "SELECT * FROM moderation.recall()")
 
 
 @commands.command()
@@ -79,7 +73,7 @@ def review(
 ) -> None:
     """Show what waits for a person, claim images or give one back."""
     if release is not None:
-        _show(context, "SELECT moderation.release(:image) AS released", {"image": release})
+        asking.show(context, "SELECT moderation.release(:image) AS released", {"image": release})
         return
     columns = (
         "image_id, queue, source, label, round(score::numeric, 4) AS score, tier, claimed_by, "
@@ -92,7 +86,7 @@ def review(
             f"SELECT {columns} FROM moderation.review_queue "  # noqa: S608 - a constant
             "WHERE (CAST(:queue AS text) IS NULL OR queue = :queue) LIMIT :limit"
         )
-    _show(context, query, {"claim": claim, "queue": queue, "limit": limit})
+    asking.show(context, query, {"claim": claim, "queue": queue, "limit": limit})
 
 
 @commands.command()
@@ -108,7 +102,7 @@ def decide(
 ) -> None:
     """Decide an image, or overturn an earlier decision."""
     function = "overturn" if overturn else "decide"
-    _show(
+    asking.show(
         context,
         f"SELECT moderation.{function}(:image, :decision, :reason, :note) AS decision_id",
         {"image": image, "decision": decision, "reason": reason, "note": note},
@@ -118,7 +112,7 @@ def decide(
 @appeals.command("list")
 def list_appeals(context: typer.Context, limit: Limit = 20) -> None:
     """List appeals, open ones first."""
-    _show(
+    asking.show(
         context,
         "SELECT appeal_id, image_id, source, status, opened_at, appealed_decision_by, note "
         "FROM moderation.appeals ORDER BY status <> 'open', opened_at LIMIT :limit",
@@ -133,7 +127,7 @@ def open_appeal(
     note: Note = None,
 ) -> None:
     """Record that somebody appeals."""
-    _show(
+    asking.show(
         context,
         "SELECT moderation.open_appeal(:image, :note) AS appeal_id",
         {"image": image, "note": note},
@@ -149,7 +143,7 @@ def close_appeal(
     note: Note = None,
 ) -> None:
     """Close an appeal that somebody else's decision led to."""
-    _show(
+    asking.show(
         context,
         "SELECT moderation.close_appeal(:appeal, :outcome, :reason, :note) AS decision_id",
         {"appeal": appeal, "outcome": outcome, "reason": reason, "note": note},
@@ -159,14 +153,14 @@ def close_appeal(
 @policy.command("show")
 def show_policies(context: typer.Context) -> None:
     """List the policies in force and the sources where flagging is stopped."""
-    _show(
+    asking.show(
         context,
         "SELECT p.id, coalesce(p.source, '(every other)') AS source, p.review, p.flag, "
         "p.flag_high, p.audit_share, p.min_flag_share, p.max_flag_share, p.reason "
         "FROM app.policies p WHERE p.id = "
         "(SELECT max(x.id) FROM app.policies x WHERE x.source IS NOT DISTINCT FROM p.source)",
     )
-    _show(
+    asking.show(
         context,
         "SELECT source, opened_at AS flagging_stopped_since, flag_share, images "
         "FROM app.breakers WHERE closed_at IS NULL",
@@ -191,7 +185,7 @@ def preview(
     from worker.moderation import policies
 
     draft = policies.Draft(source=source, review=review, flag=flag, flag_high=flag_high)
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         seen = policies.preview(engine, draft, since=timedelta(days=days))
     typer.echo(f"{seen.verdicts} verdicts, {sum(c.images for c in seen.changes)} change tier")
     for change in seen.changes:
@@ -236,7 +230,7 @@ def set_policy(
         min_flag_share=min_flag_share,
         max_flag_share=max_flag_share,
     )
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         typer.echo(f"policy {policies.enact(engine, draft, reason=reason)} is in force")
 
 
@@ -249,7 +243,7 @@ def threshold(
     """Find the lowest score whose false-positive rate surely stays within a budget."""
     from worker.moderation import policies
 
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         found = policies.threshold_for(engine, false_positives=false_positives, source=source)
     typer.echo(f"{found:.6f}")
 
@@ -259,7 +253,7 @@ def check(context: typer.Context) -> None:
     """Look now, as beat does regularly, where the share of flags left its band; stop flagging."""
     from worker.moderation.flagging import check_breakers
 
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         trips = check_breakers(engine)
     for trip in trips:
         typer.echo(
@@ -280,60 +274,9 @@ def resume(
     """Let a source flag again after its circuit breaker opened."""
     from worker.moderation.flagging import resume_flagging
 
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         resumed = resume_flagging(engine, source, reason=reason, by=by)
     typer.echo(f"{source} flags again" if resumed else f"nothing was stopped for {source}")
-
-
-@commands.command()
-def link(
-    context: typer.Context,
-    image: Annotated[UUID, typer.Argument(help="The image.")],
-    minutes: Annotated[int, typer.Option(help="How long the links work.", min=1)] = 10,
-) -> None:
-    """Print links to the picture and its evidence that open in a browser for a while."""
-    from sqlalchemy import text
-
-    from worker.storage_s3 import S3Storage
-
-    storage = S3Storage(cli.of(context).settings().s3)
-    with _engine(context) as engine, engine.connect() as connection:
-        row = connection.execute(
-            text(
-                "SELECT i.bucket, i.key, v.evidence_uri FROM app.images i "
-                "LEFT JOIN app.verdicts v ON v.image_id = i.id AND v.evidence_uri IS NOT NULL "
-                "WHERE i.id = :image ORDER BY v.scored_at DESC NULLS LAST LIMIT 1"
-            ),
-            {"image": image},
-        ).one_or_none()
-    if row is None:
-        raise SettingsError(f"no image {image}")
-    typer.echo(storage.presign(row.bucket, row.key, expires_s=60 * minutes))
-    if row.evidence_uri is not None:
-        bucket, _, key = row.evidence_uri.removeprefix("s3://").partition("/")
-        typer.echo(storage.presign(bucket, key, expires_s=60 * minutes))
-
-
-@commands.command()
-def retain(
-    context: typer.Context,
-    erase: Annotated[UUID | None, typer.Option(help="Ask for this image's deletion first.")] = None,
-    reason: Annotated[str, typer.Option(help="Why it is deleted.")] = "on request",
-) -> None:
-    """Remove what is older than the settings keep, and finish requested deletions."""
-    from worker.moderation import retention
-    from worker.retraining.dataset_store import open_storage
-    from worker.retraining.erasure import SnapshotShards
-    from worker.storage_s3 import S3Storage
-
-    settings = cli.of(context).settings()
-    with _engine(context) as engine:
-        if erase is not None:
-            retention.request_erasure(engine, erase, reason=reason)
-        shards = SnapshotShards(engine, open_storage(settings), settings.training.bucket)
-        storage = S3Storage(settings.s3)
-        done = retention.Keeper(engine, storage, settings.retention, shards=shards).run()
-    typer.echo(f"{done.erased} erased, {done.originals} originals, {done.evidence} evidence")
 
 
 @webhooks.command()
@@ -346,7 +289,7 @@ def run(
     from worker.moderation.webhooks import Dispatcher
 
     settings = cli.of(context).settings()
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         dispatcher = Dispatcher(engine, settings.webhooks)
         typer.echo(f"{dispatcher.send_due()} delivered")
         if once:
@@ -366,7 +309,7 @@ def dead(context: typer.Context, limit: Limit = 100) -> None:
     """Count the outbox and list the messages that were given up."""
     from worker.moderation.webhooks import dead_letters, outbox_counts
 
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         counts = outbox_counts(engine)
         letters = dead_letters(engine, limit=limit)
     typer.echo(" ".join(f"{name}={count}" for name, count in counts.items()))
@@ -386,7 +329,7 @@ def replay(
     from worker.moderation import webhooks as sending
 
     since = None if hours is None else datetime.now(UTC) - timedelta(hours=hours)
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         count = sending.replay(engine, message_ids=message or (), since=since, dead=dead)
     typer.echo(f"{count} will be sent again")
 
@@ -401,7 +344,7 @@ def allow(
     """Let a login moderate."""
     from worker.moderation import moderators as people
 
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         people.allow(engine, name, sources=source, lead=lead)
 
 
@@ -412,7 +355,7 @@ def disallow(
     """Let a login see nothing any more."""
     from worker.moderation import moderators as people
 
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         typer.echo("done" if people.disallow(engine, name) else f"{name} was no moderator")
 
 
@@ -421,50 +364,7 @@ def list_moderators(context: typer.Context) -> None:
     """List who may moderate what."""
     from worker.moderation import moderators as people
 
-    with _engine(context) as engine:
+    with asking.engine(context) as engine:
         for one in people.allowances(engine):
             sources = "every source" if one.sources is None else ", ".join(one.sources)
             typer.echo(f"{one.moderator}: {sources}{' (lead)' if one.lead else ''}")
-
-
-@contextmanager
-def _engine(context: typer.Context) -> Iterator[Engine]:
-    """Yield connections; what the database refuses becomes one line, without the statement."""
-    from sqlalchemy import exc
-
-    from worker.database import build_engine
-
-    engine = build_engine(cli.of(context).settings().postgres, application_name="unlatent-cli")
-    try:
-        yield engine
-    except exc.DBAPIError as error:
-        message = str(error.orig).splitlines()[0]
-        hint = getattr(getattr(error.orig, "diag", None), "message_hint", None)
-        raise SettingsError(f"{message} ({hint})" if hint else message) from error
-    finally:
-        engine.dispose()
-
-
-def _show(context: typer.Context, query: str, values: dict[str, Any] | None = None) -> None:
-    """Run one statement and print its rows as a table."""
-    from sqlalchemy import text
-
-    with _engine(context) as engine, engine.begin() as connection:
-        result = connection.execute(text(query), values or {})
-        rows = [list(result.keys()), *([_cell(value) for value in row] for row in result)]
-    _table(rows)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else printable(str(value))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())

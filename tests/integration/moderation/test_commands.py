@@ -15,6 +15,7 @@ from detection.errors import SettingsError
 from worker.cli import build_app
 from worker.cli.context import Context
 from worker.moderation import configuration
+from worker.moderation.retention import UnderHold
 from worker.settings import Moderation
 
 if TYPE_CHECKING:
@@ -158,3 +159,36 @@ def test_operators_manage_people_webhooks_and_retention(
     with pytest.raises(SettingsError, match="WEBHOOKS__URL"):
         unlatent("webhooks", "run", "--once")
     assert "1 erased" in unlatent("retain", "--erase", str(image), "--reason", "her request")
+
+
+def test_a_lead_holds_an_image_against_everything(
+    unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
+) -> None:
+    """What is held is listed, cannot be deleted or held twice, and is let go by name and reason."""
+    image, lead, clerk = str(scored()), desk(lead=True), desk()
+    with pytest.raises(SettingsError, match="placed by a lead"):
+        unlatent("hold", image, "--reason", "mine", who=clerk)
+    unlatent("hold", image, "--reason", "court order 7", who=lead)
+    with pytest.raises(SettingsError, match=f"already, by {lead.name}: court order 7"):
+        unlatent("hold", image, "--reason", "court order 8", who=lead)
+    listed = unlatent("holds", who=clerk)
+    for told in (image, "web", lead.name, "court order 7"):
+        assert told in listed
+    with pytest.raises(UnderHold, match="lift it first"):
+        unlatent("retain", "--erase", image)
+    with pytest.raises(SettingsError, match="lifted by a lead"):
+        unlatent("unhold", image, "--reason", "mine", who=clerk)
+    assert "True" in unlatent("unhold", image, "--reason", "case closed", who=lead)
+    assert "False" in unlatent("unhold", image, "--reason", "case closed", who=lead)
+    assert image not in unlatent("holds", who=clerk)
+    history = unlatent("verdicts", "--image", image, who=clerk)
+    assert re.search(rf"legal hold +{lead.name} +court order 7", history)
+    assert re.search(rf"legal hold lifted +{lead.name} +case closed", history)
+    trail = lead.rows("SELECT action, actor, reason FROM moderation.audit_trail ORDER BY at")
+    assert [row for row in trail if "hold" in row[0]] == [
+        ("place_hold", lead.name, "court order 7"),
+        ("lift_hold", lead.name, "case closed"),
+    ]
+    assert "1 erased" in unlatent("retain", "--erase", image)
+    with pytest.raises(SettingsError, match="nothing left to hold"):
+        unlatent("hold", image, "--reason", "too late", who=lead)

@@ -440,19 +440,37 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION moderation.place_hold(image uuid, reason text) RETURNS void
+CREATE OR REPLACE FUNCTION moderation.place_hold(image uuid, reason text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
     found_image app.images := app.seen_image(who, image);
+    standing app.legal_holds;
+    placed bigint;
 BEGIN
     IF NOT who.lead OR reason IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'a legal hold is placed by a lead, with a reason';
     END IF;
+    -- A second one that did nothing would end with the first, and nobody would know.
+    SELECT * INTO standing FROM app.legal_holds h
+    WHERE h.image_id = found_image.id AND h.lifted_at IS NULL;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'image ' || image || ' is under a legal hold already, by '
+                || standing.placed_by || ': ' || standing.reason;
+    END IF;
+    IF EXISTS (
+        SELECT FROM app.erasures e
+        WHERE e.image_id = found_image.id AND e.objects_done_at IS NOT NULL
+    ) THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'image ' || image || ' is deleted: there is nothing left to hold';
+    END IF;
     INSERT INTO app.legal_holds (image_id, reason) VALUES (found_image.id, reason)
-    ON CONFLICT DO NOTHING;
-    PERFORM app.audit('place_hold', image, reason, '{}');
+    RETURNING id INTO placed;
+    PERFORM app.audit('place_hold', image, reason, jsonb_build_object('hold_id', placed));
+    RETURN placed;
 END
 $$;
 

@@ -135,6 +135,9 @@ FROM (
            jsonb_build_object('lifted_at', l.lifted_at, 'lifted_by', l.lifted_by)
     FROM app.legal_holds l
     UNION ALL
+    SELECT a.image_id, a.at, 9, 'legal hold lifted', a.actor, a.reason, a.detail
+    FROM app.audit_log a WHERE a.action = 'lift_hold'
+    UNION ALL
     SELECT e.image_id, e.requested_at, 8, 'erasure requested', e.requested_by, e.reason,
            jsonb_build_object('objects_done_at', e.objects_done_at,
                'rows_done_at', e.rows_done_at, 'shards_done_at', e.shards_done_at)
@@ -169,6 +172,14 @@ JOIN app.images i ON i.id = o.image_id
 LEFT JOIN app.appeals c ON c.appeal_id = o.appeal_id AND c.event <> 'opened'
 LEFT JOIN app.decisions d ON d.id = o.decision_id
 WHERE o.event = 'opened' AND VISIBLE(i.source);
+
+CREATE OR REPLACE VIEW moderation.holds WITH (security_barrier) AS
+SELECT
+    l.id AS hold_id, l.image_id, i.source, l.reason, l.placed_by, l.placed_at, l.lifted_by,
+    l.lifted_at
+FROM app.legal_holds l
+JOIN app.images i ON i.id = l.image_id
+WHERE VISIBLE(i.source);
 
 CREATE OR REPLACE VIEW moderation.model_quality WITH (security_barrier) AS
 WITH cells AS (
