@@ -160,6 +160,7 @@ def _build(
             source=original.source,
             label=original.label,
             side=original.side,
+            weight=original.weight,
             suffix=original.coding.suffix,
             image=original.data,
             reconstructions=made[original.key],

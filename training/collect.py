@@ -104,7 +104,7 @@ class KnownGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selected:
-    """One image of a snapshot; `weight` undoes how it was sampled in calibration and drift."""
+    """One image of a snapshot; `weight` says how many of its source's it stands for."""
 
     image_id: str
     sha256: str
@@ -173,7 +173,7 @@ def select(
                 why=why,
                 group=group,
                 side=where,
-                weight=1 / candidate.audit_share if candidate.audit_share else 1.0,
+                weight=_weight(candidate, why),
             )
         )
     return Selection(tuple(items), dict(left_out))
@@ -201,11 +201,14 @@ def _ruled(candidate: Candidate, policy: CollectPolicy) -> tuple[Label | None, s
     label = _by_time(candidate)[-1].label
     if label is Label.UNSURE:
         return None, "moderator_unsure"
+    # Whoever cleared a photograph of a trusted source found what the source vouches for. Were those
+    # left out of calibration, the champion's false accusations would be what is missing there.
+    vouched = label is Label.REAL and candidate.source in policy.trusted_sources
     sure = candidate.champion is not None and candidate.champion >= policy.sure_generated
     agreeing = sum(said is label for said in latest.values())
-    if label is Label.REAL and sure and agreeing < 2:
+    if label is Label.REAL and sure and not vouched and agreeing < 2:
         return None, "needs_second_person"
-    return label, Why.DECISION
+    return label, Why.TRUSTED_SOURCE if vouched else Why.DECISION
 
 
 def _by_time(candidate: Candidate) -> list[Ruling]:
@@ -217,6 +220,13 @@ def _fairly_sampled(candidate: Candidate, label: Label, why: Why) -> bool:
     if label is Label.GENERATED:
         return True
     return candidate.audit_share is not None or why is Why.TRUSTED_SOURCE
+
+
+def _weight(candidate: Candidate, why: Why) -> float:
+    # All photographs of a trusted source are taken, whatever the audit drew of them.
+    if why is Why.TRUSTED_SOURCE or not candidate.audit_share:
+        return 1.0
+    return 1 / candidate.audit_share
 
 
 def side_of(group: str, policy: CollectPolicy) -> Side:

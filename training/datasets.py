@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "dataset.json"
 #: What `<key>.json` says.
-_KNOWN = ("group", "source", "label", "side")
+_KNOWN = ("group", "source", "label", "side", "weight")
 SCHEMA_VERSION = 1
 
 
@@ -128,7 +128,10 @@ class Dataset(_Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleFiles:
-    """One sample: what is known of the original, its file, and each reconstruction's by aligner."""
+    """One sample: what is known of the original, its file, and each reconstruction's by aligner.
+
+    Shards that were written before there were weights hold none: each image stands for itself.
+    """
 
     key: str
     group: str
@@ -138,6 +141,7 @@ class SampleFiles:
     suffix: str
     image: bytes
     reconstructions: Mapping[str, bytes]
+    weight: float = 1.0
 
 
 def pack(samples: Iterable[SampleFiles]) -> bytes:
@@ -168,7 +172,7 @@ def unpack(data: bytes) -> Iterator[SampleFiles]:
             content = tar.extractfile(member)
             found.setdefault(key, {})[rest] = b"" if content is None else content.read()
     for key, parts in found.items():
-        known: dict[str, str] = json.loads(parts.pop("json"))
+        known: dict[str, Any] = json.loads(parts.pop("json"))
         first = f"{known['label']}."
         suffix = next(name for name in parts if name.startswith(first)).removeprefix(first)
         image = parts.pop(f"{first}{suffix}")
@@ -251,6 +255,7 @@ def _entry(file: SampleFiles, path: Path) -> Entry:
         set=file.source,
         family=file.source if file.label == GENERATED else "",
         group=file.group,
+        weight=file.weight,
     )
 
 

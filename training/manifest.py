@@ -36,13 +36,17 @@ FAMILY_OF_SET = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One labelled image; `family` is empty for real images."""
+    """One labelled image; `family` is empty for real images.
+
+    `weight` says how many images it stands for in calibration.
+    """
 
     path: Path
     label: str
     set: str
     family: str
     group: str
+    weight: float = 1.0
 
     @property
     def generated(self) -> bool:

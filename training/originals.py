@@ -64,7 +64,7 @@ class Original:
     """One labelled image: its key for ever, where it belongs, its pixels and its file's coding.
 
     `key` holds letters, digits, `-` and `_`; `data` is the image as it is stored; `side` is what a
-    data set uses it for.
+    data set uses it for; `weight` says how many images it stands for in calibration.
     """
 
     key: str
@@ -72,6 +72,7 @@ class Original:
     source: str
     label: str = REAL
     side: str = "training"
+    weight: float = 1.0
     pixels: Pixels
     coding: Coding
     data: bytes
@@ -85,6 +86,7 @@ def read_original(
     source: str,
     label: str = REAL,
     side: str = "training",
+    weight: float = 1.0,
 ) -> Original:
     """Decode an image; raises `Unreadable` naming its key."""
     try:
@@ -106,6 +108,7 @@ def read_original(
         source=source,
         label=label,
         side=side,
+        weight=weight,
         pixels=pixels,
         coding=coding,
         data=stored,

@@ -192,6 +192,8 @@ def test_calibration_takes_fair_samples_only() -> None:
             candidate(2, REAL, audit_share=0.005),
             candidate(3, source="studio"),
             candidate(4, ruling(Label.GENERATED)),
+            candidate(5, source="studio", audit_share=0.005),
+            candidate(6, ruling(Label.GENERATED), audit_share=0.1),
         ],
         policy,
     )
@@ -200,8 +202,19 @@ def test_calibration_takes_fair_samples_only() -> None:
         "image-2": 200.0,
         "image-3": 1.0,
         "image-4": 1.0,
+        "image-5": 1.0,  # the source's photographs are all there, drawn or not
+        "image-6": 10.0,
     }
     assert selection.left_out == {"not_sampled_for_calibration": 1}
+
+
+def test_a_false_accusation_in_a_trusted_source_stays_in_calibration() -> None:
+    """A trusted photograph that the champion is sure of, and one person cleared, is not lost."""
+    policy = replace(POLICY, evaluation=0.0, calibration=1.0)
+    accused = candidate(1, REAL, source="studio", champion=0.99)
+    (taken,) = select([accused], policy).items
+
+    assert (taken.label, taken.why, taken.weight) == (Label.REAL, Why.TRUSTED_SOURCE, 1.0)
 
 
 def test_a_poisoned_batch_is_cut_down() -> None:

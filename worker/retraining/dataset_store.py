@@ -95,4 +95,5 @@ class StoredOriginal:
             source=item.source,
             label=item.label,
             side=item.side,
+            weight=item.weight,
         )

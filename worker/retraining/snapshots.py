@@ -35,6 +35,7 @@ class StoredItem:
     label: str
     group: str
     side: str
+    weight: float = 1.0
 
 
 _STORED = (
@@ -48,7 +49,7 @@ _STORED = (
 )
 
 
-def _item(row: Row[*tuple[Any, ...]], side: str) -> StoredItem:
+def _item(row: Row[*tuple[Any, ...]], side: str, weight: float = 1.0) -> StoredItem:
     return StoredItem(
         image_id=row.id,
         bucket=row.bucket,
@@ -60,6 +61,7 @@ def _item(row: Row[*tuple[Any, ...]], side: str) -> StoredItem:
         label=row.label,
         group=row.group_key,
         side=side,
+        weight=weight,
     )
 
 
@@ -104,12 +106,18 @@ class Snapshots:
         """Return the images of a snapshot that have not been withdrawn since."""
         with transaction(self._engine) as connection:
             rows = connection.execute(
-                select(*_STORED, SnapshotItem.label, SnapshotItem.group_key, SnapshotItem.side)
+                select(
+                    *_STORED,
+                    SnapshotItem.label,
+                    SnapshotItem.group_key,
+                    SnapshotItem.side,
+                    SnapshotItem.weight,
+                )
                 .join(SnapshotItem, SnapshotItem.image_id == Image.id)
                 .where(SnapshotItem.snapshot_id == snapshot_id, Image.state == "scored")
                 .order_by(Image.id)
             ).all()
-        return [_item(row, row.side) for row in rows]
+        return [_item(row, row.side, row.weight) for row in rows]
 
     def pinned(self) -> list[StoredItem]:
         """Return the images of pinned reports; they are on the evaluation side for ever."""
