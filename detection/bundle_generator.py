@@ -7,7 +7,10 @@ conditioning tensors are in the bundle, and no text encoder is needed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
 
 from detection.bundle import Bundle, BundleError, sha256_of
 from detection.generator_folder import load_generator_folder
@@ -21,6 +24,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detection.generator import Generator
+    from detection.lare import LareConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lare:
+    """What error maps are computed with; noises are float32 (E, C, h, w), one a pass."""
+
+    config: LareConfig
+    generator: Generator
+    noises: Tensor
+
+
+def load_lare(bundle: Bundle, *, generators: Path | None = None) -> Lare | None:
+    """Load what a bundle's lare branch computes error maps with; None without that branch.
+
+    Raises as `load_bundle_generator` does, and `BundleError` when the noise bank is too small.
+    """
+    manifest = bundle.manifest
+    if manifest.lare is None or manifest.egre is None or manifest.generator is None:
+        return None
+    constants = load_file(bundle.path("constants.safetensors"))
+    noises = constants.pop("noise_bank").float()
+    if len(noises) < manifest.lare.ensemble:
+        raise BundleError(f"{bundle.folder}: the noise bank is smaller than the ensemble")
+    conditioning = {
+        name.removeprefix("conditioning."): value.float() for name, value in constants.items()
+    }
+    return Lare(
+        config=manifest.lare,
+        generator=load_bundle_generator(bundle, conditioning, generators=generators),
+        noises=noises[: manifest.lare.ensemble],
+    )
 
 
 def load_bundle_generator(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.bundle import Bundle, BundleError, load_bundle
-from detection.bundle_generator import load_bundle_generator
+from detection.bundle_generator import load_lare
 from detection.egre import Egre
 from detection.errors import PermanentError
 from detection.folding import fold_batch_norms
@@ -84,18 +84,9 @@ class Detector:
         self._chunk = CPU_CHUNK if torch.device(device).type == "cpu" else CHUNK
         self._egre: Egre | None = None
         self._aligned: AlignedNet | None = None
-        if manifest.lare and manifest.egre and manifest.generator:
-            constants = load_file(bundle.path("constants.safetensors"))
-            noises = constants.pop("noise_bank").float()
-            if len(noises) < manifest.lare.ensemble:
-                raise BundleError(f"{bundle.folder}: the noise bank is smaller than the ensemble")
-            conditioning = {
-                name.removeprefix("conditioning."): value.float()
-                for name, value in constants.items()
-            }
-            generator = load_bundle_generator(bundle, conditioning, generators=generators)
-            self._generator = self._place(generator)
-            self._noises = noises[: manifest.lare.ensemble].to(device)
+        if manifest.egre and (lare := load_lare(bundle, generators=generators)):
+            self._generator = self._place(lare.generator)
+            self._noises = lare.noises.to(device)
             self._egre = self._place(_load(Egre(manifest.egre), bundle.path("egre.safetensors")))
         if manifest.aligned:
             network = AlignedNet(manifest.aligned)

@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from detection.aligned import AlignedNet
 from detection.bundle import Bundle, Provenance
+from detection.bundle_generator import load_lare
 from detection.detector import Detector
 from detection.egre import Egre
-from detection.fusion import Fusion, OperatingPoint, find_point
-from detection.generator_folder import load_generator_folder
 from training.aligned_task import AlignedBatch, AlignedTask
 from training.calibration import (
     TARGETS,
@@ -32,12 +31,13 @@ from training.calibration import (
     operating_points,
     reals_needed,
 )
+from training.cards import challenger_card
 from training.early_stopping import EarlyStopping, Patience, mean_loss
 from training.finishing import code_revision, score_forms
 from training.lare_task import LareTask
-from training.lessons import Lare, LessonPlan, Lessons, prepare
+from training.lessons import LessonPlan, Lessons, prepare
 from training.loop import LoopConfig, fit
-from training.release import DRAFT_POINT, derive_bundle
+from training.release import DRAFT_POINT, derive_bundle, draft_fusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from detection.bundle_generator import Lare
     from training.calibration import CalibrationKind
     from training.datasets import SampleFiles
     from training.loop import Task
@@ -144,18 +145,11 @@ def networks(bundle: Bundle) -> dict[str, nn.Module]:
 
 
 def lare_of(champion: Bundle, device: str = "cpu") -> Lare | None:
-    """Load a bundle's generator and noises; None for a bundle without the lare branch."""
-    manifest = champion.manifest
-    if manifest.lare is None or manifest.generator is None or manifest.generator.folder is None:
-        return None
-    constants = load_file(champion.path("constants.safetensors"))
-    noises = constants.pop("noise_bank").float()[: manifest.lare.ensemble]
-    conditioning = {
-        name.removeprefix("conditioning."): value.float() for name, value in constants.items()
-    }
-    generator = load_generator_folder(champion.path(manifest.generator.folder), conditioning)
-    generator.eval().requires_grad_(requires_grad=False).to(device)
-    return Lare(config=manifest.lare, generator=generator, noises=noises)
+    """Load what a bundle's lare branch is taught with; None for a bundle without it."""
+    lare = load_lare(champion)
+    if lare is not None:
+        lare.generator.eval().requires_grad_(requires_grad=False).to(device)
+    return lare
 
 
 def _task(name: str, lessons: Lessons, recipe: ChallengerRecipe) -> Task | None:
@@ -196,7 +190,9 @@ def _tuned(
         return mean_loss(twin, task, weights, batches=recipe.validation_batches, device=device)
 
     stopping = (
-        None if held is None else EarlyStopping(run_dir, partial(loss_of, held), recipe.patience)
+        None
+        if held is None
+        else EarlyStopping(run_dir, partial(loss_of, held), recipe.patience, last=recipe.loop.steps)
     )
     if not file.is_file():
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -251,7 +247,7 @@ def calibrated(
         champion,
         weights,
         card="",
-        fusion=_plain(champion),
+        fusion=draft_fusion(champion.manifest.fusion.weights),
         operating_points=(DRAFT_POINT,),
     )
     forms = score_forms(Detector(draft, device=device), entries)
@@ -288,57 +284,9 @@ def calibrated(
         folder,
         champion,
         weights,
-        card=card(champion, points, provenance, figures),
+        card=challenger_card(champion, points, provenance, figures),
         fusion=fusion,
         operating_points=points,
         metrics={"challenger": {"calibration": figures, **origin.facts}},
         provenance=provenance,
     )
-
-
-def _plain(champion: Bundle) -> Fusion:
-    branches = list(champion.manifest.fusion.weights)
-    return Fusion(
-        weights=dict.fromkeys(branches, 1.0), centres=dict.fromkeys(branches, 0.0), bias=0.0
-    )
-
-
-def card(
-    champion: Bundle,
-    points: Sequence[OperatingPoint],
-    provenance: Provenance,
-    figures: Mapping[str, Any],
-) -> str:
-    """Write the challenger's card from its figures."""
-    manifest = champion.manifest
-    flag = find_point(points, manifest.policy.flag)
-    lines = [
-        f"# The bundle `{manifest.name}`, taught further",
-        "",
-        f"Fine-tuned from model version `{champion.model_version}` on a site's own images.",
-        "",
-        (
-            f"Calibrated on {figures['photographs']} photographs and {figures['generated']}"
-            " generated images that neither model trained on; each photograph counts by its worst"
-            " form (as uploaded, saved as JPEG 75, or as the web serves it)."
-        ),
-        "",
-        "| false-positive rate aimed at | found | interval | recall | state |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for point in points:
-        state = "published" if point.supported else f"unsupported, needs {point.needs_reals}"
-        lines.append(
-            f"| {point.target:.1%} | {point.measured:.2%} | {point.low:.2%} to {point.high:.2%} |"
-            f" {point.recall:.1%} | {state} |"
-        )
-    lines += [
-        "",
-        f"`generated` is said from {flag.name} on.",
-        "",
-        "* families seen in training: " + (", ".join(provenance.seen_families) or "none"),
-        f"* training data digest: `{provenance.snapshot_digest}`",
-        f"* terms of the data: {provenance.data_licence}",
-        "",
-    ]
-    return "\n".join(lines)

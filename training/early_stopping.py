@@ -41,14 +41,20 @@ class EarlyStopping:
     """The `stop` of `training.loop.fit`; what it found is in `run_dir` and survives a kill."""
 
     def __init__(
-        self, run_dir: Path, loss_of: Callable[[Mapping[str, Tensor]], float], patience: Patience
+        self,
+        run_dir: Path,
+        loss_of: Callable[[Mapping[str, Tensor]], float],
+        patience: Patience,
+        *,
+        last: int,
     ) -> None:
+        """Measure by `loss_of`; step `last`, the run's last, is measured whatever its number."""
         self._file = run_dir / BEST
-        self._loss_of, self._patience = loss_of, patience
+        self._loss_of, self._patience, self._last = loss_of, patience, last
 
     def __call__(self, step: int, weights: Mapping[str, Tensor]) -> bool:
         """Measure the weights when it is time to; True when training is to stop."""
-        if step % self._patience.every:
+        if step % self._patience.every and step != self._last:
             return False
         loss = self._loss_of(weights)
         best_step, best_loss = self.found()

@@ -27,6 +27,8 @@ BATCH = 16
 BOOTSTRAPS = 1000
 #: The form in which an image is scored as it was uploaded; the other forms are the tiers.
 RAW = "raw"
+#: The tiers that calibration images are scored in, beside that form.
+CALIBRATION_TIERS = ("clean", "web")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,9 @@ from training.calibration import (
     fit_fusion,
     operating_points,
 )
+from training.cards import bundle_card
 from training.evaluation import (
+    CALIBRATION_TIERS,
     RAW,
     Scored,
     auc,
@@ -57,14 +59,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CALIBRATION_TIERS = ("clean", "web")
-
 
 @dataclass(frozen=True, slots=True)
 class Forms:
     """The same N images scored in several forms: form name to scored images, in one order."""
 
     scored: Mapping[str, Scored]
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """How many images each one stands for (N,)."""
+        return np.array([entry.weight for entry in self.scored["clean"].entries])
 
     def pooled(self) -> Logits:
         """Every form as an image of its own, for fitting the fusion."""
@@ -128,7 +133,7 @@ def release(
         provenance=provenance,
         texts={
             "LICENSE-weights.md": (files("training") / "weights_licence.md").read_text("utf-8"),
-            "card.md": card(workshop, metrics, points, policy, provenance),
+            "card.md": bundle_card(workshop, metrics, points, policy, provenance),
         },
     )
 
@@ -262,128 +267,3 @@ def code_revision() -> str:
     command = ["git", "rev-parse", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip()
-
-
-def card(
-    workshop: Workshop,
-    metrics: Mapping[str, Any],
-    points: Sequence[OperatingPoint],
-    policy: LabelPolicy,
-    provenance: Provenance,
-) -> str:
-    """Write the bundle's card from its figures."""
-    calibration = metrics["calibration"]
-    lines = [
-        f"# The bundle `{workshop.recipe.name}`",
-        "",
-        "A latent-diffusion detector that fits a CPU: the lare branch (LaRE², arXiv 2403.17465) on",
-        "an autoencoder and a predictor of our own, and the aligned branch (arXiv 2410.11835) on",
-        "tiles at native resolution, fused and calibrated. Every figure below was computed by",
-        "`unlatent bundle` when it wrote this file; intervals are 95 %.",
-        "",
-        "## Operating points",
-        "",
-        "Thresholds rest on photographs that no branch trained on, most of them from sources that",
-        "no branch has met; each counts by its worst form (as uploaded, saved as JPEG 75, or as",
-        "the web serves it).",
-        "",
-        "| false-positive rate aimed at | found | interval | photographs | recall | state |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for point in points:
-        state = "published" if point.supported else f"unsupported, needs {point.needs_reals}"
-        lines.append(
-            f"| {point.target:.1%} | {point.measured:.2%} | {point.low:.2%} to {point.high:.2%} |"
-            f" {point.reals} | {point.recall:.1%} | {state} |"
-        )
-    lines += [
-        "",
-        (
-            f"`generated` is said from {find_point(points, policy.flag).name} on, `unsure` from"
-            f" {find_point(points, policy.doubt).name} on. Probabilities assume that"
-            f" {policy.prior:.0%} of the images are generated."
-        ),
-        "",
-        "## Images of generator families it trained on, prompts it did not",
-        "",
-        "| form | AUC | aligned alone | lare alone | fusion's gain | calibration error |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in (*CALIBRATION_TIERS, RAW):
-        part = calibration[name]
-        branches = part["auc_by_branch"]
-        lines.append(
-            f"| {name} | {_show(part['auc'])} | {_show(branches['aligned'])} |"
-            f" {_show(branches['lare'])} | {_show_gain(part['fusion_gain'])} |"
-            f" {part['expected_calibration_error']:.3f} |"
-        )
-    lines += [
-        "",
-        "Fusion's gain is in AUC over the better branch, with a paired bootstrap interval. That",
-        "branch is picked on these images, which understates the gain; the fusion was fitted on",
-        "them, which overstates it in this table, but not in the one of families never seen.",
-    ]
-    lines += ["", "| set (clean form) | AUC |", "| --- | --- |"]
-    lines += [
-        f"| {name} | {_show(value)} |" for name, value in calibration["clean"]["auc_by_set"].items()
-    ]
-    lines += _unseen_lines(workshop, metrics["unseen"])
-    lines += [
-        "",
-        "## Limits",
-        "",
-        "* Trained on few images, on a CPU. It is a real detector within the figures above and",
-        "  nothing beyond them: no ground for a sanction by itself.",
-        "* Families seen in training: " + ", ".join(provenance.seen_families) + ".",
-        "* Not measured: GANs, pixel-space diffusion, inpainted parts of photographs, drawings.",
-        (
-            "* Large photographs are read in at most"
-            f" {workshop.recipe.aligned.max_tiles} tiles of {workshop.recipe.aligned.tile} pixels."
-        ),
-        "",
-        "## Provenance",
-        "",
-        f"* training data digest: `{provenance.snapshot_digest}`",
-        f"* code revision: `{provenance.code_revision}`",
-        f"* terms of the data: {provenance.data_licence}",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _unseen_lines(workshop: Workshop, folds: Sequence[Mapping[str, Any]]) -> list[str]:
-    title = ["", "## Autoencoder families and photo sources it never saw (leave one out)", ""]
-    if not folds:
-        return [*title, "Not measured for this bundle."]
-    lines = [
-        *title,
-        (
-            f"Each fold trains from scratch for {workshop.recipe.fold_steps} steps (the released"
-            f" network: {workshop.recipe.aligned_loop.steps}) without one family and one source."
-        ),
-        "",
-        (
-            "| left out | form | AUC | aligned alone | lare alone | fusion's gain | recall at 1 % |"
-            " recall at 5 % |"
-        ),
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for fold in folds:
-        for tier, part in fold["tiers"].items():
-            branches = part["auc_by_branch"]
-            lines.append(
-                f"| {fold['family']}, {fold['source']} | {tier} | {_show(part['auc'])} |"
-                f" {_show(branches['aligned'])} | {_show(branches['lare'])} |"
-                f" {_show_gain(part['fusion_gain'])} |"
-                f" {_show(part['recall_at_1_percent'])} | {_show(part['recall_at_5_percent'])} |"
-            )
-    return lines
-
-
-def _show(figure: Mapping[str, float]) -> str:
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
-
-
-def _show_gain(figure: Mapping[str, Any]) -> str:
-    interval = f"{figure['low']:+.3f} to {figure['high']:+.3f}"
-    return f"{figure['value']:+.3f} ({interval}) over {figure['best_branch']}"

@@ -32,10 +32,8 @@ from training.transforms import GRID, Recipe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from torch import Tensor
-
+    from detection.bundle_generator import Lare
     from detection.generator import Generator
-    from detection.lare import LareConfig
     from training.datasets import SampleFiles
 
 #: Larger images are cut to a square of so many pixels: crops are taken from it.
@@ -55,15 +53,6 @@ class LessonPlan:
     validation: float = 0.15
     view_copies: int = 2
     partial_noise_images: int = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lare:
-    """What error maps are computed with."""
-
-    config: LareConfig
-    generator: Generator
-    noises: Tensor
 
 
 @dataclass(frozen=True, slots=True)

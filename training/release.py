@@ -22,7 +22,7 @@ from detection.detector import Detector
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from detection.egre import Egre
     from training.recipe import Workshop
 
-#: What a bundle that is only trained, not calibrated, says: its logits are read, its labels never.
-DRAFT_FUSION = Fusion(
-    weights={"aligned": 1.0, "lare": 1.0}, centres={"aligned": 0.0, "lare": 0.0}, bias=0.0
-)
+#: Of a bundle that is only trained, not calibrated: its logits are read, its labels never.
 DRAFT_POINT = OperatingPoint(
     target=0.5, threshold=0.0, measured=0.5, low=0.0, high=1.0, reals=0, recall=0.0, supported=True
 )
@@ -44,13 +41,19 @@ DRAFT_PROVENANCE = Provenance(
 )
 
 
+def draft_fusion(branches: Iterable[str]) -> Fusion:
+    """Return the plain sum of branches, for a bundle that is not calibrated yet."""
+    names = tuple(branches)
+    return Fusion(weights=dict.fromkeys(names, 1.0), centres=dict.fromkeys(names, 0.0), bias=0.0)
+
+
 def write_bundle(
     folder: Path,
     workshop: Workshop,
     aligned: AlignedNet,
     egre: Egre,
     *,
-    fusion: Fusion = DRAFT_FUSION,
+    fusion: Fusion | None = None,
     points: tuple[OperatingPoint, ...] = (DRAFT_POINT,),
     policy: LabelPolicy | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -59,8 +62,8 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle, replacing what is in `folder`, and load it back.
 
-    Weights are stored in half precision and computed with in float32; `texts` are the card and the
-    licence by file name.
+    Weights are stored in half precision and computed with in float32; without `fusion` it is a
+    draft; `texts` are the card and the licence by file name.
     """
     recipe = workshop.recipe
     shutil.rmtree(folder, ignore_errors=True)
@@ -85,7 +88,7 @@ def write_bundle(
         lare=recipe.lare,
         egre=recipe.egre,
         aligned=recipe.aligned,
-        fusion=fusion,
+        fusion=fusion or draft_fusion(("aligned", "lare")),
         operating_points=points,
         policy=policy or LabelPolicy(),
         metrics=dict(metrics or {}),

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from detection.bundle import Provenance
 from detection.fusion import LabelPolicy
 from training.calibration import Logits, fit_fusion, operating_points
-from training.evaluation import RAW, Scored
-from training.finishing import CALIBRATION_TIERS, Forms, _calibration_figures, card, fusion_gain
+from training.cards import bundle_card
+from training.evaluation import CALIBRATION_TIERS, RAW, Scored
+from training.finishing import Forms, _calibration_figures, fusion_gain
 from training.manifest import Entry
 from training.recipe import BundleRecipe, Workshop
 
@@ -71,7 +72,7 @@ def test_every_row_of_the_card_fills_its_header(tmp_path: Path) -> None:
     provenance = Provenance(
         snapshot_digest="", code_revision="", recipe="", seen_families=("alpha",), data_licence=""
     )
-    text = card(
+    text = bundle_card(
         workshop, {"calibration": figures, "unseen": unseen}, points, LabelPolicy(), provenance
     )
     columns = 0

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote_plus
 
 from PIL import Image
-from safetensors.torch import load_file
 
 from detection.errors import SettingsError
-from detection.generator_folder import load_generator_folder
+from training.challenger import lare_of
 from training.sampling import sample
 from worker.checking import find_files
 from worker.demo.photographs import PHOTOGRAPHS, package_folder
@@ -72,20 +71,14 @@ def generated(bundle: Bundle, folder: Path, *, count: int) -> Iterator[DemoUploa
 
     Raises `SettingsError` for a bundle without one.
     """
-    reference = bundle.manifest.generator
-    if reference is None or reference.folder is None:
+    lare = lare_of(bundle)
+    if lare is None:
         raise SettingsError(f"bundle {bundle.manifest.name} holds no generator to make images with")
-    constants = load_file(bundle.path("constants.safetensors"))
-    _, channels, height, width = constants.pop("noise_bank").shape
-    conditioning = {
-        name.removeprefix("conditioning."): value.float() for name, value in constants.items()
-    }
-    generator = load_generator_folder(bundle.path(reference.folder), conditioning)
-    generator.eval().requires_grad_(False)
+    _, channels, height, width = lare.noises.shape
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, count, SAMPLES_AT_ONCE):
         images = sample(
-            generator,
+            lare.generator,
             min(SAMPLES_AT_ONCE, count - start),
             shape=(channels, height, width),
             seed=SEED + start,
