@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,10 +19,15 @@ from training.calibration import (
     Logits,
     class_weights,
     clopper_pearson,
+    effective_count,
     fit_fusion,
+    flagged_rate,
     operating_points,
     reals_needed,
 )
+
+if TYPE_CHECKING:
+    from training.calibration import CalibrationKind
 
 
 def drawn(seed: int = 0, *, reals: int = 300, fakes: int = 100, informative: float = 2.0) -> Logits:
@@ -174,3 +181,133 @@ def test_one_kind_of_image_calibrates_nothing() -> None:
     logits = drawn(reals=10, fakes=0)
     with pytest.raises(CalibrationError, match="no generated images"):
         fit_fusion(logits)
+
+
+#: Ten audited photographs that stand for 20 each, beside 100 of a trusted source.
+AUDITED, TRUSTED = np.full(10, 20.0), np.ones(100)
+
+
+def test_the_effective_number_is_kishs() -> None:
+    """300^2 / 4100 by hand; weights of one are worth their count, whatever the unit."""
+    assert effective_count(np.r_[AUDITED, TRUSTED]) == pytest.approx(90_000 / 4_100)
+    assert effective_count(np.full(7, 3.0)) == 7
+
+
+def test_a_weighted_rate_by_hand() -> None:
+    """One audited and four trusted of 110 flagged: 24 of 300, at the variance's number of images.
+
+    The variance is (404 x 276 / 24 + 3696 x 24 / 276) / 300^2, with 404 and 3696 the sums of
+    squared weights that are flagged and that are not: 24/300 is worth as 18.1 images.
+    """
+    flagged = np.r_[np.arange(10) < 1, np.arange(100) < 4]
+    rate = flagged_rate(flagged, np.r_[AUDITED, TRUSTED])
+    worth = 90_000 / (404 * 276 / 24 + 3_696 * 24 / 276)
+    assert worth == pytest.approx(18.12, abs=0.005)
+    low, high = clopper_pearson(0.08 * worth, worth)
+    assert (rate.measured, rate.low, rate.high) == pytest.approx((0.08, low, high))
+    assert rate.high > binomtest(5, 110).proportion_ci(0.95, "exact").high
+
+
+def test_one_heavy_photograph_is_no_certainty() -> None:
+    """What a single image stands for rests on that image alone: the interval says so."""
+    weights = np.r_[1000.0, np.full(1000, 10.0)]
+    rate = flagged_rate(weights > 100, weights)
+    assert rate.measured == pytest.approx(1 / 11)
+    assert rate.high > 3 * rate.measured
+
+
+def test_nothing_flagged_is_worth_kishs_number() -> None:
+    """The upper limit is 1 - 0.025^(1/n) at the effective n, above the plain count's."""
+    rate = flagged_rate(np.zeros(110, dtype=bool), np.r_[AUDITED, TRUSTED])
+    assert (rate.measured, rate.low) == (0, 0)
+    assert rate.high == pytest.approx(1 - 0.025 ** (4_100 / 90_000))
+
+
+def test_a_heavy_photograph_tightens_the_threshold() -> None:
+    """100 photographs, 5 % allowed: five by count, but the highest stands for a tenth of all."""
+    fused = np.r_[np.arange(100.0), 200.0]
+    generated = np.arange(101) == 100
+    heavy = np.where(np.arange(101) == 99, 11.0, 1.0)
+    (plain,) = operating_points(fused, generated, targets=(0.05,))
+    (weighed,) = operating_points(fused, generated, heavy, targets=(0.05,))
+    assert (plain.threshold, plain.measured) == (np.nextafter(94.0, np.inf), 0.05)
+    assert (weighed.threshold, weighed.measured) == (np.nextafter(99.0, np.inf), 0.0)
+
+
+def test_a_light_photograph_never_loosens_the_threshold() -> None:
+    """Those above the plain threshold may weigh nothing much: it stays where the count puts it."""
+    fused = np.r_[np.arange(100.0), 200.0]
+    generated = np.arange(101) == 100
+    light = np.where(np.arange(101) >= 80, 0.01, 1.0)
+    (plain,) = operating_points(fused, generated, targets=(0.05,))
+    (weighed,) = operating_points(fused, generated, light, targets=(0.05,))
+    assert weighed.threshold == plain.threshold
+    assert weighed.measured < plain.measured
+    assert weighed.high >= plain.high
+
+
+def test_recall_counts_what_each_generated_image_stands_for() -> None:
+    """Three found that stand for one each, one missed that stands for nine: a quarter is found."""
+    fused = np.r_[np.zeros(100), 1.0, 1.0, 1.0, -1.0]
+    generated = np.arange(104) >= 100
+    weights = np.r_[np.ones(103), 9.0]
+    assert operating_points(fused, generated, weights)[-1].recall == 0.25
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), spread=st.sampled_from([1.0, 20.0, 200.0]))
+def test_weights_never_make_a_point_laxer(seed: int, spread: float) -> None:
+    """Whatever the weights: no lower threshold, no lower upper limit for what is flagged there."""
+    logits = drawn(seed, reals=120, fakes=30)
+    fused = logits.branches["aligned"]
+    weights = np.random.default_rng(seed).choice([1.0, spread], len(fused))
+    reals = fused[~logits.generated]
+    rows = zip(
+        operating_points(fused, logits.generated),
+        operating_points(fused, logits.generated, weights),
+        strict=True,
+    )
+    for plain, weighed in rows:
+        assert weighed.threshold >= plain.threshold
+        assert weighed.low <= weighed.measured <= weighed.high
+        hits = int((reals >= weighed.threshold).sum())
+        assert weighed.high >= binomtest(hits, 120).proportion_ci(0.95, "exact").high - 1e-12
+        if spread == 1:
+            assert weighed == plain
+
+
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def test_a_weight_is_as_good_as_copies(kind: CalibrationKind) -> None:
+    """An image that stands for three is fitted as three images are."""
+    logits = drawn(reals=60, fakes=40, informative=1.0)
+    copies = np.where(np.arange(100) % 4 == 0, 3, 1)
+    repeated = Logits(
+        {name: np.repeat(values, copies) for name, values in logits.branches.items()},
+        np.repeat(logits.generated, copies),
+    )
+    weighed = fit_fusion(logits, kind, copies.astype(float))
+    copied = fit_fusion(repeated, kind)
+    for values in (logits.branches, {"aligned": 1.0, "lare": -1.0}):
+        sample = {name: float(np.max(value)) for name, value in values.items()}
+        assert weighed.logit(sample) == pytest.approx(copied.logit(sample), rel=1e-3)
+    middle = [p for p in np.linspace(-2, 2, 9) if 0.1 < copied.probability(p, 0.5) < 0.9]
+    assert middle
+    for logit in middle:
+        assert weighed.probability(logit, 0.5) == pytest.approx(
+            copied.probability(logit, 0.5), abs=0.01
+        )
+    assert weighed.centres == pytest.approx(copied.centres)
+
+
+def test_weights_of_one_change_no_fit() -> None:
+    """A bundle whose images were all sampled alike is the very same."""
+    logits = drawn()
+    assert fit_fusion(logits, "isotonic", np.ones(400)) == fit_fusion(logits, "isotonic")
+    assert fit_fusion(logits, weights=np.ones(400)) == fit_fusion(logits)
+
+
+def test_steps_are_no_surer_than_the_images_are_worth() -> None:
+    """100 images worth 21.95 of equal weight: no probability nearer to 0 or 1 than 1/(2 x that)."""
+    logits = drawn(reals=100, fakes=10, informative=3.0)
+    fusion = fit_fusion(logits, "isotonic", np.r_[TRUSTED, AUDITED])
+    assert fusion.isotonic[-1][1] == pytest.approx(1 - 0.5 * 4_100 / 90_000)
