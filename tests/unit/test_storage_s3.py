@@ -120,6 +120,7 @@ def test_a_fault_that_stays_is_transient(fault: Answer) -> None:
     [
         (refused(403, "AccessDenied"), AccessDenied),
         (refused(403, "InvalidAccessKeyId"), AccessDenied),
+        (refused(403, "RequestTimeTooSkewed"), AccessDenied),
         (refused(400, "ExpiredToken"), AccessDenied),
         (refused(404, "NoSuchBucket"), AccessDenied),
         (refused(404, "NoSuchKey"), ObjectMissing),
