@@ -31,8 +31,8 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 
 lock: venv ## Resolve pyproject.toml into requirements.lock, and the image's part of it
 	$(UV_COMPILE) pyproject.toml --extra dev --output-file requirements.lock
-	$(UV_COMPILE) pyproject.toml --extra service --constraint requirements.lock --no-annotate \
-		--output-file deploy/requirements.lock
+	$(UV_COMPILE) pyproject.toml --extra service --extra tracing --constraint requirements.lock \
+		--no-annotate --output-file deploy/requirements.lock
 	echo hatchling | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
 		--output-file deploy/build.lock
 

@@ -27,6 +27,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from detection.errors import PermanentError, TransientError
 from worker.events import MAX_ENTRY_BYTES, Ignored, parse
 from worker.ledger import Removal, Upload
+from worker.tracing import NO_TRACER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from worker.publisher import Publisher
     from worker.settings import Redis as RedisSettings
     from worker.storage import Storage
+    from worker.tracing import Tracer
 
 _log = structlog.get_logger(__name__)
 
@@ -98,6 +100,7 @@ class Bridge:
         settings: RedisSettings,
         metrics: BridgeMetrics,
         name: str,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
@@ -105,6 +108,7 @@ class Bridge:
         self._storage = storage
         self._buckets = frozenset(buckets)
         self._metrics = metrics
+        self._tracer = tracer
         self._name = name
         self._rejected_max = settings.rejected_max
         self._ingest = settings.key_prefix + settings.ingest_key
@@ -181,6 +185,7 @@ class Bridge:
 
     def _work_on(self, key: str, *, publish: bool) -> int:
         """Do the entries at the head of a list and remove them; those that must wait stay."""
+        read_at = time.monotonic()
         # The client is built without decode_responses, which its types cannot tell.
         raws = cast(
             "list[bytes]", self._redis.eval(_HEAD, 1, key, str(BATCH), str(MAX_ENTRY_BYTES))
@@ -198,7 +203,7 @@ class Bridge:
                 waits_for = error
                 continue
             done.append(raw)
-        self._keep(events, publish=publish)
+        self._keep(events, publish=publish, read_at=read_at)
         for raw, refusal in refused:
             self._reject(raw, refusal)
         if done:
@@ -224,17 +229,22 @@ class Bridge:
             content_type=event.content_type or facts.content_type,
         )
 
-    def _keep(self, events: list[Event], *, publish: bool) -> None:
+    def _keep(self, events: list[Event], *, publish: bool, read_at: float) -> None:
         """Commit events in their order, then publish what has no message yet."""
         unpublished: list[Registration] = []
         for kind, group in groupby(events, key=type):
             if kind is Upload:
                 uploads = [event for event in group if isinstance(event, Upload)]
+                asked_at = time.monotonic()
                 answers = self._ledger.register(uploads)
                 created = sum(answer.created for answer in answers)
                 self._metrics.registered.inc(created)
                 self._metrics.duplicates.inc(len(answers) - created)
-                unpublished += [answer for answer in answers if answer.unpublished]
+                unpublished += [
+                    self._traced(upload, answer, read_at=read_at, asked_at=asked_at)
+                    for upload, answer in zip(uploads, answers, strict=True)
+                    if answer.unpublished
+                ]
             elif kind is Removal:
                 removals = [event for event in group if isinstance(event, Removal)]
                 self._metrics.withdrawn.inc(self._ledger.withdraw(removals))
@@ -245,6 +255,21 @@ class Bridge:
         once = list({answer.image_id: answer for answer in unpublished}.values())
         if publish and once:
             self._metrics.published.inc(self._publisher.publish(once))
+
+    def _traced(
+        self, upload: Upload, answer: Registration, *, read_at: float, asked_at: float
+    ) -> Registration:
+        """Begin the trace of an image that gets its first message, or go on with its producer's."""
+        now = time.monotonic()
+        entry = self._tracer.record(
+            "ingest",
+            begun_s=read_at,
+            ended_s=now,
+            parent=upload.traceparent,
+            image_id=str(answer.image_id),
+        )
+        self._tracer.record("register", begun_s=asked_at, ended_s=now, parent=entry)
+        return replace(answer, traceparent=entry)
 
     def _reject(self, raw: bytes, error: PermanentError) -> None:
         """Count a refused entry and keep the beginning of it with the reason."""

@@ -54,11 +54,13 @@ class Client:
         uploader: str | None = None,
         priority: bool = False,
         sha256: str | None = None,
+        traceparent: str | None = None,
     ) -> UUID:
         """Write the upload's row and nudge the bridge; return the image's id.
 
         From the return on, the upload ends in a terminal state: when Redis is away, the sweeper
         starts the check a little later. Submitting the same object again returns the same id.
+        `traceparent` (W3C) lets the upload's trace go on to its verdict.
         Raises `EventError` for an upload that the service would refuse, and `LedgerUnavailable`
         when Postgres is away (nothing is written then).
         """
@@ -74,6 +76,7 @@ class Client:
                 uploader=uploader,
                 priority=priority,
                 sha256=sha256,
+                traceparent=traceparent,
             )
         )
         # The row must be the one that the bridge would write for the event.

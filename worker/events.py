@@ -46,7 +46,7 @@ VAGUE_CONTENT_TYPES = frozenset({"application/octet-stream", "binary/octet-strea
 OWN_EVENT_FIELDS = frozenset(
     {
         "v", "id", "bucket", "key", "version_id", "etag", "sequencer", "size", "content_type",
-        "sha256", "source", "uploader", "priority", "uploaded_at",
+        "sha256", "source", "uploader", "priority", "uploaded_at", "traceparent",
     }
 )  # fmt: skip
 
@@ -195,6 +195,7 @@ def _own(value: dict[str, Any]) -> Event:
         uploader=_text(value, "uploader"),
         priority=_flag(value, "priority"),
         uploaded_at=_time(value, "uploaded_at"),
+        traceparent=_text(value, "traceparent"),
     )
     return _if_image(upload)
 
@@ -215,6 +216,7 @@ def own_event(upload: Upload) -> bytes:
         "uploader": upload.uploader,
         "priority": upload.priority,
         "uploaded_at": upload.uploaded_at and upload.uploaded_at.isoformat(),
+        "traceparent": upload.traceparent,
     }
     return json.dumps({name: value for name, value in values.items() if value is not None}).encode()
 

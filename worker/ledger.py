@@ -85,6 +85,7 @@ class Upload:
     `etag` is unquoted; at least one of `version_id` and `etag` is set before an upload is
     registered (the bridge completes it by HEAD). `sequencer` is S3's hexadecimal order of events
     for one key. `sha256` is the checksum the producer claims, hex, to be verified after the fetch.
+    `traceparent` is the producer's trace, if it has one; the ledger does not keep it.
     """
 
     bucket: str
@@ -99,6 +100,7 @@ class Upload:
     uploader: str | None = None
     priority: bool = False
     uploaded_at: datetime | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +108,15 @@ class Registration:
     """What became of one registered upload; `created` is False for duplicates and stale events.
 
     `unpublished` is True when the row is pending and no message was ever sent for it: the caller
-    publishes it and then calls `mark_published`.
+    publishes it and then calls `mark_published`. `traceparent` is the trace that its message goes
+    on with; the ledger does not know it.
     """
 
     image_id: UUID
     created: bool
     priority: bool = False
     unpublished: bool = False
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,6 +335,9 @@ class Ledger(Protocol):
 
     def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
         """Note where a verdict's evidence lies; False when the image is to be erased."""
+
+    def in_review(self, image_id: UUID) -> bool:
+        """Say whether the image waits for a person to look at it."""
 
     def end(
         self,

@@ -307,6 +307,7 @@ def count_deaths(connection: Connection, when: ColumnElement[bool]) -> int:
 
 def _upload_columns(upload: Upload) -> dict[str, Any]:
     columns = asdict(upload)
+    del columns["traceparent"]
     columns["size_bytes"] = columns.pop("size")
     columns["claimed_sha256"] = columns.pop("sha256")
     return columns

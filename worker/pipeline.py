@@ -35,6 +35,7 @@ from worker.ledger import (
 )
 from worker.shadow import in_share
 from worker.storage import AccessDenied, ObjectReplaced, StorageForbidden
+from worker.tracing import NO_TRACER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from worker.metrics import Metrics
     from worker.settings import Settings
     from worker.storage import Storage
+    from worker.tracing import Tracer
 
 _log = structlog.get_logger(__name__)
 
@@ -116,6 +118,7 @@ class Pipeline:
         worker: str,
         waiting: Callable[[], int],
         evidence: EvidenceKeeper | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -127,6 +130,7 @@ class Pipeline:
         self._worker = worker
         self._waiting = waiting
         self._evidence = evidence
+        self._tracer = tracer
         self._gate = Gate()
         self._stopping = threading.Event()
 
@@ -217,6 +221,7 @@ class Pipeline:
         return answer
 
     def _work(self, job: _Job) -> None:
+        self._tracer.note(attempt=job.lease.attempt)
         with structlog.contextvars.bound_contextvars(attempt=job.lease.attempt):
             self._outcome(job)
 
@@ -238,10 +243,13 @@ class Pipeline:
 
     def _judge(self, job: _Job) -> None:
         begun = time.monotonic()
-        data = self._fetch(job)
+        with self._tracer.span("fetch"):
+            data = self._fetch(job)
         fetched = time.monotonic()
         self._metrics.fetch.observe(fetched - begun)
-        with self._decode(job, data) as decoded:
+        with self._tracer.span("decode"):
+            decoding = self._decode(job, data)
+        with decoding as decoded:
             del data  # the compressed bytes are not worth keeping beside the pixels
             ready = time.monotonic()
             self._metrics.decode.observe(ready - fetched)
@@ -250,7 +258,10 @@ class Pipeline:
                 decoded.facts.sha256, model_version=job.model_version or self._device.model_version
             )
             if known is not None:
-                self._note(job, self._reuse(job, known, decoded, timings_ms))
+                reused = self._reuse(job, known, decoded, timings_ms)
+                self._note(job, reused)
+                if self._evidence is not None:
+                    self._evidence.copy(reused, known)
                 return
             work = Work(
                 lease=job.lease,
@@ -262,6 +273,7 @@ class Pipeline:
                 model_version=job.model_version,
             )
             verdict = self._score(work, self._left_s(job))
+            self._trace(work, verdict)
             self._note(job, verdict)
             if self._evidence is not None:
                 self._evidence.keep(verdict, work.pixels)
@@ -275,7 +287,16 @@ class Pipeline:
             future.cancel()
             raise ScoringTimeout from error
 
+    def _trace(self, work: Work, verdict: Verdict) -> None:
+        """Add what the device thread did; it only measures, and has no time for more."""
+        batched = work.submitted_at + verdict.timings_ms["batch_wait"] / 1000
+        forwarded = batched + verdict.timings_ms["forward"] / 1000
+        self._tracer.record("batch", begun_s=work.submitted_at, ended_s=batched)
+        self._tracer.record("forward", begun_s=batched, ended_s=forwarded)
+        self._tracer.record("persist", begun_s=forwarded, ended_s=time.monotonic())
+
     def _note(self, job: _Job, verdict: Verdict) -> None:
+        self._tracer.note(model_version=verdict.model_version)
         self._metrics.verdicts.labels(verdict.label, verdict.model_version, job.role).inc()
         _log.info(
             "verdict",
@@ -372,12 +393,13 @@ class Pipeline:
             lease_id=job.lease.lease_id,
             facts=decoded.facts,
             role=job.role,
-            # The other image's: it goes when that image is erased.
+            # The other image's; this one gets a copy.
             evidence_uri=None,
             reused_from=known.reused_from or known.image_id,
             timings_ms=timings_ms,
         )
-        self._ledger.record([verdict])
+        with self._tracer.span("persist"):
+            self._ledger.record([verdict])
         self._metrics.reused.inc()
         return verdict
 
@@ -391,6 +413,7 @@ class Pipeline:
             lambda: self._ledger.end(lease, state=state, reason=error.reason, detail=str(error))
         )
         self._metrics.failures.labels(error.reason).inc()
+        self._tracer.note(reason=error.reason)
         _log.info("ended", state=state.value, reason=error.reason, detail=str(error))
 
     def _give_back(self, lease: Lease, error: TransientError | SchemaOutdated) -> None:

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from detection.errors import TransientError
 from worker import queues
+from worker.tracing import NO_TRACER, message_headers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from worker.ledger import Ledger, Registration
+    from worker.tracing import Tracer
 
 
 class QueueUnavailable(TransientError):
@@ -36,9 +38,10 @@ class Publisher(Protocol):
 class CeleryPublisher:
     """Publishes by task name, so that it needs none of the worker's code."""
 
-    def __init__(self, app: Celery, ledger: Ledger) -> None:
+    def __init__(self, app: Celery, ledger: Ledger, tracer: Tracer = NO_TRACER) -> None:
         self._app = app
         self._ledger = ledger
+        self._tracer = tracer
 
     def publish(self, registrations: Sequence[Registration]) -> int:
         """Send checks, priority uploads to their own queue, and stamp what was sent."""
@@ -46,7 +49,7 @@ class CeleryPublisher:
         try:
             for registration in registrations:
                 queue = queues.SCORE_PRIORITY if registration.priority else queues.SCORE
-                self._send(queues.SCORE_TASK, registration.image_id, queue)
+                self._send(queues.SCORE_TASK, registration, queue)
                 sent.append(registration.image_id)
         finally:
             if sent:
@@ -56,12 +59,16 @@ class CeleryPublisher:
     def publish_rescore(self, registrations: Sequence[Registration]) -> int:
         """Send rescoring; nothing is stamped, because the rows are already scored."""
         for registration in registrations:
-            self._send(queues.RESCORE_TASK, registration.image_id, queues.BACKFILL)
+            self._send(queues.RESCORE_TASK, registration, queues.BACKFILL)
         return len(registrations)
 
-    def _send(self, task: str, image_id: UUID, queue: str) -> None:
+    def _send(self, task: str, registration: Registration, queue: str) -> None:
+        image_id = str(registration.image_id)
+        parent = registration.traceparent
         try:
-            self._app.send_task(task, args=[str(image_id)], queue=queue)
+            with self._tracer.span("publish", parent=parent, image_id=image_id):
+                headers = message_headers(self._tracer)
+                self._app.send_task(task, args=[image_id], queue=queue, headers=headers)
         except (OperationalError, RedisError, OSError) as error:
             raise QueueUnavailable(f"no message for image {image_id}: {error}") from error
 

@@ -45,6 +45,7 @@ from worker.storage_s3 import S3Storage
 from worker.succession import Succession, first_model
 from worker.sweeper import Sweeper
 from worker.tasks import register_tasks
+from worker.tracing import build_tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,7 +85,9 @@ def run_worker(
     worker_name = f"{socket.gethostname()}:{os.getpid()}"
     metrics = Metrics()
     health = Health(settings.observability.run_dir)
+    tracer = build_tracer(settings.tracing, service="unlatent-worker")
     with ExitStack() as stack:
+        stack.callback(tracer.close)
         engine = build_engine(settings.postgres, application_name="unlatent-worker")
         stack.callback(engine.dispose)
         deaths = DeathPolicy(
@@ -141,6 +144,7 @@ def run_worker(
             worker=worker_name,
             waiting=messages.waiting,
             evidence=evidence_keeper(settings, storage=storage, ledger=ledger, metrics=metrics),
+            tracer=tracer,
         )
         use_places()
         app = build_app(settings)
@@ -149,13 +153,14 @@ def run_worker(
             pipeline=pipeline,
             sweeper=Sweeper(
                 ledger=ledger,
-                publisher=CeleryPublisher(app, ledger),
+                publisher=CeleryPublisher(app, ledger, tracer),
                 messages=messages,
                 settings=settings.queue,
                 metrics=metrics,
             ),
             check_breakers=partial(check_breakers, engine),
             measure_drift=lambda: drift.record(engine, drift.measure(engine, settings.drift)),
+            tracer=tracer,
         )
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
         metrics.watch("paused", "1 while storage denies everything.", lambda: breaker.is_open)

@@ -122,6 +122,17 @@ class Observability(Section):
     run_dir: Path = Path("var/run")
 
 
+class Tracing(Section):
+    """Traces from event to verdict; without the address of a collector there are none.
+
+    `endpoint` is a collector that speaks OTLP over HTTP, without the path. Of the traces that begin
+    here `sample_share` are kept; one that a producer began is kept as it says.
+    """
+
+    endpoint: str = Field(default="", pattern="^(https?://.+)?$")
+    sample_share: float = Field(default=1.0, ge=0, le=1)
+
+
 class Moderation(Section):
     """What moderators see; addresses are templates with {id}, {bucket} and {key}.
 
@@ -226,6 +237,7 @@ class Settings(BaseSettings):
     scoring: Scoring = Scoring()
     queue: Queue = Queue()
     observability: Observability = Observability()
+    tracing: Tracing = Tracing()
     moderation: Moderation = Moderation()
     webhooks: Webhooks = Webhooks()
     retention: Retention = Retention()

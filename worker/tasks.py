@@ -11,14 +11,17 @@ from celery.exceptions import Reject
 from detection.errors import TransientError
 from worker import queues
 from worker.storage import StorageForbidden
+from worker.tracing import NO_TRACER, check_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery import Celery
+    from celery.app.task import Context
 
     from worker.pipeline import Pipeline
     from worker.sweeper import Sweeper
+    from worker.tracing import Tracer
 
 _log = structlog.get_logger(__name__)
 
@@ -42,6 +45,7 @@ def register_tasks(
     sweeper: Sweeper,
     check_breakers: Callable[[], object],
     measure_drift: Callable[[], object],
+    tracer: Tracer = NO_TRACER,
 ) -> None:
     """Give a worker's application its tasks."""
     # A retry waits unacknowledged: beyond the visibility timeout it would be there twice.
@@ -50,11 +54,11 @@ def register_tasks(
 
     @app.task(name=queues.SCORE_TASK, **retrying)
     def score(image_id: str) -> None:
-        _check(pipeline.score, image_id)
+        _check(pipeline.score, image_id, tracer, score.request)
 
     @app.task(name=queues.RESCORE_TASK, **retrying)
     def rescore(image_id: str) -> None:
-        _check(pipeline.rescore, image_id)
+        _check(pipeline.rescore, image_id, tracer, rescore.request)
 
     # Not retried: the next tick is.
     @app.task(name=queues.SWEEP_TASK, shared=False, throws=(TransientError,))
@@ -70,15 +74,17 @@ def register_tasks(
         measure_drift()
 
 
-def _check(check: Callable[[UUID], None], image_id: str) -> None:
+def _check(check: Callable[[UUID], None], image_id: str, tracer: Tracer, request: Context) -> None:
     with structlog.contextvars.bound_contextvars(image_id=image_id):
         try:
             wanted = UUID(image_id)
         except (ValueError, AttributeError, TypeError):
             _log.error("not_an_image_id")
             return
+        headers = request.headers or {}
         try:
-            check(wanted)
+            with check_span(tracer, headers, image_id=image_id, retries=request.retries):
+                check(wanted)
         except StorageForbidden as error:
             # This worker is paused: the message goes back, for another one or for later.
             raise Reject(str(error), requeue=True) from error
