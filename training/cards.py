@@ -108,8 +108,10 @@ def challenger_card(
         "",
         (
             f"Calibrated on {figures['photographs']} photographs and {figures['generated']}"
-            " generated images that neither model trained on; each photograph counts by its worst"
-            " form (as uploaded, saved as JPEG 75, or as the web serves it)."
+            " generated images that neither model trained on. An image counts as often as the share"
+            " says that it was sampled with, which makes the photographs worth"
+            f" {figures['effective_photographs']:g}; a photograph counts by its worst form (as"
+            " uploaded, saved as JPEG 75, or as the web serves it)."
         ),
         "",
         *_operating_points(points),

@@ -26,12 +26,14 @@ from training.calibration import (
     TARGETS,
     CalibrationError,
     class_weights,
+    effective_count,
     expected_calibration_error,
     fit_fusion,
     operating_points,
     reals_needed,
 )
 from training.cards import challenger_card
+from training.curves import HELD_BACK, Curves
 from training.early_stopping import EarlyStopping, Patience, mean_loss
 from training.finishing import code_revision, score_forms
 from training.lare_task import LareTask
@@ -189,41 +191,43 @@ def _tuned(
     def loss_of(task: Task, weights: Mapping[str, Tensor]) -> float:
         return mean_loss(twin, task, weights, batches=recipe.validation_batches, device=device)
 
-    stopping = (
-        None
-        if held is None
-        else EarlyStopping(run_dir, partial(loss_of, held), recipe.patience, last=recipe.loop.steps)
-    )
-    if not file.is_file():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        beside_gpu = torch.device(device).type == "cuda"
-        loop = replace(recipe.loop, loader_workers=LOADERS_BESIDE_GPU if beside_gpu else 0)
-        weights = fit(
-            network,
-            task,
-            loop,
-            run_dir,
-            device=device,
-            on_step=on_step,
-            stop=stopping,
-        )
-        kept = weights if stopping is None else stopping.best()
-        kept = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
-        aside = file.with_suffix(".part")
-        save_file(kept, aside)
-        aside.replace(file)
+    with Curves(run_dir, HELD_BACK) as curves:
+        stopping = None
+        if held is not None:
+            stopping = EarlyStopping(
+                run_dir,
+                partial(loss_of, held),
+                recipe.patience,
+                last=recipe.loop.steps,
+                curves=curves,
+            )
+        if not file.is_file():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            beside_gpu = torch.device(device).type == "cuda"
+            loop = replace(recipe.loop, loader_workers=LOADERS_BESIDE_GPU if beside_gpu else 0)
+            weights = fit(
+                network, task, loop, run_dir, device=device, on_step=on_step, stop=stopping
+            )
+            kept = weights if stopping is None else stopping.best()
+            kept = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
+            aside = file.with_suffix(".part")
+            save_file(kept, aside)
+            aside.replace(file)
     return Tuned(weights=load_file(file), losses={} if stopping is None else stopping.history())
 
 
 def require_calibration(entries: Sequence[Entry]) -> None:
     """Raise `CalibrationError` when these images cannot support any operating point."""
-    generated = sum(entry.generated for entry in entries)
-    reals, needed = len(entries) - generated, reals_needed(max(TARGETS))
-    if reals < needed or not generated:
+    weights = np.array([entry.weight for entry in entries if not entry.generated])
+    reals, needed = len(weights), reals_needed(max(TARGETS))
+    generated = len(entries) - reals
+    worth = effective_count(weights) if reals else 0.0
+    if worth < needed or not generated:
         raise CalibrationError(
             f"the calibration side holds {reals} photographs and {generated} generated images: at"
-            f" least {needed} photographs and one generated image are needed; photographs come"
-            " from trusted sources and from the random audit"
+            f" least {needed} photographs and one generated image are needed; the photographs,"
+            f" worth {worth:.0f} by how they were sampled, come from trusted sources and from the"
+            " random audit"
         )
 
 
@@ -238,6 +242,7 @@ def calibrated(
 ) -> Bundle:
     """Fit fusion and operating points to the calibration side, and write the challenger's bundle.
 
+    Every image counts by its weight: as many as it stands for among the uploads of its source.
     Raises `CalibrationError` when every branch argues backwards on the images, or when they support
     no operating point.
     """
@@ -252,14 +257,15 @@ def calibrated(
     )
     forms = score_forms(Detector(draft, device=device), entries)
     kind: CalibrationKind = "isotonic" if champion.manifest.fusion.isotonic else "temperature"
-    fusion = fit_fusion(forms.pooled(), kind)
+    weights = forms.weights
+    fusion = fit_fusion(forms.pooled(), kind, np.tile(weights, len(forms.scored)))
     if not any(fusion.weights.values()):
         raise CalibrationError(
             "no branch tells the generated images of the calibration side from its photographs:"
             " what was learnt does not hold on images that were not trained on"
         )
     clean = forms.scored["clean"].logits
-    points = operating_points(forms.worst(fusion), clean.generated)
+    points = operating_points(forms.worst(fusion), clean.generated, weights)
     if not any(point.supported for point in points):
         raise CalibrationError(
             f"{points[0].reals} photographs support no operating point: too many of them score high"
@@ -267,9 +273,10 @@ def calibrated(
     probabilities = np.array([fusion.probability(value, 0.5) for value in clean.fused(fusion)])
     figures = {
         "photographs": int((~clean.generated).sum()),
+        "effective_photographs": round(effective_count(weights[~clean.generated]), 1),
         "generated": int(clean.generated.sum()),
         "expected_calibration_error": expected_calibration_error(
-            probabilities, clean.generated, class_weights(clean.generated)
+            probabilities, clean.generated, class_weights(clean.generated, weights)
         ),
     }
     seen = {*champion.manifest.provenance.seen_families, *origin.families}

@@ -311,3 +311,13 @@ def test_steps_are_no_surer_than_the_images_are_worth() -> None:
     logits = drawn(reals=100, fakes=10, informative=3.0)
     fusion = fit_fusion(logits, "isotonic", np.r_[TRUSTED, AUDITED])
     assert fusion.isotonic[-1][1] == pytest.approx(1 - 0.5 * 4_100 / 90_000)
+
+
+def test_the_flagged_share_of_weight_keeps_to_the_target() -> None:
+    """Of 1000 photographs the 50 highest stand for 1.6 each: 32 of them are 5 % of all 1030."""
+    fused = np.r_[np.arange(1000.0), 2000.0]
+    generated = np.arange(1001) == 1000
+    weights = np.where(fused >= 950, 1.6, 1.0)
+    (point,) = operating_points(fused, generated, weights, targets=(0.05,))
+    assert (fused[:1000] >= point.threshold).sum() == 32
+    assert point.measured == pytest.approx(51.2 / 1030)

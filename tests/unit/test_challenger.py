@@ -13,9 +13,9 @@ import torch
 from detection.detector import Detector
 from tests.challenge_process import tiny_recipe
 from tests.tinybundle import build_tiny_bundle
-from training.calibration import CalibrationError
+from training.calibration import CalibrationError, clopper_pearson
 from training.challenger import ALIGNED, EGRE, Origin, calibrated, fine_tune, require_calibration
-from training.datasets import SampleFiles, lay_out
+from training.datasets import SampleFiles, lay_out, pack, unpack
 from training.lessons import WINDOW, LessonPlan, prepare
 from training.originals import Coding
 from training.shaders import renderings
@@ -135,7 +135,11 @@ def test_a_full_disk_keeps_what_was_whole(champion: Bundle, tmp_path: Path) -> N
 def test_the_challenger_is_a_bundle_of_its_own(champion: Bundle, tmp_path: Path) -> None:
     """It loads, checks itself, names what it came from, and states what its images support."""
     weights = {name: branch.weights for name, branch in tuned(champion, tmp_path / "run").items()}
-    entries = lay_out(files(60), tmp_path / "calibration")
+    sampled = [
+        replace(file, weight=2.0 if index < 30 else 1.0) for index, file in enumerate(files(60))
+    ]
+    entries = lay_out(unpack(pack(sampled)), tmp_path / "calibration")
+    doubled = sum(entry.weight == 2 for entry in entries if not entry.generated)
     origin = Origin(
         snapshot_digest="d" * 64, families=["feed"], data_licence="none", facts={"run": 7}
     )
@@ -150,6 +154,10 @@ def test_the_challenger_is_a_bundle_of_its_own(champion: Bundle, tmp_path: Path)
     assert made.manifest.metrics["challenger"]["run"] == 7
     point = made.manifest.operating_points[-1]
     assert (point.target, point.reals, point.supported) == (0.05, 40, True)
+    worth = (40 + doubled) ** 2 / (40 + 3 * doubled)
+    figures = made.manifest.metrics["challenger"]["calibration"]
+    assert figures["effective_photographs"] == pytest.approx(worth, abs=0.05)
+    assert point.high >= clopper_pearson(0, worth)[1] - 1e-9
     assert "40 photographs and 20 generated" in (made.folder / "card.md").read_text("utf-8")
 
 
@@ -162,6 +170,12 @@ def test_one_class_missing_is_said(champion: Bundle, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="at least 28 photographs"):
         require_calibration(few)
     assert champion.manifest.operating_points
+    enough = lay_out(files(60), tmp_path / "enough")
+    require_calibration(enough)
+    first = next(index for index, entry in enumerate(enough) if not entry.generated)
+    enough[first] = replace(enough[first], weight=100.0)
+    with pytest.raises(CalibrationError, match="worth 2 by how they were sampled"):
+        require_calibration(enough)
 
 
 @pytest.mark.full
