@@ -1,7 +1,9 @@
 """Evidence for moderators: the error map over a small copy of the picture, kept beside the verdict.
 
-Drawn for verdicts that say `generated` or `unsure`, once they are stored: a picture that cannot be
-drawn or kept is logged and counted, and never costs an image its verdict.
+Kept for verdicts that say `generated` or `unsure` and for whatever else waits for a person, the
+random audit for one, once the verdict is stored: a picture that cannot be drawn or kept is logged
+and counted, and never costs an image its verdict. Every image has a picture of its own, also where
+its verdict was taken over from another's: each goes with its image.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ from PIL import Image
 from detection.errors import SettingsError
 from detection.evidence import overlay
 from detection.score import Label, Score
+from worker.storage import parse_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
     from numpy.typing import NDArray
 
     from worker.ledger import Ledger, Verdict
@@ -28,37 +34,65 @@ _log = structlog.get_logger(__name__)
 
 #: Longest side of the picture, in pixels: enough to see a map of 32 x 32 cells by.
 MAX_SIDE = 768
+#: Larger than any picture of that size with its caption.
+MAX_BYTES = 8 * 2**20
 
 
 class EvidenceKeeper:
-    """Draws evidence, puts it into a bucket and notes its address."""
+    """Keeps evidence in a bucket, beside the verdicts that somebody will look at."""
 
     def __init__(self, *, storage: Storage, ledger: Ledger, metrics: Metrics, bucket: str) -> None:
         self._storage, self._ledger, self._metrics = storage, ledger, metrics
         self._bucket = bucket
 
     def keep(self, verdict: Verdict, pixels: NDArray[np.uint8]) -> None:
-        """Keep the evidence of a stored verdict on an image, uint8 (H, W, 3); raises nothing."""
-        if verdict.label == Label.REAL or verdict.error_map is None:
-            return
+        """Draw the evidence of a stored verdict on an image, uint8 (H, W, 3); raises nothing."""
+        if verdict.error_map is not None:
+            self._keep(verdict, lambda: draw(verdict, pixels))
+
+    def copy(self, verdict: Verdict, original: Verdict) -> None:
+        """Give a stored verdict a copy of the evidence of the one it was taken over from."""
+        if original.evidence_uri is not None:
+            bucket, key = parse_uri(original.evidence_uri)
+            self._keep(verdict, lambda: self._storage.fetch(bucket, key, max_bytes=MAX_BYTES))
+
+    def _keep(self, verdict: Verdict, picture: Callable[[], bytes]) -> None:
         try:
-            outcome = self._keep(verdict, pixels)
+            if verdict.label == Label.REAL and not self._ledger.in_review(verdict.image_id):
+                return
+            uri = store(
+                picture(),
+                verdict,
+                storage=self._storage,
+                ledger=self._ledger,
+                bucket=self._bucket,
+            )
+            outcome = "erased" if uri is None else "kept"
         except Exception as error:  # noqa: BLE001 - the verdict stands without its picture
             outcome = "failed"
             _log.warning("evidence_failed", error=f"{type(error).__name__}: {error}")
         self._metrics.evidence.labels(outcome).inc()
 
-    def _keep(self, verdict: Verdict, pixels: NDArray[np.uint8]) -> str:
-        key = f"evidence/{verdict.image_id}/{verdict.model_version}.png"
-        picture = draw(verdict, pixels)
-        self._storage.put(self._bucket, key, picture, content_type="image/png")
-        uri = f"s3://{self._bucket}/{key}"
-        if self._ledger.attach_evidence(
-            verdict.image_id, model_version=verdict.model_version, uri=uri
-        ):
-            return "kept"
-        self._storage.delete(self._bucket, key)
-        return "erased"
+
+def store(
+    picture: bytes, verdict: Verdict, *, storage: Storage, ledger: Ledger, bucket: str
+) -> str | None:
+    """Put a verdict's picture, a PNG, into a bucket and note its address, which is returned.
+
+    None when the image is to be erased: the picture is taken back.
+    """
+    key = evidence_key(verdict.image_id, verdict.model_version)
+    storage.put(bucket, key, picture, content_type="image/png")
+    uri = f"s3://{bucket}/{key}"
+    if ledger.attach_evidence(verdict.image_id, model_version=verdict.model_version, uri=uri):
+        return uri
+    storage.delete(bucket, key)
+    return None
+
+
+def evidence_key(image_id: UUID, model_version: str) -> str:
+    """Return the key of the picture beside the verdict of a model version on an image."""
+    return f"evidence/{image_id}/{model_version}.png"
 
 
 def draw(verdict: Verdict, pixels: NDArray[np.uint8]) -> bytes:

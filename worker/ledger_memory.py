@@ -88,6 +88,7 @@ class MemoryLedger:
         self.images: dict[UUID, MemoryImage] = {}
         self.leases: dict[int, MemoryLease] = {}
         self.verdicts: dict[tuple[UUID, str], Verdict] = {}
+        self.reviews: set[UUID] = set()
 
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
         """Insert what is new; the answers are in the order of `uploads`."""
@@ -226,6 +227,10 @@ class MemoryLedger:
                 return False
             self.verdicts[image_id, model_version] = replace(known, evidence_uri=uri)
             return True
+
+    def in_review(self, image_id: UUID) -> bool:
+        """Say whether the image waits for a person; nobody but `reviews` says so here."""
+        return image_id in self.reviews
 
     def end(
         self,

@@ -40,7 +40,7 @@ from worker.ledger import (
 from worker.ledger_statements import DIED, FACTS, LIVE, NOW
 from worker.moderation import provenance
 from worker.schema import Image, LeaseRow, VerdictRow
-from worker.schema_moderation import Erasure
+from worker.schema_moderation import Erasure, Review
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -330,6 +330,12 @@ class PostgresLedger:
                 .values(evidence_uri=uri)
             )
         return attached.rowcount == 1
+
+    def in_review(self, image_id: UUID) -> bool:
+        """Say whether the image waits for a person to look at it."""
+        open_review = exists().where(Review.image_id == image_id, Review.closed_at.is_(None))
+        with transaction(self._engine) as connection:
+            return bool(connection.scalar(select(open_review)))
 
     def end(
         self,

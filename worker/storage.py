@@ -102,3 +102,9 @@ def check_address(bucket: str, key: str, *, allowed: Collection[str]) -> None:
     if bucket not in allowed or ".." in key.split("/"):
         message = f"{bucket!r} {key!r} is not in one of the settings' `s3.buckets`."
         raise AddressRefused(message)
+
+
+def parse_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of an address of the form s3://bucket/key."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key

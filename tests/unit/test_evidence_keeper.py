@@ -36,9 +36,9 @@ class Desk:
             storage=self.storage, ledger=self.ledger, metrics=self.metrics, bucket="evidence"
         )
 
-    def verdict(self, label: str, *, mapped: bool = True) -> Verdict:
+    def verdict(self, label: str, *, key: str = "a.png", mapped: bool = True) -> Verdict:
         """Register, lease and score an image."""
-        upload = Upload(bucket="uploads", key="a.png", etag="e")
+        upload = Upload(bucket="uploads", key=key, etag="e")
         image_id = self.ledger.register([upload])[0].image_id
         lease = self.ledger.lease(image_id, worker="w", duration=timedelta(minutes=1))
         assert isinstance(lease, Lease)
@@ -101,6 +101,34 @@ def test_what_has_nothing_to_show_gets_none(label: str, mapped: bool) -> None:  
     desk.keeper.keep(verdict, PIXELS)
     assert desk.uri(verdict) is None
     assert list(desk.storage.list("evidence")) == []
+
+
+def test_a_photograph_that_waits_for_a_person_gets_a_picture() -> None:
+    """Whoever audits what the detector believed sees what the detector saw."""
+    desk = Desk()
+    verdict = desk.verdict("real")
+    desk.ledger.reviews.add(verdict.image_id)
+    desk.keeper.keep(verdict, PIXELS)
+    assert desk.uri(verdict) == f"s3://evidence/evidence/{verdict.image_id}/m1.png"
+    assert desk.counted("kept") == 1
+
+
+def test_a_verdict_taken_over_gets_a_picture_of_its_own() -> None:
+    """The copy is the same picture, stays when the original goes, and is not made of nothing."""
+    desk = Desk()
+    first, second, third = (desk.verdict("generated", key=key) for key in ("a", "b", "c"))
+    desk.keeper.copy(second, first)
+    assert desk.uri(second) is None
+    desk.keeper.keep(first, PIXELS)
+    known = desk.ledger.verdicts[first.image_id, "m1"]
+    picture = desk.storage.fetch("evidence", f"evidence/{first.image_id}/m1.png", max_bytes=10**7)
+    desk.keeper.copy(second, known)
+    desk.storage.delete("evidence", f"evidence/{first.image_id}/m1.png")
+    assert desk.uri(second) == f"s3://evidence/evidence/{second.image_id}/m1.png"
+    copied = desk.storage.fetch("evidence", f"evidence/{second.image_id}/m1.png", max_bytes=10**7)
+    assert copied == picture
+    desk.keeper.copy(third, known)
+    assert (desk.uri(third), desk.counted("failed")) == (None, 1)
 
 
 def test_a_bucket_that_is_away_costs_the_verdict_nothing() -> None:

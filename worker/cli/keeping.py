@@ -14,6 +14,7 @@ import typer
 from detection.errors import SettingsError
 from worker.cli import asking
 from worker.cli import context as cli
+from worker.storage import parse_uri
 
 commands = typer.Typer()
 
@@ -46,8 +47,7 @@ def link(
         raise SettingsError(f"no image {image}")
     typer.echo(storage.presign(row.bucket, row.key, expires_s=60 * minutes))
     if row.evidence_uri is not None:
-        bucket, _, key = row.evidence_uri.removeprefix("s3://").partition("/")
-        typer.echo(storage.presign(bucket, key, expires_s=60 * minutes))
+        typer.echo(storage.presign(*parse_uri(row.evidence_uri), expires_s=60 * minutes))
 
 
 @commands.command()
@@ -68,7 +68,14 @@ def retain(
             retention.request_erasure(engine, erase, reason=reason)
         shards = SnapshotShards(engine, open_storage(settings), settings.training.bucket)
         storage = S3Storage(settings.s3)
-        done = retention.Keeper(engine, storage, settings.retention, shards=shards).run()
+        keeper = retention.Keeper(
+            engine,
+            storage,
+            settings.retention,
+            shards=shards,
+            evidence_bucket=settings.moderation.evidence_bucket,
+        )
+        done = keeper.run()
     typer.echo(f"{done.erased} erased, {done.originals} originals, {done.evidence} evidence")
 
 

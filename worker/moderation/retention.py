@@ -7,6 +7,7 @@ go first, because without the row nobody would know any more where they were.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -16,14 +17,16 @@ from sqlalchemy import exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import PermanentError
+from worker.evidence import evidence_key
 from worker.schema import Image, VerdictRow
 from worker.schema_moderation import Erasure, LegalHold
+from worker.storage import parse_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Engine
+    from sqlalchemy import ColumnElement, Connection, Engine
 
     from worker.settings import Retention
     from worker.storage import Storage
@@ -65,7 +68,11 @@ def request_erasure(engine: Engine, image_id: UUID, *, reason: str) -> None:
 
 
 class Keeper:
-    """Removes what may not be kept any longer."""
+    """Removes what may not be kept any longer.
+
+    From `evidence_bucket` an erasure also takes the picture of a worker that died before it could
+    note the address.
+    """
 
     def __init__(
         self,
@@ -74,11 +81,13 @@ class Keeper:
         settings: Retention,
         *,
         shards: Shards | None = None,
+        evidence_bucket: str | None = None,
     ) -> None:
         self._engine = engine
         self._storage = storage
         self._settings = settings
         self._shards = shards
+        self._evidence_bucket = evidence_bucket
 
     def run(self, *, limit: int = 1000) -> Removed:
         """Finish erasures first, then remove what is too old; at most `limit` of each."""
@@ -116,16 +125,23 @@ class Keeper:
                 .join(Erasure, Erasure.image_id == Image.id)
                 .where(Image.id == image_id)
             ).one()
-            evidence = connection.scalars(
-                select(VerdictRow.evidence_uri).where(
-                    VerdictRow.image_id == image_id, VerdictRow.evidence_uri.is_not(None)
+            verdicts = connection.execute(
+                select(VerdictRow.model_version, VerdictRow.evidence_uri).where(
+                    VerdictRow.image_id == image_id
                 )
             ).all()
         if image.objects_done_at is None:
-            for uri in filter(None, evidence):
-                self._delete_uri(uri)
-            self._storage.delete(image.bucket, image.key)
-            self._stamp(image_id, objects_done_at=_NOW)
+            with self._unheld(image_id) as free:
+                if free is None:
+                    return False
+                for verdict in verdicts:
+                    if verdict.evidence_uri is not None:
+                        self._delete_uri(verdict.evidence_uri)
+                    if self._evidence_bucket is not None:
+                        key = evidence_key(image_id, verdict.model_version)
+                        self._storage.delete(self._evidence_bucket, key)
+                self._storage.delete(image.bucket, image.key)
+                self._stamp(image_id, objects_done_at=_NOW)
         shards = None if image.shards_done_at else self._shards
         if shards is not None and shards.erase(image_id):
             self._stamp(image_id, shards_done_at=_NOW)
@@ -147,7 +163,7 @@ class Keeper:
         age = timedelta(days=self._settings.evidence_days)
         with self._engine.connect() as connection:
             old = connection.execute(
-                select(VerdictRow.id, VerdictRow.evidence_uri)
+                select(VerdictRow.id, VerdictRow.image_id, VerdictRow.evidence_uri)
                 .where(
                     VerdictRow.evidence_uri.is_not(None),
                     VerdictRow.scored_at < _NOW - age,
@@ -155,13 +171,17 @@ class Keeper:
                 )
                 .limit(limit)
             ).all()
+        removed = 0
         for verdict in old:
-            self._delete_uri(verdict.evidence_uri)
-            with self._engine.begin() as connection:
-                connection.execute(
+            with self._unheld(verdict.image_id) as free:
+                if free is None:
+                    continue
+                self._delete_uri(verdict.evidence_uri)
+                free.execute(
                     update(VerdictRow).where(VerdictRow.id == verdict.id).values(evidence_uri=None)
                 )
-        return len(old)
+                removed += 1
+        return removed
 
     def _expire_originals(self, limit: int) -> int:
         if self._settings.originals_days is None:
@@ -180,17 +200,31 @@ class Keeper:
                 .order_by(Image.created_at)
                 .limit(limit)
             ).all()
+        removed = 0
         for image in old:
-            self._storage.delete(image.bucket, image.key)
-            with self._engine.begin() as connection:
-                connection.execute(
+            with self._unheld(image.id) as free:
+                if free is None:
+                    continue
+                self._storage.delete(image.bucket, image.key)
+                free.execute(
                     update(Image).where(Image.id == image.id).values(object_removed_at=_NOW)
                 )
-        return len(old)
+                removed += 1
+        return removed
+
+    @contextmanager
+    def _unheld(self, image_id: UUID) -> Iterator[Connection | None]:
+        """Yield a transaction in which nobody can place a hold on an image; None if one stands."""
+        with self._engine.begin() as connection:
+            # Placing one locks the row as well: it is seen here, or waits and sees what is gone.
+            connection.execute(
+                select(Image.id).where(Image.id == image_id).with_for_update(key_share=True)
+            )
+            held = connection.scalar(select(_held(image_id)))
+            yield None if held else connection
 
     def _delete_uri(self, uri: str) -> None:
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        self._storage.delete(bucket, key)
+        self._storage.delete(*parse_uri(uri))
 
 
 def _standing() -> ColumnElement[bool]:

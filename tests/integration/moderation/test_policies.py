@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.integration.moderation.conftest import flat
+from worker.ledger_postgres import PostgresLedger
 from worker.moderation import policies
 from worker.moderation.flagging import check_breakers, resume_flagging
 from worker.moderation.intervals import wilson
@@ -210,6 +211,20 @@ def test_the_audit_draws_its_share_of_unflagged_images_per_source(
             text("SELECT count(*) FROM app.reviews WHERE queue <> 'audit' AND audit_share > 0")
         )
     assert beside == 0
+
+
+def test_workers_know_what_waits_for_a_person(
+    desk: Callable[..., Any], scored: Callable[..., UUID], engine: Engine
+) -> None:
+    """A drawn photograph and a doubtful image wait until they are decided; others never do."""
+    for source, share in (("web", 1.0), ("forum", 0.0)):
+        draft = Draft(source=source, review=0.5, flag=0.9, flag_high=0.98, audit_share=share)
+        policies.enact(engine, draft, reason="a test")
+    ledger = PostgresLedger(engine)
+    drawn, passed, doubtful = scored(0.1), scored(0.1, source="forum"), scored(0.6, source="forum")
+    assert [ledger.in_review(image) for image in (drawn, passed, doubtful)] == [True, False, True]
+    desk().value("SELECT moderation.decide(%s, 'real', 'real_plausible')", drawn)
+    assert not ledger.in_review(drawn)
 
 
 def test_recall_is_estimated_within_its_interval(

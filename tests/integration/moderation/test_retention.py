@@ -86,7 +86,9 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     lead.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
     lead.value("SELECT moderation.request_erasure(%s, 'her request')", image)
     shards = FakeShards()
-    keeper = Keeper(engine, storage, Retention(), shards=shards)
+    # The picture of a worker that was killed before the row knew of it.
+    s3_client.put_object(Bucket=bucket, Key=f"evidence/{image}/model-1.png", Body=b"x")
+    keeper = Keeper(engine, storage, Retention(), shards=shards, evidence_bucket=bucket)
     assert keeper.run() == Removed(originals=0, evidence=0, erased=1)
     assert keeper.run() == Removed(originals=0, evidence=0, erased=0)
     with engine.begin() as connection:
@@ -227,6 +229,40 @@ def test_a_hold_stops_an_erasure_that_was_asked_for_before(
     refused = pytest.raises(exc.OperationalError, match="legal hold")
     with refused, engine.begin() as connection:
         connection.execute(text("SELECT app.erase_rows(:image)"), {"image": image})
+
+
+def test_a_hold_that_comes_while_others_are_deleted_still_counts(
+    stored: Callable[[str], UUID],
+    engine: Engine,
+    storage: S3Storage,
+    s3_client: Any,
+    bucket: str,
+    desk: Callable[..., Any],
+    superuser: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was chosen for deletion is looked at again, one by one, right before it goes."""
+    images = {name: stored(name) for name in ("old-1", "old-2", "asked-1", "asked-2")}
+    superuser.execute("UPDATE app.verdicts SET scored_at = now() - interval '9 days'")
+    for name, image in images.items():
+        if name.startswith("asked"):
+            request_erasure(engine, image, reason="request")
+    lead, delete, held = desk(lead=True), storage.delete, []
+
+    def hold_its_twin(bucket: str, key: str) -> None:
+        name = key.removeprefix("evidence/").partition(".")[0]
+        twin = name[:-1] + {"1": "2", "2": "1"}[name[-1]]
+        if twin not in held and name not in held:
+            lead.value("SELECT moderation.place_hold(%s, 'court order 7')", images[twin])
+            held.append(twin)
+        delete(bucket, key)
+
+    monkeypatch.setattr(storage, "delete", hold_its_twin)
+    done = Keeper(engine, storage, Retention(evidence_days=1)).run()
+    assert done == Removed(originals=0, evidence=1, erased=1)
+    assert len(held) == 2
+    for name in held:
+        assert {f"{name}.jpg", f"evidence/{name}.png"} <= keys(s3_client, bucket)
 
 
 def test_provenance_stands_beside_the_verdict_and_changes_nothing(
