@@ -112,7 +112,8 @@ class OtlpTracer:
         **attributes: str | int,
     ) -> str | None:
         """Add a stage that is over."""
-        offset_s = time.time() - time.monotonic()
+        # A pause between the two clocks would move the stage to before those that it follows.
+        offset_s = max(time.time() - time.monotonic() for _ in range(3))
         span = self._tracer.start_span(
             name,
             context=_context(parent),
