@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from training.curves import Curves
     from training.loop import Task
 
 log = structlog.get_logger(__name__)
@@ -47,10 +48,12 @@ class EarlyStopping:
         patience: Patience,
         *,
         last: int,
+        curves: Curves,
     ) -> None:
         """Measure by `loss_of`; step `last`, the run's last, is measured whatever its number."""
         self._file = run_dir / BEST
         self._loss_of, self._patience, self._last = loss_of, patience, last
+        self._curves = curves
 
     def __call__(self, step: int, weights: Mapping[str, Tensor]) -> bool:
         """Measure the weights when it is time to; True when training is to stop."""
@@ -85,6 +88,7 @@ class EarlyStopping:
 
     def _note(self, step: int, loss: float) -> None:
         log.info("validated", run=self._file.parent.name, step=step, loss=round(loss, 4))
+        self._curves.add(step, {"loss": loss})
         aside = self._file.with_name(f"{HISTORY}.part")
         aside.write_text(json.dumps(self.history() | {step: loss}), encoding="utf-8")
         aside.replace(self._file.with_name(HISTORY))

@@ -3,7 +3,7 @@
 A `Task` says what a step's batch is and what it costs; `fit` does the rest. A batch is a function
 of (seed, step), so that a run that was killed and resumed sees what an uninterrupted one sees.
 Checkpoints are safetensors (weights, average, optimiser moments) written aside and renamed into
-place. A batch that does not fit the device's memory is computed in pieces.
+place; curves lie beside them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from detection.errors import UnlatentError
+from training.curves import TRAINING, Curves
+from training.gradients import Gradients, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -118,85 +120,68 @@ def fit(
     start = _resume(run_dir, model, optimiser, ema)
     if stop is not None and stop(start, ema.state):
         return ema.state
-    began, running, pieces = time.monotonic(), float("nan"), 1
-    for step, batch in enumerate(_batches(task, config, start), start):
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * schedule(step, config)
-        model.train()
-        on_device = {name: value.to(device) for name, value in batch.items()}
-        parts, pieces = _descend(model, task, on_device, config, step, pieces)
-        loss = parts["loss"]
-        if not math.isfinite(loss):
-            raise TrainingDiverged(f"the loss became {loss} at step {step} of {run_dir}")
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimiser.step()
-        ema.update(model, step)
-        running = loss if math.isnan(running) else 0.98 * running + 0.02 * loss
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            rate = (done - start) / (time.monotonic() - began)
-            values = {name: round(part, 4) for name, part in parts.items()}
-            log.info(
-                "train_step",
-                run=run_dir.name,
-                step=done,
-                of=config.steps,
-                smooth=round(running, 4),
-                steps_per_s=round(rate, 2),
-                **values,
-            )
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            _save(run_dir, model, optimiser, ema, done, config)
-        if on_step is not None:
-            on_step(done)
-        if stop is not None and stop(done, ema.state):
-            log.info("train_stopped_early", run=run_dir.name, step=done, of=config.steps)
-            break
+    gradients = Gradients(task.loss, seed=config.seed, bfloat16=config.bfloat16)
+    with Curves(run_dir, TRAINING) as curves:
+        journal = _Journal(run_dir.name, config, curves)
+        for step, batch in enumerate(_batches(task, config, start), start):
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * schedule(step, config)
+            model.train()
+            on_device = {name: value.to(device) for name, value in batch.items()}
+            parts = gradients.compute(model, on_device, step)
+            loss = parts["loss"]
+            if not math.isfinite(loss):
+                raise TrainingDiverged(f"the loss became {loss} at step {step} of {run_dir}")
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimiser.step()
+            ema.update(model, step)
+            done = step + 1
+            journal.note(done, images=rows(batch), parts=parts)
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                _save(run_dir, model, optimiser, ema, done, config)
+            if on_step is not None:
+                on_step(done)
+            if stop is not None and stop(done, ema.state):
+                log.info("train_stopped_early", run=run_dir.name, step=done, of=config.steps)
+                break
     return ema.state
 
 
-def _descend(
-    model: nn.Module,
-    task: Task,
-    batch: dict[str, Tensor],
-    config: LoopConfig,
-    step: int,
-    pieces: int,
-) -> tuple[dict[str, float], int]:
-    """Compute the gradients of a batch; out of device memory, in twice as many pieces from then on.
+class _Journal:
+    """What a run says of itself: a log line and a point of its curves, every so many steps.
 
-    Returns the parts of the loss and the number of pieces it took.
+    Rates are those since the last line.
     """
-    while True:
-        # Draws inside the loss must not depend on where the run was last resumed.
-        torch.manual_seed((config.seed << 32) + step)
-        model.zero_grad(set_to_none=True)
-        try:
-            return _in_pieces(model, task, batch, config, pieces), pieces
-        except torch.OutOfMemoryError:
-            pieces *= 2
-            if pieces > min(map(len, batch.values())):
-                raise
-            log.warning("out_of_device_memory", step=step, pieces=pieces)
 
+    def __init__(self, run: str, config: LoopConfig, curves: Curves) -> None:
+        self._run, self._config, self._curves = run, config, curves
+        self._smooth = math.nan
+        self._since, self._steps, self._images = time.monotonic(), 0, 0
 
-def _in_pieces(
-    model: nn.Module, task: Task, batch: dict[str, Tensor], config: LoopConfig, pieces: int
-) -> dict[str, float]:
-    """Add up the gradients of the pieces, each weighted by its share of the batch."""
-    cut = {name: value.tensor_split(pieces) for name, value in batch.items()}
-    total = len(next(iter(batch.values())))
-    found: dict[str, float] = {}
-    for index in range(pieces):
-        piece = {name: values[index] for name, values in cut.items()}
-        first = next(iter(piece.values()))
-        share = len(first) / total
-        with torch.autocast(first.device.type, torch.bfloat16, enabled=config.bfloat16):
-            parts = task.loss(model, piece)
-        (parts["loss"] * share).backward()
-        for name, part in parts.items():
-            found[name] = found.get(name, 0.0) + share * part.item()
-    return found
+    def note(self, done: int, *, images: int, parts: Mapping[str, float]) -> None:
+        """Hear of a step of so many images; `parts` are those of its loss."""
+        loss, config = parts["loss"], self._config
+        self._smooth = loss if math.isnan(self._smooth) else 0.98 * self._smooth + 0.02 * loss
+        self._steps, self._images = self._steps + 1, self._images + images
+        if done % config.log_every and done != config.steps:
+            return
+        now = time.monotonic()
+        rates = {
+            "steps_per_s": self._steps / (now - self._since),
+            "images_per_s": self._images / (now - self._since),
+        }
+        log.info(
+            "train_step",
+            run=self._run,
+            step=done,
+            of=config.steps,
+            smooth=round(self._smooth, 4),
+            **{name: round(rate, 2) for name, rate in rates.items()},
+            **{name: round(part, 4) for name, part in parts.items()},
+        )
+        learning_rate = config.learning_rate * schedule(done - 1, config)
+        self._curves.add(done, {**parts, **rates, "learning_rate": learning_rate})
+        self._since, self._steps, self._images = now, 0, 0
 
 
 def schedule(step: int, config: LoopConfig) -> float:

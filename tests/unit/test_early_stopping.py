@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from training.curves import HELD_BACK, Curves
 from training.early_stopping import EarlyStopping, Patience, mean_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 PATIENCE = Patience(every=10, steps=30)
@@ -28,9 +29,17 @@ def loss_of(weights: Mapping[str, Tensor]) -> float:
     return LOSSES[int(weights["weight"]) // 10]
 
 
+def early_stopping(
+    folder: Path, last: int, measure: Callable[[Mapping[str, Tensor]], float] = loss_of
+) -> EarlyStopping:
+    """What stops a run of `last` steps early."""
+    curves = Curves(folder, HELD_BACK)
+    return EarlyStopping(folder, measure, PATIENCE, last=last, curves=curves)
+
+
 def test_the_best_weights_are_kept_and_patience_ends(tmp_path: Path) -> None:
     """Step 30 is the best; three measurements later training stops, before step 70 is seen."""
-    stopping = EarlyStopping(tmp_path, loss_of, PATIENCE, last=79)
+    stopping = early_stopping(tmp_path, 79)
     stops = [step for step in range(80) if stopping(step, at(step))]
 
     assert stops[0] == 60
@@ -42,7 +51,7 @@ def test_the_best_weights_are_kept_and_patience_ends(tmp_path: Path) -> None:
 def test_the_last_step_is_judged_whatever_its_number(tmp_path: Path) -> None:
     """A run of 37 steps ends with its best weights, which no multiple of 10 would have seen."""
     losses = {0: 0.9, 10: 0.5, 20: 0.7, 30: 0.4, 37: 0.2}
-    stopping = EarlyStopping(tmp_path, lambda w: losses[int(w["weight"])], PATIENCE, last=37)
+    stopping = early_stopping(tmp_path, 37, lambda w: losses[int(w["weight"])])
     assert not any(stopping(step, at(step)) for step in range(38))
 
     assert stopping.best() == at(37)
@@ -51,8 +60,8 @@ def test_the_last_step_is_judged_whatever_its_number(tmp_path: Path) -> None:
 
 def test_a_killed_run_knows_its_best(tmp_path: Path) -> None:
     """Another process goes on from the stored best, and measures it the same again."""
-    EarlyStopping(tmp_path, loss_of, PATIENCE, last=80)(30, at(30))
-    again = EarlyStopping(tmp_path, loss_of, PATIENCE, last=80)
+    early_stopping(tmp_path, 80)(30, at(30))
+    again = early_stopping(tmp_path, 80)
 
     assert again.found() == (30, 0.4)
     assert not again(30, at(30))
@@ -63,9 +72,7 @@ def test_a_killed_run_knows_its_best(tmp_path: Path) -> None:
 
 def test_weights_that_are_no_better_are_not_kept(tmp_path: Path) -> None:
     """What training starts from stays the best when nothing beats it; NaN beats nothing."""
-    stopping = EarlyStopping(
-        tmp_path, lambda w: float("nan") if w["weight"] else 0.3, PATIENCE, last=20
-    )
+    stopping = early_stopping(tmp_path, 20, lambda w: float("nan") if w["weight"] else 0.3)
     stopping(0, at(0))
     stopping(10, at(10))
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.curves import CURVES, TRAINING
 from training.loop import (
     CHECKPOINT,
     Ema,
@@ -92,6 +94,21 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, killed_
     resumed = train(tmp_path / "killed", on_step=steps.append)
     assert steps[0] == killed_after // 4 * 4 + 1
     assert_equal(train(tmp_path / "whole"), resumed)
+
+
+def test_a_run_draws_its_curves(tmp_path: Path) -> None:
+    """Loss, rates and learning rate at every fourth step and at the last, as the log has them."""
+    train(tmp_path, replace(CONFIG, steps=10, log_every=4))
+    reader = EventAccumulator(str(tmp_path / CURVES / TRAINING))
+    reader.Reload()
+
+    tags = {"loss", "steps_per_s", "images_per_s", "learning_rate"}
+    assert set(reader.Tags()["scalars"]) == tags
+    drawn = {tag: [event.value for event in reader.Scalars(tag)] for tag in tags}
+    assert [event.step for event in reader.Scalars("loss")] == [4, 8, 10]
+    assert drawn["images_per_s"] == pytest.approx([16 * rate for rate in drawn["steps_per_s"]])
+    assert all(rate > 0 for rate in drawn["steps_per_s"])
+    assert drawn["learning_rate"][0] == pytest.approx(CONFIG.learning_rate)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
