@@ -257,15 +257,15 @@ def calibrated(
     )
     forms = score_forms(Detector(draft, device=device), entries)
     kind: CalibrationKind = "isotonic" if champion.manifest.fusion.isotonic else "temperature"
-    weights = forms.weights
-    fusion = fit_fusion(forms.pooled(), kind, np.tile(weights, len(forms.scored)))
+    worth = forms.weights
+    fusion = fit_fusion(forms.pooled(), kind, np.tile(worth, len(forms.scored)))
     if not any(fusion.weights.values()):
         raise CalibrationError(
             "no branch tells the generated images of the calibration side from its photographs:"
             " what was learnt does not hold on images that were not trained on"
         )
     clean = forms.scored["clean"].logits
-    points = operating_points(forms.worst(fusion), clean.generated, weights)
+    points = operating_points(forms.worst(fusion), clean.generated, worth)
     if not any(point.supported for point in points):
         raise CalibrationError(
             f"{points[0].reals} photographs support no operating point: too many of them score high"
@@ -273,10 +273,10 @@ def calibrated(
     probabilities = np.array([fusion.probability(value, 0.5) for value in clean.fused(fusion)])
     figures = {
         "photographs": int((~clean.generated).sum()),
-        "effective_photographs": round(effective_count(weights[~clean.generated]), 1),
+        "effective_photographs": round(effective_count(worth[~clean.generated]), 1),
         "generated": int(clean.generated.sum()),
         "expected_calibration_error": expected_calibration_error(
-            probabilities, clean.generated, class_weights(clean.generated, weights)
+            probabilities, clean.generated, class_weights(clean.generated, worth)
         ),
     }
     seen = {*champion.manifest.provenance.seen_families, *origin.families}
