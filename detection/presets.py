@@ -74,6 +74,22 @@ class Preset:
                 ]
         return files
 
+    def text_patterns(self, variant: str | None) -> list[str]:
+        """Name the repository's files that its conditioning is computed from, as glob patterns."""
+        weights = f"model.{variant}" if variant else "model"
+        index = (
+            f"model.safetensors.index.{variant}.json" if variant else "model.safetensors.index.json"
+        )
+        return [
+            "model_index.json",
+            f"{self.predictor}/config.json",
+            "tokenizer*/*.json",
+            "text_encoder*/config.json",
+            f"text_encoder*/{weights}.safetensors",
+            f"text_encoder*/{weights}-*.safetensors",
+            f"text_encoder*/{index}",
+        ]
+
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -188,10 +204,12 @@ def find_folder(
     revision: str | None = None,
     variant: str | None = None,
     predictor: bool = True,
+    text: bool = False,
     local_files_only: bool = False,
 ) -> Path:
     """Return where a preset's files are: `folder`, else the hub's snapshot of `revision`.
 
+    Fetched are the files that `load_preset` needs, or with `text` those of the text encoders.
     Raises `PresetError` as `load_preset` does.
     """
     if folder is not None:
@@ -203,7 +221,10 @@ def find_folder(
             f"preset {preset.name} ({preset.repository}) has no revision:"
             f" `unlatent presets pin {preset.name}` records one, or name a local folder"
         )
-    patterns = preset.patterns(predictor=predictor and bool(preset.predictor), variant=variant)
+    if text:
+        patterns = preset.text_patterns(variant)
+    else:
+        patterns = preset.patterns(predictor=predictor and bool(preset.predictor), variant=variant)
     return _snapshot(preset, revision, patterns, local_files_only=local_files_only)
 
 

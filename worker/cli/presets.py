@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from detection.generator import Generator
 
 commands = typer.Typer()
-presets = typer.Typer(no_args_is_help=True, help="List, show, pin and verify published generators.")
+presets = typer.Typer(
+    no_args_is_help=True, help="List, show, pin, condition and verify published generators."
+)
 commands.add_typer(presets, name="presets")
 
 Name = Annotated[str, typer.Argument(help="Preset's name, see `unlatent presets list`.")]
 Pins = Annotated[Path, typer.Option(help="File that keeps the pinned revisions.")]
+Folder = Annotated[
+    Path | None, typer.Option(help="Local folder in diffusers' layout, instead of the hub.")
+]
+Variant = Annotated[str | None, typer.Option(help='Weight files\' variant: "fp16".')]
 DEFAULT_PINS = Path("var/presets.json")
 
 
@@ -62,12 +68,46 @@ def pin(name: Name, pins: Pins = DEFAULT_PINS) -> None:
 
 
 @presets.command()
+def condition(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="Safetensors to write.")],
+    folder: Folder = None,
+    variant: Variant = None,
+    side: Annotated[
+        int, typer.Option(min=64, help="Side in pixels of the views that are scored.")
+    ] = 256,
+    pins: Pins = DEFAULT_PINS,
+) -> None:
+    """Compute what the predictor is called with in place of a prompt: the preset's conditioning.
+
+    Takes the preset's own text encoders, once; neither a bundle nor the service needs them.
+    """
+    from safetensors.torch import save_file
+
+    from detection.presets import find_preset, pinned_revision
+    from training.conditioning import compute_conditioning
+
+    preset = find_preset(name)
+    tensors = compute_conditioning(
+        preset,
+        side=side,
+        folder=folder,
+        revision=pinned_revision(preset, pins),
+        variant=variant,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f"{out.name}.part")
+    save_file(tensors, aside)
+    aside.replace(out)
+    for tensor, value in tensors.items():
+        typer.echo(f"{name}: {tensor} {tuple(value.shape)}")
+
+
+@presets.command()
 def verify(
     name: Name,
-    folder: Annotated[
-        Path | None, typer.Option(help="Local folder in diffusers' layout, instead of the hub.")
-    ] = None,
-    variant: Annotated[str | None, typer.Option(help='Weight files\' variant: "fp16".')] = None,
+    folder: Folder = None,
+    variant: Variant = None,
     conditioning: Annotated[
         Path | None, typer.Option(help="Safetensors with the predictor's constant tensors.")
     ] = None,
