@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,19 +12,28 @@ from tests.collector import Collector, attributes
 from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.waiting import eventually
+from worker import queues
+from worker.bridge import Bridge
+from worker.bridge_metrics import BridgeMetrics
+from worker.celery_app import build_app
 from worker.client import Client
 from worker.ledger import State
+from worker.ledger_postgres import PostgresLedger
+from worker.messages import RedisMessages
+from worker.publisher import CeleryPublisher
+from worker.settings import Tracing
+from worker.storage_memory import MemoryStorage
+from worker.tracing import build_tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
+    from redis import Redis
     from sqlalchemy import Engine
 
     from worker.settings import Settings
-
-pytestmark = pytest.mark.full
 
 #: The example of W3C's Trace Context.
 PRODUCER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -40,6 +50,46 @@ TREE = {
     "forward": "check",
     "persist": "check",
 }
+
+
+def test_a_message_names_its_sender_and_stays_small(
+    settings: Settings, engine: Engine, redis_client: Redis
+) -> None:
+    """A bridge that traces sends what others read as before, with two short headers more."""
+    ledger, app, metrics = PostgresLedger(engine), build_app(settings), BridgeMetrics()
+    sizes: dict[bool, int] = {}
+    with Collector() as collector:
+        for traced in (False, True):
+            endpoint = collector.endpoint if traced else ""
+            tracer = build_tracer(Tracing(endpoint=endpoint), service="unlatent-bridge")
+            bridge = Bridge(
+                redis=redis_client,
+                ledger=ledger,
+                publisher=CeleryPublisher(app, ledger, tracer),
+                storage=MemoryStorage(["uploads"]),
+                buckets=["uploads"],
+                settings=settings.redis,
+                metrics=metrics,
+                name="b",
+                tracer=tracer,
+            )
+            event = {"v": 1, "bucket": "uploads", "key": f"{traced}.png", "etag": "e"}
+            redis_client.rpush(f"{settings.redis.key_prefix}ingest", json.dumps(event))
+            assert bridge.step() == 1
+            (image_id,) = RedisMessages(settings.redis).images()
+            raw = redis_client.lpop(settings.redis.key_prefix + queues.SCORE)
+            assert isinstance(raw, bytes)
+            sizes[traced] = len(raw)
+            headers = json.loads(raw)["headers"]
+            assert ("traceparent" in headers) is ("sent_at" in headers) is traced
+            tracer.close()
+        app.close()
+        spans = collector.spans()
+    assert sizes[True] - sizes[False] < 200
+    assert set(spans) == {"ingest", "register", "publish"}
+    publish = spans["publish"]
+    assert headers["traceparent"][3:52] == f"{publish.trace_id.hex()}-{publish.span_id.hex()}"
+    assert attributes(publish) == {"unlatent.image_id": str(image_id)}
 
 
 class Platform:
@@ -81,6 +131,7 @@ class Platform:
         return image_id
 
 
+@pytest.mark.full
 def test_one_upload_is_one_trace(settings: Settings, engine: Engine) -> None:
     """Bridge and worker measure its stages in order, each below its own; a producer's goes on."""
     with Collector() as collector:
@@ -120,6 +171,7 @@ def test_one_upload_is_one_trace(settings: Settings, engine: Engine) -> None:
         assert private.encode() not in delivered
 
 
+@pytest.mark.full
 def test_a_collector_that_hangs_or_is_gone_costs_no_verdict(
     settings: Settings, engine: Engine
 ) -> None:

@@ -67,6 +67,7 @@ def test_own_shape_is_read_whole() -> None:
         uploader="u",
         priority=True,
         uploaded_at="2026-01-02T05:04:05+02:00",
+        traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     )
     assert one(raw) == Upload(
         bucket="uploads",
@@ -79,12 +80,20 @@ def test_own_shape_is_read_whole() -> None:
         uploader="u",
         priority=True,
         uploaded_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     )
 
 
 def test_what_we_write_we_read() -> None:
     """`own_event` and `parse` are inverse."""
-    upload = Upload(bucket="uploads", key="ä\n.jpg", version_id="v", sequencer="0A", priority=True)
+    upload = Upload(
+        bucket="uploads",
+        key="ä\n.jpg",
+        version_id="v",
+        sequencer="0A",
+        priority=True,
+        traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+    )
     assert one(events.own_event(upload)) == upload
 
 
