@@ -56,14 +56,16 @@ def demo_retrain(
     ),
     images: Annotated[
         int, typer.Option(min=20, help="So many images of each kind are made for the demo.")
-    ] = 300,
+    ] = 160,
     bundle: Annotated[
         str | None, typer.Option(help="Embedded bundle's name, or a bundle's folder.")
     ] = None,
 ) -> None:
     """Show the retraining loop: decisions, a challenger, the gate, shadow, promotion, rollback.
 
-    Services of your own are left alone. How long a branch is taught is UNLATENT_TRAINING__STEPS.
+    Services of your own are left alone. With fewer than 160 images of each kind, or of your own,
+    the gate may find fewer than the 50 of each that it decides on. A branch is taught for at most
+    100 steps; UNLATENT_TRAINING__STEPS makes them fewer.
     """
     begun = time.monotonic()
     from rich.console import Console
