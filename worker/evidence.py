@@ -111,18 +111,24 @@ def draw(verdict: Verdict, pixels: NDArray[np.uint8]) -> bytes:
     return overlay(np.asarray(small), score)
 
 
-def evidence_keeper(
-    settings: Settings, *, storage: Storage, ledger: Ledger, metrics: Metrics
-) -> EvidenceKeeper | None:
-    """Build the keeper that the settings ask for, if they do.
+def evidence_bucket(settings: Settings) -> str | None:
+    """Return the bucket that evidence is kept in, if it is kept.
 
     Raises `SettingsError` when the bucket is not one that may be written to.
     """
     bucket = settings.moderation.evidence_bucket
-    if bucket is None:
-        return None
-    if bucket not in settings.s3.buckets:
+    if bucket is not None and bucket not in settings.s3.buckets:
         raise SettingsError(
             f"UNLATENT_MODERATION__EVIDENCE_BUCKET: {bucket} is not in UNLATENT_S3__BUCKETS"
         )
+    return bucket
+
+
+def evidence_keeper(
+    settings: Settings, *, storage: Storage, ledger: Ledger, metrics: Metrics
+) -> EvidenceKeeper | None:
+    """Build the keeper that the settings ask for, if they do; raises as `evidence_bucket` does."""
+    bucket = evidence_bucket(settings)
+    if bucket is None:
+        return None
     return EvidenceKeeper(storage=storage, ledger=ledger, metrics=metrics, bucket=bucket)

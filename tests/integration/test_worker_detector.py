@@ -5,18 +5,24 @@ from __future__ import annotations
 import io
 import urllib.request
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import update
 
 from detection.bundle import write_manifest
 from detection.detector import Detector
+from detection.errors import SettingsError
 from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.tinybundle import build_tiny_bundle
 from tests.waiting import eventually
 from worker.localstack.processes import free_port
+from worker.redrawing import NothingToDraw, redraw
+from worker.schema import VerdictRow
+from worker.storage import parse_uri
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +57,9 @@ def test_the_command_scores_as_the_detector_does(
         eventually(lambda: site.verdicts(image_id)[0].evidence_uri, what="the evidence")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             metrics = answer.read().decode()
+        twin_id = site.upload("twin.png", png(90, side=100, corner=(1, 2, 3)))
+        site.wait_for(twin_id)
+        eventually(lambda: site.verdicts(twin_id)[0].evidence_uri, what="the twin's evidence")
         assert worker.stop() == 0
     (verdict,) = site.verdicts(image_id)
     detector = Detector.load(bundle.folder)
@@ -63,10 +72,46 @@ def test_the_command_scores_as_the_detector_does(
     assert verdict.score == pytest.approx(score.probability, abs=1e-4)
     assert verdict.label == score.label
     assert f'model_version="{detector.model_version}",role="champion"}} 1.0' in metrics
-    bucket, _, key = verdict.evidence_uri.removeprefix("s3://").partition("/")
-    data = site.storage.fetch(bucket, key, max_bytes=10**7)
+    data = site.storage.fetch(*parse_uri(verdict.evidence_uri), max_bytes=10**7)
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.info["Description"].startswith("generated: probability of generated")
+    (twins,) = site.verdicts(twin_id)
+    assert twins.reused_from == image_id
+    assert twins.evidence_uri != verdict.evidence_uri
+    assert site.storage.fetch(*parse_uri(twins.evidence_uri), max_bytes=10**7) == data
+    # Forgotten, and drawn again by a process that never saw the image.
+    forget(twins.evidence_uri, site, engine)
+    assert redraw(twin_id, settings=chosen, engine=engine, storage=site.storage) == (
+        twins.evidence_uri
+    )
+    assert alike(site.storage.fetch(*parse_uri(twins.evidence_uri), max_bytes=10**7), data)
+    # Where a picture lies, none is drawn: no model is asked for.
+    other = chosen.model_copy(update={"scoring": settings.scoring})
+    redraw(twin_id, settings=other, engine=engine, storage=site.storage)
+    forget(twins.evidence_uri, site, engine)
+    with pytest.raises(SettingsError, match=f"{detector.model_version} judged .* neither"):
+        redraw(twin_id, settings=other, engine=engine, storage=site.storage)
+    with pytest.raises(SettingsError, match="EVIDENCE_BUCKET"):
+        redraw(twin_id, settings=settings, engine=engine, storage=site.storage)
+    with pytest.raises(NothingToDraw, match="no verdict"):
+        redraw(uuid4(), settings=chosen, engine=engine, storage=site.storage)
+
+
+def forget(uri: str, site: Site, engine: Engine) -> None:
+    """Take a picture out of its bucket and out of its row."""
+    site.storage.delete(*parse_uri(uri))
+    with engine.begin() as connection:
+        connection.execute(
+            update(VerdictRow).where(VerdictRow.evidence_uri == uri).values(evidence_uri=None)
+        )
+
+
+def alike(one: bytes, other: bytes) -> bool:
+    """Say whether two pictures show the same; another number of threads may round otherwise."""
+    pictures = [Image.open(io.BytesIO(data)) for data in (one, other)]
+    captions = {picture.info["Description"].partition("\n")[0] for picture in pictures}
+    pixels = [np.asarray(picture, np.int16) for picture in pictures]
+    return len(captions) == 1 and bool(np.abs(pixels[0] - pixels[1]).max() <= 2)
 
 
 def accusing(bundle: Bundle) -> Bundle:

@@ -1,4 +1,4 @@
-"""`unlatent link`, `hold`, `unhold`, `holds`, `retain`: what is kept of an image, and for how long.
+"""`unlatent link`, `evidence`, `hold`, `unhold`, `holds`, `retain`: what is kept of an image.
 
 Holds are a lead's, who points UNLATENT_POSTGRES__URL at a login of their own; the others are an
 operator's.
@@ -19,15 +19,12 @@ from worker.storage import parse_uri
 commands = typer.Typer()
 
 Image = Annotated[UUID, typer.Argument(help="The image.")]
+Minutes = Annotated[int, typer.Option(help="How long links work.", min=1)]
 Why = Annotated[str, typer.Option(help="Why, for the record.")]
 
 
 @commands.command()
-def link(
-    context: typer.Context,
-    image: Image,
-    minutes: Annotated[int, typer.Option(help="How long the links work.", min=1)] = 10,
-) -> None:
+def link(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
     """Print links to the picture and its evidence that open in a browser for a while."""
     from sqlalchemy import text
 
@@ -48,6 +45,19 @@ def link(
     typer.echo(storage.presign(row.bucket, row.key, expires_s=60 * minutes))
     if row.evidence_uri is not None:
         typer.echo(storage.presign(*parse_uri(row.evidence_uri), expires_s=60 * minutes))
+
+
+@commands.command()
+def evidence(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
+    """Print a link to an image's evidence, drawing and keeping it first where there is none."""
+    from worker.redrawing import redraw
+    from worker.storage_s3 import S3Storage
+
+    settings = cli.of(context).settings()
+    storage = S3Storage(settings.s3)
+    with asking.engine(context) as engine:
+        uri = redraw(image, settings=settings, engine=engine, storage=storage)
+    typer.echo(storage.presign(*parse_uri(uri), expires_s=60 * minutes))
 
 
 @commands.command()
