@@ -13,6 +13,7 @@ import pytest
 
 from detection.errors import TransientError
 from detection.refusals import Truncated
+from tests.collector import Collector, attributes
 from tests.waiting import eventually
 from worker.breaker import Breaker, DenialUndecided
 from worker.decode_pool import Decoded
@@ -32,9 +33,10 @@ from worker.ledger_memory import MemoryLedger
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.scorer_memory import MemoryScorer
-from worker.settings import Settings
+from worker.settings import Settings, Tracing
 from worker.storage import StorageForbidden, StorageUnavailable
 from worker.storage_memory import MemoryStorage
+from worker.tracing import build_tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -429,3 +431,27 @@ def test_a_rescore_that_meets_another_model_is_tried_again(rig: Rig) -> None:
     rig.decoder.decode = decode  # type: ignore[method-assign]
     rig.pipeline.rescore(image_id)
     assert {version for _, version in rig.ledger.verdicts} == {"memory-1", "memory-3"}
+
+
+def test_a_check_is_measured_stage_by_stage(rig: Rig) -> None:
+    """What reuses a verdict or ends without one has fewer stages, and says how it ended."""
+    images = [rig.upload(f"{body!r}.png", body) for body in (b"same", b"truncated")]
+    images.insert(1, rig.upload("twin.png", b"same"))
+    stages: list[list[str]] = []
+    ended: list[dict[str, str | int]] = []
+    for image_id in images:
+        with Collector() as collector:
+            tracer = build_tracer(Tracing(endpoint=collector.endpoint), service="s")
+            rig.pipeline._tracer = tracer
+            with tracer.span("check"):
+                rig.pipeline.score(image_id)
+            tracer.close()
+            stages.append([span.name for _, span in collector.delivered()])
+            ended.append(attributes(collector.spans()["check"]))
+    assert stages == [
+        ["check", "fetch", "decode", "batch", "forward", "persist"],
+        ["check", "fetch", "decode", "persist"],
+        ["check", "fetch", "decode"],
+    ]
+    scored = {"unlatent.attempt": 1, "unlatent.model_version": "memory-1"}
+    assert ended == [scored, scored, {"unlatent.attempt": 1, "unlatent.reason": "truncated"}]
