@@ -165,18 +165,30 @@ class ModelsRegistry:
         """
         with transaction(self._engine) as connection:
             _take_turns(connection)
-            reigns: list[str] = []
-            for row in connection.execute(
-                select(ChampionEntry.model_version, ChampionEntry.action).order_by(ChampionEntry.id)
-            ):
-                if row.action == "rollback":
-                    reigns.pop()
-                else:
-                    reigns.append(row.model_version)
+            reigns = _reigns(connection)
             if len(reigns) < 2:
                 raise NothingToRollBack
             _enthrone(connection, reigns[-2], "rollback", actor, reason)
             return reigns[-2]
+
+    def within_reach(self) -> set[str]:
+        """Return the digests that serve or that one roll-back would bring: at most three."""
+        with transaction(self._engine) as connection:
+            shadow, _ = _in_shadow(connection)
+            return {*_reigns(connection)[-2:], *([] if shadow is None else [shadow])}
+
+
+def _reigns(connection: Connection) -> list[str]:
+    """Return the champions, the oldest first, without those that were rolled back."""
+    reigns: list[str] = []
+    for row in connection.execute(
+        select(ChampionEntry.model_version, ChampionEntry.action).order_by(ChampionEntry.id)
+    ):
+        if row.action == "rollback":
+            reigns.pop()
+        else:
+            reigns.append(row.model_version)
+    return reigns
 
 
 _LATEST = select(ChampionEntry.model_version).order_by(ChampionEntry.id.desc()).limit(1)

@@ -24,6 +24,7 @@ from celery.exceptions import SecurityWarning
 from worker import drift
 from worker import queues as names
 from worker.breaker import Breaker
+from worker.bundle_cache import prune
 from worker.celery_app import build_app
 from worker.consumption import Consumption
 from worker.database import build_engine
@@ -118,6 +119,7 @@ def run_worker(
         succession = Succession(
             registry=registry,
             load=load,
+            tidy=lambda used: prune(settings.scoring.cache, used | registry.within_reach()),
             device=device,
             metrics=metrics,
             every_s=settings.scoring.reload_every_s,

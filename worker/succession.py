@@ -4,6 +4,7 @@ A thread polls the registry. A new model is downloaded, verified and loaded asid
 goes on scoring; the device thread proves it on its golden image and swaps between two batches. No
 message is dropped: an image that was submitted before gets the verdict of whichever model scores
 it, and says so. A model that cannot be fetched, verified or proven leaves everything as it is.
+Local copies of models that went are removed when another comes.
 """
 
 from __future__ import annotations
@@ -38,19 +39,26 @@ class WrongModel(UnlatentError):
 
 
 class Succession:
-    """Keeps a device's models as the registry wants them; `load` fetches and builds one."""
+    """Keeps a device's models as the registry wants them.
+
+    `load` fetches and builds one; `tidy` hears which digests the device uses, at the start and
+    after every change.
+    """
 
     def __init__(
         self,
         *,
         registry: ModelsRegistry,
         load: Callable[[ModelVersion], Scorer],
+        tidy: Callable[[set[str]], object],
         device: Device,
         metrics: Metrics,
         every_s: float,
     ) -> None:
         self._registry = registry
         self._load = load
+        self._tidy = tidy
+        self._tidied: set[str] | None = None
         self._device = device
         self._metrics = metrics
         self._every_s = every_s
@@ -76,6 +84,10 @@ class Succession:
         wanted = None if standing.shadow is None else standing.shadow.digest
         if wanted != self._device.shadow_version:
             self._appoint(Role.SHADOW, standing.shadow)
+        used = {self._device.model_version, self._device.shadow_version or ""}
+        if used != self._tidied:
+            self._tidy(used)
+            self._tidied = used
 
     def _run(self) -> None:
         while not self._stopping.wait(self._every_s):

@@ -46,9 +46,12 @@ def test_a_registered_model_comes_back_whole(registry: ModelsRegistry) -> None:
 def test_promotions_roll_back_one_by_one(registry: ModelsRegistry) -> None:
     """Each roll-back returns to the champion before, never to what was rolled back."""
     assert champion(registry) is None
+    assert registry.within_reach() == set()
     for digest in ("a", "b", "b", "c"):
         registry.promote(digest, actor="t", reason="better", forced=True)
+    assert registry.within_reach() == {"b", "c"}
     assert registry.roll_back(actor="t", reason="worse") == "b"
+    assert registry.within_reach() == {"a", "b"}
     assert registry.roll_back(actor="t", reason="worse") == "a"
     with pytest.raises(NothingToRollBack):
         registry.roll_back(actor="t", reason="worse")
@@ -122,6 +125,7 @@ def test_one_challenger_at_a_time_is_in_shadow(registry: ModelsRegistry, engine:
     assert standing.champion is not None
     assert standing.shadow is not None
     assert (standing.champion.digest, standing.shadow.digest) == ("a", "c")
+    assert registry.within_reach() == {"a", "c"}
     assert standing.shadow_since is not None
     registry.promote("c", actor="t", reason="better", forced=True)
     assert registry.standing().shadow is None

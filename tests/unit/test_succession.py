@@ -53,6 +53,7 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.registry = Registry()
         self.loaded: list[str] = []
+        self.tidied: list[set[str]] = []
         self.fault: Exception | None = None
         self.imposter: MemoryScorer | None = None
         self.metrics = Metrics()
@@ -67,6 +68,7 @@ class Fleet:
         self.succession = Succession(
             registry=self.registry,  # type: ignore[arg-type]  # the pointers are all it asks for
             load=self.load,
+            tidy=self.tidied.append,
             device=self.device,
             metrics=self.metrics,
             every_s=0.01,
@@ -115,6 +117,9 @@ def test_a_shadow_comes_is_promoted_and_rolled_back(fleet: Fleet) -> None:
     assert fleet.models == ("old", None)
     assert fleet.loaded == ["new", "old"]
     assert fleet.changes("champion", "done") == 2
+    fleet.succession.follow()
+    used = [digests - {""} for digests in fleet.tidied]
+    assert used == [{"old"}, {"old", "new"}, {"new"}, {"old"}]  # once a change, not at every look
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_old_one(fleet: Fleet) -> None:
