@@ -113,7 +113,8 @@ def class_weights(generated: Flags, weights: Floats | None = None) -> Floats:
     if not fakes or not reals:
         missing = "generated" if not fakes else "real"
         raise CalibrationError(f"no {missing} images to calibrate on: both classes are needed")
-    return np.where(generated, 0.5 / fakes, 0.5 / reals) * weights * len(generated)
+    even: Floats = np.where(generated, 0.5 / fakes, 0.5 / reals) * weights * len(generated)
+    return even
 
 
 def fit_fusion(
