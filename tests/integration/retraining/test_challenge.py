@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import text
 
 from tests.challenge_process import POLICY, build_forge, tiny_recipe
 from tests.confirmed import Picture, confirm
@@ -27,10 +26,8 @@ from worker.retraining.runner import run_stages
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.stages import dataset_stages
 from worker.settings import child_environment
-from worker.storage_s3 import S3Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
     from uuid import UUID
 
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
     from worker.retraining.challenge import Forge
     from worker.retraining.runs import Run
     from worker.settings import Settings
+    from worker.storage_s3 import S3Storage
 
 PHOTOGRAPHS, FAKES = 84, 24
 #: Sixteen images say little: these limits ask for recall beyond noise and for nothing else.
@@ -49,23 +47,6 @@ LENIENT = GateLimits(
     allowed_calibration_loss=1.0,
     bootstraps=50,
 )
-
-
-@pytest.fixture
-def storage(settings: Settings) -> Iterator[S3Storage]:
-    """This test's bucket."""
-    storage = S3Storage(settings.s3)
-    yield storage
-    storage.close()
-
-
-@pytest.fixture
-def owner(settings: Settings) -> Iterator[Engine]:
-    """The schema's owner, who may write decisions without a moderator's login."""
-    assert settings.postgres.owner_url is not None
-    engine = create_engine(settings.postgres.owner_url.get_secret_value(), poolclass=NullPool)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from sqlalchemy import create_engine, select, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import select, text
 
 from tests.confirmed import Picture, confirm
 from training.alignment import AlignmentConfig
@@ -21,16 +20,16 @@ from worker.retraining.runner import Progress, run_stages
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.stages import Bench, Tools, dataset_stages
 from worker.schema_training import DatasetSnapshot, SnapshotItem, TrainingRun
-from worker.storage_s3 import S3Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from uuid import UUID
 
     from numpy.typing import NDArray
     from sqlalchemy import Engine
 
     from worker.settings import Settings
+    from worker.storage_s3 import S3Storage
 
 PHOTOGRAPHS = 16
 POLICY = CollectPolicy(sources=frozenset({"web"}), evaluation=0.0, calibration=0.0)
@@ -51,23 +50,6 @@ class Imitator:
             drawn = np.clip(image + pattern + 0.5, 0, 255).astype(np.uint8)
             made.append(np.roll(drawn, self._moved, axis=1))
         return made
-
-
-@pytest.fixture
-def storage(settings: Settings) -> Iterator[S3Storage]:
-    """This test's bucket."""
-    storage = S3Storage(settings.s3)
-    yield storage
-    storage.close()
-
-
-@pytest.fixture
-def owner(settings: Settings) -> Iterator[Engine]:
-    """The schema's owner, who may write decisions without a moderator's login."""
-    assert settings.postgres.owner_url is not None
-    engine = create_engine(settings.postgres.owner_url.get_secret_value(), poolclass=NullPool)
-    yield engine
-    engine.dispose()
 
 
 def bench(engine: Engine, storage: S3Storage, settings: Settings, aligner: Imitator) -> Bench:
