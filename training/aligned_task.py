@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,16 +30,26 @@ class AlignedBatch:
 
 
 class AlignedTask:
-    """Batches of crops and the loss on their logits."""
+    """Batches of crops and the loss on their logits.
+
+    `paired_only` are reals that enter in pairs alone: beside unpaired fakes their content would
+    give them away.
+    """
 
     def __init__(
-        self, samples: Sequence[Sample], recipe: Recipe, composition: AlignedBatch
+        self,
+        samples: Sequence[Sample],
+        recipe: Recipe,
+        composition: AlignedBatch,
+        paired_only: Sequence[Sample] = (),
     ) -> None:
         real = [sample for sample in samples if not sample.entry.generated]
         self._recipe, self._composition = recipe, composition
         self._real = BalancedPicker(real)
-        self._paired = BalancedPicker([sample for sample in real if sample.reconstructions])
+        self._paired = BalancedPicker([s for s in (*real, *paired_only) if s.reconstructions])
         self._generated = BalancedPicker([s for s in samples if s.entry.generated])
+        # No method: other processes get it without the samples.
+        self.loss = partial(crop_loss, smoothing=composition.smoothing)
 
     def batch(self, seed: int, step: int) -> dict[str, Tensor]:
         """Make uint8 crops (B, 3, crop, crop) and float labels (B,), 1 for generated."""
@@ -73,11 +84,12 @@ class AlignedTask:
         first = None if sample.lossy else upload_codec(rng)
         return draw(rng, sample.pixels.shape, self._recipe, first=first).apply(sample.pixels)
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Binary cross-entropy with label smoothing, and the accuracy at logit 0."""
-        crops = batch["crops"].to(memory_format=torch.channels_last).float() / 127.5 - 1
-        logits = model(crops).float()
-        labels, smoothing = batch["labels"], self._composition.smoothing
-        target = labels * (1 - smoothing) + smoothing / 2
-        loss = functional.binary_cross_entropy_with_logits(logits, target)
-        return {"loss": loss, "accuracy": ((logits > 0) == (labels > 0.5)).float().mean()}
+
+def crop_loss(model: nn.Module, batch: dict[str, Tensor], *, smoothing: float) -> dict[str, Tensor]:
+    """Binary cross-entropy with label smoothing, and the accuracy at logit 0."""
+    crops = batch["crops"].to(memory_format=torch.channels_last).float() / 127.5 - 1
+    logits = model(crops).float()
+    labels = batch["labels"]
+    target = labels * (1 - smoothing) + smoothing / 2
+    loss = functional.binary_cross_entropy_with_logits(logits, target)
+    return {"loss": loss, "accuracy": ((logits > 0) == (labels > 0.5)).float().mean()}

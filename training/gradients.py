@@ -11,6 +11,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    Loss = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+
 log = structlog.get_logger(__name__)
 
 
@@ -21,24 +23,19 @@ class Gradients:
     bfloat16 acts on the forward pass only.
     """
 
-    def __init__(
-        self,
-        loss: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]],
-        *,
-        seed: int,
-        bfloat16: bool,
-    ) -> None:
+    def __init__(self, loss: Loss, *, seed: int, bfloat16: bool, device: str) -> None:
         self._loss, self._seed, self._bfloat16 = loss, seed, bfloat16
-        self._pieces = 1
+        self._device, self._pieces = torch.device(device), 1
 
     def compute(self, model: nn.Module, batch: Mapping[str, Tensor], step: int) -> dict[str, float]:
         """Leave the gradients of a batch in the model; returns the parts of the loss."""
+        placed = {name: value.to(self._device) for name, value in batch.items()}
         while True:
             # Draws inside the loss must not depend on where the run was last resumed.
             torch.manual_seed((self._seed << 32) + step)
             model.zero_grad(set_to_none=True)
             try:
-                return self._in_pieces(model, batch)
+                return self._in_pieces(model, placed)
             except torch.OutOfMemoryError:
                 self._pieces *= 2
                 if self._pieces > rows(batch):
@@ -52,8 +49,7 @@ class Gradients:
         for index in range(self._pieces):
             piece = {name: values[index] for name, values in cut.items()}
             share = rows(piece) / rows(batch)
-            device = next(iter(piece.values())).device.type
-            with torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
                 parts = self._loss(model, piece)
             (parts["loss"] * share).backward()
             for name, part in parts.items():

@@ -119,7 +119,8 @@ class LareTask:
             return np.ascontiguousarray(view[:, ::-1]), np.ascontiguousarray(error[:, :, ::-1])
         return view, error
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    @staticmethod
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Binary cross-entropy, and the accuracy at logit 0."""
         views = batch["views"].to(memory_format=torch.channels_last).float() / 127.5 - 1
         logits = model(views, batch["maps"]).float()

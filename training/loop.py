@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from detection.errors import UnlatentError
+from training.crew import gradients_with_others
 from training.curves import TRAINING, Curves
-from training.gradients import Gradients, rows
+from training.gradients import rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -62,7 +63,7 @@ class Task(Protocol):
         """Make the batch of one step from (seed, step) alone."""
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return named scalar parts; the one named "loss" is minimised."""
+        """Return named scalar parts; the one named "loss", a mean over rows, is minimised."""
 
 
 class _Steps(Dataset[dict[str, Tensor]]):
@@ -107,6 +108,8 @@ def fit(
 ) -> dict[str, Tensor]:
     """Train `model` and return the averaged weights; resumes from `run_dir` when it can.
 
+    Where several processes were launched, only the one that leads comes here (`training.crew`).
+
     After each step `on_step` hears how many are done. `stop` may end the run: before the first step
     and after each it is given the number done and the averaged weights. Raises `TrainingDiverged`
     when the loss stops being finite.
@@ -120,15 +123,16 @@ def fit(
     start = _resume(run_dir, model, optimiser, ema)
     if stop is not None and stop(start, ema.state):
         return ema.state
-    gradients = Gradients(task.loss, seed=config.seed, bfloat16=config.bfloat16)
+    gradients = gradients_with_others(
+        model, task.loss, seed=config.seed, bfloat16=config.bfloat16, device=device
+    )
     with Curves(run_dir, TRAINING) as curves:
         journal = _Journal(run_dir.name, config, curves)
         for step, batch in enumerate(_batches(task, config, start), start):
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * schedule(step, config)
             model.train()
-            on_device = {name: value.to(device) for name, value in batch.items()}
-            parts = gradients.compute(model, on_device, step)
+            parts = gradients.compute(model, batch, step)
             loss = parts["loss"]
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the loss became {loss} at step {step} of {run_dir}")
