@@ -78,17 +78,18 @@ def confirmed(
     settings: Settings,
     *pictures: NDArray[np.uint8],
     label: str = "real",
+    audit_share: float | None = None,
 ) -> list[UUID]:
     """Upload pictures, score them and decide on them."""
-    listed = [Picture(pixels=pixels, label=label) for pixels in pictures]
+    listed = [Picture(pixels=pixels, label=label, audit_share=audit_share) for pixels in pictures]
     return confirm(engine, owner, storage, settings.s3.buckets[0], listed)
 
 
 @pytest.fixture
 def images(engine: Engine, owner: Engine, storage: S3Storage, settings: Settings) -> list[UUID]:
-    """Photographs that a moderator confirmed."""
+    """Photographs that a moderator confirmed, drawn by the random audit one of four."""
     pictures = [pixels for _, pixels in renderings(PHOTOGRAPHS, side=96)]
-    return confirmed(engine, owner, storage, settings, *pictures)
+    return confirmed(engine, owner, storage, settings, *pictures, audit_share=0.25)
 
 
 def loop(bench_: Bench, slot: str) -> Ending | None:
@@ -136,6 +137,10 @@ def test_decisions_become_a_sealed_data_set(
     stored = {sample.key: sample for sample in read_samples(place.store(run.id), dataset)}
     assert stored.keys() == {str(image) for image in (*images, fake)}
     assert stored[str(fake)].label == "generated"
+    assert {key: sample.weight for key, sample in stored.items()} == {
+        **dict.fromkeys(map(str, images), 4.0),
+        str(fake): 1.0,
+    }
     assert stored[str(images[0])].reconstructions.keys() == {"imitator"}
 
     assert loop(place, "two") is Ending.EMPTY
