@@ -2,7 +2,9 @@
 
 What is recent is compared with the first verdicts of the same model version in the same source
 (those that it gave in shadow included): a reference that does not move sees slow changes too. The
-random share of uploads that a challenger sees in shadow is as good a sample as any.
+random share of uploads that a challenger sees in shadow is as good a sample as any. Every upload
+counts, and not those alone that somebody reviewed, so that no verdict stands for others and none
+has to be weighed; only the decisions are of what was reviewed, and drift does not rest on them.
 """
 
 from __future__ import annotations
