@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
 from tests.failure.faults import changed
 from tests.waiting import eventually
+from worker import schema
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sqlalchemy import Engine
 
     from tests.failure.accounting import Accounts
     from tests.failure.faults import Crew
@@ -36,7 +40,7 @@ def stress(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[s
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_load_is_accounted_for(
-    settings: Settings, crew: Crew, accounts: Accounts, tmp_path: Path
+    settings: Settings, crew: Crew, accounts: Accounts, engine: Engine, tmp_path: Path
 ) -> None:
     """The detector ends every upload, and table, JSON and plot say how; a limit can still break."""
     patient = changed(settings, "scoring", lease_s=300.0, max_batch=4, forward_timeout_s=250.0)
@@ -45,8 +49,8 @@ def test_a_load_is_accounted_for(
     crew.bridge(settings=patient)
     worker = crew.detector(settings=patient)
     eventually(lambda: worker.ready, timeout_s=300, what="a worker with its detector")
-    load = ("--bad", "0.3", "--duplicates", "0.5", "--drain", "600")
-    done = stress(patient, *load, "--load", "1x4,4x2", "--out", str(tmp_path))
+    load = ("--bad", "0.3", "--duplicates", "0.5", "--priority", "0.5", "--drain", "600")
+    done = stress(patient, *load, "--load", "1x4,4x1", "--after", "2x2", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     numbers = json.loads((tmp_path / "stress.json").read_text())
     assert numbers["uploads_ended"] == sum(numbers["states"].values()) == 12
@@ -54,6 +58,14 @@ def test_a_load_is_accounted_for(
     assert numbers["states"]["scored"] == len(worker.events("verdict")) == 12 - numbers["bad_sent"]
     assert numbers["events"] == 12 + numbers["duplicates_sent"] > 12
     assert 0 < numbers["p50_s"] <= numbers["p95_s"] <= numbers["p99_s"] < numbers["elapsed_s"]
+    assert 0 < numbers["calm_p95_s"] <= numbers["p99_s"]
+    assert 0 < numbers["priority_p95_s"] <= numbers["p99_s"]
+    with engine.begin() as connection:
+        rows = connection.execute(
+            select(schema.Image.created_at, schema.Image.state_since).order_by(schema.Image.key)
+        ).all()
+    # What comes when it is calm again is registered after the end of all the rest.
+    assert min(row.created_at for row in rows[8:]) > max(row.state_since for row in rows[:8])
     with Image.open(tmp_path / "stress.png") as plot:
         assert plot.width > plot.height > 0
     table = dict(line.split(None, 1) for line in done.stdout.splitlines())

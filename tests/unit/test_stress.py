@@ -28,14 +28,24 @@ def test_a_load_that_is_none_is_refused(text: str) -> None:
 def test_uploads_come_in_time_and_in_shares() -> None:
     """Two steps give their uploads at their rates; the same seed gives the same bytes."""
     steps = (Step(10, 2), Step(20, 1))
-    sent = list(items(steps, bad_share=0.25, duplicate_share=0.5, seed=3))
+    shares = {"bad_share": 0.25, "duplicate_share": 0.5, "priority_share": 0.5}
+    sent = list(items(steps, **shares, seed=3))
     assert [item.at_s for item in sent[:2]] == [0, 0.1]
     assert [item.at_s for item in sent[20:22]] == [2, 2.05]
     assert len({item.name for item in sent}) == len({item.body for item in sent}) == 40
     assert 0 < sum(item.bad for item in sent) < 20
     assert 10 < sum(item.copies == 2 for item in sent) < 30
-    again = items(steps, bad_share=0.25, duplicate_share=0.5, seed=3)
+    assert 10 < sum(item.priority for item in sent) < 30
+    again = items(steps, **shares, seed=3)
     assert [item.body for item in again] == [item.body for item in sent]
+
+
+def test_calm_uploads_come_after_the_others_and_are_no_copies_of_them() -> None:
+    """Numbers go on, so that names and bytes stay unique; times do too."""
+    sent = list(items((Step(2, 2),), bad_share=0, duplicate_share=0, after=(Step(1, 2),), seed=3))
+    assert [item.calm for item in sent] == [False] * 4 + [True] * 2
+    assert [item.at_s for item in sent] == [0, 0.5, 1, 1.5, 2, 3]
+    assert len({item.name for item in sent}) == len({item.body for item in sent}) == 6
 
 
 def test_sound_uploads_decode_and_bad_ones_are_refused() -> None:
@@ -66,3 +76,13 @@ def test_broken_limits_are_named() -> None:
     assert [problem.split()[0] for problem in problems] == ["lost", "p95_s", "p99_s", "ended_per_s"]
     assert "lost               1" in table(summary(slow))
     assert broken(summary(Outcome()), Limits(p99_s=1.0))
+
+
+def test_priority_uploads_and_those_in_calm_have_limits_of_their_own() -> None:
+    """A crowd may wait for long while both of them did not, or the other way round."""
+    limits = Limits(priority_p95_s=1.0, calm_p95_s=1.0)
+    crowded = Outcome(elapsed_s=1.0, latencies_s=[0.1, 0.2, 300.0], priority_s=[0.1], calm_s=[0.2])
+    assert broken(summary(crowded), limits) == []
+    passed_over = Outcome(elapsed_s=1.0, latencies_s=[0.1, 5.0], priority_s=[5.0], calm_s=[5.0])
+    problems = broken(summary(passed_over), limits)
+    assert [problem.split()[0] for problem in problems] == ["priority_p95_s", "calm_p95_s"]

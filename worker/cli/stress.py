@@ -23,10 +23,20 @@ def stress(
     duplicates: Annotated[
         float, typer.Option(help="Share of uploads announced twice.", min=0, max=1)
     ] = 0.05,
+    priority: Annotated[float, typer.Option(help="Share of priority uploads.", min=0, max=1)] = 0,
+    after: Annotated[
+        str | None, typer.Option(help="RATExSECONDS to send when all of the load has ended.")
+    ] = None,
     drain: Annotated[float, typer.Option(help="Longest wait for the rest, in s.", min=0)] = 120,
     seed: Annotated[int, typer.Option(help="The same seed sends the same uploads.")] = 1,
     max_p95: Annotated[float | None, typer.Option(help="Limit on p95, in s.")] = None,
     max_p99: Annotated[float | None, typer.Option(help="Limit on p99, in s.")] = None,
+    max_priority_p95: Annotated[
+        float | None, typer.Option(help="Limit on p95 of the priority uploads, in s.")
+    ] = None,
+    max_after_p95: Annotated[
+        float | None, typer.Option(help="Limit on p95 of what --after sends, in s.")
+    ] = None,
     min_rate: Annotated[float | None, typer.Option(help="Least uploads ended a second.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for stress.json and stress.png.")] = None,
 ) -> None:
@@ -49,7 +59,15 @@ def stress(
     try:
         with Redis.from_url(settings.redis.url.get_secret_value(), socket_timeout=10) as redis:
             outcome = Stress(settings, engine=engine, redis=redis, storage=storage).run(
-                items(steps, bad_share=bad, duplicate_share=duplicates, seed=seed), drain_s=drain
+                items(
+                    steps,
+                    bad_share=bad,
+                    duplicate_share=duplicates,
+                    priority_share=priority,
+                    after=parse_steps(after) if after else (),
+                    seed=seed,
+                ),
+                drain_s=drain,
             )
     finally:
         storage.close()
@@ -61,7 +79,14 @@ def stress(
         (out / "stress.json").write_text(json.dumps(numbers, indent=1) + "\n")
         report.plot(outcome, out / "stress.png")
     problems = report.broken(
-        numbers, report.Limits(p95_s=max_p95, p99_s=max_p99, min_rate_per_s=min_rate)
+        numbers,
+        report.Limits(
+            p95_s=max_p95,
+            p99_s=max_p99,
+            priority_p95_s=max_priority_p95,
+            calm_p95_s=max_after_p95,
+            min_rate_per_s=min_rate,
+        ),
     )
     for problem in problems:
         typer.echo(f"limit broken: {problem}", err=True)

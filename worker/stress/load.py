@@ -34,7 +34,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One upload to send at `at_s` after the start; `copies` is how often its event is sent."""
+    """One upload to send at `at_s` after the start; `copies` is how often its event is sent.
+
+    A calm one is sent when those before it have ended: it begins the load's time anew.
+    """
 
     at_s: float
     name: str
@@ -42,6 +45,8 @@ class Item:
     content_type: str
     copies: int
     bad: bool
+    priority: bool
+    calm: bool
 
 
 def parse_steps(text: str) -> tuple[Step, ...]:
@@ -57,25 +62,42 @@ def parse_steps(text: str) -> tuple[Step, ...]:
 
 
 def items(
-    steps: tuple[Step, ...], *, bad_share: float, duplicate_share: float, seed: int
+    steps: tuple[Step, ...],
+    *,
+    bad_share: float,
+    duplicate_share: float,
+    priority_share: float = 0.0,
+    after: tuple[Step, ...] = (),
+    seed: int,
 ) -> Iterator[Item]:
-    """Return the uploads in the order of their times; the same seed gives the same ones."""
+    """Return the uploads in the order of their times; the same seed gives the same ones.
+
+    Those of `after` are calm ones.
+    """
     chance = random.Random(seed)  # noqa: S311 - a load, not a secret
     # Made before the first is due, or the run would begin late.
     pool = [_image(chance) for _ in range(_POOL)]
-    return _items(steps, pool, chance, bad_share=bad_share, duplicate_share=duplicate_share)
+    return _items(
+        [*((step, False) for step in steps), *((step, True) for step in after)],
+        pool,
+        chance,
+        bad_share=bad_share,
+        duplicate_share=duplicate_share,
+        priority_share=priority_share,
+    )
 
 
 def _items(
-    steps: tuple[Step, ...],
+    steps: list[tuple[Step, bool]],
     pool: list[tuple[str, str, bytes]],
     chance: random.Random,
     *,
     bad_share: float,
     duplicate_share: float,
+    priority_share: float,
 ) -> Iterator[Item]:
     number, begin_s = 0, 0.0
-    for step in steps:
+    for step, calm in steps:
         for index in range(round(step.rate_per_s * step.duration_s)):
             suffix, content_type, body = chance.choice(pool)
             bad = chance.random() < bad_share
@@ -88,6 +110,8 @@ def _items(
                 content_type=content_type,
                 copies=2 if chance.random() < duplicate_share else 1,
                 bad=bad,
+                priority=chance.random() < priority_share,
+                calm=calm,
             )
             number += 1
         begin_s += step.duration_s

@@ -19,6 +19,8 @@ class Limits:
 
     p95_s: float | None = None
     p99_s: float | None = None
+    priority_p95_s: float | None = None
+    calm_p95_s: float | None = None
     min_rate_per_s: float | None = None
 
 
@@ -41,6 +43,8 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             f"p{round(100 * share)}_s": percentile(outcome.latencies_s, share)
             for share in (0.5, 0.95, 0.99)
         },
+        "priority_p95_s": percentile(outcome.priority_s, 0.95),
+        "calm_p95_s": percentile(outcome.calm_s, 0.95),
         "generator_late_s": round(outcome.late_s, 3),
         "bad_sent": outcome.bad_sent,
         "duplicates_sent": outcome.duplicates_sent,
@@ -61,8 +65,8 @@ def broken(numbers: dict[str, Any], limits: Limits) -> list[str]:
         for name in ("lost", "extra_rows", "double_verdicts", "not_sent")
         if numbers[name]
     ]
-    for name, limit in (("p95_s", limits.p95_s), ("p99_s", limits.p99_s)):
-        found = numbers[name]
+    for name in ("p95_s", "p99_s", "priority_p95_s", "calm_p95_s"):
+        found, limit = numbers[name], getattr(limits, name)
         if limit is not None and (found is None or found > limit):
             problems.append(f"{name} is {found}, limit {limit:g}")
     if limits.min_rate_per_s is not None and numbers["ended_per_s"] < limits.min_rate_per_s:

@@ -1,8 +1,9 @@
 """Sending a load to a deployment and waiting for the end of every upload.
 
 Uploads go where a platform's go: the object into the bucket, its event onto the ingest list. They
-are sent at their times whether or not the deployment keeps up. Times of arrival are put on
-Postgres' clock, by which the ledger says when an image ended.
+are sent at their times whether or not the deployment keeps up; only the calm ones wait for the end
+of the others. Times of arrival are put on Postgres' clock, by which the ledger says when an image
+ended.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 import structlog
@@ -45,9 +46,20 @@ _HELD = 4 * _SENDERS
 _SAMPLE_S = 1.0
 
 
+class _Sent(NamedTuple):
+    """When an upload's event was sent, by Postgres' clock, and to which latencies it counts."""
+
+    at: datetime
+    priority: bool
+    calm: bool
+
+
 @dataclass(slots=True)
 class Outcome:
-    """What was sent and what became of it; times in seconds since the start of the run."""
+    """What was sent and what became of it; times in seconds since the start of the run.
+
+    `latencies_s` are all of them, the two others the priority uploads' and the calm ones'.
+    """
 
     events: int = 0
     duplicates_sent: int = 0
@@ -59,6 +71,8 @@ class Outcome:
     elapsed_s: float = 0.0
     late_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
+    priority_s: list[float] = field(default_factory=list)
+    calm_s: list[float] = field(default_factory=list)
     states: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     depth: list[tuple[float, int]] = field(default_factory=list)
@@ -78,34 +92,45 @@ class Stress:
         self._prefix = f"stress/{uuid4().hex}/"
         self._ingest = settings.redis.key_prefix + settings.redis.ingest_key
         self._since = datetime.now(UTC)
-        self._sent: dict[str, datetime] = {}
+        self._sent: dict[str, _Sent] = {}
         self._outcome = Outcome()
         self._lock = threading.Lock()
         self._held = threading.Semaphore(_HELD)
 
     def run(self, items: Iterable[Item], *, drain_s: float) -> Outcome:
-        """Send everything, wait at most `drain_s` for the rest to end, and count."""
+        """Send everything, wait at most `drain_s` for the rest to end, and count.
+
+        The calm ones wait as long, and no longer, for the end of the others.
+        """
         offset = self._read_clock()
-        begun = time.monotonic()
+        start = begun = time.monotonic()
+        calm = False
         done = threading.Event()
-        sampler = threading.Thread(target=self._sample, args=(begun, done), daemon=True)
+        sampler = threading.Thread(target=self._sample, args=(start, done), daemon=True)
         sampler.start()
         with ThreadPoolExecutor(_SENDERS, thread_name_prefix="stress") as senders:
             for item in items:
-                wait_s = begun + item.at_s - time.monotonic()
+                if item.calm and not calm:
+                    self._drain(drain_s, done)
+                    calm, begun = True, time.monotonic() - item.at_s
+                due = begun + item.at_s
+                wait_s = due - time.monotonic()
                 if wait_s > 0:
                     done.wait(wait_s)
                 self._held.acquire()
-                sending = senders.submit(self._send, item, offset, begun)
+                sending = senders.submit(self._send, item, offset, due)
                 sending.add_done_callback(lambda _: self._held.release())
-        deadline = time.monotonic() + drain_s
-        while self._waiting() and time.monotonic() < deadline:
-            done.wait(_SAMPLE_S)
+        self._drain(drain_s, done)
         done.set()
         sampler.join()
-        self._outcome.elapsed_s = time.monotonic() - begun
+        self._outcome.elapsed_s = time.monotonic() - start
         self._count()
         return self._outcome
+
+    def _drain(self, longest_s: float, done: threading.Event) -> None:
+        deadline = time.monotonic() + longest_s
+        while self._waiting() and time.monotonic() < deadline:
+            done.wait(_SAMPLE_S)
 
     def _read_clock(self) -> timedelta:
         """Return how far Postgres' clock is ahead of ours, and note it as the run's beginning."""
@@ -122,13 +147,19 @@ class Stress:
             & Image.key.startswith(self._prefix, autoescape=True)
         )
 
-    def _send(self, item: Item, offset: timedelta, begun: float) -> None:
+    def _send(self, item: Item, offset: timedelta, due: float) -> None:
         key = self._prefix + item.name
-        late_s = time.monotonic() - begun - item.at_s
+        late_s = time.monotonic() - due
         try:
             facts = self._storage.put(self._bucket, key, item.body, content_type=item.content_type)
             event = own_event(
-                Upload(bucket=self._bucket, key=key, etag=facts.etag, source="stress")
+                Upload(
+                    bucket=self._bucket,
+                    key=key,
+                    etag=facts.etag,
+                    source="stress",
+                    priority=item.priority,
+                )
             )
             sent_at = datetime.now(UTC) + offset
             for _ in range(item.copies):
@@ -139,7 +170,7 @@ class Stress:
                 self._outcome.not_sent += 1
             return
         with self._lock:
-            self._sent[key] = sent_at
+            self._sent[key] = _Sent(sent_at, item.priority, item.calm)
             self._outcome.events += item.copies
             self._outcome.duplicates_sent += item.copies - 1
             self._outcome.bad_sent += item.bad
@@ -183,8 +214,11 @@ class Stress:
         outcome.lost = len(self._sent.keys() - {row.key for row in ended})
         outcome.extra_rows = len(rows) - len({row.key for row in rows})
         outcome.double_verdicts = sum(count > 1 for _, _, count in verdicts)
-        outcome.latencies_s = sorted(
-            (row.state_since - self._sent[row.key]).total_seconds()
+        took = sorted(
+            ((row.state_since - sent.at).total_seconds(), sent.priority, sent.calm)
             for row in ended
-            if row.key in self._sent
+            if (sent := self._sent.get(row.key))
         )
+        outcome.latencies_s = [took_s for took_s, _, _ in took]
+        outcome.priority_s = [took_s for took_s, priority, _ in took if priority]
+        outcome.calm_s = [took_s for took_s, _, calm in took if calm]
