@@ -74,7 +74,8 @@ bench-quality: venv ## Measure BUNDLE on DATA=<folder> of labelled images: table
 		$(if $(LIMIT),--limit "$(LIMIT)")
 
 bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a CPU; resumes)
-	$(BIN)/unlatent bundle --data "$(DATA)" $(if $(TAEF2),--taef2 "$(TAEF2)")
+	$(BIN)/unlatent bundle --data "$(DATA)" $(if $(TAEF2),--taef2 "$(TAEF2)") \
+		$(if $(RECIPE),--recipe "$(RECIPE)" --run "out/run-$(RECIPE)" --out "out/$(RECIPE)")
 
 bench-pairs: venv ## Compare the cost of an aligned pair and of a generated image by BUNDLE
 	$(BIN)/python -m tests.benchmarks.bench_pairs $(if $(BUNDLE),--bundle "$(BUNDLE)")

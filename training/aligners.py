@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,7 +19,6 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -35,7 +35,7 @@ class Aligner(Protocol):
 
 def to_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
     """Stack RGB uint8 (H, W, 3) images of one size to float32 (B, 3, H, W) in [0, 1]."""
-    return torch.stack([torch.from_numpy(image) for image in images]).permute(0, 3, 1, 2) / 255
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
 
 
 def to_images(tensor: Tensor) -> list[NDArray[np.uint8]]:

@@ -1,17 +1,19 @@
-"""Training of the embedded generator from scratch: its autoencoder, then its noise predictor.
+"""Training of small generators from scratch: autoencoders, and the embedded noise predictor.
 
 The classes are diffusers' own (`AutoencoderKL`, `UNet2DConditionModel`), the same that the large
-presets load; only the widths are small.
+presets load; only the widths are small. Autoencoders that only make pairs may double their sides
+in other ways than diffusers', because each way leaves a trace of its own.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from detection.generator import noise_bank
@@ -30,18 +32,64 @@ GRADIENT_WEIGHT = 0.5
 CONDITIONING_DIM = 32
 
 
-def build_autoencoder(widths: Sequence[int] = (16, 32, 64, 96)) -> AutoencoderKL:
-    """Build the embedded autoencoder: factor 2^(len(widths) - 1), four latent channels."""
-    return AutoencoderKL(
-        block_out_channels=tuple(widths),
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
+Upsampling = Literal["nearest", "transposed", "shuffled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoencoderSpec:
+    """A small autoencoder of our own; the defaults are the embedded generator's.
+
+    Widths are multiples of 8 and at least 16 (torch's CPU kernels corrupt memory in the training of
+    narrower convolutions, channels last). The down-sampling factor is 2^(len(widths) - 1).
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64, 96)
+    latent_channels: int = 4
+    upsampling: Upsampling = "nearest"
+
+    @property
+    def name(self) -> str:
+        """How its reconstructions and its run are called."""
+        widths = "-".join(map(str, self.widths))
+        return f"own-{self.upsampling}-{widths}-{self.latent_channels}"
+
+
+class Shuffled(nn.Module):
+    """Doubles the sides by a convolution to four times the channels and a pixel shuffle."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, 2H, 2W)."""
+        return functional.pixel_shuffle(self.conv(features), 2)
+
+
+def build_autoencoder(spec: AutoencoderSpec | None = None) -> AutoencoderKL:
+    """Build an autoencoder, random: the embedded one unless `spec` says otherwise."""
+    spec = spec or AutoencoderSpec()
+    autoencoder = AutoencoderKL(
+        block_out_channels=spec.widths,
+        down_block_types=("DownEncoderBlock2D",) * len(spec.widths),
+        up_block_types=("UpDecoderBlock2D",) * len(spec.widths),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=spec.latent_channels,
         norm_num_groups=8,
         mid_block_add_attention=False,
         sample_size=256,
     )
+    for block in autoencoder.decoder.up_blocks:
+        for index, upsampler in enumerate(block.upsamplers or ()):
+            channels = upsampler.channels
+            match spec.upsampling:
+                case "transposed":
+                    block.upsamplers[index] = nn.ConvTranspose2d(channels, channels, 4, 2, 1)
+                case "shuffled":
+                    block.upsamplers[index] = Shuffled(channels)
+                case "nearest":  # diffusers' own
+                    pass
+    return autoencoder
 
 
 def build_predictor() -> UNet2DConditionModel:

@@ -4,7 +4,8 @@ Every stage leaves its result in the run folder and is skipped when it is there,
 was killed goes on where it stopped:
 
 1. `generator`: the autoencoder on crops of photographs, then the noise predictor on their latents;
-2. `pairs`: every photograph through each aligner at hand (the aligned branch's fakes);
+2. `pairs`: every photograph, and procedural images if the recipe has any, through each aligner at
+   hand, autoencoders of our own among them (the aligned branch's fakes);
 3. `views`: augmented views with their error maps, of photographs, generated images, partial-noise
    reconstructions and samples of the own generator (the lare branch's fakes are the last three);
 4. `branches`: both classifiers, once for each leave-one-autoencoder-out fold and once on all;
@@ -28,6 +29,7 @@ from torch import nn
 
 from detection.aligned import AlignedConfig, AlignedNet
 from detection.egre import Egre, EgreConfig
+from detection.errors import SettingsError
 from detection.generator import Generator, noise_bank, process_from_scheduler
 from detection.generator_folder import load_generator_folder
 from detection.lare import LareConfig, lare_view
@@ -36,6 +38,7 @@ from training.aligners import RoundTrip, to_tensor
 from training.corpus import Sample, load_samples
 from training.generator_tasks import (
     CONDITIONING_DIM,
+    AutoencoderSpec,
     AutoencoderTask,
     PredictorTask,
     build_autoencoder,
@@ -45,12 +48,14 @@ from training.lare_task import LareItem, LareTask, augmented_views, with_maps
 from training.loop import LoopConfig, fit
 from training.manifest import GENERATED, Entry, split
 from training.sampling import PartialNoise, sample
+from training.shaders import shader_samples
 from training.stay_positive import retrain_head
 from training.transforms import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from diffusers import AutoencoderKL
     from torch import Tensor
 
     from training.aligners import Aligner
@@ -89,13 +94,35 @@ class BundleRecipe:
     view_copies: int = 3
     partial_noise_images: int = 160
     sampled_images: int = 64
+    #: Further autoencoders of our own that make pairs, each trained as the embedded one is.
+    autoencoders: tuple[AutoencoderSpec, ...] = ()
+    #: Procedural images among the pairs of the aligned branch.
+    shaders: int = 0
+
+
+#: The recipes by name: that of the shipped bundle, and one with more kinds of pairs.
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        BundleRecipe(),
+        BundleRecipe(
+            name="broad",
+            autoencoders=(
+                AutoencoderSpec(widths=(24, 48, 96), upsampling="shuffled"),
+                AutoencoderSpec(latent_channels=16, upsampling="transposed"),
+                AutoencoderSpec(widths=(32, 48, 64, 96), latent_channels=8),
+            ),
+            shaders=160,
+        ),
+    )
+}
 
 
 @dataclass(slots=True)
 class Workshop:
     """One run of the recipe: its data, its folder, and the stages.
 
-    `aligners` make the pairs; without one the embedded autoencoder does.
+    `aligners` and the recipe's own autoencoders make the pairs; without one the embedded does.
     """
 
     entries: Sequence[Entry]
@@ -137,19 +164,10 @@ class Workshop:
         return generator.to(self.device)
 
     def _train_generator(self, folder: Path) -> None:
-        reals = self.samples(entry for entry in self.training_entries if not entry.generated)
-        torch.manual_seed(0)
-        autoencoder = build_autoencoder()
-        weights = fit(
-            autoencoder,
-            AutoencoderTask(reals),
-            self.recipe.autoencoder_loop,
-            self.run_dir / "autoencoder",
-            device=self.device,
-        )
-        autoencoder.load_state_dict(weights)
+        reals = self._training_reals()
+        autoencoder = self._autoencoder(AutoencoderSpec(), self.run_dir / "autoencoder")
         views = np.stack([lare_view(s.pixels, self.recipe.lare.side) for s in reals])
-        latents = _encode(autoencoder.eval(), views, self.device)
+        latents = _encode(autoencoder, views, self.device)
         # Latents are scaled to unit spread, as the large families' scaling factors do.
         autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
         autoencoder.save_pretrained(folder / "vae")
@@ -172,9 +190,23 @@ class Workshop:
         predictor.load_state_dict(weights)
         predictor.save_pretrained(folder / "unet")
 
+    def _training_reals(self) -> list[Sample]:
+        return self.samples(entry for entry in self.training_entries if not entry.generated)
+
+    def _autoencoder(self, spec: AutoencoderSpec, run_dir: Path) -> AutoencoderKL:
+        """Train an autoencoder on crops of photographs, or load it."""
+        torch.manual_seed(0)
+        network = build_autoencoder(spec)
+
+        def train() -> dict[str, Tensor]:
+            task = AutoencoderTask(self._training_reals())
+            return fit(network, task, self.recipe.autoencoder_loop, run_dir, device=self.device)
+
+        return _finished(network, run_dir.with_name(f"{run_dir.name}.safetensors"), train)
+
     def pairs(self, samples: Sequence[Sample]) -> None:
         """Stage 2: attach each photograph's reconstructions, making those that are not stored."""
-        for aligner in self.aligners or (self._embedded_aligner(),):
+        for aligner in self._all_aligners():
             folder = self.run_dir / "pairs" / aligner.name
             folder.mkdir(parents=True, exist_ok=True)
             for one in samples:
@@ -185,15 +217,24 @@ class Workshop:
                     _store(file, aligner.reconstruct([one.pixels])[0])
                 one.reconstructions[aligner.name] = np.load(file)
 
-    def _embedded_aligner(self) -> Aligner:
-        generator = self.generator()
+    def _all_aligners(self) -> list[Aligner]:
+        own = [
+            self._round_trip(
+                spec.name, Generator(self._autoencoder(spec, self.run_dir / "own" / spec.name))
+            )
+            for spec in self.recipe.autoencoders
+        ]
+        return [*self.aligners, *own] or [self._round_trip(EMBEDDED, self.generator())]
+
+    def _round_trip(self, name: str, generator: Generator) -> Aligner:
+        generator.eval().requires_grad_(requires_grad=False).to(self.device)
 
         def round_trip(images: Tensor) -> Tensor:
             with torch.autocast(self.device, torch.bfloat16):
                 restored = generator.decode(generator.encode(images.to(self.device) * 2 - 1))
             return restored.float().cpu() / 2 + 0.5
 
-        return RoundTrip(EMBEDDED, round_trip, generator.factor)
+        return RoundTrip(name, round_trip, generator.factor)
 
     def views(self) -> list[LareItem]:
         """Stage 3: augmented views with error maps of every image, stored as they are made."""
@@ -265,9 +306,9 @@ class Workshop:
         folder = self.run_dir / name
 
         def task() -> AlignedTask:
-            samples = self.samples(entries)
-            self.pairs(samples)
-            return AlignedTask(samples, recipe.augmentation, recipe.batch)
+            samples, rendered = self.samples(entries), shader_samples(recipe.shaders)
+            self.pairs([*samples, *rendered])
+            return AlignedTask(samples, recipe.augmentation, recipe.batch, rendered)
 
         def train() -> dict[str, Tensor]:
             loop = with_steps(recipe.aligned_loop, steps)
@@ -297,7 +338,7 @@ class Workshop:
                 if item.entry.path in paths
                 or (item.entry.family == EMBEDDED and self._may_train(item.entry, groups))
             ]
-            task = LareTask(items)
+            task = LareTask(items, crop=recipe.lare.side * 7 // 8)
             loop = with_steps(recipe.egre_loop, steps)
             return fit(network, task, loop, self.run_dir / name / "egre", device=self.device)
 
@@ -365,5 +406,14 @@ def _finished(network: _Network, file: Path, train: Callable[[], dict[str, Tenso
 
 
 def write_recipe(recipe: BundleRecipe, file: Path) -> None:
-    """Write the resolved recipe beside its outputs."""
+    """Write the resolved recipe beside its outputs.
+
+    Raises `SettingsError` when the folder holds a run of another recipe, whose stages would be
+    taken for this one's.
+    """
+    if file.is_file() and (begun := json.loads(file.read_text("utf-8"))["name"]) != recipe.name:
+        raise SettingsError(
+            f"{file.parent} holds a run of the recipe {begun}, not {recipe.name}:"
+            " name another folder with --run"
+        )
     file.write_text(json.dumps(asdict(recipe), indent=1, default=str) + "\n", encoding="utf-8")

@@ -6,10 +6,14 @@ learn is the decoder's trace, not the content. Every kind is a pure function of 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+from training.corpus import Sample
+from training.manifest import REAL, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,6 +115,18 @@ def renderings(count: int, *, seed: int = 0, side: int = 256) -> Iterator[tuple[
             f"shader-{kind}-{seed}-{index}",
             render(kind, seed * 1_000_003 + index, height=side, width=side),
         )
+
+
+def shader_samples(count: int) -> list[Sample]:
+    """Render `count` images as real samples of the set "shaders", each a group of its own."""
+    return [
+        Sample(
+            Entry(path=Path(name), label=REAL, set="shaders", family="", group=name),
+            pixels,
+            lossy=False,
+        )
+        for name, pixels in renderings(count)
+    ]
 
 
 def _smooth_noise(rng: Rng, height: int, width: int, knots: int, channels: int) -> Field:

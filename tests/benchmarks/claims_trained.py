@@ -33,10 +33,10 @@ from training.corpus import Sample
 from training.evaluation import auc, harmonised, score_tier
 from training.lare_task import LareTask, augmented_views, with_maps
 from training.loop import LoopConfig, fit
-from training.manifest import GENERATED, REAL, Entry, load_manifest
+from training.manifest import GENERATED, Entry, load_manifest
 from training.recipe import BundleRecipe, Workshop, divide
 from training.round_trip import bundle_round_trip
-from training.shaders import renderings
+from training.shaders import shader_samples
 from training.tiers import TIERS, resize
 from training.transforms import Recipe
 
@@ -117,8 +117,7 @@ class Bench:
 
     def reconstruct(self, image: Pixels) -> Pixels:
         """Send one image through the bundle's autoencoder."""
-        # Copied: what Pillow decodes is read-only, which torch warns of.
-        return self._workshop.aligners[0].reconstruct([image.copy()])[0]
+        return self._workshop.aligners[0].reconstruct([image])[0]
 
     def train(self, arm: str, network: nn.Module, task: Task) -> None:
         """Train one arm for as many steps as the first arm of its kind does in the budget."""
@@ -259,12 +258,9 @@ def paired_batches(bench: Bench) -> Found:
 def shader_content(bench: Bench) -> Found:
     """Shader renderings in the photographs' place."""
     samples = bench.pairs(bench.training)
-    rendered = []
-    for name, image in renderings(SHADERS):
-        entry = Entry(path=Path(name), label=REAL, set="shaders", family="", group=name)
-        one = Sample(entry, image, lossy=False)
-        one.reconstructions["own"] = bench.reconstruct(image)
-        rendered.append(one)
+    rendered = shader_samples(SHADERS)
+    for one in rendered:
+        one.reconstructions["own"] = bench.reconstruct(one.pixels)
     return bench_arms(
         bench,
         {

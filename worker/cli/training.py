@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +28,13 @@ def bundle(
     run: Annotated[
         Path, typer.Option(help="Checkpoints and intermediate results; a run resumes from it.")
     ] = Path("out/run"),
+    recipe: Annotated[
+        Literal["small", "broad"],
+        typer.Option(
+            help="`small` is the shipped bundle's; `broad` also makes pairs by further small"
+            " autoencoders of its own, and of procedural images."
+        ),
+    ] = "small",
     taef2: Annotated[
         Path | None, typer.Option(help="Folder of the TAEF2 autoencoder, to make pairs with.")
     ] = None,
@@ -55,7 +63,7 @@ def bundle(
     """
     from training.finishing import release
     from training.manifest import load_manifest
-    from training.recipe import BundleRecipe, Workshop, write_recipe
+    from training.recipe import RECIPES, Workshop, write_recipe
     from training.stay_positive import HEAD_LOOP
     from training.taef2 import taef2_aligner
 
@@ -64,13 +72,15 @@ def bundle(
     if len({entry.label for entry in entries}) == 1:
         raise SettingsError(f"{data} holds {entries[0].label} images only: both kinds are needed")
     run.mkdir(parents=True, exist_ok=True)
-    recipe = BundleRecipe(
-        calibration=calibration, positive_head_loop=HEAD_LOOP if stay_positive else None
+    resolved = replace(
+        RECIPES[recipe],
+        calibration=calibration,
+        positive_head_loop=HEAD_LOOP if stay_positive else None,
     )
-    write_recipe(recipe, run / "recipe.json")
+    write_recipe(resolved, run / "recipe.json")
     aligners = [] if taef2 is None else [taef2_aligner(taef2)]
     released = release(
-        Workshop(entries, run, recipe, aligners), out, data_licence=licence, with_folds=folds
+        Workshop(entries, run, resolved, aligners), out, data_licence=licence, with_folds=folds
     )
     typer.echo(f"{released.folder}: model version {released.model_version}")
 
