@@ -108,7 +108,7 @@ def align(
             done=done,
             of=len(ordered),
             unreadable=len(shard.unreadable),
-            pairs_per_s=round(made * len(aligners) / took_s, 2),
+            images_per_s=round(made / took_s, 2),
         )
     names = tuple(aligner.name for aligner in aligners)
     dataset = Dataset(aligners=names, shards=tuple(shards))

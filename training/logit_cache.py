@@ -7,9 +7,11 @@ label decides how an image's codec is harmonised.
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 
 from training.calibration import Logits
 from training.evaluation import BATCH, RAW, Scored, harmonised, score_tier, untouched
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from detection.detector import Detector
     from training.manifest import Entry
+
+log = structlog.get_logger(__name__)
 
 
 class LogitCache:
@@ -64,6 +68,7 @@ class LogitCache:
         missing = [entry for entry in entries if key(entry) not in self._known]
         done = len(entries) - len(missing)
         tier, read = ("clean", untouched) if form == RAW else (form, harmonised)
+        began = time.monotonic()
         for start in range(0, len(missing), BATCH):
             part = score_tier(detector, missing[start : start + BATCH], tier, read=read)
             for index, entry in enumerate(part.entries):
@@ -72,6 +77,14 @@ class LogitCache:
                 self._add(key(entry), logits)
             if on_image is not None:
                 on_image(done + start + len(part.entries))
+        if missing:
+            log.info(
+                "images_scored",
+                model_version=self._model_version,
+                form=form,
+                images=len(missing),
+                images_per_s=round(len(missing) / (time.monotonic() - began), 2),
+            )
         rows = [self._known[key(entry)] for entry in entries]
         branches = {name: np.array([row[name] for row in rows]) for name in rows[0]}
         generated = np.array([entry.generated for entry in entries])

@@ -1,7 +1,8 @@
-"""`make bench-pairs [BUNDLE=…]`: what an aligned pair costs, and what the batched builder saves.
+"""`make bench-pairs [BUNDLE=…]`: what an aligned pair costs, and how fast the loop's stages are.
 
-All times are processor times on one thread by the bundle's own generator, so that other work on the
-machine does not decide them. It prints one JSON object.
+Times are processor times on one thread by the bundle's own generator, so that other work on the
+machine does not decide them; the stages' rates are those of their own log lines, by the clock, on
+one thread. It prints one JSON object.
 """
 
 from __future__ import annotations
@@ -11,27 +12,36 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from structlog.testing import capture_logs
 
-from detection.bundle import load_bundle
+from detection.bundle import load_bundle, sha256_of
+from detection.detector import Detector
 from training.alignment import AlignmentConfig, align, batch_for
-from training.challenger import lare_of
-from training.datasets import FolderStore
+from training.challenger import ChallengerRecipe, fine_tune, lare_of
+from training.datasets import FolderStore, lay_out, read_samples
+from training.lessons import LessonPlan
+from training.logit_cache import LogitCache
+from training.manifest import GENERATED
 from training.originals import lossless
 from training.round_trip import bundle_round_trip
 from training.sampling import sample
 from training.shaders import renderings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from detection.bundle import Bundle
+    from training.aligners import Aligner
     from training.originals import Original
 
 SIDE, IMAGES, SAMPLES, PASSES = 256, 8, 2, 50
+#: Steps that are timed a branch; as many before them warm up.
+STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +108,44 @@ def main(arguments: list[str] | None = None) -> int:
         "builder_s_a_pair": round(batched / IMAGES, 4),
         "one_by_one_s_a_pair": round(single / IMAGES, 4),
         "builder_is_faster_by": round(single / batched, 2),
+        "images_per_s": stage_rates(bundle, aligner, originals),
     }
     print(json.dumps(record))
     return 0
+
+
+def stage_rates(
+    bundle: Bundle, aligner: Aligner, originals: Sequence[Original]
+) -> dict[str, float]:
+    """Return images a second of aligning, of teaching each branch, and of scoring one form."""
+    fakes = [
+        replace(one, key=f"fake-{one.key}", group=f"fake-{one.group}", label=GENERATED)
+        for one in originals
+    ]
+    recipe = ChallengerRecipe(lessons=LessonPlan(validation=0.0, partial_noise_images=4))
+    loop = replace(recipe.loop, steps=2 * STEPS, log_every=STEPS)
+    with tempfile.TemporaryDirectory() as folder, capture_logs() as logs:
+        root = Path(folder)
+        align(
+            [Rendered(original) for original in originals], [aligner], FolderStore(root / "pairs")
+        )
+        store = FolderStore(root / "mixed")
+        dataset = align([Rendered(one) for one in (*originals, *fakes)], [aligner], store)
+        files = list(read_samples(store, dataset))
+        fine_tune(files, bundle, replace(recipe, loop=loop), root / "run")
+        entries = lay_out(files, root / "images")
+        digests = {entry.path: sha256_of(entry.path) for entry in entries}
+        cache = LogitCache(root / "scores.jsonl", bundle.model_version)
+        cache.score(Detector(bundle), entries, digests, "clean")
+    rates: dict[str, float] = {}
+    for line in logs:
+        if line["event"] == "aligned":
+            rates.setdefault("align", line["images_per_s"])
+        elif line["event"] == "train_step":
+            rates[f"train {line['run']}"] = line["images_per_s"]
+        elif line["event"] == "images_scored":
+            rates["evaluate"] = line["images_per_s"]
+    return rates
 
 
 def processor_s(work: Callable[[], object]) -> float:
