@@ -128,7 +128,8 @@ class AutoencoderTask:
         images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         return {"images": images.contiguous().float() / 127.5 - 1}
 
-    def loss(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    @staticmethod
+    def loss(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss and the mean absolute error in [-1, 1] units."""
         images = batch["images"].to(memory_format=torch.channels_last)
         posterior = model.encode(images).latent_dist

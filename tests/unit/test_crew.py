@@ -53,7 +53,7 @@ def last_figures(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     """They resume what one process left, share a batch of nine, and get weights and loss of one."""
 

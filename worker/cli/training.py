@@ -61,6 +61,7 @@ def bundle(
     The manifest has the columns path, label (real or generated), set, and optionally family and
     group.
     """
+    from training.crew import gathered
     from training.finishing import release
     from training.manifest import load_manifest
     from training.recipe import RECIPES, Workshop, write_recipe
@@ -71,17 +72,20 @@ def bundle(
     entries = load_manifest(data)
     if len({entry.label for entry in entries}) == 1:
         raise SettingsError(f"{data} holds {entries[0].label} images only: both kinds are needed")
-    run.mkdir(parents=True, exist_ok=True)
     resolved = replace(
         RECIPES[recipe],
         calibration=calibration,
         positive_head_loop=HEAD_LOOP if stay_positive else None,
     )
-    write_recipe(resolved, run / "recipe.json")
-    aligners = [] if taef2 is None else [taef2_aligner(taef2)]
-    released = release(
-        Workshop(entries, run, resolved, aligners), out, data_licence=licence, with_folds=folds
-    )
+    with gathered("cpu") as leads:
+        if not leads:
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        write_recipe(resolved, run / "recipe.json")
+        aligners = [] if taef2 is None else [taef2_aligner(taef2)]
+        released = release(
+            Workshop(entries, run, resolved, aligners), out, data_licence=licence, with_folds=folds
+        )
     typer.echo(f"{released.folder}: model version {released.model_version}")
 
 
@@ -107,10 +111,13 @@ def train(
     """
     from detection.bundle import load_bundle
     from training.challenger import ChallengerRecipe
+    from training.crew import gathered
     from training.folder_run import teach
 
     configure(load_settings().observability)
-    with _bars() as heard:
+    with gathered(device) as leads, _bars() as heard:
+        if not leads:
+            return
         outcome = teach(
             data,
             load_bundle(champion),
