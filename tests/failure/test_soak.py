@@ -39,7 +39,11 @@ def test_four_minutes_of_steady_load_leave_no_trace(
     redis_client: Redis,
     engine: Engine,
 ) -> None:
-    """Resident memory ends within 5 % of minute one's; nothing else has more than it had then."""
+    """Resident memory ends within 5 % of minute one's, threads at most as many as then.
+
+    Handles and sockets may be more by what a pool of connections holds: it fills when threads
+    happen to want one at once, whenever that is. A leak, by image or by sweep, is hundreds.
+    """
     patient = changed(settings, "queue", visibility_timeout_s=60)
     patient = changed(patient, "scoring", lease_s=60.0)
     patient = changed(patient, "intake", timeout_s=20.0)
@@ -67,6 +71,8 @@ def test_four_minutes_of_steady_load_leave_no_trace(
             median(s.resident_bytes for s in seen[part]) for part in (_MINUTE_ONE, _END)
         )
         assert after <= 1.05 * before, (name, before, after)
-        for what in ("threads", "handles", "sockets"):
+        spare = settings.postgres.pool_size
+        for what, more in (("threads", 0), ("handles", spare), ("sockets", spare)):
             counts = [getattr(sample, what) for sample in seen]
-            assert max(counts[_END]) <= max(counts[: _MINUTE_ONE.stop]), (name, what, counts)
+            most = max(counts[: _MINUTE_ONE.stop]) + more
+            assert max(counts[_END]) <= most, (name, what, counts)
