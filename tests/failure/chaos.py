@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.processes import WorkerProcess
 
@@ -149,27 +150,36 @@ class Deployment:
                 self._running[name] = self._starters[name]()
 
 
-def run(minutes: float, seed: int) -> int:
-    """Run chaos on a stack of its own; raises `AssertionError` when the books do not balance."""
+@contextmanager
+def own_stack() -> Iterator[tuple[LocalStack, Settings]]:
+    """Give services of one's own and the settings of a deployment on them."""
     with LocalStack.temporary() as stack, tempfile.TemporaryDirectory() as folder:
         migrate(stack.owner_url())
-        bucket = f"chaos-{uuid4().hex}"
+        bucket = f"failure-{uuid4().hex}"
         stack.make_buckets([bucket])
         settings = Settings.model_validate(
             {
                 "postgres": {"url": stack.database_url()},
-                "redis": {"url": stack.redis.url, "key_prefix": "chaos:"},
+                "redis": {"url": stack.redis.url, "key_prefix": "failure:"},
                 "s3": {
                     "endpoint_url": stack.s3.endpoint_url,
                     "access_key_id": stack.s3.access_key_id,
                     "secret_access_key": stack.s3.secret_access_key,
                     "buckets": (bucket,),
                 },
-                "queue": {"visibility_timeout_s": 5, "sweep_every_s": 1.0},
+                "scoring": {"threads": 4, "max_batch": 4},
                 "observability": {"run_dir": Path(folder)},
             }
         )
-        settings = changed(settings, "scoring", lease_s=10.0, threads=4, max_batch=4)
+        yield stack, settings
+
+
+def run(minutes: float, seed: int) -> int:
+    """Run chaos on a stack of its own; raises `AssertionError` when the books do not balance."""
+    with own_stack() as (stack, usual):
+        settings = changed(usual, "queue", visibility_timeout_s=5, sweep_every_s=1.0)
+        settings = changed(settings, "scoring", lease_s=10.0)
+        (bucket,) = settings.s3.buckets
         engine = build_engine(settings.postgres)
         site = Site(settings, engine)
         accounts = Accounts(settings, engine)
