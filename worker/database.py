@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psycopg import errors
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, exc
 
+from detection.errors import SettingsError
 from worker.ledger import SchemaOutdated
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 BOOTSTRAP_SQL = Path(__file__).with_name("bootstrap.sql")
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
+#: What a database's URL looks like.
+LIKE = "postgresql+psycopg://user:password@host:5432/database"
 #: What a statement of this release meets in a database that was migrated for an earlier one.
 _MISSING = (
     errors.InvalidSchemaName,
@@ -53,7 +56,8 @@ def connect(
 ) -> Engine:
     """Build a pool for a URL; `build_engine` is the same from the settings.
 
-    A statement that asks for what the schema lacks raises `SchemaOutdated`.
+    A statement that asks for what the schema lacks raises `SchemaOutdated`; raises `SettingsError`
+    for what is no URL.
     """
     timeouts = (
         f"-c statement_timeout={round(statement_timeout_s * 1000)} "
@@ -61,19 +65,22 @@ def connect(
         # A client that stalls inside a transaction must not keep its row locks.
         f"-c idle_in_transaction_session_timeout={round(statement_timeout_s * 1000)}"
     )
-    engine = create_engine(
-        url,
-        pool_pre_ping=True,  # hides a restart of Postgres from idle connections
-        pool_size=pool_size,
-        max_overflow=2,
-        pool_timeout=10,
-        pool_recycle=1800,
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": application_name,
-            "options": timeouts,
-        },
-    )
+    try:
+        engine = create_engine(
+            url,
+            pool_pre_ping=True,  # hides a restart of Postgres from idle connections
+            pool_size=pool_size,
+            max_overflow=2,
+            pool_timeout=10,
+            pool_recycle=1800,
+            connect_args={
+                "connect_timeout": 5,
+                "application_name": application_name,
+                "options": timeouts,
+            },
+        )
+    except exc.ArgumentError as error:
+        raise SettingsError(f"the database's URL is none: {error}; it is like {LIKE}") from error
     event.listen(engine, "handle_error", _outdated)
     return engine
 

@@ -1,4 +1,7 @@
-"""How commands ask the database: one statement, its rows as a table, refusals as one line."""
+"""How commands ask the database: one statement, its rows as a table, refusals as one line.
+
+What a moderator may see depends on the login; an operator's commands ask as the service.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from worker.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy import CursorResult, Engine
 
 
 @contextmanager
@@ -31,19 +34,41 @@ def engine(context: typer.Context) -> Iterator[Engine]:
     except exc.DBAPIError as error:
         message = str(error.orig).splitlines()[0]
         hint = getattr(getattr(error.orig, "diag", None), "message_hint", None)
+        if message == "permission denied for schema app":
+            hint = "this is an operator's command, and asks as the service's login"
         raise SettingsError(f"{message} ({hint})" if hint else message) from error
     finally:
         built.dispose()
 
 
 def show(context: typer.Context, query: str, values: dict[str, Any] | None = None) -> None:
-    """Run one statement and print its rows as a table."""
+    """Run one statement as a moderator and print its rows as a table.
+
+    Raises `SettingsError` for a login that may see nothing: an empty table would say that nothing
+    is there.
+    """
     from sqlalchemy import text
 
     with engine(context) as asked, asked.begin() as connection:
-        result = connection.execute(text(query), values or {})
-        rows = [list(result.keys()), *([_cell(value) for value in row] for row in result)]
-    _table(rows)
+        if connection.scalar(text("SELECT NOT EXISTS (SELECT FROM moderation.me)")):
+            user = asked.url.username
+            raise SettingsError(
+                f"{user} is not a moderator: point UNLATENT_POSTGRES__URL at the login of one, "
+                f"whom an operator adds with `unlatent moderators allow`"
+            )
+        _print(connection.execute(text(query), values or {}))
+
+
+def show_operator(context: typer.Context, query: str) -> None:
+    """Run one statement as the service and print its rows as a table."""
+    from sqlalchemy import text
+
+    with engine(context) as asked, asked.begin() as connection:
+        _print(connection.execute(text(query)))
+
+
+def _print(result: CursorResult[Any]) -> None:
+    _table([list(result.keys()), *([_cell(value) for value in row] for row in result)])
 
 
 def _cell(value: object) -> str:

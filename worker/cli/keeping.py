@@ -34,7 +34,8 @@ def link(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
     with asking.engine(context) as engine, engine.connect() as connection:
         row = connection.execute(
             text(
-                "SELECT i.bucket, i.key, v.evidence_uri FROM app.images i "
+                "SELECT i.bucket, i.key, v.evidence_uri, i.erased_at, i.object_removed_at "
+                "FROM app.images i "
                 "LEFT JOIN app.verdicts v ON v.image_id = i.id AND v.evidence_uri IS NOT NULL "
                 "WHERE i.id = :image ORDER BY v.scored_at DESC NULLS LAST LIMIT 1"
             ),
@@ -42,7 +43,12 @@ def link(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
         ).one_or_none()
     if row is None:
         raise SettingsError(f"no image {image}")
-    typer.echo(storage.presign(row.bucket, row.key, expires_s=60 * minutes))
+    if row.erased_at is not None:
+        raise SettingsError(f"image {image} was deleted on request")
+    if row.object_removed_at is None:
+        typer.echo(storage.presign(row.bucket, row.key, expires_s=60 * minutes))
+    else:
+        typer.echo(f"the picture was removed after its time, at {row.object_removed_at}", err=True)
     if row.evidence_uri is not None:
         typer.echo(storage.presign(*parse_uri(row.evidence_uri), expires_s=60 * minutes))
 

@@ -1,4 +1,4 @@
-"""`unlatent verdicts`, `review`, `decide`, `appeals`, `policy`, `webhooks`: no SQL needed.
+"""`unlatent verdicts`, `review`, `decide`, `reasons`, `appeals`, `policy`, `webhooks`, without SQL.
 
 Moderators point UNLATENT_POSTGRES__URL at their own login: the database knows them by it.
 """
@@ -6,7 +6,7 @@ Moderators point UNLATENT_POSTGRES__URL at their own login: the database knows t
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 import typer
@@ -25,6 +25,10 @@ commands.add_typer(policy, name="policy")
 commands.add_typer(webhooks, name="webhooks")
 commands.add_typer(moderators, name="moderators")
 
+Said = Literal["real", "generated", "unsure"]
+Tier = Literal["allow", "review", "flag", "flag_high"]
+Queue = Literal["flagged", "unsure", "audit", "appeal", "report", "requested"]
+Outcome = Literal["upheld", "overturned", "dropped"]
 Source = Annotated[str | None, typer.Option(help="Only this source.")]
 Limit = Annotated[int, typer.Option(help="At most so many.", min=1)]
 Note = Annotated[str | None, typer.Option(help="Free text for the record.")]
@@ -36,8 +40,8 @@ def verdicts(
     context: typer.Context,
     image: Annotated[UUID | None, typer.Option(help="The whole history of this image.")] = None,
     source: Source = None,
-    label: Annotated[str | None, typer.Option(help="real, generated or unsure.")] = None,
-    tier: Annotated[str | None, typer.Option(help="allow, review, flag or flag_high.")] = None,
+    label: Annotated[Said | None, typer.Option(help="What the detector said.")] = None,
+    tier: Annotated[Tier | None, typer.Option(help="What the policy made of it.")] = None,
     limit: Limit = 20,
 ) -> None:
     """List current verdicts, newest first, or the history of one image."""
@@ -67,11 +71,19 @@ def quality(context: typer.Context) -> None:
 def review(
     context: typer.Context,
     claim: Annotated[int, typer.Option(help="Claim so many images.", min=0, max=100)] = 0,
-    queue: Annotated[str | None, typer.Option(help="Only this queue, for example appeal.")] = None,
+    queue: Annotated[Queue | None, typer.Option(help="Only this queue.")] = None,
     release: Annotated[UUID | None, typer.Option(help="Give a claimed image back.")] = None,
+    request: Annotated[UUID | None, typer.Option(help="Put an image into the queue.")] = None,
     limit: Limit = 20,
 ) -> None:
-    """Show what waits for a person, claim images or give one back."""
+    """Show what waits for a person; claim images, give one back, or ask for one to be reviewed."""
+    if request is not None:
+        asking.show(
+            context,
+            "SELECT moderation.request_review(:image) IS NOT NULL AS requested",
+            {"image": request},
+        )
+        return
     if release is not None:
         asking.show(context, "SELECT moderation.release(:image) AS released", {"image": release})
         return
@@ -93,8 +105,8 @@ def review(
 def decide(
     context: typer.Context,
     image: Annotated[UUID, typer.Argument(help="The image.")],
-    decision: Annotated[str, typer.Argument(help="real, generated or unsure.")],
-    reason: Annotated[str, typer.Option(help="A code; a wrong one lists them all.")],
+    decision: Annotated[Said, typer.Argument(help="What it is.")],
+    reason: Annotated[str, typer.Option(help="A code of `unlatent reasons`.")],
     note: Note = None,
     overturn: Annotated[
         bool, typer.Option("--overturn", help="Replace the decision that stands.")
@@ -107,6 +119,12 @@ def decide(
         f"SELECT moderation.{function}(:image, :decision, :reason, :note) AS decision_id",
         {"image": image, "decision": decision, "reason": reason, "note": note},
     )
+
+
+@commands.command()
+def reasons(context: typer.Context) -> None:
+    """List the reasons of decisions: codes, and the words that a person can be told."""
+    asking.show(context, "SELECT * FROM moderation.reasons ORDER BY decision, code")
 
 
 @appeals.command("list")
@@ -138,14 +156,15 @@ def open_appeal(
 def close_appeal(
     context: typer.Context,
     appeal: Annotated[UUID, typer.Argument(help="The appeal.")],
-    outcome: Annotated[str, typer.Argument(help="upheld, overturned or dropped.")],
+    outcome: Annotated[Outcome, typer.Argument(help="Whether the label stays.")],
     reason: Annotated[str | None, typer.Option(help="Reason code of an overturn.")] = None,
     note: Note = None,
 ) -> None:
     """Close an appeal that somebody else's decision led to."""
     asking.show(
         context,
-        "SELECT moderation.close_appeal(:appeal, :outcome, :reason, :note) AS decision_id",
+        "SELECT CAST(:outcome AS text) AS outcome, "
+        "moderation.close_appeal(:appeal, :outcome, :reason, :note) AS decision_id",
         {"appeal": appeal, "outcome": outcome, "reason": reason, "note": note},
     )
 
@@ -153,14 +172,14 @@ def close_appeal(
 @policy.command("show")
 def show_policies(context: typer.Context) -> None:
     """List the policies in force and the sources where flagging is stopped."""
-    asking.show(
+    asking.show_operator(
         context,
         "SELECT p.id, coalesce(p.source, '(every other)') AS source, p.review, p.flag, "
         "p.flag_high, p.audit_share, p.min_flag_share, p.max_flag_share, p.reason "
         "FROM app.policies p WHERE p.id = "
         "(SELECT max(x.id) FROM app.policies x WHERE x.source IS NOT DISTINCT FROM p.source)",
     )
-    asking.show(
+    asking.show_operator(
         context,
         "SELECT source, opened_at AS flagging_stopped_since, flag_share, images "
         "FROM app.breakers WHERE closed_at IS NULL",

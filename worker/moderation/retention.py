@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import PermanentError
 from worker.evidence import evidence_key
+from worker.ledger import UnknownImage
 from worker.schema import Image, VerdictRow
 from worker.schema_moderation import Erasure, LegalHold
 from worker.storage import parse_uri
@@ -58,8 +59,13 @@ class Removed:
 
 
 def request_erasure(engine: Engine, image_id: UUID, *, reason: str) -> None:
-    """Ask for an image to be deleted everywhere. Raises `UnderHold`; a second request is none."""
+    """Ask for an image to be deleted everywhere; a second request is none.
+
+    Raises `UnknownImage` and `UnderHold`.
+    """
     with engine.begin() as connection:
+        if not connection.scalar(select(exists().where(Image.id == image_id))):
+            raise UnknownImage(f"no image {image_id}")
         if connection.scalar(select(exists().where(LegalHold.image_id == image_id, _standing()))):
             raise UnderHold(f"image {image_id} is under a legal hold; lift it first")
         connection.execute(

@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+from uuid import uuid4
 
 import pytest
+from psycopg import errors
 from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from detection.errors import SettingsError
+from detection.score import Label
 from worker.cli import build_app
+from worker.cli import moderation as commands
 from worker.cli.context import Context
+from worker.database import connect
+from worker.ledger import UnknownImage
 from worker.moderation import configuration
 from worker.moderation.retention import UnderHold
+from worker.schema_moderation import QUEUES, TIERS
 from worker.settings import Moderation
 
 if TYPE_CHECKING:
@@ -78,6 +85,48 @@ def test_a_review_from_claim_to_overturn(
     assert " real" in unlatent("verdicts", "--label", "generated", who=lead)
     assert str(image) not in unlatent("verdicts", "--tier", "allow", who=lead)
     assert "model-1" in unlatent("quality", who=lead)
+
+
+def test_what_cannot_be_meant_is_said_in_words(
+    unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
+) -> None:
+    """A wrong login, an operator's command and an unknown queue are errors, not empty tables."""
+    image, clerk = scored(0.1), desk()
+    for command in ("verdicts", "review", "holds", "reasons"):
+        with pytest.raises(
+            SettingsError, match=r"unlatent_app is not a moderator: .* login of one"
+        ):
+            unlatent(command)
+    for command in (("policy", "show"), ("link", str(image)), ("moderators", "list")):
+        with pytest.raises(SettingsError, match="operator's command"):
+            unlatent(*command, who=clerk)
+    for queue in QUEUES:
+        assert clerk.rows("SELECT * FROM moderation.claim_next(1, %s)", queue) == []
+    with pytest.raises(errors.InvalidParameterValue, match="no queue 'flag'"):
+        clerk.rows("SELECT * FROM moderation.claim_next(1, 'flag')")
+    with pytest.raises(UnknownImage, match="no image"):
+        unlatent("retain", "--erase", str(uuid4()))
+    assert "real_original" in unlatent("reasons", who=clerk)
+    assert "True" in unlatent("review", "--request", str(image), who=clerk)
+    assert str(image) in unlatent("review", "--queue", "requested", who=clerk)
+    assert clerk.rows("SELECT every_source, sources, lead FROM moderation.me") == [
+        (True, [], False)
+    ]
+
+
+@pytest.mark.parametrize("url", ["postgres://kim:secret@db/unlatent", "kim:secret@db", ""])
+def test_an_address_that_is_none_is_shown_what_one_is(url: str) -> None:
+    """The error shows the form of an address, and nothing of the one that was given."""
+    with pytest.raises(SettingsError, match=r"it is like postgresql\+psycopg://") as refused:
+        connect(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_choices_are_those_of_the_schema() -> None:
+    """The command line offers every queue, tier and label there is."""
+    assert get_args(commands.Queue) == QUEUES
+    assert get_args(commands.Tier) == TIERS
+    assert set(get_args(commands.Said)) == {label.value for label in Label}
 
 
 def test_a_policy_is_tried_set_and_shown(
@@ -190,5 +239,7 @@ def test_a_lead_holds_an_image_against_everything(
         ("lift_hold", lead.name, "case closed"),
     ]
     assert "1 erased" in unlatent("retain", "--erase", image)
+    with pytest.raises(SettingsError, match="deleted on request"):
+        unlatent("link", image)
     with pytest.raises(SettingsError, match="nothing left to hold"):
         unlatent("hold", image, "--reason", "too late", who=lead)

@@ -247,6 +247,32 @@ def test_a_near_duplicate_of_a_closed_report_joins_its_group(
     assert first[2] == "real"
 
 
+def test_the_corpus_follows_whoever_decides_last(
+    desk: Callable[..., Any], scored: Callable[..., Any], superuser: psycopg.Connection
+) -> None:
+    """An overturn that is overturned leaves no entry that asks later models for the error."""
+    image, lead = scored(0.97), desk(lead=True)
+    lead.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
+
+    def corpus_after(decision: str, reason: str) -> list[Any]:
+        lead.value("SELECT moderation.overturn(%s, %s, %s)", image, decision, reason)
+        # The history tells it at the time of the decision that it rests on, in the same words.
+        told = lead.rows(
+            "SELECT h.summary FROM moderation.image_history h JOIN moderation.decisions d "
+            "ON (h.detail ->> 'decision_id')::bigint = d.decision_id AND h.at = d.created_at "
+            "WHERE h.event = 'regression corpus'"
+        )
+        held = superuser.execute("SELECT label FROM app.regression_items").fetchall()
+        assert [row[0].split(",")[0] for row in told] == [f"must score as {x}" for (x,) in held]
+        return flat(held)
+
+    assert corpus_after("real", "real_original") == ["real"]
+    assert corpus_after("generated", "generated_declared") == ["generated"]
+    assert corpus_after("unsure", "unsure_mixed") == []
+    assert corpus_after("generated", "generated_declared") == []
+    assert corpus_after("real", "real_original") == ["real"]
+
+
 def crowd(
     engine: Engine, desk: Callable[..., Any], *, people: int, images: int, batch: int
 ) -> list[tuple[str, Any]]:

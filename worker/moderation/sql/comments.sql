@@ -17,6 +17,7 @@ BEGIN
             ('daily_summary', 'Counts by day (UTC) and source.'),
             ('policies', 'Every policy that was ever in force.'),
             ('breakers', 'When automatic flagging was stopped and resumed.'),
+            ('me', 'What your login may see and do; no row: nothing.'),
             ('reasons', 'The reason codes of decisions, in words.'),
             ('audit_trail', 'Who did what: your own actions; for leads everybody''s.')
         ) views (name, words)
@@ -87,6 +88,10 @@ BEGIN
             ('detail', 'The event''s data.'),
             ('decision_id', 'The decision.'),
             ('moderator', 'The login that decided.'),
+            ('me.moderator', 'Your login.'),
+            ('every_source', 'Whether you see the images of every source.'),
+            ('sources', 'Which sources you see otherwise.'),
+            ('lead', 'Whether you may overturn, hold and have deleted what others decided.'),
             ('reason_code', 'Code of the reason; moderation.reasons has them all.'),
             ('words', 'The reason as a person can be told.'),
             ('note', 'Free text of the moderator.'),

@@ -71,7 +71,7 @@ BEGIN
     THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'no reason ' || coalesce(quote_literal(reason), 'given') || ' for ' || wanted,
-            HINT = 'SELECT * FROM moderation.reasons lists them.';
+            HINT = 'They are in moderation.reasons; `unlatent reasons` lists them.';
     END IF;
 END
 $$;
@@ -85,7 +85,16 @@ DECLARE
     verdict app.verdicts := app.current_verdict(image.id);
     its_group text;
 BEGIN
-    IF label NOT IN ('real', 'generated') OR verdict.label IS NOT DISTINCT FROM label THEN
+    -- What a later decision says of an image that is in the corpus already counts, whatever the
+    -- detector said: an entry with the wrong label would ask every later model for that error.
+    IF label NOT IN ('real', 'generated') THEN
+        DELETE FROM app.regression_items r WHERE r.image_id = image.id;
+        RETURN;
+    END IF;
+    UPDATE app.regression_items r
+    SET decision_id = keep_for_regression.decision_id, label = keep_for_regression.label
+    WHERE r.image_id = image.id;
+    IF FOUND OR verdict.label IS NOT DISTINCT FROM label THEN
         RETURN;
     END IF;
     SELECT r.group_key INTO its_group
@@ -100,9 +109,7 @@ BEGIN
     VALUES (
         image.id, decision_id, label, its_group, clock_timestamp(),
         get_byte(decode(md5('pinned ' || its_group), 'hex'), 0) < 128
-    )
-    ON CONFLICT (image_id) DO UPDATE
-        SET decision_id = excluded.decision_id, label = excluded.label;
+    );
 END
 $$;
 
@@ -180,6 +187,11 @@ BEGIN
     IF n IS NULL OR n NOT BETWEEN 1 AND 100 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'claim between 1 and 100 images at a time';
+    END IF;
+    IF queue NOT IN ('flagged', 'unsure', 'audit', 'appeal', 'report', 'requested') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'no queue ' || quote_literal(queue),
+            HINT = 'The queues are flagged, unsure, audit, appeal, report and requested.';
     END IF;
     -- The row itself says until when it is claimed: after a wait or a race, Postgres checks the
     -- newest version of the row again, but not what a subquery once said.

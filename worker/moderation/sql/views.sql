@@ -125,11 +125,12 @@ FROM (
            jsonb_build_object('appeal_id', a.appeal_id, 'decision_id', a.decision_id)
     FROM app.appeals a
     UNION ALL
-    SELECT r.image_id, r.created_at, 7, 'regression corpus', NULL,
+    SELECT r.image_id, d.created_at, 7, 'regression corpus', NULL,
            'must score as ' || r.label || CASE WHEN r.pinned THEN ', pinned' ELSE '' END,
            jsonb_build_object('decision_id', r.decision_id, 'group', r.group_key,
                'pinned', r.pinned)
     FROM app.regression_items r
+    CROSS JOIN LATERAL (SELECT * FROM app.decisions x WHERE x.id = r.decision_id OFFSET 0) d
     UNION ALL
     SELECT l.image_id, l.placed_at, 8, 'legal hold', l.placed_by, l.reason,
            jsonb_build_object('lifted_at', l.lifted_at, 'lifted_by', l.lifted_by)
@@ -318,6 +319,10 @@ SELECT
     b.source, b.opened_at, b.images, b.flag_share, b.policy_id, b.closed_at, b.closed_by,
     b.close_reason
 FROM app.breakers b WHERE VISIBLE(b.source);
+
+CREATE OR REPLACE VIEW moderation.me WITH (security_barrier) AS
+SELECT m.moderator, m.every_source, m.sources, m.lead
+FROM app.moderators m WHERE m.moderator = SESSION_USER;
 
 CREATE OR REPLACE VIEW moderation.reasons WITH (security_barrier) AS
 SELECT c.code, c.decision, c.words FROM app.reason_codes c;
