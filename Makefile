@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos demo demo-retrain check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-sql bundle clean
+.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ test-deploy: venv ## Run what needs root and Debian's packages prometheus and de
 
 chaos: venv ## Break services at random for MINUTES=10, in the order of SEED=1
 	$(BIN)/python -m tests.failure.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
+
+overload: venv ## Send a deployment twice what it can do for MINUTES=5, and judge its latencies
+	$(BIN)/python -m tests.failure.overload --minutes $(or $(MINUTES),5)
 
 demo: venv ## Start everything on this machine and follow images from upload to verdict
 	$(BIN)/unlatent demo
