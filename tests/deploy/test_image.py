@@ -45,6 +45,17 @@ def test_nothing_to_compile_or_install_with_is_left(image: Image) -> None:
     image.run(["sh", "-c", f"! ({absent}) && test $(id -u) = 10001"])
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["unlatent", "check", "/srv/a.png"], ["python3", "-c", "import worker.tracing_otlp"]],
+    ids=["embedded-bundle", "traces"],
+)
+def test_what_needs_no_service_is_in_the_image(image: Image, command: list[str]) -> None:
+    """It scores a file with the embedded bundle, and has what traces are delivered with."""
+    (image.root / "srv" / "a.png").write_bytes(png(90, side=100))
+    assert image.start(command, read_only=True).wait(900) == 0
+
+
 def test_a_worker_of_the_image_scores_and_stops(
     image: Image, settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
