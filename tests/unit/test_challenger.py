@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detection.detector import Detector
 from tests.challenge_process import tiny_recipe
 from tests.tinybundle import build_tiny_bundle
 from training.calibration import CalibrationError, clopper_pearson
 from training.challenger import ALIGNED, EGRE, Origin, calibrated, fine_tune, require_calibration
+from training.curves import CURVES, HELD_BACK
 from training.datasets import SampleFiles, lay_out, pack, unpack
 from training.lessons import WINDOW, LessonPlan, prepare
 from training.originals import Coding
@@ -77,7 +79,10 @@ def assert_equal(first: dict[str, Tuned], second: dict[str, Tuned]) -> None:
 
 
 def test_a_killed_challenger_ends_as_an_uninterrupted_one(champion: Bundle, tmp_path: Path) -> None:
-    """Killed in each branch, it resumes to the same weights and losses; a seed fixes them all."""
+    """Killed in each branch, it resumes to the same weights and losses; a seed fixes them all.
+
+    The losses on held-back groups are drawn as a curve.
+    """
 
     def kill(name: str, step: int) -> None:
         if step == 3 and not (tmp_path / name).exists():
@@ -92,6 +97,11 @@ def test_a_killed_challenger_ends_as_an_uninterrupted_one(champion: Bundle, tmp_
     whole = tuned(champion, tmp_path / "whole")
     assert_equal(whole, resumed)
     assert set(whole[ALIGNED].losses) == {0, 2, 4}
+    run = tmp_path / "whole" / ALIGNED.removesuffix(".safetensors")
+    reader = EventAccumulator(str(run / CURVES / HELD_BACK))
+    reader.Reload()
+    drawn = {event.step: event.value for event in reader.Scalars("loss")}
+    assert drawn == pytest.approx(whole[ALIGNED].losses)
 
 
 @pytest.mark.full
