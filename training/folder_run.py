@@ -1,13 +1,13 @@
 """One turn of the loop on a folder of labelled images, without any service.
 
-1. pairs of every photograph through the champion's autoencoder; 2. the alignment audit; 3. both
+1. pairs of every photograph through an autoencoder; 2. the alignment audit; 3. both
 branches taught further; 4. calibration; 5. champion and challenger on the evaluation side; 6. the
 gate and a page about it. Each part is found again by a run that was killed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from detection.bundle import sha256_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from detection.bundle import Bundle
+    from training.aligners import Aligner
     from training.audit import Limits
     from training.challenger import ChallengerRecipe
     from training.datasets import SampleFiles
@@ -47,12 +48,29 @@ class Outcome:
     report: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a folder is used: which pairs are made, the shares of its groups, what the audit may do.
+
+    Without an aligner pairs are made by the champion's own autoencoder. `despite_audit` teaches
+    what the audit refuses; the bundle and the page say so.
+    """
+
+    data_licence: str
+    aligner: Aligner | None = None
+    shares: CollectPolicy = field(default_factory=CollectPolicy)
+    alignment_limits: Limits | None = None
+    despite_audit: bool = False
+    gate_limits: GateLimits | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """A listed image; its key is its content's."""
 
     entry: Entry
     key: str
+    shares: CollectPolicy
 
     def read(self) -> Original:
         return read_original(
@@ -61,7 +79,7 @@ class _File:
             group=self.entry.group,
             source=self.entry.set,
             label=self.entry.label,
-            side=side_of(self.entry.group, CollectPolicy()),
+            side=side_of(self.entry.group, self.shares),
         )
 
 
@@ -70,11 +88,9 @@ def teach(
     champion: Bundle,
     out: Path,
     recipe: ChallengerRecipe,
+    terms: Terms,
     *,
-    data_licence: str,
     device: str = "cpu",
-    alignment_limits: Limits | None = None,
-    gate_limits: GateLimits | None = None,
     on_progress: Callable[[str, int, int], None],
 ) -> Outcome:
     """Make a challenger in `out/challenger` of a folder's images; the page is in `out/report`.
@@ -82,11 +98,11 @@ def teach(
     `on_progress` hears the part of the work, how much is done and how much there is. Raises
     `DatasetRefused` when files betray a side, and `CalibrationError` with too few images.
     """
-    sources = list({key: _File(entry, key) for key, entry in _listed(data)}.values())
+    sources = list({key: _File(entry, key, terms.shares) for key, entry in _listed(data)}.values())
     store = FolderStore(out / "dataset")
     dataset = align(
         sources,
-        [bundle_round_trip(champion, device=device)],
+        [terms.aligner or bundle_round_trip(champion, device=device)],
         store,
         config=AlignmentConfig(batch_size=batch_for(device)),
         on_image=lambda done: on_progress("reconstructing", done, len(sources)),
@@ -100,12 +116,15 @@ def teach(
     features = BundleFeatures(champion, device=device)
     alignment = audit(
         pair_files(read_samples(store, dataset)),
-        limits=alignment_limits,
+        limits=terms.alignment_limits,
         features=features,
         space=features.name,
     )
     (out / "alignment.md").write_text(alignment.to_markdown() + "\n", encoding="utf-8")
-    alignment.require()
+    if not terms.despite_audit:
+        alignment.require()
+    refused = "; ".join(alignment.refusals)
+    facts = {"taught although the audit refused": refused} if refused else {}
     tuned = fine_tune(
         files(Side.TRAINING),
         champion,
@@ -123,8 +142,8 @@ def teach(
         Origin(
             snapshot_digest=dataset.digest,
             families=sorted(families),
-            data_licence=data_licence,
-            facts={"champion": champion.model_version},
+            data_licence=terms.data_licence,
+            facts={"champion": champion.model_version, **facts},
         ),
         device=device,
     )
@@ -140,7 +159,9 @@ def teach(
         if entries
         else {}
     )
-    decision = decide(tiers, [], limits=gate_limits) if tiers else GateDecision.without_images()
+    decision = (
+        decide(tiers, [], limits=terms.gate_limits) if tiers else GateDecision.without_images()
+    )
     report = write_report(
         out / "report",
         decision,
@@ -150,6 +171,7 @@ def teach(
             "champion": champion.model_version,
             "challenger": challenger.model_version,
             "data set": dataset.digest,
+            **facts,
         },
     )
     return Outcome(bundle=challenger, decision=decision, report=report)

@@ -12,8 +12,11 @@ from PIL import Image
 from detection.bundle import load_bundle
 from tests.challenge_process import LIMITS, tiny_recipe
 from tests.tinybundle import build_tiny_bundle
+from training.aligners import RoundTrip
 from training.audit import DatasetRefused
-from training.folder_run import teach
+from training.collect import CollectPolicy
+from training.datasets import FolderStore, load_dataset
+from training.folder_run import Terms, teach
 from training.gate import GateLimits
 from training.shaders import renderings
 
@@ -30,14 +33,14 @@ GATE = GateLimits(
 )
 
 
-def labelled(folder: Path) -> Path:
+def labelled(folder: Path, *, reals: int = REALS, fakes: int = FAKES) -> Path:
     """A folder of renderings and of noise that is called generated."""
     folder.mkdir()
     rows = ["path\tlabel\tset\tfamily\tgroup"]
     rng = np.random.default_rng(5)
-    noise = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(FAKES)]
+    noise = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(fakes)]
     for label, set_, pictures in (
-        ("real", "real", [pixels for _, pixels in renderings(REALS, side=64)]),
+        ("real", "real", [pixels for _, pixels in renderings(reals, side=64)]),
         ("generated", "fake", noise),
     ):
         for number, pixels in enumerate(pictures):
@@ -61,9 +64,7 @@ def test_a_folder_teaches_a_bundle(tmp_path: Path) -> None:
             champion,
             tmp_path / "out",
             tiny_recipe(steps=40),
-            data_licence="none",
-            alignment_limits=LIMITS,
-            gate_limits=GATE,
+            Terms(data_licence="none", alignment_limits=LIMITS, gate_limits=GATE),
             on_progress=lambda part, _done, _total: heard.add(part),
         )
         assert outcome.decision.passed, outcome.decision.reasons
@@ -76,13 +77,51 @@ def test_a_folder_teaches_a_bundle(tmp_path: Path) -> None:
     assert first != champion.model_version
     assert turn() == first
 
+    strict = replace(LIMITS, tone_levels=0.0)
     with pytest.raises(DatasetRefused):
         teach(
             data,
             champion,
             tmp_path / "strict",
             tiny_recipe(),
-            data_licence="none",
-            alignment_limits=replace(LIMITS, tone_levels=0.0),
+            Terms(data_licence="none", alignment_limits=strict),
             on_progress=lambda _part, _done, _total: None,
         )
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> None:
+    """Another aligner makes the pairs, the shares are those asked for, the bundle tells the audit.
+
+    Of 100 groups about 20 are evaluated and 60 calibrate: five standard deviations are 20 and 24.
+    """
+    champion = build_tiny_bundle(tmp_path / "champion")
+    mirror = RoundTrip("mirror", lambda images: images, 8)
+    terms = Terms(
+        data_licence="none",
+        aligner=mirror,
+        shares=CollectPolicy(evaluation=0.2, calibration=0.6),
+        alignment_limits=replace(LIMITS, tone_levels=-1.0),
+        despite_audit=True,
+        gate_limits=GATE,
+    )
+    outcome = teach(
+        labelled(tmp_path / "data", reals=80, fakes=20),
+        champion,
+        tmp_path / "out",
+        tiny_recipe(steps=2),
+        terms,
+        on_progress=lambda _part, _done, _total: None,
+    )
+
+    assert load_dataset(FolderStore(tmp_path / "out" / "dataset")).aligners == ("mirror",)
+    placed = {
+        side: len(list((tmp_path / "out" / side).iterdir()))
+        for side in ("evaluation", "calibration")
+    }
+    assert 0 < placed["evaluation"] <= 40
+    assert 36 <= placed["calibration"] <= 84
+    facts = outcome.bundle.manifest.metrics["challenger"]
+    assert "tone betrays the side" in facts["taught although the audit refused"]
+    assert "taught although the audit refused" in outcome.report.read_text("utf-8")

@@ -99,6 +99,25 @@ def train(
         Path, typer.Option(help="Where challenger and report are written; a run resumes from it.")
     ] = Path("out/train"),
     steps: Annotated[int, typer.Option(min=1, help="At most so many steps a branch.")] = 300,
+    taef2: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the TAEF2 autoencoder, to make pairs with in place of the champion's."
+        ),
+    ] = None,
+    evaluation: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the groups that the gate decides on.")
+    ] = 0.15,
+    calibration: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the groups that thresholds rest on.")
+    ] = 0.15,
+    despite_audit: Annotated[
+        bool,
+        typer.Option(
+            "--despite-audit",
+            help="Teach although the alignment audit refuses the pairs; the bundle says so.",
+        ),
+    ] = False,
     licence: Annotated[
         str, typer.Option(help="The terms of the images, for the bundle's card.")
     ] = "not stated",
@@ -106,13 +125,16 @@ def train(
 ) -> None:
     """Teach a bundle further on labelled images, and hold the result against it.
 
-    The images are divided by group into those trained on, calibrated on and evaluated on. Exits
-    with 1 when the promotion gate refuses the challenger; its bundle is written all the same.
+    The images are divided by group into those trained on, calibrated on and evaluated on; other
+    shares need another --out. Exits with 1 when the promotion gate refuses the challenger; its
+    bundle is written all the same.
     """
     from detection.bundle import load_bundle
     from training.challenger import ChallengerRecipe
+    from training.collect import CollectPolicy
     from training.crew import gathered
-    from training.folder_run import teach
+    from training.folder_run import Terms, teach
+    from training.taef2 import taef2_aligner
 
     configure(load_settings().observability)
     with gathered(device) as leads, _bars() as heard:
@@ -123,7 +145,12 @@ def train(
             load_bundle(champion),
             out,
             ChallengerRecipe().at_most(steps),
-            data_licence=licence,
+            Terms(
+                data_licence=licence,
+                aligner=None if taef2 is None else taef2_aligner(taef2),
+                shares=CollectPolicy(evaluation=evaluation, calibration=calibration),
+                despite_audit=despite_audit,
+            ),
             device=device,
             on_progress=heard,
         )
