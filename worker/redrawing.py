@@ -47,7 +47,16 @@ def redraw(image_id: UUID, *, settings: Settings, engine: Engine, storage: Stora
     if bucket is None:
         raise SettingsError("UNLATENT_MODERATION__EVIDENCE_BUCKET names no bucket to keep it in")
     newest = (
-        select(VerdictRow.__table__, *FACTS, Image.bucket, Image.key, Image.version_id, Image.etag)
+        select(
+            VerdictRow.__table__,
+            *FACTS,
+            Image.bucket,
+            Image.key,
+            Image.version_id,
+            Image.etag,
+            Image.erased_at,
+            Image.object_removed_at,
+        )
         .join(Image, Image.id == VerdictRow.image_id)
         .where(VerdictRow.image_id == image_id, VerdictRow.role == Role.CHAMPION)
         .order_by(VerdictRow.scored_at.desc(), VerdictRow.id.desc())
@@ -60,6 +69,8 @@ def redraw(image_id: UUID, *, settings: Settings, engine: Engine, storage: Stora
     verdict = verdict_of(row)
     if verdict.evidence_uri is not None:
         return verdict.evidence_uri
+    if row.erased_at is not None or row.object_removed_at is not None:
+        raise NothingToDraw(f"the picture of image {image_id} is deleted")
     data = storage.fetch(
         row.bucket,
         row.key,

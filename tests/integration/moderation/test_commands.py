@@ -22,6 +22,7 @@ from worker.database import connect
 from worker.ledger import UnknownImage
 from worker.moderation import configuration
 from worker.moderation.retention import UnderHold
+from worker.redrawing import NothingToDraw
 from worker.schema_moderation import QUEUES, TIERS
 from worker.settings import Moderation
 
@@ -54,6 +55,7 @@ def unlatent(
             "S3__ACCESS_KEY_ID": s3.access_key_id.get_secret_value(),
             "S3__SECRET_ACCESS_KEY": s3.secret_access_key.get_secret_value(),
             "S3__BUCKETS": f'["{bucket}"]',
+            "MODERATION__EVIDENCE_BUCKET": bucket,
         }.items():
             monkeypatch.setenv(f"UNLATENT_{name}", str(value))
         result = CliRunner().invoke(build_app(), arguments, obj=Context())
@@ -241,5 +243,7 @@ def test_a_lead_holds_an_image_against_everything(
     assert "1 erased" in unlatent("retain", "--erase", image)
     with pytest.raises(SettingsError, match="deleted on request"):
         unlatent("link", image)
+    with pytest.raises(NothingToDraw, match="is deleted"):
+        unlatent("evidence", image)
     with pytest.raises(SettingsError, match="nothing left to hold"):
         unlatent("hold", image, "--reason", "too late", who=lead)
