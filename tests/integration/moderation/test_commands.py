@@ -99,9 +99,9 @@ def test_what_cannot_be_meant_is_said_in_words(
             SettingsError, match=r"unlatent_app is not a moderator: .* login of one"
         ):
             unlatent(command)
-    for command in (("policy", "show"), ("link", str(image)), ("moderators", "list")):
+    for words in (("policy", "show"), ("link", str(image)), ("moderators", "list")):
         with pytest.raises(SettingsError, match="operator's command"):
-            unlatent(*command, who=clerk)
+            unlatent(*words, who=clerk)
     for queue in QUEUES:
         assert clerk.rows("SELECT * FROM moderation.claim_next(1, %s)", queue) == []
     with pytest.raises(errors.InvalidParameterValue, match="no queue 'flag'"):
