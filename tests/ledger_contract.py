@@ -369,7 +369,6 @@ class LedgerContract:
         found = ledger.reusable_verdict("ab" * 32, model_version="model-1")
         assert found is not None
         assert found.evidence_uri == uri
-        assert not ledger.in_review(lease.image_id)
 
     @pytest.mark.parametrize("end", [State.FAILED, State.SUPERSEDED])
     def test_ending_closes_the_lease(self, ledger: Ledger, end: State) -> None:

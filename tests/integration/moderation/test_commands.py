@@ -93,7 +93,12 @@ def test_what_cannot_be_meant_is_said_in_words(
     unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
 ) -> None:
     """A wrong login, an operator's command and an unknown queue are errors, not empty tables."""
-    image, clerk = scored(0.1), desk()
+    clerk = desk()
+    for queue in QUEUES:
+        assert clerk.rows("SELECT * FROM moderation.claim_next(1, %s)", queue) == []
+    with pytest.raises(errors.InvalidParameterValue, match="no queue 'flag'"):
+        clerk.rows("SELECT * FROM moderation.claim_next(1, 'flag')")
+    image = scored(0.1)
     for command in ("verdicts", "review", "holds", "reasons"):
         with pytest.raises(
             SettingsError, match=r"unlatent_app is not a moderator: .* login of one"
@@ -102,10 +107,6 @@ def test_what_cannot_be_meant_is_said_in_words(
     for words in (("policy", "show"), ("link", str(image)), ("moderators", "list")):
         with pytest.raises(SettingsError, match="operator's command"):
             unlatent(*words, who=clerk)
-    for queue in QUEUES:
-        assert clerk.rows("SELECT * FROM moderation.claim_next(1, %s)", queue) == []
-    with pytest.raises(errors.InvalidParameterValue, match="no queue 'flag'"):
-        clerk.rows("SELECT * FROM moderation.claim_next(1, 'flag')")
     with pytest.raises(UnknownImage, match="no image"):
         unlatent("retain", "--erase", str(uuid4()))
     assert "real_original" in unlatent("reasons", who=clerk)
