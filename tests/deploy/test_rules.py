@@ -214,7 +214,8 @@ def test_panels_and_triggers_show_a_running_fleet(
         for scaled in find("production-gpu", "ScaledObject"):
             for trigger in scaled["spec"]["triggers"]:
                 assert len(prometheus.ask(trigger["metadata"]["query"])) == 1, trigger["name"]
-        # Nothing failed, was retried or refused, every image was real, and there is no challenger.
+        # Nothing failed, was retried or refused, there is no challenger, and every image was real,
+        # of which no evidence is kept.
         assert unanswered <= {
             "Given back for another try",
             "Images without a verdict a second, by reason",
@@ -222,6 +223,7 @@ def test_panels_and_triggers_show_a_running_fleet(
             "Share of images called generated",
             "Objectives: late checks and errors, one hour",
             "Checks for the challenger a second",
+            "Evidence pictures a second",
             "Changes of model in an hour",
             "Agreement of champion and challenger",
             "Time in shadow",
