@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from training.manifest import load_manifest
 from training.recipe import RECIPES, BundleRecipe, Workshop, write_recipe
 from training.shaders import shader_samples
 from training.transforms import Recipe
+from worker.cli.training import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +167,8 @@ def test_shaders_enter_in_pairs_alone(tmp_path: Path) -> None:
 
 def test_the_named_recipes_differ_in_their_pairs_alone() -> None:
     """`small` is what the shipped bundle names in its provenance; `broad` adds kinds of pairs."""
-    assert set(RECIPES) == {"small", "broad"}
+    offered = get_type_hints(bundle, include_extras=True)["recipe"].__origin__
+    assert set(RECIPES) == {"small", "broad"} == set(get_args(offered))
     small, broad = RECIPES["small"], RECIPES["broad"]
     assert small == BundleRecipe()
     assert load_bundle("small").manifest.provenance.recipe.endswith(f"BundleRecipe {small.name}")
@@ -197,14 +199,14 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
     # So many that the loosest operating point is supported by one source that is held back whole.
     folder = write_folder(tmp_path / "data", each=72, sets=("lake", "street", "alpha1", "beta"))
     entries, recipe = load_manifest(folder), replace(TINY, calibration_sources=0.5)
-    bundle = release(
+    made = release(
         Workshop(entries, tmp_path / "run", recipe),
         tmp_path / "bundle",
         data_licence="made by a test",
         with_folds=False,
     )
-    Detector(bundle).self_check()
-    assert bundle.manifest.provenance.recipe == "training.recipe.BundleRecipe tiny"
+    Detector(made).self_check()
+    assert made.manifest.provenance.recipe == "training.recipe.BundleRecipe tiny"
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is left to train")
@@ -216,6 +218,4 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
         data_licence="made by a test",
         with_folds=False,
     )
-    assert (
-        again.manifest.files["aligned.safetensors"] == bundle.manifest.files["aligned.safetensors"]
-    )
+    assert again.manifest.files["aligned.safetensors"] == made.manifest.files["aligned.safetensors"]
