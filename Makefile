@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-sql bundle clean
+.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-improvement bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ bench-quality: venv ## Measure BUNDLE on DATA=<folder> of labelled images: table
 	$(BIN)/python -m tests.benchmarks.bench_quality --data "$(DATA)" \
 		$(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(OUT),--out "$(OUT)") \
 		$(if $(LIMIT),--limit "$(LIMIT)")
+
+bench-improvement: venv ## Teach a fold of RUN=<unlatent bundle --run> its FAMILY from DATA, before and after
+	$(BIN)/python -m tests.benchmarks.bench_improvement --data "$(DATA)" --run "$(RUN)" \
+		--family "$(FAMILY)" $(if $(TAEF2),--taef2 "$(TAEF2)") $(if $(OUT),--out "$(OUT)")
 
 bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a CPU; resumes)
 	$(BIN)/unlatent bundle --data "$(DATA)" $(if $(TAEF2),--taef2 "$(TAEF2)") \
