@@ -132,6 +132,7 @@ class Platform:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)
 def test_one_upload_is_one_trace(settings: Settings, engine: Engine) -> None:
     """Bridge and worker measure its stages in order, each below its own; a producer's goes on."""
     with Collector() as collector:
@@ -172,6 +173,7 @@ def test_one_upload_is_one_trace(settings: Settings, engine: Engine) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)
 def test_a_collector_that_hangs_or_is_gone_costs_no_verdict(
     settings: Settings, engine: Engine
 ) -> None:
