@@ -27,7 +27,7 @@ from worker.ledger_postgres import PostgresLedger
 from worker.messages import RedisMessages
 from worker.metrics import Metrics
 from worker.publisher import CeleryPublisher
-from worker.schema import Image, VerdictRow
+from worker.schema import Image, LeaseRow, VerdictRow
 from worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ class Accounts:
             rows = connection.execute(select(Image.state, func.count()).group_by(Image.state))
             return Counter({row[0]: row[1] for row in rows})
 
+    def pending_with_deaths(self, least: int) -> int:
+        """Count the images that wait and have died so often."""
+        return self._count(
+            select(func.count()).where(Image.state == State.PENDING, Image.deaths >= least)
+        )
+
     def check(
         self,
         keys: Iterable[str],
@@ -119,7 +125,7 @@ class Accounts:
         assert set(verdicts.values()) <= {1}
         assert {image_id for image_id, _ in verdicts} == scored
         found = {row.key for row in rows if row.state == State.QUARANTINED}
-        assert found == set(quarantined)
+        assert found == set(quarantined), self._lives(found - set(quarantined))
         eventually(lambda: not self.left(), timeout_s=timeout_s, what=f"empty lists {self.left()}")
         eventually(lambda: not self._count(_OPEN_TRANSACTIONS), what="the end of every transaction")
         ledger = PostgresLedger(self._engine)
@@ -140,6 +146,20 @@ class Accounts:
         waiting["unacked"] = self._redis.hlen(f"{self._prefix}unacked")
         waiting["unacked_index"] = self._redis.zcard(f"{self._prefix}unacked_index")
         return {key: count for key, count in waiting.items() if count}
+
+    def _lives(self, keys: Collection[str]) -> str:
+        """Tell what became of every lease of these images, so that a death can be looked up."""
+        wanted = (
+            select(Image.key, LeaseRow.worker, LeaseRow.since, LeaseRow.until, LeaseRow.outcome)
+            .join(Image, Image.id == LeaseRow.image_id)
+            .where(Image.key.in_(keys))
+            .order_by(Image.key, LeaseRow.id)
+        )
+        with self._engine.begin() as connection:
+            return "\n".join(
+                f"{row.key} {row.worker} {row.since:%H:%M:%S} {row.until:%H:%M:%S} {row.outcome}"
+                for row in connection.execute(wanted)
+            )
 
     def _count(self, query: object) -> int:
         with self._engine.begin() as connection:
