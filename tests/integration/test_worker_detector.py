@@ -26,6 +26,7 @@ from worker.storage import parse_uri
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from uuid import UUID
 
     from sqlalchemy import Engine
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 
+@pytest.mark.timeout(300)
 def test_the_command_scores_as_the_detector_does(
     settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
@@ -54,12 +56,12 @@ def test_the_command_scores_as_the_detector_does(
         worker.wait_until_ready()
         row = site.wait_for(image_id)
         # Drawn once the verdict stands.
-        eventually(lambda: site.verdicts(image_id)[0].evidence_uri, what="the evidence")
+        drawn(site, image_id)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             metrics = answer.read().decode()
         twin_id = site.upload("twin.png", png(90, side=100, corner=(1, 2, 3)))
         site.wait_for(twin_id)
-        eventually(lambda: site.verdicts(twin_id)[0].evidence_uri, what="the twin's evidence")
+        drawn(site, twin_id)
         assert worker.stop() == 0
     (verdict,) = site.verdicts(image_id)
     detector = Detector.load(bundle.folder)
@@ -95,6 +97,12 @@ def test_the_command_scores_as_the_detector_does(
         redraw(twin_id, settings=settings, engine=engine, storage=site.storage)
     with pytest.raises(NothingToDraw, match="no verdict"):
         redraw(uuid4(), settings=chosen, engine=engine, storage=site.storage)
+
+
+def drawn(site: Site, image_id: UUID) -> None:
+    """Wait until an image's verdict has its evidence."""
+    what = f"the evidence of {image_id}"
+    eventually(lambda: site.verdicts(image_id)[0].evidence_uri, timeout_s=90, what=what)
 
 
 def forget(uri: str, site: Site, engine: Engine) -> None:
