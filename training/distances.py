@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +25,7 @@ def maximum_mean_discrepancy(
     the median distance of the joined sets.
     """
     joined = np.concatenate([first, second])
-    squared = ((joined[:, None, :] - joined[None, :, :]) ** 2).sum(axis=2)
+    squared = cdist(joined, joined, "sqeuclidean")
     kernel = np.exp(-squared / (np.median(squared[squared > 0]) if squared.any() else 1.0))
     found = _unbiased(kernel, np.arange(len(joined)), len(first))
     rng = np.random.default_rng(seed)
