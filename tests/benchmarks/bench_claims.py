@@ -9,6 +9,7 @@ ablation gets the same number of steps: as many as MINUTES of the first arm hold
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.benchmarks.claims_trained import EVALUATIONS, Laboratory, needs_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from detection.bundle import Bundle
 
 NOT_RUN = "not run"
 COSTS = "costs"
@@ -40,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     wanted = options.only or [COSTS, *EVALUATIONS]
     options.out.mkdir(parents=True, exist_ok=True)
-    record = Record(options.out / "claims.json", load_bundle(options.bundle).model_version)
+    record = Record(options.out / "claims.json", scoring_digest(load_bundle(options.bundle)))
     if COSTS in wanted and not record.has("cost-of-a-pair"):
         record.add(cost_rows(options.bundle))
     if options.data is not None:
@@ -59,17 +62,22 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-class Record:
-    """Rows measured so far, by name; rows of another bundle are dropped."""
+def scoring_digest(bundle: Bundle) -> str:
+    """Return the sha256 of all that a score depends on: a bundle's manifest but for its texts."""
+    said = bundle.manifest.model_dump(mode="json", exclude={"metrics", "provenance"})
+    said["files"] = {name: sha for name, sha in said["files"].items() if not name.endswith(".md")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
-    def __init__(self, file: Path, model_version: str) -> None:
+
+class Record:
+    """Rows measured so far, by name; those of a bundle that scores otherwise are dropped."""
+
+    def __init__(self, file: Path, scoring: str) -> None:
         self._file = file
-        self._model_version = model_version
+        self._scoring = scoring
         known = json.loads(file.read_text("utf-8")) if file.exists() else {}
         self.rows: dict[str, dict[str, Any]] = {
-            name: row
-            for name, row in known.items()
-            if row.get("model_version", model_version) == model_version
+            name: row for name, row in known.items() if row["scoring"] == scoring
         }
 
     def has(self, name: str, budget: str | None = None) -> bool:
@@ -80,7 +88,7 @@ class Record:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep rows at once: the next may take long."""
         for row in rows:
-            self.rows[row["name"]] = {**row, "model_version": self._model_version}
+            self.rows[row["name"]] = {**row, "scoring": self._scoring}
             print(f"{row['name']}: {row['found']}", file=sys.stderr)
         text = json.dumps(self.rows, indent=1, sort_keys=True)
         self._file.write_text(text + "\n", encoding="utf-8")
@@ -90,9 +98,10 @@ class Record:
         lines = [
             "# The papers' claims, on the embedded models",
             "",
-            f"Written by `make bench-claims`; model version `{self._model_version[:12]}`. Small",
-            "models, side by side under one protocol: ratios, which say nothing about the papers'",
-            "own networks. Costs are processor time; every trained arm has one seed.",
+            f"Written by `make bench-claims` on a bundle that scores as `{self._scoring[:12]}`",
+            "(`scoring_digest`). Small models, side by side under one protocol: ratios, which say",
+            "nothing about the papers' own networks. Costs are processor time; a trained arm has",
+            "one seed.",
             "",
             "| claim | the paper | found here | budget |",
             "| --- | --- | --- | --- |",
