@@ -148,7 +148,9 @@ def test_a_challenger_is_compared_with_the_champion(
     """Labels and scores of both, image by image, as the command and the metrics tell them."""
     registry = ModelsRegistry(engine)
     for digest in ("m1", "m2"):
-        registry.register(ModelVersion(digest=digest, name=digest, uri="s3://training/models/small"))
+        registry.register(
+            ModelVersion(digest=digest, name=digest, uri="s3://training/models/small")
+        )
     registry.promote("m1", actor="t", reason="first", forced=True)
     assert page("shadow_seconds", model_version="m2") is None
     registry.put_in_shadow("m2", actor="t", reason="passed")

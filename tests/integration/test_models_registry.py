@@ -21,7 +21,9 @@ def registry(engine: Engine) -> ModelsRegistry:
     """A registry that holds the models a, b and c; none is champion."""
     registry = ModelsRegistry(engine)
     for digest in ("a", "b", "c"):
-        registry.register(ModelVersion(digest=digest, name=f"small-{digest}", uri="s3://training/models/small"))
+        registry.register(
+            ModelVersion(digest=digest, name=f"small-{digest}", uri="s3://training/models/small")
+        )
     return registry
 
 
