@@ -148,9 +148,9 @@ def _unseen_lines(workshop: Workshop, folds: Sequence[Mapping[str, Any]]) -> lis
         *title,
         (
             f"Each fold trains from scratch for {workshop.recipe.fold_steps} steps (the released"
-            f" network: {workshop.recipe.aligned_loop.steps}) without one family and one source. The"
-            " generator is that of the bundle: it learnt from photographs alone, those of the source"
-            " left out among them."
+            f" network: {workshop.recipe.aligned_loop.steps}) without one family and one source."
+            " The generator is that of the bundle: it learnt from photographs alone, those of the"
+            " source left out among them."
         ),
         "",
         (
