@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from detection.bundle import load_bundle
 from tests.benchmarks.claims_costs import cost_rows
 from tests.benchmarks.claims_trained import EVALUATIONS, Laboratory, needs_images
+from worker.logs import configure
+from worker.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", nargs="*", choices=[COSTS, *EVALUATIONS], help="measure these, not all"
     )
     options = parser.parse_args(arguments)
+    configure(load_settings().observability)  # log lines: standard output is the record's
     wanted = options.only or [COSTS, *EVALUATIONS]
     options.out.mkdir(parents=True, exist_ok=True)
     record = Record(options.out / "claims.json", scoring_digest(load_bundle(options.bundle)))

@@ -22,6 +22,8 @@ from training.folder_run import Terms, teach
 from training.folds import HELD_PROMPTS, make_folds
 from training.manifest import load_manifest, side
 from training.taef2 import taef2_aligner
+from worker.logs import configure
+from worker.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("out/improvement"))
     options = parser.parse_args(arguments)
+    configure(load_settings().observability)  # log lines: standard output is the record's
     entries = load_manifest(options.data)
     fold = next(one for one in make_folds(entries) if one.family == options.family)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from detection.detector import Detector
 from training.quality import evaluate
+from worker.logs import configure
+from worker.settings import load_settings
 
 if TYPE_CHECKING:
     from training.quality import FormFigures, Quality
@@ -29,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=None, help="at most so many images a set")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
+    configure(load_settings().observability)  # log lines: standard output is the record's
     detector = Detector.load(options.bundle, device=options.device)
     quality = evaluate(
         detector, options.data, options.out, limit=options.limit, on_progress=show_progress
