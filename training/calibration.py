@@ -187,7 +187,8 @@ def operating_points(
 
     The threshold is the smallest at which at most floor(target x reals) photographs, and at most
     the target's share of their weight, are flagged; it is tightened, as far as needed, until the
-    upper limit of the rate supports the point.
+    upper limit of the rate supports the point. It is never below 0, even odds: where the classes
+    lie far apart, the rate alone would put it beside the photographs and accuse what is like them.
     """
     weights = np.ones(len(generated)) if weights is None else weights
     order = np.argsort(fused[~generated])[::-1]
@@ -201,7 +202,7 @@ def operating_points(
         allowed = min(int(target * len(reals)), len(reals) - 1)
         while allowed and not _supports(places < allowed, counted, target):
             allowed -= 1
-        threshold = float(np.nextafter(reals[allowed], np.inf))
+        threshold = max(0.0, float(np.nextafter(reals[allowed], np.inf)))
         rate = flagged_rate(reals >= threshold, counted)
         supported = _supports(reals >= threshold, counted, target)
         points.append(

@@ -169,6 +169,14 @@ def test_operating_points_keep_their_rates_and_their_support() -> None:
     assert points[0].needs_reals == reals_needed(0.001)
 
 
+def test_no_point_accuses_what_is_more_likely_a_photograph() -> None:
+    """With every photograph far below even odds, the threshold stays at even odds."""
+    fused = np.array([-9.0] * 95 + [-7.0] * 5 + [8.0] * 4)
+    generated = np.array([False] * 100 + [True] * 4)
+    (point,) = operating_points(fused, generated, targets=(0.05,))
+    assert (point.threshold, point.measured, point.recall) == (0.0, 0.0, 1.0)
+
+
 def test_the_photographs_needed_are_just_enough() -> None:
     """With no false positive among them the point is supported; with 2 % fewer it is not."""
     needed = reals_needed(0.01)
