@@ -39,6 +39,7 @@ from training.finishing import code_revision, score_forms
 from training.lare_task import LareTask
 from training.lessons import LessonPlan, Lessons, prepare
 from training.loop import LoopConfig, fit
+from training.manifest import sampling_weights
 from training.release import DRAFT_POINT, derive_bundle, draft_fusion
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _tuned(
 
 def require_calibration(entries: Sequence[Entry]) -> None:
     """Raise `CalibrationError` when these images cannot support any operating point."""
-    weights = np.array([entry.weight for entry in entries if not entry.generated])
+    weights = sampling_weights([entry for entry in entries if not entry.generated])
     reals, needed = len(weights), reals_needed(max(TARGETS))
     generated = len(entries) - reals
     worth = effective_count(weights) if reals else 0.0
@@ -242,7 +243,7 @@ def calibrated(
 ) -> Bundle:
     """Fit fusion and operating points to the calibration side, and write the challenger's bundle.
 
-    Every image counts by its weight: as many as it stands for among the uploads of its source.
+    Every image counts by its weight among those of its source (`sampling_weights`).
     Raises `CalibrationError` when every branch argues backwards on the images, or when they support
     no operating point.
     """

@@ -42,6 +42,7 @@ from training.evaluation import (
     untouched,
 )
 from training.folds import make_folds
+from training.manifest import sampling_weights
 from training.recipe import divide
 from training.release import write_bundle
 
@@ -68,8 +69,8 @@ class Forms:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """How many images each one stands for (N,)."""
-        return np.array([entry.weight for entry in self.scored["clean"].entries])
+        """What each image counts (N,)."""
+        return sampling_weights(self.scored["clean"].entries)
 
     def pooled(self) -> Logits:
         """Every form as an image of its own, for fitting the fusion."""

@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from detection.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
 REAL = "real"
 GENERATED = "generated"
@@ -38,7 +42,7 @@ FAMILY_OF_SET = {
 class Entry:
     """One labelled image; `family` is empty for real images.
 
-    `weight` says how many images it stands for in calibration.
+    `weight` says how many images of its set it stands for: see `sampling_weights`.
     """
 
     path: Path
@@ -52,6 +56,21 @@ class Entry:
     def generated(self) -> bool:
         """Whether the image came out of a generator."""
         return self.label == GENERATED
+
+
+def sampling_weights(entries: Sequence[Entry]) -> NDArray[np.float64]:
+    """Return what each image counts in calibration (N,), by how its set was sampled.
+
+    The photographs of a set weigh together as many as they are here, and so do its generated
+    images. The random audit may draw one image in 200 of one source while every photograph of a
+    trusted one is here: weighed against each other, a handful of the former would be all that
+    counts.
+    """
+    weights = np.array([entry.weight for entry in entries], dtype=np.float64)
+    strata = np.array([f"{entry.label} {entry.set}" for entry in entries])
+    for stratum in set(strata.tolist()):
+        weights[strata == stratum] /= weights[strata == stratum].mean()
+    return weights
 
 
 def load_manifest(folder: Path) -> list[Entry]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from detection.errors import SettingsError
-from training.manifest import load_manifest, side, split
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from training.manifest import Entry, load_manifest, sampling_weights, side, split
 
 
 def write(folder: Path, *rows: str) -> Path:
@@ -105,3 +102,18 @@ def test_the_side_of_a_group_never_changes() -> None:
     digest = hashlib.sha256(b"split-1:prompt:cat").hexdigest()
     assert side("prompt:cat") == int(digest[:16], 16) / 16**16
     assert side("prompt:cat", salt="split-2") != side("prompt:cat")
+
+
+def test_a_few_audited_images_do_not_outweigh_a_trusted_source() -> None:
+    """Weights compare the images of one set and label; each such stratum weighs what it counts."""
+
+    def entry(label: str, set_: str, weight: float) -> Entry:
+        return Entry(path=Path("x.png"), label=label, set=set_, family="", group="", weight=weight)
+
+    vouched = [entry("real", "camera", 1.0)] * 37
+    audited = [entry("real", "web", 200.0), entry("real", "web", 600.0)]
+    missed = [entry("generated", "web", 200.0), entry("generated", "web", 1.0)]
+    weights = sampling_weights([*vouched, *audited, *missed])
+    assert weights[:37].tolist() == [1.0] * 37
+    assert weights[37:39].tolist() == [0.5, 1.5]
+    assert weights[39:] == pytest.approx([400 / 201, 2 / 201])
