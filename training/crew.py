@@ -4,7 +4,8 @@ The first process leads and alone does everything but the gradients: it makes th
 optimiser, keeps averages and checkpoints, and stops. For each step it sends the others the weights
 and the batch; each computes the gradients of its share, and those add up to the gradients of the
 whole. So a run is the same run, and resumes, on any number of processes; only batch normalisation
-takes its statistics from a share. Between two trainings the others wait.
+takes its statistics from a share. Between two trainings the others wait. The processes trust each
+other, as those of `torch.distributed` must: its messages are pickles, which are never stored.
 """
 
 from __future__ import annotations
