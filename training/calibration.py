@@ -117,6 +117,18 @@ def class_weights(generated: Flags, weights: Floats | None = None) -> Floats:
     return even
 
 
+def smoothed_targets(generated: Flags, weights: Floats | None = None) -> Floats:
+    """Return the probabilities (N,) that a logistic fit aims at, which are never 0 and 1.
+
+    A class worth n images is aimed at with (n + 1) / (n + 2) instead of certainty (Platt, Advances
+    in Large Margin Classifiers, 1999): where the classes lie apart, a fit to certainty has no end,
+    and 20 images would let a verdict claim that it cannot be wrong.
+    """
+    weights = np.ones(len(generated)) if weights is None else weights
+    fakes, reals = effective_count(weights[generated]), effective_count(weights[~generated])
+    return np.where(generated, (fakes + 1) / (fakes + 2), 1 / (reals + 2))
+
+
 def fit_fusion(
     logits: Logits,
     calibration: CalibrationKind = "temperature",
@@ -125,15 +137,21 @@ def fit_fusion(
     """Fit the logistic fusion of the branch logits, at even odds.
 
     A branch that would enter with a negative weight (its logit argues backwards on data it was not
-    trained on) is left out and keeps the weight 0.
+    trained on) is left out and keeps the weight 0. The fit is to `smoothed_targets`.
     """
     names = sorted(logits.branches)
     even = class_weights(logits.generated, weights)
+    targets = smoothed_targets(logits.generated, weights)
     used = list(names)
     while True:
         columns = np.column_stack([logits.branches[name] for name in used])
         model = LogisticRegression(C=1e3, max_iter=1000)
-        model.fit(columns, logits.generated, sample_weight=even)
+        # A soft target is the same image under both labels, weighed by how much it is of each.
+        model.fit(
+            np.concatenate([columns, columns]),
+            np.repeat([True, False], len(columns)),
+            sample_weight=np.concatenate([even * targets, even * (1 - targets)]),
+        )
         found = dict(zip(used, model.coef_[0].tolist(), strict=True))
         wrong = [name for name in used if found[name] < 0]
         if not wrong or len(used) == 1:
@@ -167,12 +185,16 @@ def fit_isotonic(
 
 
 def fit_temperature(fused: Floats, logits: Logits, weights: Floats | None = None) -> float:
-    """Find the temperature that minimises the log loss of fused logits (N,) at even odds."""
+    """Find the temperature that minimises the log loss of fused logits (N,) at even odds.
+
+    The loss is to `smoothed_targets`.
+    """
     even = class_weights(logits.generated, weights)
-    signs = np.where(logits.generated, 1.0, -1.0)
+    targets = smoothed_targets(logits.generated, weights)
 
     def loss(log_temperature: float) -> float:
-        return float(even @ np.logaddexp(0, -signs * fused / np.exp(log_temperature)))
+        scaled = fused / np.exp(log_temperature)
+        return float(even @ (np.logaddexp(0, scaled) - targets * scaled))
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
