@@ -1,5 +1,6 @@
--- Roles and the schema of unlatent, run once a database by a superuser; running it again changes
--- nothing. Roles belong to the cluster, so migrations only grant to them.
+-- Roles and the schema of unlatent, run once a database by a superuser, or by a role with CREATEROLE
+-- that owns the database; running it again changes nothing. Roles belong to the cluster, so
+-- migrations only grant to them.
 -- Passwords are the operator's: ALTER ROLE unlatent_app PASSWORD '…'.
 
 DO $$
@@ -31,6 +32,11 @@ BEGIN
     );
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO unlatent_app, moderator', current_database());
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+
+    -- The administrator of a managed service may create a role, but not act for it unasked.
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = CURRENT_USER) THEN
+        GRANT unlatent_owner TO CURRENT_USER;
+    END IF;
 END
 $$;
 

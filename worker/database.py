@@ -105,11 +105,24 @@ def alembic_config(url: str) -> Config:
     return config
 
 
-def migrate(url: str, revision: str = "head") -> None:
-    """Bring the schema at `url` (the owner's or a superuser's) up to `revision`."""
-    from alembic import command
+def migrate(url: str, revision: str = "head") -> bool:
+    """Bring the schema at `url` (the owner's or a superuser's) up to `revision`.
 
-    command.upgrade(alembic_config(url), revision)
+    Returns False for the schema of a newer release, which is left as it is: migrations only add, so
+    that this release works on it while one goes back.
+    """
+    from alembic import command
+    from alembic.script.revision import ResolutionError
+    from alembic.util import CommandError
+
+    try:
+        command.upgrade(alembic_config(url), revision)
+    except CommandError as error:
+        unknown = error.__cause__
+        if isinstance(unknown, ResolutionError) and unknown.argument != revision:
+            return False
+        raise
+    return True
 
 
 def downgrade(url: str, revision: str) -> None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from alembic import command
+from alembic.util import CommandError
 from sqlalchemy import create_engine, exc, inspect, text
 from sqlalchemy.pool import NullPool
 
 from tests.ledger_contract import scored
 from worker import schema_training  # noqa: F401 - it knows every table
-from worker.database import alembic_config, downgrade, migrate
+from worker.database import alembic_config, bootstrap, downgrade, migrate
 from worker.ledger import SchemaOutdated
 from worker.ledger_postgres import PostgresLedger
 from worker.models_registry import ModelsRegistry
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from worker.localstack import LocalStack
     from worker.settings import Settings
 
 
@@ -93,6 +95,39 @@ def test_two_pods_may_migrate_at_once(owner_url: str, owner: Engine) -> None:
         other.execute(text("SELECT pg_advisory_unlock(hashtext('alembic'))"))
         waiting.result(timeout=60)
     assert "images" in inspect(owner).get_table_names("app")
+
+
+def test_the_schema_of_a_newer_release_stays_as_it_is(owner_url: str, owner: Engine) -> None:
+    """A release that is gone back to leaves what it does not know, and says so."""
+    with owner.begin() as connection:
+        connection.execute(text("UPDATE app.alembic_version SET version_num = 'newer'"))
+    assert not migrate(owner_url)
+    with owner.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM app.alembic_version")) == "newer"
+    with pytest.raises(CommandError, match="mistyped"):
+        migrate(owner_url, "mistyped")
+
+
+def test_an_administrator_who_is_no_superuser_prepares_a_database(stack: LocalStack) -> None:
+    """Whoever may create roles and owns the database, as managed services let one, can do it."""
+    superuser = create_engine(
+        stack.postgres.url(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+    with superuser.connect() as connection:
+        connection.execute(text("CREATE ROLE administrator LOGIN CREATEROLE PASSWORD 'secret'"))
+        for role in ("unlatent_owner", "unlatent_app", "moderator"):
+            # What the creator of a role gets with it.
+            connection.execute(
+                text(f"GRANT {role} TO administrator WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
+            )
+        connection.execute(text("CREATE DATABASE managed OWNER administrator"))
+    url = stack.postgres.url(user="administrator", password="secret", database="managed")
+    bootstrap(url)
+    bootstrap(url)
+    migrate(stack.owner_url("managed"))
+    assert inspect(create_engine(stack.owner_url("managed"), poolclass=NullPool)).has_table(
+        "images", "app"
+    )
 
 
 def test_a_schema_of_an_earlier_release_is_named_in_words(owner_url: str, engine: Engine) -> None:

@@ -12,6 +12,8 @@ from worker.settings import load_settings
 
 commands = typer.Typer()
 
+NEWER = "the schema is of a newer release and stays as it is"
+
 
 @commands.command()
 def up(context: typer.Context) -> None:
@@ -22,11 +24,13 @@ def up(context: typer.Context) -> None:
     stack = cli.of(context).local_stack()
     settings = load_settings()
     stack.start(buckets=(*settings.s3.buckets, settings.training.bucket))
-    migrate(stack.owner_url())
+    current = migrate(stack.owner_url())
     configuration.write(stack.owner_url(), load_settings(stack.env_file))
     for server in stack.servers:
         typer.echo(f"{server.name:<9} 127.0.0.1:{server.port}")
     typer.echo(f"addresses {stack.env_file}")
+    if not current:
+        typer.echo(NEWER, err=True)
 
 
 @commands.command()
@@ -72,6 +76,6 @@ def migrate(context: typer.Context) -> None:
     url = settings.postgres.owner_url
     if url is None:
         raise SettingsError("UNLATENT_POSTGRES__OWNER_URL is not set: the owner's login migrates")
-    database.migrate(url.get_secret_value())
+    current = database.migrate(url.get_secret_value())
     configuration.write(url.get_secret_value(), settings)
-    typer.echo("the schema is current")
+    typer.echo("the schema is current" if current else NEWER)
