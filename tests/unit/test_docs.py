@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer.main
 
-from tests.manifests import DEPLOY, REPOSITORY
+from tests.manifests import DEPLOY, OVERLAYS, REPOSITORY, pods
 from worker.cli import build_app
 from worker.settings import Settings, in_force
 
@@ -71,6 +71,24 @@ def test_settings_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"UNLATENT_[A-Z0-9_]+", page.read_text()):
             assert any(one.startswith(name) if name.endswith("_") else one == name for one in known)
+
+
+def test_secrets_exist() -> None:
+    """The page makes the secrets that the manifests read, with their keys and no others."""
+    page = (REPOSITORY / "docs" / "deploy.md").read_text().replace("\\\n", " ")
+    made = {
+        (name, key)
+        for name, rest in re.findall(r"create secret generic (\S+)(.*)", page)
+        for key in re.findall(r"--from-literal=(\w+)=", rest)
+    }
+    read = {
+        (reference["name"], reference["key"])
+        for overlay in OVERLAYS
+        for pod in pods(overlay)
+        for entry in pod.container.get("env", ())
+        for reference in [entry["valueFrom"]["secretKeyRef"]]
+    }
+    assert made == read - {("unlatent-webhooks", "previous_secret")}  # only while one changes
 
 
 def test_files_exist() -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
@@ -20,6 +21,7 @@ from tests.manifests import DEPLOY, OVERLAYS, REPOSITORY, Pods, alerts, find, po
 from worker import health
 from worker.cli import build_app
 from worker.device import _IDLE_S, _LOAD_TIMEOUT_S
+from worker.evidence import evidence_bucket
 from worker.settings import Settings, in_force, load_settings
 
 if TYPE_CHECKING:
@@ -231,6 +233,43 @@ def test_a_worker_fits_into_its_memory(made: Pods, monkeypatch: pytest.MonkeyPat
     decoding = settings.intake.processes * settings.intake.memory_bytes
     assert decoding + settings.intake.in_flight_bytes + model_bytes <= made.limit("memory")
     assert settings.scoring.threads >= 2 * settings.scoring.max_batch
+
+
+@pytest.mark.parametrize("made", WORKERS, ids=label)
+def test_two_dead_workers_are_no_storm(made: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker dies with an image in each thread; quarantining pauses when more than two did."""
+    scoring = settings_of(made, monkeypatch).scoring
+    assert 2 * scoring.threads < scoring.max_deaths_in_window <= 3 * scoring.threads
+
+
+@pytest.mark.parametrize("made", WORKERS, ids=label)
+def test_evidence_that_expires_is_kept_first(made: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where evidence has a number of days it has a bucket, which is not the one of uploads."""
+    settings = settings_of(made, monkeypatch)
+    if settings.retention.evidence_days is not None:
+        assert evidence_bucket(settings) in settings.s3.buckets[1:]
+
+
+def traces_policy(overlay: str) -> dict[str, Any]:
+    """Return the network policy that the component `tracing` opens."""
+    named = {policy["metadata"]["name"]: policy for policy in find(overlay, "NetworkPolicy")}
+    return named["unlatent-traces"]
+
+
+def test_a_collector_is_reached_when_it_is_named(tmp_path: Path) -> None:
+    """The component opens its own address's port to bridges and workers, which is shut without."""
+    assert traces_policy("production-gpu")["spec"]["egress"] == []
+    overlay = {
+        "resources": [os.path.relpath(DEPLOY / "overlays" / "production-gpu", tmp_path)],
+        "components": [os.path.relpath(DEPLOY / "components" / "tracing", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    traced = [p for p in pods(str(tmp_path)) if p.name in {"unlatent-bridge", "unlatent-worker"}]
+    assert len(traced) == 2
+    (rule,) = traces_policy(str(tmp_path))["spec"]["egress"]
+    for made in traced:
+        address = made.environment["UNLATENT_TRACING__ENDPOINT"]
+        assert rule == {"ports": [{"protocol": "TCP", "port": urlsplit(address or "").port}]}
 
 
 def test_a_stopped_run_finds_its_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
