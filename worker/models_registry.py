@@ -33,7 +33,7 @@ class NothingToRollBack(PermanentError):
 
 
 class GateNotPassed(PermanentError):
-    """No training run recorded that this model version passed the promotion gate."""
+    """No training run recorded that this model version passed the gate against the champion."""
 
     reason: ClassVar[str] = "gate_not_passed"
 
@@ -128,15 +128,17 @@ class ModelsRegistry:
     def promote(self, digest: str, *, actor: str, reason: str, forced: bool = False) -> None:
         """Make a registered model version champion; promoting the champion changes nothing.
 
-        Raises `GateNotPassed` unless a training run recorded that it passed, or `forced`.
+        Raises `GateNotPassed` unless a training run recorded that it passed against the model
+        version that is champion now, or `forced`.
         """
         with transaction(self._engine) as connection:
             _take_turns(connection)
             _found(connection, digest)
-            if connection.scalar(_LATEST) == digest:
+            champion = connection.scalar(_LATEST)
+            if champion == digest:
                 return
             if not forced:
-                _check_gate(connection, digest)
+                _check_gate(connection, digest, champion)
             _enthrone(connection, digest, "promote", actor, reason, forced=forced)
 
     def put_in_shadow(self, digest: str, *, actor: str, reason: str) -> None:
@@ -197,7 +199,7 @@ _SHADOW = (
 )
 _GATES = text("""
     SELECT id, coalesce((stages #>> '{gate,passed}')::boolean, false) AS passed,
-        stages #> '{gate,reasons}' AS reasons
+        stages #> '{gate,reasons}' AS reasons, stages #>> '{train,champion}' AS rival
     FROM app.training_runs WHERE stages #>> '{register,model_version}' = :digest ORDER BY id DESC
 """)
 
@@ -227,17 +229,20 @@ def _model(row: Row[Any]) -> ModelVersion:
     )
 
 
-def _check_gate(connection: Connection, digest: str) -> None:
+def _check_gate(connection: Connection, digest: str, champion: str | None) -> None:
     runs = connection.execute(_GATES, {"digest": digest}).all()
-    if any(run.passed for run in runs):
+    passed = [run for run in runs if run.passed]
+    if any(run.rival == champion for run in passed):
         return
-    if runs:
+    if passed:
+        why = f"training run {passed[0].id} held it against {passed[0].rival}, champion no more"
+    elif runs:
         why = f"training run {runs[0].id} refused it: {'; '.join(runs[0].reasons or ['no gate'])}"
     else:
         why = "no training run made it"
     raise GateNotPassed(
-        f"{digest} has no passed gate ({why}); promoting it all the same takes force, and says so"
-        " in the audit"
+        f"{digest} has no passed gate against the champion ({why}); promoting it all the same takes"
+        " force, and says so in the audit"
     )
 
 

@@ -81,18 +81,26 @@ def test_every_promotion_is_in_the_audit(registry: ModelsRegistry, engine: Engin
     assert tuple(row) == ("ana", "promote", "a", "first", "true")
 
 
-def run(engine: Engine, digest: str, *, passed: bool, reasons: str = "[]") -> None:
-    """Leave the record of a training run that made a model and met the gate."""
+def run(
+    engine: Engine,
+    digest: str,
+    *,
+    passed: bool,
+    reasons: str = "[]",
+    champion: str | None = None,
+) -> None:
+    """Leave the record of a training run that made a model and met a champion at the gate."""
     with engine.begin() as connection:
         connection.execute(
             text(
                 "INSERT INTO app.training_runs (slot, trigger, state, reason, stages, lease_until, "
                 "ended_at) VALUES (gen_random_uuid(), 'calendar', 'refused', 'r', "
                 "jsonb_build_object('register', jsonb_build_object('model_version', "
-                "CAST(:digest AS text)), 'gate', jsonb_build_object('passed', "
+                "CAST(:digest AS text)), 'train', jsonb_build_object('champion', "
+                "CAST(:champion AS text)), 'gate', jsonb_build_object('passed', "
                 "CAST(:passed AS boolean), 'reasons', CAST(:reasons AS jsonb))), now(), now())"
             ),
-            {"digest": digest, "passed": passed, "reasons": reasons},
+            {"digest": digest, "passed": passed, "reasons": reasons, "champion": champion},
         )
 
 
@@ -100,7 +108,7 @@ def test_a_model_without_a_passed_gate_needs_force(
     registry: ModelsRegistry, engine: Engine
 ) -> None:
     """The refusal says which run refused it and why; force is recorded as force."""
-    with pytest.raises(GateNotPassed, match=r"a has no passed gate \(no training run made it"):
+    with pytest.raises(GateNotPassed, match=r"a has no passed gate .*\(no training run made"):
         registry.promote("a", actor="t", reason="r")
     run(engine, "b", passed=False, reasons='["recall is not better"]')
     with pytest.raises(GateNotPassed, match="training run 1 refused it: recall is not better"):
@@ -116,6 +124,21 @@ def test_a_passed_gate_opens_the_way(registry: ModelsRegistry, engine: Engine) -
     registry.promote("a", actor="t", reason="better")
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT forced FROM app.champion")) is False
+
+
+def test_a_gate_passed_against_another_champion_needs_force(
+    registry: ModelsRegistry, engine: Engine
+) -> None:
+    """Better than the champion before says nothing of this one, until that one is back."""
+    registry.promote("a", actor="t", reason="first", forced=True)
+    run(engine, "b", passed=True, champion="a")
+    registry.promote("c", actor="t", reason="by hand", forced=True)
+    with pytest.raises(GateNotPassed, match="run 1 held it against a, champion no more"):
+        registry.promote("b", actor="t", reason="better")
+    assert champion(registry) == "c"
+    registry.roll_back(actor="t", reason="worse")
+    registry.promote("b", actor="t", reason="better")
+    assert champion(registry) == "b"
 
 
 def test_one_challenger_at_a_time_is_in_shadow(registry: ModelsRegistry, engine: Engine) -> None:

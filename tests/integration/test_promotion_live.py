@@ -78,17 +78,18 @@ def release(models: Callable[..., str], tmp_path: Path) -> Callable[[str], str]:
     return register
 
 
-def pass_gate(engine: Engine, digest: str) -> None:
-    """Leave the record of a training run whose challenger passed."""
+def pass_gate(engine: Engine, digest: str, champion: str) -> None:
+    """Leave the record of a training run whose challenger passed against a champion."""
     with engine.begin() as connection:
         connection.execute(
             text(
                 "INSERT INTO app.training_runs (slot, trigger, state, stages, lease_until, "
                 "ended_at) VALUES ('s', 'calendar', 'finished', jsonb_build_object("
                 "'register', jsonb_build_object('model_version', CAST(:digest AS text)), "
+                "'train', jsonb_build_object('champion', CAST(:champion AS text)), "
                 "'gate', '{\"passed\": true}'::jsonb), now(), now())"
             ),
-            {"digest": digest},
+            {"digest": digest, "champion": champion},
         )
 
 
@@ -114,7 +115,7 @@ def test_the_commands_move_the_pointers(
     assert f"{first}  first  s3://" in listed
     assert [line.split()[-1] for line in listed.splitlines()[-2:]] == ["champion", "shadow"]
     assert "images judged by both: 0" in models("shadow")
-    pass_gate(engine, second)
+    pass_gate(engine, second, first)
     assert models("promote", second, "--reason", "better") == f"champion {second}\n"
     assert models("shadow") == "nothing is in shadow\n"
     assert models("rollback", "--reason", "worse") == f"champion {first}\n"
