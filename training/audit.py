@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 FOLDS = 5
 TREES = 60
 BOOTSTRAPS = 300
+SIDES = {"real": False, "generated": True}
 #: Fewer images a side say nothing about a data set.
 MIN_SIDE_IMAGES = 10
 
@@ -98,11 +99,17 @@ class Distances:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentReport:
-    """What was measured of a data set; `refusals` is empty when it may be trained on."""
+    """What was measured of a data set; `refusals` is empty when it may be trained on.
+
+    By side: `formats` and `sources` count images, `sizes` are the least, median and greatest length
+    of the shorter side in pixels.
+    """
 
     reals: int
     generated: int
     formats: dict[str, dict[str, int]]
+    sources: dict[str, dict[str, int]]
+    sizes: dict[str, tuple[int, int, int]]
     probes: dict[str, Probe]
     pairs: PairDrift | None
     distances: Distances | None
@@ -127,6 +134,14 @@ class AlignmentReport:
             (
                 f"{self.reals} real and {self.generated} generated images;"
                 f" {len(self.unreadable)} files could not be read."
+            ),
+            "",
+            "| side | codecs | shorter side, px | sources |",
+            "| --- | --- | --- | --- |",
+            *(
+                f"| {side} | {_counted(self.formats[side])}"
+                f" | {least} to {greatest}, median {median} | {_counted(self.sources[side])} |"
+                for side, (least, median, greatest) in self.sizes.items()
             ),
             "",
             "| probe on | AUC | 95 % interval | limit |",
@@ -197,7 +212,9 @@ def audit(
     return AlignmentReport(
         reals=int((~labels).sum()),
         generated=int(labels.sum()),
-        formats=_formats(read),
+        formats=_by_side((file.generated, found.kind) for file, found in read),
+        sources=_by_side((file.generated, file.source) for file, _ in read),
+        sizes=_sizes(read),
         probes=probes,
         pairs=measured,
         distances=distances,
@@ -213,8 +230,16 @@ def pair_files(samples: Iterable[SampleFiles]) -> Iterator[SourceFile]:
         for aligner, data in sample.reconstructions.items():
             # A pair an aligner: with several, the original stands in each of them.
             group = f"{sample.key}:{aligner}"
-            yield SourceFile(name=sample.key, data=sample.image, generated=False, group=group)
-            yield SourceFile(name=sample.key, data=data, generated=True, group=group)
+            yield SourceFile(
+                name=sample.key,
+                data=sample.image,
+                generated=False,
+                group=group,
+                source=sample.source,
+            )
+            yield SourceFile(
+                name=sample.key, data=data, generated=True, group=group, source=aligner
+            )
 
 
 class _Pairs:
@@ -336,12 +361,26 @@ def _pair_share(
     return float(within / between) if between else None
 
 
-def _formats(read: Sequence[tuple[SourceFile, Nuisances]]) -> dict[str, dict[str, int]]:
-    sides = {"real": False, "generated": True}
+def _by_side(named: Iterable[tuple[bool, str]]) -> dict[str, dict[str, int]]:
+    counts = Counter(named)
     return {
-        side: dict(Counter(found.kind for file, found in read if file.generated == flag))
-        for side, flag in sides.items()
+        side: {name: count for (generated, name), count in counts.items() if generated == flag}
+        for side, flag in SIDES.items()
     }
+
+
+def _sizes(read: Sequence[tuple[SourceFile, Nuisances]]) -> dict[str, tuple[int, int, int]]:
+    sizes = {}
+    for side, flag in SIDES.items():
+        shorter = sorted(
+            int(min(found.groups["size"][:2])) for file, found in read if file.generated == flag
+        )
+        sizes[side] = (shorter[0], shorter[len(shorter) // 2], shorter[-1])
+    return sizes
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name or 'not stated'} {count}" for name, count in sorted(counts.items()))
 
 
 def _refusals(probes: dict[str, Probe], pairs: PairDrift | None, limits: Limits) -> Iterable[str]:

@@ -46,6 +46,7 @@ class SourceFile:
     data: bytes
     generated: bool
     group: str
+    source: str = ""
 
 
 def source_files(entries: Iterable[Entry]) -> Iterator[SourceFile]:
@@ -56,6 +57,7 @@ def source_files(entries: Iterable[Entry]) -> Iterator[SourceFile]:
             data=entry.path.read_bytes(),
             generated=entry.generated,
             group=entry.group,
+            source=entry.set,
         )
 
 

@@ -71,7 +71,13 @@ def pairs(
         pixels = prepare(picture(seed))
         for flag, data in ((False, real(pixels)), (True, generated(change(decoded(pixels))))):
             files.append(
-                SourceFile(name=f"{seed}-{flag}", data=data, generated=flag, group=str(seed))
+                SourceFile(
+                    name=f"{seed}-{flag}",
+                    data=data,
+                    generated=flag,
+                    group=str(seed),
+                    source="imitator" if flag else f"camera {seed % 2}",
+                )
             )
     return files
 
@@ -160,8 +166,8 @@ def test_distances_follow_their_closed_forms() -> None:
     assert far_p < 0.01 < near_p
 
 
-def test_the_report_states_distances_in_the_named_space() -> None:
-    """With a feature space the report carries its name and the distances in it."""
+def test_the_report_states_sides_and_distances() -> None:
+    """Codecs, sizes and sources of either side, and distances in the named feature space."""
     report = audit(
         pairs(), features=lambda images: np.array([i.mean((0, 1)) for i in images]), space="means"
     )
@@ -171,6 +177,11 @@ def test_the_report_states_distances_in_the_named_space() -> None:
     assert report.distances.pair_share is not None
     assert report.distances.pair_share < 0.2
     assert "means" in report.to_markdown()
+    assert report.formats == {"real": {"PNG": PAIRS}, "generated": {"PNG": PAIRS}}
+    assert report.sizes == {"real": (104, 104, 104), "generated": (104, 104, 104)}
+    assert report.sources["generated"] == {"imitator": PAIRS}
+    row = "| real | PNG 30 | 104 to 104, median 104 | camera 0 15, camera 1 15 |"
+    assert row in report.to_markdown().splitlines()
 
 
 def test_the_command_refuses_a_folder(
