@@ -17,14 +17,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.datasets import Dataset, SampleFiles, Shard, record_name, save_dataset, write_shard
+from training.halving import in_halves
 from training.manifest import REAL
 from training.nuisances import Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from training.aligners import Aligner
     from training.datasets import Store
@@ -150,7 +148,7 @@ def _build(
     made: dict[str, dict[str, bytes]] = {original.key: {} for original in originals}
     for aligner in aligners:
         for batch in _batches([one for one in originals if one.label == REAL], batch_size):
-            images = reconstruct(aligner, [original.pixels for original in batch])
+            images = in_halves(aligner.reconstruct, [original.pixels for original in batch])
             for original, image in zip(batch, images, strict=True):
                 made[original.key][aligner.name] = original.coding.encode(image)
     samples = (
@@ -161,6 +159,7 @@ def _build(
             label=original.label,
             side=original.side,
             weight=original.weight,
+            audited=original.audited,
             suffix=original.coding.suffix,
             image=original.data,
             reconstructions=made[original.key],
@@ -178,15 +177,3 @@ def _batches(originals: Sequence[Original], size: int) -> Iterator[list[Original
     for members in shapes.values():
         for start in range(0, len(members), size):
             yield members[start : start + size]
-
-
-def reconstruct(aligner: Aligner, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """Reconstruct images of one size; out of device memory, in halves down to one image."""
-    try:
-        return aligner.reconstruct(images)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
-            raise
-        log.warning("out_of_device_memory", size=len(images))
-    half = (len(images) + 1) // 2
-    return reconstruct(aligner, images[:half]) + reconstruct(aligner, images[half:])

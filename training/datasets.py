@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "dataset.json"
 #: What `<key>.json` says.
-_KNOWN = ("group", "source", "label", "side", "weight")
+_KNOWN = ("group", "source", "label", "side", "weight", "audited")
 SCHEMA_VERSION = 1
 
 
@@ -130,7 +130,8 @@ class Dataset(_Record):
 class SampleFiles:
     """One sample: what is known of the original, its file, and each reconstruction's by aligner.
 
-    Shards that were written before there were weights hold none: each image stands for itself.
+    Shards that were written before there were weights and audits hold none: each image stands for
+    itself.
     """
 
     key: str
@@ -142,6 +143,7 @@ class SampleFiles:
     image: bytes
     reconstructions: Mapping[str, bytes]
     weight: float = 1.0
+    audited: bool = False
 
 
 def pack(samples: Iterable[SampleFiles]) -> bytes:
@@ -256,6 +258,7 @@ def _entry(file: SampleFiles, path: Path) -> Entry:
         family=file.source if file.label == GENERATED else "",
         group=file.group,
         weight=file.weight,
+        audited=file.audited,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from training.calibration import Logits
 from training.corpus import GENERATOR_CODEC, read_pixels
+from training.halving import in_halves
 from training.tiers import TIERS
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def score_tier(
     rows: list[dict[str, float]] = []
     for start in range(0, len(entries), BATCH):
         images = [TIERS[tier](read(entry)) for entry in entries[start : start + BATCH]]
-        rows += [dict(score.branches) for score in detector.score(images)]
+        rows += [dict(score.branches) for score in in_halves(detector.score, images)]
         if on_image is not None:
             on_image(len(rows))
     branches = {name: np.array([row[name] for row in rows]) for name in rows[0]}

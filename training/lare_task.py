@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from detection.lare import lare_map, lare_view, to_unit
 from training.corpus import BalancedPicker, Sample, upload_codec
+from training.halving import in_halves
 from training.transforms import draw
 
 if TYPE_CHECKING:
@@ -64,11 +65,15 @@ def with_maps(
     """Compute the error maps of views, `batch_size` a forward pass (bfloat16 arithmetic)."""
     waiting: list[tuple[Sample, NDArray[np.uint8]]] = []
 
-    def flush() -> Iterator[LareItem]:
-        stacked = to_unit(np.stack([view for _, view in waiting])).to(device)
+    def maps_of(stack: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        stacked = to_unit(np.stack(stack)).to(device)
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
             maps = lare_map(generator, stacked, noises.to(device), config.step)
-        for (sample, view), error in zip(waiting, maps.cpu().numpy(), strict=True):
+        return list(maps.cpu().numpy())
+
+    def flush() -> Iterator[LareItem]:
+        maps = in_halves(maps_of, [view for _, view in waiting])
+        for (sample, view), error in zip(waiting, maps, strict=True):
             yield LareItem(sample.entry, view, error.astype(np.float16))
         waiting.clear()
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from detection.lare import lare_view
 from training.corpus import Sample, shrink
 from training.datasets import training_samples
+from training.halving import in_halves
 from training.lare_task import LareItem, augmented_views, with_maps
 from training.manifest import GENERATED, REAL, Entry, side
 from training.sampling import PartialNoise
@@ -150,7 +151,7 @@ def _partial_noise(origins: Sequence[Sample], generator: Generator) -> Iterator[
     for number, start in enumerate(range(0, len(origins), _AT_ONCE)):
         part = origins[start : start + _AT_ONCE]
         aligner = PartialNoise(PARTIAL_NOISE, generator, step=100 + 50 * (number % 7))
-        made = aligner.reconstruct([origin.pixels for origin in part])
+        made = in_halves(aligner.reconstruct, [origin.pixels for origin in part])
         for origin, pixels in zip(part, made, strict=True):
             entry = Entry(
                 path=Path(PARTIAL_NOISE) / origin.entry.path.name,

@@ -42,7 +42,8 @@ FAMILY_OF_SET = {
 class Entry:
     """One labelled image; `family` is empty for real images.
 
-    `weight` says how many images of its set it stands for: see `sampling_weights`.
+    `weight` says how many images of its set it stands for: see `sampling_weights`. `audited` marks
+    a photograph that a random audit drew from what a champion let through.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Entry:
     family: str
     group: str
     weight: float = 1.0
+    audited: bool = False
 
     @property
     def generated(self) -> bool:

@@ -64,7 +64,8 @@ class Original:
     """One labelled image: its key for ever, where it belongs, its pixels and its file's coding.
 
     `key` holds letters, digits, `-` and `_`; `data` is the image as it is stored; `side` is what a
-    data set uses it for; `weight` says how many images it stands for in calibration.
+    data set uses it for; `weight` says how many images it stands for in calibration, and `audited`
+    whether it is there because a random audit drew it from what the champion let through.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Original:
     label: str = REAL
     side: str = "training"
     weight: float = 1.0
+    audited: bool = False
     pixels: Pixels
     coding: Coding
     data: bytes
@@ -87,6 +89,7 @@ def read_original(
     label: str = REAL,
     side: str = "training",
     weight: float = 1.0,
+    audited: bool = False,
 ) -> Original:
     """Decode an image; raises `Unreadable` naming its key."""
     try:
@@ -109,6 +112,7 @@ def read_original(
         label=label,
         side=side,
         weight=weight,
+        audited=audited,
         pixels=pixels,
         coding=coding,
         data=stored,

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from training.alignment import AlignmentConfig, align, reconstruct
+from training.alignment import AlignmentConfig, align
 from training.datasets import (
     DatasetError,
     FolderStore,
@@ -217,8 +217,8 @@ def test_other_tools_read_the_shards(tmp_path: Path) -> None:
     assert json.loads(rows[0]["json"])["group"] == "group-0"
 
 
-def test_out_of_memory_halves_the_batch() -> None:
-    """A batch that does not fit is done in halves, in order."""
+def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
+    """A batch that does not fit is done in halves, and every pair is the same."""
 
     class Small(Darker):
         def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
@@ -226,10 +226,12 @@ def test_out_of_memory_halves_the_batch() -> None:
                 raise torch.OutOfMemoryError
             return super().reconstruct(images)
 
-    images = [np.full((8, 8, 3), value, dtype=np.uint8) for value in range(1, 6)]
-    made = reconstruct(Small(), images)
+    aligner, config = Small(), AlignmentConfig(shard_images=5, batch_size=5)
+    halved = align(sources(5), [aligner], FolderStore(tmp_path / "halved"), config=config)
+    whole = align(sources(5), [Darker()], FolderStore(tmp_path / "whole"), config=config)
 
-    assert [int(image[0, 0, 0]) for image in made] == [0, 1, 2, 3, 4]
+    assert aligner.sizes == [2, 1, 2]
+    assert halved.digest == whole.digest
 
 
 def test_a_broken_jpeg_is_unreadable() -> None:

@@ -1,0 +1,33 @@
+"""Forward passes that do not fit the device's memory are made in halves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+log = structlog.get_logger(__name__)
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def in_halves(
+    compute: Callable[[Sequence[Item]], Sequence[Found]], items: Sequence[Item]
+) -> list[Found]:
+    """Compute one result an item at once; out of device memory, in halves down to single items.
+
+    Raises `torch.OutOfMemoryError` when not even one item fits.
+    """
+    try:
+        return list(compute(items))
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise
+        log.warning("out_of_device_memory", size=len(items))
+    half = (len(items) + 1) // 2
+    return in_halves(compute, items[:half]) + in_halves(compute, items[half:])
