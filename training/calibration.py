@@ -6,7 +6,8 @@ point is therefore what happens on photographs from sources the detector has not
 
 Images may have been sampled unequally: `weights` float64 (N,) say how many each stands for, and
 without them each stands for itself. Weighing may tighten a threshold or widen an interval; it never
-makes either laxer than the plain count does.
+makes either laxer than the plain count does. Nor do photographs that were drawn from what a
+champion let through: those that it accused are missing among them.
 """
 
 from __future__ import annotations
@@ -204,6 +205,8 @@ def operating_points(
     generated: Flags,
     weights: Floats | None = None,
     targets: Sequence[float] = TARGETS,
+    *,
+    audited: Flags | None = None,
 ) -> tuple[OperatingPoint, ...]:
     """Place a threshold for every target rate, with the interval that the photographs allow.
 
@@ -211,29 +214,34 @@ def operating_points(
     the target's share of their weight, are flagged; it is tightened, as far as needed, until the
     upper limit of the rate supports the point. It is never below 0, even odds: where the classes
     lie far apart, the rate alone would put it beside the photographs and accuse what is like them.
+
+    `audited` (N,) marks photographs drawn from what a champion let through. A point is to hold for
+    all photographs and for the others alone; without others none is supported.
     """
     weights = np.ones(len(generated)) if weights is None else weights
     order = np.argsort(fused[~generated])[::-1]
     reals, counted = fused[~generated][order], weights[~generated][order]
     if not len(reals):
         raise CalibrationError("no real images to place a threshold on")
+    whole = np.ones(len(reals), dtype=bool)
+    fair = whole if audited is None else ~audited[~generated][order]
     places = np.arange(len(reals))
     fakes, fakes_counted = fused[generated], weights[generated]
     points = []
     for target in targets:
         allowed = min(int(target * len(reals)), len(reals) - 1)
-        while allowed and not _supports(places < allowed, counted, target):
+        while allowed and not _supports(_rates(places < allowed, counted, whole, fair), target):
             allowed -= 1
         threshold = max(0.0, float(np.nextafter(reals[allowed], np.inf)))
-        rate = flagged_rate(reals >= threshold, counted)
-        supported = _supports(reals >= threshold, counted, target)
+        rates = _rates(reals >= threshold, counted, whole, fair)
+        supported = _supports(rates, target)
         points.append(
             OperatingPoint(
                 target=target,
                 threshold=threshold,
-                measured=rate.measured,
-                low=rate.low,
-                high=rate.high,
+                measured=rates[0].measured,
+                low=min(rate.low for rate in rates),
+                high=max(rate.high for rate in rates),
                 reals=len(reals),
                 recall=float(fakes_counted[fakes >= threshold].sum() / fakes_counted.sum())
                 if len(fakes)
@@ -253,9 +261,18 @@ def reals_needed(target: float) -> int:
     return total
 
 
-def _supports(flagged: Flags, weights: Floats, target: float) -> bool:
-    fits = weights[flagged].sum() <= target * weights.sum()
-    return bool(fits) and flagged_rate(flagged, weights).high <= SUPPORT_FACTOR * target
+def _rates(flagged: Flags, weights: Floats, *groups: Flags) -> list[Rate]:
+    """Return the rate of each group of photographs; of none, nothing is known."""
+    return [
+        flagged_rate(flagged[group], weights[group])
+        if group.any()
+        else Rate(measured=0.0, low=0.0, high=1.0)
+        for group in groups
+    ]
+
+
+def _supports(rates: Sequence[Rate], target: float) -> bool:
+    return all(rate.measured <= target and rate.high <= SUPPORT_FACTOR * target for rate in rates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

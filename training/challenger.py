@@ -219,17 +219,24 @@ def _tuned(
 
 def require_calibration(entries: Sequence[Entry]) -> None:
     """Raise `CalibrationError` when these images cannot support any operating point."""
-    weights = sampling_weights([entry for entry in entries if not entry.generated])
-    reals, needed = len(weights), reals_needed(max(TARGETS))
-    generated = len(entries) - reals
-    worth = effective_count(weights) if reals else 0.0
-    if worth < needed or not generated:
-        raise CalibrationError(
-            f"the calibration side holds {reals} photographs and {generated} generated images: at"
-            f" least {needed} photographs and one generated image are needed; the photographs,"
-            f" worth {worth:.0f} by how they were sampled, come from trusted sources and from the"
-            " random audit"
+    reals = [entry for entry in entries if not entry.generated]
+    fair = [entry for entry in reals if not entry.audited]
+    needed, generated = reals_needed(max(TARGETS)), len(entries) - len(reals)
+    worth = min(effective_count(sampling_weights(of)) if of else 0.0 for of in (reals, fair))
+    if worth >= needed and generated:
+        return
+    audited = len(reals) - len(fair)
+    raise CalibrationError(
+        f"the calibration side holds {len(reals)} photographs and {generated} generated images: at"
+        f" least {needed} photographs and one generated image are needed, and the photographs are"
+        f" worth {worth:.0f} by how they were sampled"
+        + (
+            f"; {audited} of them were drawn by the random audit from what the champion let"
+            " through, which can only tighten a threshold: name a trusted source"
+            if audited
+            else ""
         )
+    )
 
 
 def calibrated(
@@ -243,7 +250,8 @@ def calibrated(
 ) -> Bundle:
     """Fit fusion and operating points to the calibration side, and write the challenger's bundle.
 
-    Every image counts by its weight among those of its source (`sampling_weights`).
+    Every image counts by its weight among those of its source (`sampling_weights`); photographs of
+    the random audit only tighten thresholds.
     Raises `CalibrationError` when every branch argues backwards on the images, or when they support
     no operating point.
     """
@@ -266,7 +274,8 @@ def calibrated(
             " what was learnt does not hold on images that were not trained on"
         )
     clean = forms.scored["clean"].logits
-    points = operating_points(forms.worst(fusion), clean.generated, worth)
+    audited = np.array([entry.audited for entry in forms.scored["clean"].entries])
+    points = operating_points(forms.worst(fusion), clean.generated, worth, audited=audited)
     if not any(point.supported for point in points):
         raise CalibrationError(
             f"{points[0].reals} photographs support no operating point: too many of them score high"

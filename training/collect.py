@@ -99,6 +99,7 @@ class KnownGroup:
 
     pdq: bytes
     group: str
+    side: Side | None = None
     pinned: bool = False
 
 
@@ -153,9 +154,12 @@ def select(
     caps = _Caps(policy, set(known_sha256))
     items = []
     for candidate, label, why in admitted:
-        group, pinned = groups.find(candidate)
-        reason = "near_pinned_report" if pinned else caps.refuse(candidate, label, group)
-        where = side_of(group, policy)
+        if groups.near_pinned(candidate):
+            left_out["near_pinned_report"] += 1
+            continue
+        group = groups.find(candidate)
+        reason = caps.refuse(candidate, label, why, group)
+        where = groups.sides.get(group) or side_of(group, policy)
         if not reason and where is Side.CALIBRATION and not _fairly_sampled(candidate, label, why):
             # Reviewed photographs are mostly flagged ones: false-positive rates that rest on them
             # are wrong.
@@ -163,7 +167,7 @@ def select(
         if reason:
             left_out[reason] += 1
             continue
-        caps.count(candidate, label, group)
+        caps.count(candidate, label, why, group)
         items.append(
             Selected(
                 image_id=candidate.image_id,
@@ -177,6 +181,23 @@ def select(
             )
         )
     return Selection(tuple(items), dict(left_out))
+
+
+def revoked(
+    taken: Iterable[tuple[Candidate, Label]], policy: CollectPolicy, known: Sequence[KnownGroup]
+) -> set[str]:
+    """Return the ids of images that may no longer teach what they were taken for.
+
+    `taken` are images of earlier snapshots, as they are known now, with the label that each has
+    there. What would be refused today, has another label by now, or is a version of a pinned
+    report's picture teaches nothing more.
+    """
+    groups = _Groups(known)
+    return {
+        candidate.image_id
+        for candidate, label in taken
+        if _ruled(candidate, policy)[0] is not label or groups.near_pinned(candidate)
+    }
 
 
 def _rank(image_id: str) -> bytes:
@@ -242,36 +263,53 @@ def side_of(group: str, policy: CollectPolicy) -> Side:
 class _Groups:
     """Names each image's group: what is known of it, else its near-duplicate cluster.
 
-    A cluster keeps the name of its first member for ever; a new image joins the nearest.
+    A cluster keeps the name and the side of its first member for ever, whatever the shares are now;
+    a new image joins the nearest.
     """
 
     def __init__(self, known: Sequence[KnownGroup]) -> None:
-        self._names = [one.group for one in known]
-        self._pinned = [one.pinned for one in known]
-        self._bits: list[NDArray[np.uint8]] = [_bits(one.pdq) for one in known]
+        self.sides = {one.group: one.side for one in known if one.side is not None}
+        self._names = [one.group for one in known if not one.pinned]
+        self._bits = [_bits(one.pdq) for one in known if not one.pinned]
+        self._pinned = [_bits(one.pdq) for one in known if one.pinned]
 
-    def find(self, candidate: Candidate) -> tuple[str, bool]:
-        """Return the group and whether the picture is near a pinned report's."""
-        if candidate.pdq is None or candidate.pdq_quality < MIN_PDQ_QUALITY:
-            return candidate.group or f"image:{candidate.sha256}", False
-        bits = _bits(candidate.pdq)
+    def find(self, candidate: Candidate) -> str:
+        """Return the group."""
+        bits = _meaningful(candidate)
+        if bits is None:
+            return candidate.group or f"image:{candidate.sha256}"
         if self._bits:
-            distances = (np.stack(self._bits) != bits).sum(axis=1)
-            pinned = np.array(self._pinned)
-            if pinned.any() and distances[pinned].min() <= NEAR_BITS:
-                return "", True
+            distances = _distances(self._bits, bits)
             nearest = int(distances.argmin())
             if distances[nearest] <= NEAR_BITS:
-                return self._names[nearest], False
+                return self._names[nearest]
         name = candidate.group or f"picture:{candidate.sha256}"
         self._names.append(name)
-        self._pinned.append(False)
         self._bits.append(bits)
-        return name, False
+        return name
+
+    def near_pinned(self, candidate: Candidate) -> bool:
+        """Whether the picture is a version of a pinned report's."""
+        bits = _meaningful(candidate)
+        if bits is None or not self._pinned:
+            return False
+        return bool(_distances(self._pinned, bits).min() <= NEAR_BITS)
+
+
+def _meaningful(candidate: Candidate) -> NDArray[np.uint8] | None:
+    """Return the bits of a picture's hash, or None where it says nothing."""
+    if candidate.pdq is None or candidate.pdq_quality < MIN_PDQ_QUALITY:
+        return None
+    return _bits(candidate.pdq)
 
 
 def _bits(pdq: bytes) -> NDArray[np.uint8]:
     return np.unpackbits(np.frombuffer(pdq, dtype=np.uint8))
+
+
+def _distances(hashes: Sequence[NDArray[np.uint8]], bits: NDArray[np.uint8]) -> NDArray[np.int_]:
+    found: NDArray[np.int_] = (np.stack(hashes) != bits).sum(axis=1)
+    return found
 
 
 class _Caps:
@@ -282,29 +320,31 @@ class _Caps:
         self._bytes = known_sha256
         self._taken: Counter[tuple[str, str]] = Counter()
 
-    def refuse(self, candidate: Candidate, label: Label, group: str) -> str:
+    def refuse(self, candidate: Candidate, label: Label, why: Why, group: str) -> str:
         """Return why the image is one too many, or nothing."""
         if candidate.sha256 in self._bytes:
             return "exact_duplicate"
-        for kind, name, limit in self._limits(candidate, label, group):
+        for kind, name, limit in self._limits(candidate, label, why, group):
             if self._taken[kind, name] >= limit:
                 return f"{kind}_cap"
         return ""
 
-    def count(self, candidate: Candidate, label: Label, group: str) -> None:
+    def count(self, candidate: Candidate, label: Label, why: Why, group: str) -> None:
         """Take the image."""
         self._bytes.add(candidate.sha256)
-        for kind, name, _ in self._limits(candidate, label, group):
+        for kind, name, _ in self._limits(candidate, label, why, group):
             self._taken[kind, name] += 1
 
     def _limits(
-        self, candidate: Candidate, label: Label, group: str
+        self, candidate: Candidate, label: Label, why: Why, group: str
     ) -> Iterator[tuple[str, str, int]]:
         policy = self._policy
         yield "source", candidate.source, policy.max_per_source
         if candidate.uploader is not None:
             yield "uploader", f"{candidate.source}/{candidate.uploader}", policy.max_per_uploader
-        # Whoever stands for the label: a second person's vote spends their share too.
-        for moderator in sorted({r.moderator for r in candidate.rulings if r.label is label}):
-            yield "moderator", moderator, policy.max_per_moderator
+        # Whoever stands for the label: a second person's vote spends their share too. For what a
+        # trusted source vouches for nobody else does, however many of it they had to clear.
+        if why is Why.DECISION:
+            for moderator in sorted({r.moderator for r in candidate.rulings if r.label is label}):
+                yield "moderator", moderator, policy.max_per_moderator
         yield "near_duplicate", f"{label}/{group}", policy.max_near_duplicates

@@ -306,6 +306,36 @@ def test_weights_never_make_a_point_laxer(seed: int, spread: float) -> None:
             assert weighed == plain
 
 
+def test_what_the_champion_let_through_loosens_no_threshold() -> None:
+    """100 photographs that score low were let through: of the 100 others 5 % may be flagged."""
+    fused = np.r_[np.arange(1.0, 101.0), np.full(100, -9.0), 200.0]
+    generated = np.arange(201) == 200
+    audited = fused == -9
+    (plain,) = operating_points(fused, generated, targets=(0.05,))
+    (point,) = operating_points(fused, generated, targets=(0.05,), audited=audited)
+    assert plain.threshold == np.nextafter(90.0, np.inf)
+    assert (point.threshold, point.supported) == (np.nextafter(95.0, np.inf), True)
+    assert point.measured == 5 / 200
+    assert point.high == pytest.approx(binomtest(5, 100).proportion_ci(0.95, "exact").high)
+
+
+def test_what_the_champion_let_through_tightens_a_threshold() -> None:
+    """Where audited photographs score high, the others' own threshold is not enough."""
+    fused = np.r_[np.arange(1.0, 101.0), np.full(10, 150.0) + np.arange(10), 200.0]
+    generated = np.arange(111) == 110
+    audited = (fused >= 150) & ~generated
+    (point,) = operating_points(fused, generated, targets=(0.05,), audited=audited)
+    assert point.threshold == np.nextafter(154.0, np.inf)
+
+
+def test_what_the_champion_let_through_supports_no_threshold_alone() -> None:
+    """With audited photographs alone nothing is known of those that the champion accused."""
+    fused = np.r_[np.arange(1000.0), 2000.0]
+    generated = np.arange(1001) == 1000
+    points = operating_points(fused, generated, audited=~generated)
+    assert [(point.supported, point.high) for point in points] == [(False, 1.0)] * 4
+
+
 @pytest.mark.parametrize("kind", ["temperature", "isotonic"])
 def test_a_weight_is_as_good_as_copies(kind: CalibrationKind) -> None:
     """An image that stands for three is fitted as three images are, but a little less surely."""

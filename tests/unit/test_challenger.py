@@ -172,7 +172,10 @@ def test_the_challenger_is_a_bundle_of_its_own(champion: Bundle, tmp_path: Path)
 
 
 def test_one_class_missing_is_said(champion: Bundle, tmp_path: Path) -> None:
-    """A calibration side without generated images, or with too few photographs, is refused."""
+    """A calibration side without generated images, or with too few photographs, is refused.
+
+    Photographs that the champion let through are too few, however many they are.
+    """
     reals = lay_out(files(40, label="real"), tmp_path / "reals")
     with pytest.raises(CalibrationError, match="40 photographs and 0 generated"):
         require_calibration(reals)
@@ -186,6 +189,9 @@ def test_one_class_missing_is_said(champion: Bundle, tmp_path: Path) -> None:
     enough[first] = replace(enough[first], weight=100.0)
     with pytest.raises(CalibrationError, match="worth 2 by how they were sampled"):
         require_calibration(enough)
+    drawn = lay_out((replace(file, audited=True) for file in files(60)), tmp_path / "drawn")
+    with pytest.raises(CalibrationError, match="40 of them were drawn by the random audit"):
+        require_calibration(drawn)
 
 
 @pytest.mark.full

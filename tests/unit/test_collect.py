@@ -19,6 +19,7 @@ from training.collect import (
     Selection,
     Side,
     Why,
+    revoked,
     select,
 )
 
@@ -140,6 +141,12 @@ def test_nobody_teaches_more_than_a_share(
     assert select(reversed(images), policy) == selection
 
 
+def test_what_a_trusted_source_vouches_for_spends_no_share() -> None:
+    """However many of its photographs one moderator had to clear, none is missing."""
+    images = [candidate(number, REAL, source="studio") for number in range(5)]
+    assert len(select(images, replace(ELSEWHERE, max_per_moderator=2)).items) == 5
+
+
 def test_the_same_bytes_enter_once() -> None:
     """Exact duplicates are taken once, and never again after an earlier snapshot."""
     first, twin = candidate(1, REAL), candidate(1, REAL, image_id="twin")
@@ -171,6 +178,10 @@ def test_a_group_keeps_its_side_for_ever() -> None:
         known = KnownGroup(pdq=candidate(number).pdq or b"", group=first.group)
         (later,) = select([near(1000 + number, number, 5)], policy, known=[known]).items
         assert (later.group, later.side) == (first.group, first.side)
+        # Whoever changes the shares later moves no group that has a side.
+        known = replace(known, side=first.side)
+        (moved,) = select([near(1000 + number, number, 5)], ELSEWHERE, known=[known]).items
+        assert (moved.group, moved.side) == (first.group, first.side)
         sides[number] = first.side
     assert set(sides.values()) == {Side.TRAINING, Side.EVALUATION}
 
@@ -181,6 +192,30 @@ def test_near_a_pinned_report_stays_out() -> None:
     selection = select([near(2, 1, 10)], ELSEWHERE, known=[pinned])
 
     assert selection.left_out == {"near_pinned_report": 1}
+
+
+@pytest.mark.parametrize(
+    ("image", "changes"),
+    [
+        (candidate(1, REAL, withdrawn=True), {}),
+        (candidate(1, REAL, under_appeal=True), {}),
+        (candidate(1, REAL, pinned=True), {}),
+        (candidate(1, REAL, ruling(Label.GENERATED, "noa", hour=2)), {}),
+        (candidate(1, REAL, ruling(Label.UNSURE, hour=2)), {}),
+        (candidate(1, REAL), {"sources": frozenset({"studio"})}),
+        (candidate(1, source="studio"), {"trusted_sources": frozenset()}),
+        (near(1, 2, 10), {}),
+    ],
+)
+def test_what_would_be_refused_today_is_revoked(
+    image: Candidate, changes: dict[str, frozenset[str]]
+) -> None:
+    """What was taken as a photograph teaches on only while it would still be taken as one."""
+    steady = candidate(3, REAL, source="studio")
+    pinned = KnownGroup(pdq=candidate(2).pdq or b"", group="report", pinned=True)
+    taken = [(image, Label.REAL), (steady, Label.REAL)]
+
+    assert revoked(taken, replace(POLICY, **changes), [pinned]) == {"image-1"}
 
 
 def test_calibration_takes_fair_samples_only() -> None:

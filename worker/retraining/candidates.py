@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from detection.fusion import convert_prior
 from detection.score import Label
-from training.collect import MIN_PDQ_QUALITY, Candidate, KnownGroup, Ruling
+from training.collect import MIN_PDQ_QUALITY, Candidate, KnownGroup, Ruling, Side, revoked
 from worker.ledger_postgres import transaction
 
 if TYPE_CHECKING:
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
     from training.collect import CollectPolicy
 
-#: Images of opted-in sources that somebody or their source vouches for. What is in a sealed data
-#: set is not asked again; what was in a run that failed is.
-_CANDIDATES = text("""
+#: What is known of every image; what retention let expire is no longer there to be fetched.
+_IMAGES = """
     SELECT i.id, i.sha256, i.source, i.uploader, i.pdq, i.pdq_quality, v.score, v.prior,
-        r.audit_share, d.rulings,
-        i.state <> 'scored' OR i.object_removed_at IS NOT NULL
+        r.audit_share, d.rulings, i.object_removed_at IS NOT NULL AS expired,
+        i.state <> 'scored'
             OR EXISTS (SELECT FROM app.erasures e WHERE e.image_id = i.id) AS withdrawn,
         EXISTS (
             SELECT FROM app.appeals a WHERE a.image_id = i.id AND a.event = 'opened'
@@ -30,9 +29,10 @@ _CANDIDATES = text("""
                 SELECT FROM app.appeals c WHERE c.appeal_id = a.appeal_id AND c.event <> 'opened'
             )
         ) AS under_appeal,
-        EXISTS (
-            SELECT FROM app.regression_items g WHERE g.image_id = i.id AND g.pinned
-        ) AS pinned
+        coalesce(i.sha256 IN (
+            SELECT p.sha256 FROM app.regression_items g JOIN app.images p ON p.id = g.image_id
+            WHERE g.pinned AND p.sha256 IS NOT NULL
+        ), false) AS pinned
     FROM app.images i
     LEFT JOIN LATERAL (
         SELECT score, prior FROM app.verdicts
@@ -43,6 +43,12 @@ _CANDIDATES = text("""
         SELECT jsonb_agg(jsonb_build_array(moderator, decision, created_at) ORDER BY id) AS rulings
         FROM app.decisions WHERE image_id = i.id
     ) d ON true
+"""
+
+#: Images of opted-in sources that somebody or their source vouches for. What is in a sealed data
+#: set is not asked again; what was in a run that failed is.
+_CANDIDATES = text(f"""
+    {_IMAGES}
     WHERE i.source = ANY(:sources) AND i.state IN ('scored', 'withdrawn')
         AND i.sha256 IS NOT NULL
         AND (d.rulings IS NOT NULL OR i.source = ANY(:trusted))
@@ -52,12 +58,19 @@ _CANDIDATES = text("""
         )
 """)
 
+_TAKEN = text(f"""
+    SELECT k.*, s.label
+    FROM ({_IMAGES}) k JOIN app.snapshot_items s ON s.image_id = k.id
+        JOIN app.dataset_snapshots n ON n.id = s.snapshot_id
+    WHERE n.digest IS NOT NULL
+""")  # noqa: S608 - of this module's constants
+
 _KNOWN_GROUPS = text("""
-    SELECT i.pdq, s.group_key, false AS pinned
+    SELECT i.pdq, s.group_key, s.side, false AS pinned
     FROM app.snapshot_items s JOIN app.images i ON i.id = s.image_id
     WHERE i.pdq_quality >= :quality
     UNION ALL
-    SELECT i.pdq, g.group_key, true
+    SELECT i.pdq, g.group_key, NULL, true
     FROM app.regression_items g JOIN app.images i ON i.id = g.image_id
     WHERE g.pinned AND i.pdq_quality >= :quality
 """)
@@ -85,17 +98,28 @@ def candidates(engine: Engine, policy: CollectPolicy) -> list[Candidate]:
             _CANDIDATES,
             {"sources": sorted(policy.sources), "trusted": sorted(policy.trusted_sources)},
         ).all()
-    return [_candidate(row) for row in rows]
+    return [_candidate(row, withdrawn=row.withdrawn or row.expired) for row in rows]
 
 
-def _candidate(row: Row[Any]) -> Candidate:
+def revoked_images(engine: Engine, policy: CollectPolicy) -> set[str]:
+    """Return the images of sealed data sets that may no longer teach what they were taken for.
+
+    What retention let expire may: the data set has its copy until an erasure.
+    """
+    with transaction(engine) as connection:
+        rows = connection.execute(_TAKEN).all()
+    taken = [(_candidate(row, withdrawn=row.withdrawn), Label(row.label)) for row in rows]
+    return revoked(taken, policy, known_groups(engine))
+
+
+def _candidate(row: Row[Any], *, withdrawn: bool) -> Candidate:
     rulings = tuple(
         Ruling(moderator=moderator, label=Label(label), at=datetime.fromisoformat(at))
         for moderator, label, at in row.rulings or ()
     )
     return Candidate(
         image_id=str(row.id),
-        sha256=row.sha256,
+        sha256=row.sha256 or "",
         source=row.source,
         uploader=row.uploader,
         rulings=rulings,
@@ -103,7 +127,7 @@ def _candidate(row: Row[Any]) -> Candidate:
         pdq_quality=row.pdq_quality or 0,
         champion=_even_odds(row.score, row.prior),
         audit_share=row.audit_share,
-        withdrawn=row.withdrawn,
+        withdrawn=withdrawn,
         under_appeal=row.under_appeal,
         pinned=row.pinned,
     )
@@ -120,7 +144,15 @@ def known_groups(engine: Engine) -> list[KnownGroup]:
     """Return the pictures whose groups have names, and those of pinned reports."""
     with transaction(engine) as connection:
         rows = connection.execute(_KNOWN_GROUPS, {"quality": MIN_PDQ_QUALITY}).all()
-    return [KnownGroup(pdq=row.pdq, group=row.group_key, pinned=row.pinned) for row in rows]
+    return [
+        KnownGroup(
+            pdq=row.pdq,
+            group=row.group_key,
+            side=None if row.side is None else Side(row.side),
+            pinned=row.pinned,
+        )
+        for row in rows
+    ]
 
 
 def known_bytes(engine: Engine) -> list[str]:

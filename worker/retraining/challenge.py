@@ -27,6 +27,7 @@ from training.contest_page import write_report
 from training.datasets import DatasetError, lay_out, load_dataset, read_samples
 from training.gate import GateDecision, decide
 from training.nuisances import Unreadable
+from worker.retraining.candidates import revoked_images
 from worker.retraining.champions import ACTOR
 from worker.retraining.dataset_store import BucketStore, StoredOriginal
 from worker.retraining.runner import RunEnds
@@ -78,10 +79,11 @@ class Forge:
         ]
 
     def files(self, progress: Progress, side: Side) -> Iterator[SampleFiles]:
-        """Read one side of every sealed data set, the newest first."""
+        """Read one side of every sealed data set, the newest first, without what was revoked."""
+        gone = revoked_images(self.bench.engine, self.bench.policy)
         for _, store in self.stored(progress):
             for sample in read_samples(store, load_dataset(store)):
-                if sample.side == side:
+                if sample.side == side and sample.key not in gone:
                     yield sample
 
     def laid_out(self, progress: Progress, side: Side) -> list[Entry]:

@@ -96,4 +96,5 @@ class StoredOriginal:
             label=item.label,
             side=item.side,
             weight=item.weight,
+            audited=item.audited,
         )

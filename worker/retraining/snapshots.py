@@ -8,7 +8,8 @@ from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
 
-from training.collect import Side
+from detection.score import Label
+from training.collect import Side, Why
 from worker.ledger_postgres import transaction
 from worker.schema import Decision, Image, RegressionItem
 from worker.schema_training import DatasetSnapshot, SnapshotItem
@@ -36,6 +37,7 @@ class StoredItem:
     group: str
     side: str
     weight: float = 1.0
+    audited: bool = False
 
 
 _STORED = (
@@ -49,7 +51,9 @@ _STORED = (
 )
 
 
-def _item(row: Row[*tuple[Any, ...]], side: str, weight: float = 1.0) -> StoredItem:
+def _item(
+    row: Row[*tuple[Any, ...]], side: str, weight: float = 1.0, *, audited: bool = False
+) -> StoredItem:
     return StoredItem(
         image_id=row.id,
         bucket=row.bucket,
@@ -62,7 +66,13 @@ def _item(row: Row[*tuple[Any, ...]], side: str, weight: float = 1.0) -> StoredI
         group=row.group_key,
         side=side,
         weight=weight,
+        audited=audited,
     )
+
+
+def _audited(row: Row[*tuple[Any, ...]]) -> bool:
+    """Whether a photograph calibrates because the audit drew it: decisions let in no other."""
+    return (row.side, row.label, row.why) == (Side.CALIBRATION, Label.REAL, Why.DECISION)
 
 
 class Snapshots:
@@ -112,12 +122,13 @@ class Snapshots:
                     SnapshotItem.group_key,
                     SnapshotItem.side,
                     SnapshotItem.weight,
+                    SnapshotItem.why,
                 )
                 .join(SnapshotItem, SnapshotItem.image_id == Image.id)
                 .where(SnapshotItem.snapshot_id == snapshot_id, Image.state == "scored")
                 .order_by(Image.id)
             ).all()
-        return [_item(row, row.side, row.weight) for row in rows]
+        return [_item(row, row.side, row.weight, audited=_audited(row)) for row in rows]
 
     def pinned(self) -> list[StoredItem]:
         """Return the images of pinned reports; they are on the evaluation side for ever."""

@@ -180,7 +180,10 @@ def test_too_few_photographs_to_calibrate_end_the_run_before_training(
 @pytest.mark.full
 @pytest.mark.failure
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", ["train", "evaluate", "register"])
+@pytest.mark.parametrize(
+    "stage",
+    ["collect", "align", "audit", "train", "calibrate", "evaluate", "gate", "register"],
+)
 def test_a_killed_stage_is_done_again(
     engine: Engine,
     settings: Settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -9,20 +10,25 @@ import numpy as np
 import pytest
 from sqlalchemy import select, text
 
+from tests.challenge_process import build_forge
 from tests.confirmed import Picture, confirm
 from training.alignment import AlignmentConfig
 from training.audit import Limits
-from training.collect import CollectPolicy
+from training.collect import CollectPolicy, Side
 from training.datasets import load_dataset, read_samples
 from training.shaders import renderings
 from worker.retraining.erasure import SnapshotShards
 from worker.retraining.runner import Progress, run_stages
 from worker.retraining.runs import Ending, Runs
+from worker.retraining.snapshots import Snapshots
 from worker.retraining.stages import Bench, Tools, dataset_stages
+from worker.retraining.trainer import policy
+from worker.retraining.triggers import due
 from worker.schema_training import DatasetSnapshot, SnapshotItem, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
     from uuid import UUID
 
     from numpy.typing import NDArray
@@ -32,6 +38,22 @@ if TYPE_CHECKING:
     from worker.storage_s3 import S3Storage
 
 PHOTOGRAPHS = 16
+#: What may befall an image after it was taken.
+REVOCATIONS = (
+    "UPDATE app.images SET state = 'withdrawn', reason = 'removed' WHERE id = :image",
+    """
+    INSERT INTO app.appeals (appeal_id, image_id, event, actor)
+    VALUES (gen_random_uuid(), :image, 'opened', 'web')
+    """,
+    """
+    INSERT INTO app.decisions (image_id, moderator, decision, reason_code, why_reviewed)
+    VALUES (:image, 'noa', 'generated', 'seen', 'flagged')
+    """,
+    """
+    INSERT INTO app.regression_items (image_id, decision_id, label, group_key, pinned)
+    SELECT image_id, id, 'real', 'g', true FROM app.decisions WHERE image_id = :image
+    """,
+)
 POLICY = CollectPolicy(sources=frozenset({"web"}), evaluation=0.0, calibration=0.0)
 
 
@@ -100,6 +122,17 @@ def loop(bench_: Bench, slot: str) -> Ending | None:
     return run_stages(run, dataset_stages(bench_), runs)
 
 
+def aligned(bench_: Bench) -> Progress:
+    """Choose the images and write the shards, in a run that goes on."""
+    run = Runs(bench_.engine, holder="trainer", lease=timedelta(minutes=5)).begin("s", trigger="t")
+    assert run is not None
+    progress = Progress(run.id, None)
+    collect, align, _ = dataset_stages(bench_)
+    collect.run(progress)
+    align.run(progress)
+    return progress
+
+
 def rows(engine: Engine, table: Any) -> list[Any]:
     """Every row of a table."""
     with engine.connect() as connection:
@@ -130,6 +163,10 @@ def test_decisions_become_a_sealed_data_set(
     (snapshot,) = rows(engine, DatasetSnapshot)
     assert snapshot.digest == dataset.digest == run.stages["align"]["digest"]
     assert snapshot.report["pairs"]["pairs"] == PHOTOGRAPHS
+    assert snapshot.report["sources"] == {
+        "real": {"web": PHOTOGRAPHS},
+        "generated": {"imitator": PHOTOGRAPHS},
+    }
     assert {str(item.image_id) for item in rows(engine, SnapshotItem)} == {
         str(image) for image in (*images, fake, lost)
     }
@@ -181,6 +218,71 @@ def test_an_appealed_image_stays_out(
 
     assert images[0] not in {item.image_id for item in rows(engine, SnapshotItem)}
     assert rows(engine, DatasetSnapshot)[0].left_out == {"under_appeal": 1}
+
+
+def test_enough_confirmed_images_are_a_reason(
+    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
+) -> None:
+    """As many as are asked for, of sources that may teach, start one run: not again afterwards."""
+
+    def asked(count: int, source: str = "web") -> list[str]:
+        changes = {"sources": (source,), "min_new_images": count}
+        training = settings.training.model_copy(update=changes)
+        return [one.trigger for one in due(engine, training, policy(training))]
+
+    assert asked(len(images)) == ["confirmed_images"]
+    assert asked(len(images) + 1) == asked(1, "feed") == []
+    runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
+    run = runs.begin("one", trigger="test")
+    assert run is not None
+    run_stages(run, dataset_stages(bench(engine, storage, settings, Imitator()))[:1], runs)
+    assert asked(1) == []
+
+
+def test_what_was_revoked_teaches_no_more(
+    engine: Engine,
+    owner: Engine,
+    storage: S3Storage,
+    settings: Settings,
+    images: list[UUID],
+    tmp_path: Path,
+) -> None:
+    """Withdrawn, appealed, called generated, pinned: no later run reads it from the shards."""
+    place = bench(engine, storage, settings, Imitator())
+    progress = aligned(place)
+    assert progress.snapshot_id is not None
+    Snapshots(engine).seal(progress.snapshot_id, digest="d", report={})
+    with owner.begin() as connection:
+        for number, change in enumerate(REVOCATIONS):
+            connection.execute(text(change), {"image": images[number]})
+    forge = replace(build_forge(engine, storage, place.bucket, tmp_path), bench=place)
+
+    files = forge.files(progress, Side.TRAINING)
+
+    kept = {str(image) for image in images[len(REVOCATIONS) :]}
+    assert {sample.key for sample in files} == kept
+
+
+def test_photographs_say_whether_the_audit_drew_them(
+    engine: Engine, owner: Engine, storage: S3Storage, settings: Settings
+) -> None:
+    """On the calibration side those of a trusted source are told from those that were drawn."""
+    pictures = [
+        Picture(pixels=pixels, label="real", audit_share=1.0)
+        if number % 2
+        else Picture(pixels=pixels, label=None, source="camera")
+        for number, (_, pixels) in enumerate(renderings(12, side=64))
+    ]
+    confirm(engine, owner, storage, settings.s3.buckets[0], pictures)
+    both = frozenset({"web", "camera"})
+    trusting = CollectPolicy(
+        sources=both, trusted_sources=frozenset({"camera"}), evaluation=0.0, calibration=1.0
+    )
+    place = replace(bench(engine, storage, settings, Imitator()), policy=trusting)
+    store = place.store(aligned(place).run_id)
+
+    drawn = [(file.source, file.audited) for file in read_samples(store, load_dataset(store))]
+    assert sorted(drawn) == [("camera", False)] * 6 + [("web", True)] * 6
 
 
 def test_an_erased_image_leaves_the_data_sets(
