@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -235,7 +236,10 @@ def test_similar_images_are_found_by_bits(
 def test_a_near_duplicate_of_a_closed_report_joins_its_group(
     desk: Callable[..., Any], scored: Callable[..., Any], superuser: psycopg.Connection
 ) -> None:
-    """The corpus is pinned or trained on by groups, so look-alikes are never parted."""
+    """The corpus is pinned or trained on by groups, so look-alikes are never parted.
+
+    A group's hash decides: below 128 of 256 it is pinned, half of all.
+    """
     lead = desk(lead=True)
     for changed in (0, 1):
         image = scored(pdq=bytes([changed, *range(1, 32)]))
@@ -245,6 +249,8 @@ def test_a_near_duplicate_of_a_closed_report_joins_its_group(
     first, second = groups.fetchall()
     assert first == second
     assert first[2] == "real"
+    drawn = hashlib.md5(f"pinned {first[0]}".encode(), usedforsecurity=False).digest()[0]
+    assert first[1] is (drawn < 128)
 
 
 def test_the_corpus_follows_whoever_decides_last(
