@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from detection.bundle import sha256_of
+import structlog
+
 from detection.detector import Detector
 from training.alignment import AlignmentConfig, align, batch_for
 from training.audit import audit, pair_files
@@ -23,6 +24,7 @@ from training.features import BundleFeatures
 from training.gate import GateDecision, decide
 from training.manifest import load_manifest
 from training.originals import read_original
+from training.quality import take_stock
 from training.round_trip import bundle_round_trip
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from training.gate import GateLimits
     from training.manifest import Entry
     from training.originals import Original
+
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +100,15 @@ def teach(
 ) -> Outcome:
     """Make a challenger in `out/challenger` of a folder's images; the page is in `out/report`.
 
-    `on_progress` hears the part of the work, how much is done and how much there is. Raises
+    `on_progress` hears the part of the work, how much is done and how much there is. What is
+    missing, broken or too small is left out: the page counts it, the log names it. Raises
     `DatasetRefused` when files betray a side, and `CalibrationError` with too few images.
     """
-    sources = list({key: _File(entry, key, terms.shares) for key, entry in _listed(data)}.values())
+    stock = take_stock(load_manifest(data), data)
+    for name, why in stock.refused.items():
+        log.warning("image_left_out", file=name, why=why)
+    digests = {stock.digests[entry.path]: entry for entry in stock.entries}
+    sources = [_File(entry, digest, terms.shares) for digest, entry in digests.items()]
     store = FolderStore(out / "dataset")
     dataset = align(
         sources,
@@ -171,13 +181,8 @@ def teach(
             "champion": champion.model_version,
             "challenger": challenger.model_version,
             "data set": dataset.digest,
+            "images missing, unreadable or too small": len(stock.refused),
             **facts,
         },
     )
     return Outcome(bundle=challenger, decision=decision, report=report)
-
-
-def _listed(data: Path) -> Iterator[tuple[str, Entry]]:
-    for entry in load_manifest(data):
-        if entry.path.is_file():
-            yield sha256_of(entry.path), entry

@@ -94,6 +94,8 @@ def test_a_folder_teaches_a_bundle(tmp_path: Path) -> None:
 def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> None:
     """Another aligner makes the pairs, the shares are those asked for, the bundle tells the audit.
 
+    What cannot be used stops nothing, and the page counts it.
+
     Of 100 groups about 20 are evaluated and 60 calibrate: five standard deviations are 20 and 24.
     """
     champion = build_tiny_bundle(tmp_path / "champion")
@@ -106,8 +108,14 @@ def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> No
         despite_audit=True,
         gate_limits=GATE,
     )
+    data = labelled(tmp_path / "data", reals=80, fakes=20)
+    Image.new("RGB", (63, 200)).save(data / "narrow.png")
+    (data / "broken.png").write_bytes(b"no image")
+    with (data / "manifest.tsv").open("a", encoding="utf-8") as manifest:
+        for name in ("narrow.png", "broken.png", "missing.png"):
+            manifest.write(f"{name}\treal\treal\t\t{name}\n")
     outcome = teach(
-        labelled(tmp_path / "data", reals=80, fakes=20),
+        data,
         champion,
         tmp_path / "out",
         tiny_recipe(steps=2),
@@ -124,4 +132,6 @@ def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> No
     assert 36 <= placed["calibration"] <= 84
     facts = outcome.bundle.manifest.metrics["challenger"]
     assert "tone betrays the side" in facts["taught although the audit refused"]
-    assert "taught although the audit refused" in outcome.report.read_text("utf-8")
+    page = outcome.report.read_text("utf-8")
+    assert "taught although the audit refused" in page
+    assert "images missing, unreadable or too small: 3" in page
