@@ -123,8 +123,8 @@ def _spread(room: int, count: int) -> list[int]:
     return [round(index * room / (count - 1)) for index in range(count)]
 
 
-def cut_tiles(image: NDArray[np.uint8], config: AlignedConfig) -> Tensor:
-    """Cut RGB uint8 (H, W, 3) into float tiles (T, 3, tile, tile) in [-1, 1].
+def read_tiles(image: NDArray[np.uint8], config: AlignedConfig) -> NDArray[np.uint8]:
+    """Cut the tiles of RGB uint8 (H, W, 3): uint8 (T, tile, tile, 3).
 
     An axis shorter than a tile is filled by mirroring.
     """
@@ -136,7 +136,12 @@ def cut_tiles(image: NDArray[np.uint8], config: AlignedConfig) -> Tensor:
         filled[top : top + tile, left : left + tile]
         for top, left in tile_origins(height, width, tile=tile, max_tiles=config.max_tiles)
     ]
-    return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return np.stack(tiles)
+
+
+def cut_tiles(image: NDArray[np.uint8], config: AlignedConfig) -> Tensor:
+    """Cut the tiles of RGB uint8 (H, W, 3) as floats (T, 3, tile, tile) in [-1, 1]."""
+    return torch.from_numpy(read_tiles(image, config)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def aggregate(tile_logits: Tensor, counts: Sequence[int]) -> Tensor:

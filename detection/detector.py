@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.bundle import Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
+from detection.domain import outside
 from detection.egre import Egre
-from detection.errors import PermanentError
+from detection.errors import PermanentError, UnlatentError
 from detection.folding import fold_batch_norms
 from detection.fusion import label_of
 from detection.lare import lare_map, lare_view, to_unit
@@ -46,6 +48,13 @@ class ImageTooSmall(PermanentError):
     """The image is smaller than the detector's 64 pixels a side."""
 
     reason = "too_small"
+
+
+class NotFinite(UnlatentError):
+    """A branch gives no number for the image: the arithmetic overflowed, or the device is broken.
+
+    No `PermanentError`: whoever scores first has to ask whether the golden image still scores.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +122,13 @@ class Detector:
     def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
         """Score RGB images, each uint8 (H, W, 3), of any sizes from 64 pixels a side.
 
-        Raises `ImageTooSmall` naming the size, and `ValueError` for another shape or dtype.
+        Raises `ImageTooSmall` naming the size, `ValueError` for another shape or dtype, and
+        `NotFinite` rather than label what is no number.
         """
         for image in images:
             _check(image)
         scores = self._score_once(images)
+        scores = [self._within_domain(*pair) for pair in zip(images, scores, strict=True)]
         if not self.bundle.manifest.policy.steady:
             return scores
         return [self._steadied(*pair) for pair in zip(images, scores, strict=True)]
@@ -182,6 +193,13 @@ class Detector:
                     branches[index]["aligned"] = logit
         return [self._verdict(*pair) for pair in zip(branches, maps, strict=True)]
 
+    def _within_domain(self, image: NDArray[np.uint8], score: Score) -> Score:
+        """Accuse nothing that the thresholds do not hold for: no evidence leaves the prior."""
+        if score.label is Label.REAL or not (why := outside(image, self.bundle.manifest.aligned)):
+            return score
+        probability = min(score.probability, score.prior)
+        return replace(score, label=Label.UNSURE, probability=probability, outside=why)
+
     def _steadied(self, image: NDArray[np.uint8], score: Score) -> Score:
         if score.label is not Label.GENERATED:
             return score
@@ -223,6 +241,12 @@ class Detector:
 
     def _verdict(self, branches: dict[str, float], error_map: NDArray[np.float32] | None) -> Score:
         manifest = self.bundle.manifest
+        for name, value in branches.items():
+            if not math.isfinite(value):
+                raise NotFinite(
+                    f"the {name} branch gives {value} on {self.device} in {self.dtype}"
+                    " (half precision may overflow: float32 does not)"
+                )
         logit = manifest.fusion.logit(branches)
         label, point = label_of(logit, manifest.operating_points, manifest.policy)
         return Score(

@@ -59,6 +59,8 @@ def describe(score: Score, tiles: Sequence[TileLogit] = ()) -> list[str]:
         f"{verdict} if {score.prior:.0%} of images are; label at {score.operating_point}.",
         f"Decided by the {score.decided_by} branch. Branch logits: {logits}.",
     ]
+    if score.outside is not None:
+        lines.append(f"Outside what the thresholds hold for: {score.outside}.")
     if score.error_map is not None:
         low, high = np.percentile(score.error_map, PERCENTILES)
         lines.append(

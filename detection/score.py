@@ -29,8 +29,9 @@ class Score:
     the images is; `branches` maps a branch name to its uncalibrated logit; `decided_by` names the
     branch that moved the fused logit most; `operating_point` names the false-positive rate at which
     the label was taken (for example "fpr=0.01"; `unsure` at the point of `generated` means that a
-    mild re-encoding flipped it); `error_map` is the LaRE map, float32 (h, w), mean over latent
-    channels, or None when the bundle has no lare branch.
+    mild re-encoding flipped it, or that `outside` says why the thresholds do not hold for such an
+    image: it is `unsure` then, and its probability no more than the prior); `error_map` is the LaRE
+    map, float32 (h, w), mean over latent channels, or None when the bundle has no lare branch.
     """
 
     probability: float
@@ -39,4 +40,5 @@ class Score:
     decided_by: str
     operating_point: str
     prior: float
+    outside: str | None = None
     error_map: NDArray[np.float32] | None = None

@@ -57,7 +57,9 @@ def _head(quality: Quality) -> Iterator[str]:
         " ROC curve (AUC). Every form but `raw` is harmonised first: what is not a generator's JPEG"
         " is saved as JPEG 75. `raw` is the files as they are, where codecs may help the detector."
         f" `generated` is said from {quality.flag_point} on, `unsure` from {quality.doubt_point}"
-        " on; thresholds are the bundle's, none was chosen on these images."
+        " on; thresholds are the bundle's, none was chosen on these images. Labels are by threshold"
+        " alone: in service an image that is mostly blank, drawn in even colours or smaller than a"
+        " tile is `unsure` where it would be `generated`."
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from detection.bundle import BundleError, Manifest, load_bundle, write_manifest
-from detection.detector import Detector, ImageTooSmall
+from detection.detector import Detector, ImageTooSmall, NotFinite
 from detection.fusion import at_prior
 from detection.score import Label
 from tests.tinybundle import build_tiny_bundle
@@ -184,14 +184,25 @@ def test_what_is_no_image_is_refused(detector: Detector) -> None:
         detector.score([image(64, 64)[..., 0]])
 
 
-def test_bfloat16_stays_near_float32(folder: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near_float32(folder: Path, dtype: str) -> None:
     """Half precision moves logits by a few hundredths, and the golden image stays golden."""
-    half = Detector.load(folder, dtype="bfloat16")
+    half = Detector.load(folder, dtype=dtype)
     half.self_check()
     images = [image(*size) for size in SIZES]
     for exact, rough in zip(Detector.load(folder).score(images), half.score(images), strict=True):
         for branch, logit in exact.branches.items():
             assert rough.branches[branch] == pytest.approx(logit, abs=0.05)
+
+
+def test_what_is_no_number_is_no_verdict(folder: Path) -> None:
+    """An overflow names the branch; nothing is labelled, least of all real."""
+    detector = Detector.load(folder)
+    assert detector._aligned is not None
+    with torch.no_grad():
+        detector._aligned.head.bias.fill_(torch.inf)
+    with pytest.raises(NotFinite, match="the aligned branch gives inf on cpu in float32"):
+        detector.score([image(64, 64)])
 
 
 def test_a_device_that_computes_otherwise_fails_the_self_check(folder: Path) -> None:

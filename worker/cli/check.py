@@ -89,7 +89,7 @@ def _record(checked: Checked, model_version: str) -> dict[str, Any]:
         record = {"path": str(checked.path), "error": f"{type(error).__name__}: {error}"}
         return record | ({"reason": error.reason} if isinstance(error, PermanentError) else {})
     score = checked.score
-    return {
+    record = {
         "path": str(checked.path),
         "score": score.probability,
         "label": score.label.value,
@@ -99,6 +99,7 @@ def _record(checked: Checked, model_version: str) -> dict[str, Any]:
         "operating_point": score.operating_point,
         "prior": score.prior,
     }
+    return record if score.outside is None else record | {"outside": score.outside}
 
 
 _HEADER = f"{'score':>6}  {'label':<9}  {'decided by':<10}  path"

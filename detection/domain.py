@@ -1,0 +1,65 @@
+"""What an image must show before it may be accused.
+
+The thresholds rest on photographs, which have grain or texture nearly everywhere, of a tile a side
+and more. The branches answer of anything else too: a lens cap, an even colour, a gradient, a
+chessboard or a thumbnail has none of a photograph's traces, and what is missing looks like a
+decoder's work. Such an image lies outside what the operating points hold for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detection.aligned import AlignedConfig, read_tiles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: From this share of what is read on, an image is outside. Images that the detector trained on stay
+#: below it, however they are saved: no generated one of hundreds reached it, of photographs one in
+#: a hundred.
+MOSTLY = 0.75
+_BINOMIAL = (1, 4, 6, 4, 1)
+
+
+def outside(image: NDArray[np.uint8], config: AlignedConfig | None = None) -> str | None:
+    """Say why RGB uint8 (H, W, 3) is nothing to accuse, or return None.
+
+    Looked at is what the aligned branch reads of it; without a `config`, with the default tiles.
+    """
+    config = config or AlignedConfig()
+    height, width = image.shape[:2]
+    if min(height, width) < config.tile:
+        return f"smaller than the {config.tile} pixels a side that the detector reads at once"
+    tiles = read_tiles(image, config)
+    if (share := blank_share(tiles)) >= MOSTLY:
+        return f"nearly nothing to look at: {share:.0%} of what was read is blank"
+    if (share := even_share(tiles)) >= MOSTLY:
+        return f"drawn rather than photographed: {share:.0%} of what was read is even colour"
+    return None
+
+
+def blank_share(tiles: NDArray[np.uint8]) -> float:
+    """Share of pixels of uint8 (T, H, W, 3) that lie within a level of their blurred surroundings.
+
+    That is as far as rounding to 8 bits moves a pixel of a smooth surface. The blur is the aligned
+    branch's, 5 x 5 binomial; pixels less than two from an edge are not counted.
+    """
+    levels = tiles.astype(np.int32)
+    height, width = tiles.shape[1:3]
+    rows = sum(w * levels[:, at : at + height - 4] for at, w in enumerate(_BINOMIAL))
+    blurred = sum(w * rows[:, :, at : at + width - 4] for at, w in enumerate(_BINOMIAL))
+    residual = np.abs((levels[:, 2:-2, 2:-2] << 8) - blurred)
+    return float((residual.max(axis=3) < 1 << 8).mean())
+
+
+def even_share(tiles: NDArray[np.uint8]) -> float:
+    """Share of pixels of uint8 (T, H, W, 3) with the very colour of the two to the right and below.
+
+    A sensor's noise leaves few of those, and even a JPEG keeps them to its flattest blocks.
+    """
+    corner = tiles[:, :-1, :-1]
+    same = (corner == tiles[:, 1:, :-1]) & (corner == tiles[:, :-1, 1:])
+    return float(same.all(axis=3).mean())
