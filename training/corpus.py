@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
+from detection.colour import to_srgb, upright
+from detection.directories import orientation
 from training.codecs import Codec
 
 if TYPE_CHECKING:
@@ -43,9 +45,16 @@ class Sample:
 
 
 def read_pixels(entry: Entry) -> tuple[NDArray[np.uint8], str]:
-    """Decode one entry to RGB uint8 (H, W, 3) and its file format."""
+    """Decode one entry to RGB uint8 (H, W, 3) and its file format.
+
+    Upright, in sRGB, transparency over white: as the service decodes an upload, so that a detector
+    is trained and measured on the pixels that it will score.
+    """
     with Image.open(entry.path) as image:
-        return np.array(image.convert("RGB")), image.format or ""
+        kind = image.format or ""
+        image.load()
+        exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+        return np.array(upright(to_srgb(image), orientation(exif))), kind
 
 
 def load_samples(entries: Iterable[Entry], *, seed: int = 0) -> list[Sample]:
