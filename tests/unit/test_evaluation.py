@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
 from training.calibration import expected_calibration_error, reliability
-from training.evaluation import BOOTSTRAPS, auc, auc_gain
+from training.evaluation import BOOTSTRAPS, auc, auc_gain, harmonised, untouched
+from training.manifest import Entry
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def sample(reals: int, fakes: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,3 +91,23 @@ def test_bins_agree_with_scikit_learn() -> None:
     bins = reliability(probabilities, generated)
     assert [one.found for one in bins] == pytest.approx(found.tolist())
     assert [one.stated for one in bins] == pytest.approx(stated.tolist())
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "saved_again"),
+    [("generated", "JPEG", False), ("generated", "PNG", True), ("real", "JPEG", True)],
+)
+def test_every_image_arrives_by_the_same_codec(
+    tmp_path: Path, label: str, kind: str, *, saved_again: bool
+) -> None:
+    """All but a generator's own JPEG is saved once as most generated files are: 75, 4:2:0."""
+    noise = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    file = tmp_path / "image"
+    Image.fromarray(noise).save(file, kind, quality=95)
+    entry = Entry(path=file, label=label, set="s", family="", group="g")
+    stored = np.asarray(Image.open(file))
+    buffer = io.BytesIO()
+    Image.fromarray(stored).save(buffer, "JPEG", quality=75, subsampling="4:2:0")
+    expected = np.asarray(Image.open(buffer)) if saved_again else stored
+    np.testing.assert_array_equal(harmonised(entry), expected)
+    np.testing.assert_array_equal(untouched(entry), stored)
