@@ -45,16 +45,21 @@ class Sample:
 
 
 def read_pixels(entry: Entry) -> tuple[NDArray[np.uint8], str]:
-    """Decode one entry to RGB uint8 (H, W, 3) and its file format.
+    """Decode one entry to RGB uint8 (H, W, 3), as it is served, and its file format."""
+    with Image.open(entry.path) as image:
+        kind = image.format or ""
+        return as_served(image), kind
+
+
+def as_served(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of an opened file, RGB uint8 (H, W, 3).
 
     Upright, in sRGB, transparency over white: as the service decodes an upload, so that a detector
     is trained and measured on the pixels that it will score.
     """
-    with Image.open(entry.path) as image:
-        kind = image.format or ""
-        image.load()
-        exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-        return np.array(upright(to_srgb(image), orientation(exif))), kind
+    image.load()
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    return np.array(upright(to_srgb(image), orientation(exif)))
 
 
 def load_samples(entries: Iterable[Entry], *, seed: int = 0) -> list[Sample]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
+from training.corpus import as_served
 from training.manifest import REAL
 from training.nuisances import Unreadable
 
@@ -95,7 +96,8 @@ def read_original(
     try:
         with Image.open(io.BytesIO(data)) as image:
             coding = _coding(image)
-            pixels = np.array(image.convert("RGB"))
+            # What is kept losslessly is what the service scored; a JPEG's coded picture stays.
+            pixels = as_served(image) if coding.tables is None else np.array(image.convert("RGB"))
         stored = coding.encode(pixels) if coding.tables is None else without_metadata(data)
     except (
         OSError,

@@ -131,6 +131,21 @@ def test_a_jpeg_partner_gets_the_original_tables(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(real), np.asarray(source))
 
 
+def test_what_lies_under_transparency_teaches_nothing() -> None:
+    """A file that is kept losslessly is kept as the service shows it: over white."""
+    hidden = np.full((64, 64, 4), 90, np.uint8)
+    hidden[:, :32, 3], hidden[:, 32:, 3] = 0, 255
+    buffer = io.BytesIO()
+    Image.fromarray(hidden).save(buffer, "PNG")
+    original = read_original(buffer.getvalue(), key="a", group="g", source="s")
+
+    shown = np.full((64, 64, 3), 90, np.uint8)
+    shown[:, :32] = 255
+    assert np.array_equal(original.pixels, shown)
+    with Image.open(io.BytesIO(original.data)) as stored:
+        assert np.array_equal(np.asarray(stored), shown)
+
+
 def test_an_unreadable_original_is_skipped_and_listed(tmp_path: Path) -> None:
     """An original that cannot be decoded costs itself only, and the manifest names it."""
     dataset = align([*sources(4), Broken("broken")], [Darker()], FolderStore(tmp_path))
