@@ -204,8 +204,10 @@ class Detector:
         if score.label is not Label.GENERATED:
             return score
         copies = self._score_once(mild_copies(image, min_side=MIN_SIDE))
-        held = all(copy.label is Label.GENERATED for copy in copies)
-        return score if held else replace(score, label=Label.UNSURE)
+        if all(copy.label is Label.GENERATED for copy in copies):
+            return score
+        weakest = min(copy.probability for copy in copies)
+        return replace(score, label=Label.UNSURE, probability=weakest)
 
     def _score_lare(
         self, images: Sequence[NDArray[np.uint8]]

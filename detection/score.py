@@ -28,10 +28,12 @@ class Score:
     `probability` is the calibrated probability that the image is generated when a share `prior` of
     the images is; `branches` maps a branch name to its uncalibrated logit; `decided_by` names the
     branch that moved the fused logit most; `operating_point` names the false-positive rate at which
-    the label was taken (for example "fpr=0.01"; `unsure` at the point of `generated` means that a
-    mild re-encoding flipped it, or that `outside` says why the thresholds do not hold for such an
-    image: it is `unsure` then, and its probability no more than the prior); `error_map` is the LaRE
-    map, float32 (h, w), mean over latent channels, or None when the bundle has no lare branch.
+    the label was taken (for example "fpr=0.01"); `error_map` is the LaRE map, float32 (h, w), mean
+    over latent channels, or None when the bundle has no lare branch.
+
+    `unsure` at the point of `generated` means that a mild re-encoding flipped the label, and the
+    probability is that of the weakest copy; or that `outside` says why the thresholds do not hold
+    for such an image, and the probability is no more than the prior.
     """
 
     probability: float

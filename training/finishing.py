@@ -108,7 +108,7 @@ def release(
     worst = forms.worst(fusion)
     generated = forms.scored["clean"].logits.generated
     points = operating_points(worst, generated)
-    policy = LabelPolicy()
+    policy = LabelPolicy(steady=workshop.recipe.steady)
     folds = make_folds(workshop.entries) if with_folds else []
     metrics = {
         "calibration": _calibration_figures(forms, fusion, points, policy),

@@ -90,6 +90,8 @@ class BundleRecipe:
     #: Retrains the aligned head with non-negative weights (`training.stay_positive`), unless None.
     positive_head_loop: LoopConfig | None = None
     calibration: CalibrationKind = "temperature"
+    #: Whether `generated` must survive a mild re-encoding (`detection.fusion.LabelPolicy`).
+    steady: bool = False
     fold_steps: int = 600
     view_copies: int = 3
     partial_noise_images: int = 160

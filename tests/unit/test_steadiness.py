@@ -11,6 +11,7 @@ from PIL import Image
 
 from detection.bundle import write_manifest
 from detection.detector import Detector
+from detection.fusion import at_prior
 from detection.score import Label
 from detection.steadiness import mild_copies
 from tests.tinybundle import build_tiny_bundle, operating_points
@@ -53,13 +54,17 @@ def test_the_copies_are_a_jpeg_of_quality_90_and_a_slight_resize() -> None:
 
 @pytest.mark.parametrize("steady", [True, False])
 def test_a_label_that_flips_is_unsure_only_by_policy(tmp_path: Path, *, steady: bool) -> None:
-    """Between the logits of the upload and its weakest copy: unsure if steady, else generated."""
+    """Between the logits of the upload and its weakest copy: unsure if steady, else generated.
+
+    A policy that reads the score instead of the label then meets that of the weakest copy.
+    """
     probe = Detector(build_tiny_bundle(tmp_path / "probe", branches=("aligned",)))
     own = aligned_logit(probe, PICTURE)
     weakest = min(aligned_logit(probe, copy) for copy in mild_copies(PICTURE, min_side=64))
     assert weakest < own, "the picture must be one whose logit falls"
     detector = with_threshold(tmp_path / "bundle", (own + weakest) / 2, steady=steady)
     score = detector.score([PICTURE])[0]
+    assert score.probability == pytest.approx(at_prior(weakest if steady else own, 0.5))
     assert score.label is (Label.UNSURE if steady else Label.GENERATED)
     assert score.operating_point == "fpr=0.01"
     assert score.branches["aligned"] == pytest.approx(own)

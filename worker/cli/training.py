@@ -55,6 +55,14 @@ def bundle(
             help="Retrain the aligned head with weights that only argue for `generated`.",
         ),
     ] = False,
+    steady: Annotated[
+        bool,
+        typer.Option(
+            "--steady",
+            help="Say `unsure` for `generated` where a mild re-encoding would change the label;"
+            " costs two more scores for each image about to be flagged.",
+        ),
+    ] = False,
 ) -> None:
     """Train, calibrate and write a bundle from images of one's own; takes hours on a CPU.
 
@@ -76,6 +84,7 @@ def bundle(
         RECIPES[recipe],
         calibration=calibration,
         positive_head_loop=HEAD_LOOP if stay_positive else None,
+        steady=steady,
     )
     with gathered("cpu") as leads:
         if not leads:
