@@ -386,6 +386,7 @@ class Device:
                 "forward": 1000 * forward_s,
             },
             error_map=score.error_map,
+            outside=score.outside,
         )
 
     def _persist(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:

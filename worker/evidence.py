@@ -107,6 +107,7 @@ def draw(verdict: Verdict, pixels: NDArray[np.uint8]) -> bytes:
         operating_point=verdict.operating_point,
         prior=verdict.prior,
         error_map=verdict.error_map,
+        outside=verdict.outside,
     )
     return overlay(np.asarray(small), score)
 

@@ -186,8 +186,8 @@ class ImageFacts:
 class Verdict:
     """One row of `verdicts`: what one model version said of one image, and how it was computed.
 
-    `error_map`, float32 (h, w), is what evidence is drawn from right after scoring; no row keeps
-    it.
+    `error_map`, float32 (h, w), and `outside` (see `detection.score.Score`) are what evidence is
+    drawn from right after scoring; no row keeps them.
     """
 
     image_id: UUID
@@ -207,6 +207,7 @@ class Verdict:
     reused_from: UUID | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     error_map: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    outside: str | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -344,7 +344,7 @@ def fact_values(facts: ImageFacts) -> dict[str, Any]:
 
 
 #: Fields of a verdict that its row does not keep.
-_NO_COLUMNS = {"facts", "error_map"}
+_NO_COLUMNS = {"facts", "error_map", "outside"}
 
 
 def verdict_values(verdict: Verdict) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def redraw(image_id: UUID, *, settings: Settings, engine: Engine, storage: Stora
     (score,) = _scorer(verdict.model_version, settings, engine).score([pixels])
     if score.error_map is None:
         raise NothingToDraw(f"model version {verdict.model_version} has no lare branch to draw")
-    picture = draw(replace(verdict, error_map=score.error_map), pixels)
+    picture = draw(replace(verdict, error_map=score.error_map, outside=score.outside), pixels)
     uri = store(picture, verdict, storage=storage, ledger=PostgresLedger(engine), bucket=bucket)
     if uri is None:
         raise NothingToDraw(f"image {image_id} is to be erased")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from detection.errors import SettingsError
-from worker.evidence import MAX_SIDE, EvidenceKeeper, evidence_keeper
+from worker.evidence import MAX_SIDE, EvidenceKeeper, draw, evidence_keeper
 from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
 from worker.ledger_memory import MemoryLedger
 from worker.metrics import Metrics
@@ -91,6 +92,13 @@ def test_what_is_accused_or_doubted_gets_a_picture(label: str) -> None:
     assert (pixels[5, 100] != pixels[570, 660]).any()
     assert (pixels[5, 5] == pixels[570, 760]).all()
     assert desk.counted("kept") == 1
+
+
+def test_the_caption_says_why_an_image_could_not_be_judged() -> None:
+    """Moderators read beside the map what the detector found too little to go by."""
+    verdict = replace(Desk().verdict("unsure"), outside="nearly nothing to look at")
+    with Image.open(io.BytesIO(draw(verdict, PIXELS))) as picture:
+        assert "thresholds hold for: nearly nothing to look at." in picture.info["Description"]
 
 
 @pytest.mark.parametrize(("label", "mapped"), [("real", True), ("generated", False)])
