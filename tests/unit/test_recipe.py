@@ -198,7 +198,7 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
     """From labelled images to a bundle that passes its own check, through every stage."""
     # So many that the loosest operating point is supported by one source that is held back whole.
     folder = write_folder(tmp_path / "data", each=72, sets=("lake", "street", "alpha1", "beta"))
-    entries, recipe = load_manifest(folder), replace(TINY, calibration_sources=0.5)
+    entries, recipe = load_manifest(folder), replace(TINY, calibration_sources=0.5, steady=True)
     made = release(
         Workshop(entries, tmp_path / "run", recipe),
         tmp_path / "bundle",
@@ -207,6 +207,14 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
     )
     Detector(made).self_check()
     assert made.manifest.provenance.recipe == "training.recipe.BundleRecipe tiny"
+    assert made.manifest.policy.steady
+    # The lare branch learns from the images and from what the generator made, from no pair.
+    seen = [item.entry for item in Workshop(entries, tmp_path / "run", recipe).views()]
+    own = sorted(entry.set for entry in seen if entry.family == "embedded")
+    assert own == ["partial-noise", "partial-noise", "sampled"]
+    assert sorted(str(entry.path) for entry in seen if entry.family != "embedded") == sorted(
+        str(entry.path) for entry in entries
+    )
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is left to train")
