@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,13 @@ def stress(
         str | None, typer.Option(help="RATExSECONDS to send when all of the load has ended.")
     ] = None,
     drain: Annotated[float, typer.Option(help="Longest wait for the rest, in s.", min=0)] = 120,
-    seed: Annotated[int, typer.Option(help="The same seed sends the same uploads.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="The same seed sends the same uploads, to be scored by a fresh ledger only.",
+            show_default="a new one",
+        ),
+    ] = None,
     max_p95: Annotated[float | None, typer.Option(help="Limit on p95, in s.")] = None,
     max_p99: Annotated[float | None, typer.Option(help="Limit on p99, in s.")] = None,
     max_priority_p95: Annotated[
@@ -54,6 +61,8 @@ def stress(
 
     settings = cli.of(context).settings()
     steps = parse_steps(load)
+    # Bytes that have a verdict keep it, so that a second run of one seed would measure nothing.
+    chosen = secrets.randbelow(2**32) if seed is None else seed
     engine = build_engine(settings.postgres, application_name="unlatent-stress")
     storage = S3Storage(settings.s3)
     try:
@@ -65,14 +74,14 @@ def stress(
                     duplicate_share=duplicates,
                     priority_share=priority,
                     after=parse_steps(after) if after else (),
-                    seed=seed,
+                    seed=chosen,
                 ),
                 drain_s=drain,
             )
     finally:
         storage.close()
         engine.dispose()
-    numbers = report.summary(outcome)
+    numbers = {"seed": chosen, **report.summary(outcome)}
     typer.echo(report.table(numbers))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
