@@ -39,7 +39,7 @@ def prepare(connection: Connection) -> None:
     connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"))
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
     if connection.scalar(text("SELECT to_regrole('unlatent_owner') IS NULL")):
-        message = "role unlatent_owner is missing: run worker/bootstrap.sql as a superuser first"
+        message = "role unlatent_owner is missing: run worker/bootstrap.sql first"
         raise SettingsError(message)
     # A superuser's migration must not leave tables that the owner cannot alter.
     connection.execute(text("SET ROLE unlatent_owner"))
