@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 #: below it, however they are saved: no generated one of hundreds reached it, of photographs one in
 #: a hundred.
 MOSTLY = 0.75
-_BINOMIAL = (1, 4, 6, 4, 1)
 
 
 def outside(image: NDArray[np.uint8], config: AlignedConfig | None = None) -> str | None:
@@ -47,10 +46,10 @@ def blank_share(tiles: NDArray[np.uint8]) -> float:
     That is as far as rounding to 8 bits moves a pixel of a smooth surface. The blur is the aligned
     branch's, 5 x 5 binomial; pixels less than two from an edge are not counted.
     """
-    levels = tiles.astype(np.int32)
-    height, width = tiles.shape[1:3]
-    rows = sum(w * levels[:, at : at + height - 4] for at, w in enumerate(_BINOMIAL))
-    blurred = sum(w * rows[:, :, at : at + width - 4] for at, w in enumerate(_BINOMIAL))
+    blurred = levels = tiles.astype(np.int32)
+    for _ in range(4):  # the binomial 1, 4, 6, 4, 1 is four sums of neighbours
+        blurred = blurred[:, 1:] + blurred[:, :-1]
+        blurred = blurred[:, :, 1:] + blurred[:, :, :-1]
     residual = np.abs((levels[:, 2:-2, 2:-2] << 8) - blurred)
     return float((residual.max(axis=3) < 1 << 8).mean())
 

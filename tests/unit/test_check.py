@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,18 +14,17 @@ from PIL import Image
 
 from detection.detector import Detector
 from detection.intake import IntakeLimits
+from detection.score import Label, Score
 from tests.tinybundle import build_tiny_bundle
 from worker import cli
-from worker.checking import check_files, find_files, intake_limits
+from worker.checking import Checked, check_files, find_files, intake_limits
+from worker.cli.check import _record
 from worker.settings import Intake
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
-
-    from detection.score import Score
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,23 @@ def test_limits_of_the_settings_hold(pictures: Path, bundle: Path) -> None:
     limits = IntakeLimits(max_bytes=100, max_pixels=10**6, max_frames=10, max_metadata_bytes=10**6)
     (outcome,) = check_files([pictures / "a.jpg"], Detector.load(bundle), limits, batch=1)
     assert type(outcome.error).__name__ == "TooManyBytes"
+
+
+def test_a_line_says_why_an_image_could_not_be_judged() -> None:
+    """The reason stands in the record of an image that is outside, and in no other."""
+    score = Score(
+        probability=0.5,
+        label=Label.UNSURE,
+        branches={"aligned": 4.0},
+        decided_by="aligned",
+        operating_point="fpr=0.01",
+        prior=0.5,
+    )
+    outside = replace(score, outside="nearly nothing to look at")
+    plain, doubted = (
+        _record(Checked(path=Path("a.png"), score=one), "version") for one in (score, outside)
+    )
+    assert doubted == plain | {"outside": "nearly nothing to look at"}
 
 
 def test_only_image_files_are_found_in_folders(pictures: Path) -> None:

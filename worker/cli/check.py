@@ -84,6 +84,7 @@ def _load(bundle: str, device: str) -> Detector:
 
 
 def _record(checked: Checked, model_version: str) -> dict[str, Any]:
+    record: dict[str, Any]
     if checked.score is None:
         error = checked.error
         record = {"path": str(checked.path), "error": f"{type(error).__name__}: {error}"}
