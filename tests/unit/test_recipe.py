@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from detection.aligned import AlignedConfig
 from detection.bundle import load_bundle
@@ -34,7 +35,7 @@ from training.manifest import load_manifest
 from training.recipe import RECIPES, BundleRecipe, Workshop, write_recipe
 from training.shaders import shader_samples
 from training.transforms import Recipe
-from worker.cli.training import bundle
+from worker.cli.training import bundle, commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +189,18 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["calibration"] == "isotonic"
     with pytest.raises(SettingsError, match=r"recipe small, not broad: name another folder"):
         write_recipe(RECIPES["broad"], file)
+
+
+def test_what_cannot_be_used_is_named_before_the_hours_go_by(tmp_path: Path) -> None:
+    """One file that is no picture ends the command at once, with its name and nothing written."""
+    folder = write_folder(tmp_path / "data", each=2)
+    (folder / "lake-1.jpg").write_bytes(b"no picture")
+    run = tmp_path / "run"
+    done = CliRunner().invoke(commands, ["bundle", "--data", str(folder), "--run", str(run)])
+    assert isinstance(done.exception, SettingsError)
+    said = str(done.exception)
+    assert "1 of the images listed cannot be used (lake-1.jpg: cannot be read" in said
+    assert not run.exists()
 
 
 @pytest.mark.full

@@ -72,6 +72,7 @@ def bundle(
     from training.crew import gathered
     from training.finishing import release
     from training.manifest import load_manifest
+    from training.quality import take_stock
     from training.recipe import RECIPES, Workshop, write_recipe
     from training.stay_positive import HEAD_LOOP
     from training.taef2 import taef2_aligner
@@ -80,6 +81,12 @@ def bundle(
     entries = load_manifest(data)
     if len({entry.label for entry in entries}) == 1:
         raise SettingsError(f"{data} holds {entries[0].label} images only: both kinds are needed")
+    if refused := take_stock(entries, data).refused:
+        name, why = next(iter(refused.items()))
+        raise SettingsError(
+            f"{data}: {len(refused)} of the images listed cannot be used ({name}: {why}):"
+            " take them out of manifest.tsv"
+        )
     resolved = replace(
         RECIPES[recipe],
         calibration=calibration,
