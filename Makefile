@@ -95,7 +95,7 @@ bench-scale: venv ## Measure what an image costs every component with 1, 2, 4 an
 
 bench-claims: venv ## Measure the papers' claims, with DATA=<folder> all of them (hours; resumes)
 	$(BIN)/python -m tests.benchmarks.bench_claims $(if $(DATA),--data "$(DATA)") \
-		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out "$(OUT)")
+		$(if $(TAEF2),--taef2 "$(TAEF2)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out "$(OUT)")
 
 bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
 	$(BIN)/python -m tests.benchmarks.bench_gpu

@@ -37,6 +37,7 @@ from training.manifest import GENERATED, Entry, load_manifest
 from training.recipe import BundleRecipe, Workshop, divide
 from training.round_trip import bundle_round_trip
 from training.shaders import shader_samples
+from training.taef2 import taef2_aligner
 from training.tiers import TIERS, resize
 from training.transforms import Recipe
 
@@ -69,13 +70,20 @@ class Laboratory:
     run: Path
     minutes: float
     images: int
+    #: Folder of TAEF2, where its pairs are asked for instead of the bundle's.
+    taef2: Path | None = None
+
+    def row_name(self, name: str) -> str:
+        """Name the row of a claim: what rests on pairs has one for each decoder."""
+        return f"{name}-taef2" if self.taef2 and EVALUATIONS[name].paired else name
 
     def budget(self, name: str) -> str:
         """Say what a row is measured with."""
         shown = f"at most {self.images} images of a set"
         if not EVALUATIONS[name].trained:
             return shown
-        return f"{self.minutes:g} minutes an arm, {shown}, one seed"
+        shown = f"{self.minutes:g} minutes an arm, {shown}, one seed"
+        return f"{shown}, pairs by TAEF2" if self.taef2 and EVALUATIONS[name].paired else shown
 
     def row(self, name: str) -> dict[str, Any]:
         """Measure one claim."""
@@ -85,7 +93,7 @@ class Laboratory:
         # Minutes say little of a machine that had other work.
         shown = f"{found}; {bench.steps} steps an arm" if bench.steps else found
         return {
-            "name": name,
+            "name": self.row_name(name),
             "claim": evaluation.claim,
             "paper": evaluation.paper,
             "found": shown,
@@ -103,8 +111,11 @@ class Bench:
         training, tested = divide(load_manifest(laboratory.data), BundleRecipe())
         self.training = limited(training, laboratory.images)
         self.tested = limited(tested, laboratory.images)
-        aligner = bundle_round_trip(load_bundle(laboratory.bundle))
-        run = laboratory.run / load_bundle(laboratory.bundle).model_version[:12]
+        if laboratory.taef2 is None:
+            aligner = bundle_round_trip(load_bundle(laboratory.bundle))
+            run = laboratory.run / load_bundle(laboratory.bundle).model_version[:12]
+        else:
+            aligner, run = taef2_aligner(laboratory.taef2), laboratory.run / "taef2"
         self._run = run / f"{laboratory.minutes:g}-minutes-{laboratory.images}-images"
         self._workshop = Workshop(self.training, self._run, BundleRecipe(), [aligner])
 
@@ -246,6 +257,7 @@ def aligned_training(bench: Bench) -> Found:
             "aligned": lambda: bench.aligned_arm("aligned", samples, PAIRED),
             "unaligned": lambda: bench.aligned_arm("unaligned", unaligned, UNPAIRED),
         },
+        shown=("reconstructions, clean", "reconstructions, resize0.5", "generated, clean"),
     )
 
 
@@ -285,7 +297,7 @@ def webp_augmentation(bench: Bench) -> Found:
             "with WebP": lambda: bench.aligned_arm("aligned", samples, PAIRED),
             "without": lambda: bench.aligned_arm("no-webp", samples, PAIRED, without),
         },
-        shown="reconstructions, webp80",
+        shown=("reconstructions, webp80", "generated, webp80"),
     )
 
 
@@ -322,11 +334,15 @@ def error_map(bench: Bench) -> Found:
 def bench_arms(
     arms: dict[str, Callable[[], dict[str, Any]]],
     *,
-    shown: str = "reconstructions, clean",
+    shown: Sequence[str] = ("reconstructions, clean", "generated, clean"),
 ) -> Found:
-    """Train and test each arm; the line shown is one form of the test."""
+    """Train and test each arm; shown are some forms of the test."""
     figures = {name: arm() for name, arm in arms.items()}
-    return f"{shown}: " + compared({name: part[shown] for name, part in figures.items()}), figures
+    lines = [
+        f"{form}: " + compared({name: part[form] for name, part in figures.items()})
+        for form in shown
+    ]
+    return "; ".join(lines), figures
 
 
 def compared(areas: dict[str, Any]) -> str:
@@ -345,6 +361,8 @@ class Evaluation:
     measure: Callable[[Bench], Found]
     paper: str | None = None
     trained: bool = True
+    #: Whether its arms train on pairs of photographs and reconstructions.
+    paired: bool = True
 
 
 EVALUATIONS = {
@@ -352,11 +370,13 @@ EVALUATIONS = {
         claim="photographs flagged by the released bundle, trained with WebP among its codecs",
         measure=webp_false_positives,
         trained=False,
+        paired=False,
     ),
     "ensemble": Evaluation(
         claim="AUC of the released lare branch with one noise and with its bank",
         measure=ensembles,
         trained=False,
+        paired=False,
     ),
     "aligned-training": Evaluation(
         claim="aligned pairs beat fakes of other content and size (AUC)", measure=aligned_training
@@ -370,7 +390,9 @@ EVALUATIONS = {
     "webp-augmentation": Evaluation(
         claim="training with WebP helps on WebP (AUC)", measure=webp_augmentation
     ),
-    "error-map": Evaluation(claim="EGRE gains by its error map (AUC)", measure=error_map),
+    "error-map": Evaluation(
+        claim="EGRE gains by its error map (AUC)", measure=error_map, paired=False
+    ),
 }
 
 
