@@ -61,12 +61,22 @@ def test_rows_are_kept_by_bundle_and_budget(
         assert bench_claims.main(["--bundle", str(bundle), "--out", str(out)]) == 0
     assert asked == [str(bundle)]
     page = (out / "claims.md").read_text()
-    assert "| a pair is cheaper | 10 times | 12.0 times | four views |" in page
+    assert "| a pair is cheaper | 10 times | 12.0 times |  | four views |" in page
     assert page.count("not run") == len(claims_trained.EVALUATIONS)
     assert (out / "claims.png").stat().st_size > 0
     other = build_tiny_bundle(tmp_path / "other", name="other").folder
     bench_claims.main(["--bundle", str(other), "--out", str(out)])
     assert asked == [str(bundle), str(other)]
+
+
+def test_a_page_says_which_claims_reproduce() -> None:
+    """Arms differ where one's interval ends before the other's begins, in either order."""
+    low, middle, high = ({"low": at, "high": at + 0.1} for at in (0.5, 0.55, 0.7))
+    assert bench_claims.apart({"figures": {"on": low, "off": middle}}) == "no"
+    assert bench_claims.apart({"figures": {"on": low, "off": high}}) == "yes"
+    forms = {"clean": middle, "webp80": high}, {"clean": low, "webp80": low}
+    assert bench_claims.apart({"figures": dict(zip("ab", forms, strict=True))}) == "webp80"
+    assert bench_claims.apart(COST) == ""
 
 
 @pytest.mark.full
