@@ -47,10 +47,15 @@ class CalibrationError(UnlatentError):
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Branch logits of N images: name to float64 (N,), and which images are generated (N,)."""
+    """Branch logits of N images: name to float64 (N,), and which images are generated (N,).
+
+    Where each image is there in several `forms`, N counts them all, but they are no more evidence
+    than the images are.
+    """
 
     branches: Mapping[str, Floats]
     generated: Flags
+    forms: int = 1
 
     def fused(self, fusion: Fusion) -> Floats:
         """Return the fused logits (N,)."""
@@ -118,15 +123,18 @@ def class_weights(generated: Flags, weights: Floats | None = None) -> Floats:
     return even
 
 
-def smoothed_targets(generated: Flags, weights: Floats | None = None) -> Floats:
+def smoothed_targets(logits: Logits, weights: Floats | None = None) -> Floats:
     """Return the probabilities (N,) that a logistic fit aims at, which are never 0 and 1.
 
     A class worth n images is aimed at with (n + 1) / (n + 2) instead of certainty (Platt, Advances
     in Large Margin Classifiers, 1999): where the classes lie apart, a fit to certainty has no end,
     and 20 images would let a verdict claim that it cannot be wrong.
     """
+    generated = logits.generated
     weights = np.ones(len(generated)) if weights is None else weights
-    fakes, reals = effective_count(weights[generated]), effective_count(weights[~generated])
+    fakes, reals = (
+        effective_count(weights[of_class]) / logits.forms for of_class in (generated, ~generated)
+    )
     return np.where(generated, (fakes + 1) / (fakes + 2), 1 / (reals + 2))
 
 
@@ -142,7 +150,7 @@ def fit_fusion(
     """
     names = sorted(logits.branches)
     even = class_weights(logits.generated, weights)
-    targets = smoothed_targets(logits.generated, weights)
+    targets = smoothed_targets(logits, weights)
     used = list(names)
     while True:
         columns = np.column_stack([logits.branches[name] for name in used])
@@ -180,7 +188,8 @@ def fit_isotonic(
     """
     model = IsotonicRegression()
     model.fit(fused, logits.generated, sample_weight=class_weights(logits.generated, weights))
-    margin = 0.5 / (len(fused) if weights is None else effective_count(weights))
+    worth = len(fused) if weights is None else effective_count(weights)
+    margin = 0.5 / (worth / logits.forms)
     probabilities = np.clip(model.y_thresholds_, margin, 1 - margin)
     return tuple(zip(model.X_thresholds_.tolist(), probabilities.tolist(), strict=True))
 
@@ -191,7 +200,7 @@ def fit_temperature(fused: Floats, logits: Logits, weights: Floats | None = None
     The loss is to `smoothed_targets`.
     """
     even = class_weights(logits.generated, weights)
-    targets = smoothed_targets(logits.generated, weights)
+    targets = smoothed_targets(logits, weights)
 
     def loss(log_temperature: float) -> float:
         scaled = fused / np.exp(log_temperature)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ class Forms:
 
     def pooled(self) -> Logits:
         """Every form as an image of its own, for fitting the fusion."""
-        return merge(list(self.scored.values())).logits
+        return replace(merge(list(self.scored.values())).logits, forms=len(self.scored))
 
     def worst(self, fusion: Fusion) -> NDArray[np.float64]:
         """Fused logits (N,): of a photograph its highest, of a generated image its clean one."""

@@ -93,6 +93,18 @@ def test_the_temperature_minimises_scikit_learns_log_loss() -> None:
         assert even_log_loss(logits, fusion) < even_log_loss(logits, other)
 
 
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def test_forms_of_an_image_are_no_further_evidence(kind: CalibrationKind) -> None:
+    """The same 10 images of a kind in three forms support what they supported in one."""
+    generated = np.arange(20) >= 10
+    once = Logits({"aligned": np.where(generated, 40.0, -60.0)}, generated)
+    forms = Logits({"aligned": np.tile(once.branches["aligned"], 3)}, np.tile(generated, 3), 3)
+    fitted = [(each, fit_fusion(each, kind)) for each in (once, forms)]
+    stated = [fusion.probability(max(each.fused(fusion)), 0.5) for each, fusion in fitted]
+    assert stated[0] < 0.98
+    assert stated[1] == pytest.approx(stated[0], abs=0.002)
+
+
 @pytest.mark.parametrize("count", [10, 100])
 def test_classes_that_lie_apart_make_no_certainty(count: int) -> None:
     """Of 10 images of a kind, told apart without a mistake, 11 in 12 is what can be claimed."""
