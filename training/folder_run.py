@@ -26,6 +26,7 @@ from training.manifest import load_manifest
 from training.originals import read_original
 from training.quality import take_stock
 from training.round_trip import bundle_round_trip
+from training.shaders import series
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,14 +58,15 @@ class Outcome:
 class Terms:
     """How a folder is used: which pairs are made, the shares of its groups, what the audit may do.
 
-    Without an aligner pairs are made by the champion's own autoencoder. `despite_audit` teaches
-    what the audit refuses; the bundle and the page say so.
+    Without an aligner pairs are made by the champion's own autoencoder; of `shaders` procedural
+    images, too. `despite_audit` teaches what the audit refuses; the bundle and the page say so.
     """
 
     data_licence: str
     aligner: Aligner | None = None
     shares: CollectPolicy = field(default_factory=CollectPolicy)
     alignment_limits: Limits | None = None
+    shaders: int = 0
     despite_audit: bool = False
     gate_limits: GateLimits | None = None
 
@@ -108,7 +110,8 @@ def teach(
     for name, why in stock.refused.items():
         log.warning("image_left_out", file=name, why=why)
     digests = {stock.digests[entry.path]: entry for entry in stock.entries}
-    sources = [_File(entry, digest, terms.shares) for digest, entry in digests.items()]
+    listed = [_File(entry, digest, terms.shares) for digest, entry in digests.items()]
+    sources = [*listed, *series(terms.shaders)]
     store = FolderStore(out / "dataset")
     dataset = align(
         sources,

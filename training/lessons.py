@@ -3,7 +3,8 @@
 1. windows of the photographs with their reconstructions, and of confirmed generated images (the
    aligned branch's pairs and unpaired crops);
 2. augmented views with error maps of photographs, confirmed generated images and partial-noise
-   reconstructions (the lare branch's). Autoencoder pairs carry next to no error and stay out.
+   reconstructions (the lare branch's). Autoencoder pairs carry next to no error and stay out, and
+   so do renderings, whose error says nothing of photographs.
 
 A share of the groups, chosen by hash, is held back for early stopping.
 """
@@ -28,6 +29,7 @@ from training.halving import in_halves
 from training.lare_task import LareItem, augmented_views, with_maps
 from training.manifest import GENERATED, REAL, Entry, side
 from training.sampling import PartialNoise
+from training.shaders import SHADERS
 from training.transforms import GRID, Recipe
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def prepare(
     views: list[tuple[Sample, np.ndarray]] = []
     origins: list[Sample] = []
     for whole in training_samples(files):
-        if making and lare is not None:
+        if making and lare is not None and whole.entry.set != SHADERS:
             views += augmented_views(
                 [whole],
                 plan.augmentation,
@@ -109,14 +111,14 @@ def prepare(
                 view = np.array(lare_view(whole.pixels, lare.config.side))
                 origins.append(Sample(whole.entry, view, lossy=False))
         samples.append(_windowed(whole))
-    if making and lare is not None:
+    if views and lare is not None:
         fakes = list(_partial_noise(origins, lare.generator))
         views += augmented_views(
             fakes, plan.augmentation, lare.config, copies=plan.view_copies, seed=0
         )
         made = with_maps(views, lare.generator, lare.noises, lare.config, device=device)
         _store(list(made), run_dir)
-    return Lessons(samples, _stored(stored) if lare is not None else [])
+    return Lessons(samples, _stored(stored) if lare is not None and stored.is_file() else [])
 
 
 def _seed(entry: Entry) -> int:

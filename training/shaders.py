@@ -6,6 +6,7 @@ learn is the decoder's trace, not the content. Every kind is a pure function of 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,21 @@ from PIL import Image
 
 from training.corpus import Sample
 from training.manifest import REAL, Entry
+from training.originals import lossless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    from training.originals import Original
+
     Pixels = NDArray[np.uint8]
     Field = NDArray[np.float64]
     Rng = np.random.Generator
 
+#: Set name, and source in a data set, of renderings.
+SHADERS = "shaders"
 OCTAVES = 6
 
 
@@ -106,22 +112,45 @@ def render(kind: str, seed: int, *, height: int = 256, width: int = 256) -> Pixe
     return rendered
 
 
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """One image of a series: its key is reused by no other, whatever the seed of the series."""
+
+    kind: str
+    seed: int
+    index: int
+
+    @property
+    def key(self) -> str:
+        """Name the image."""
+        return f"shader-{self.kind}-{self.seed}-{self.index}"
+
+    def pixels(self, side: int = 256) -> Pixels:
+        """Render it, RGB uint8 (side, side, 3)."""
+        return render(self.kind, self.seed * 1_000_003 + self.index, height=side, width=side)
+
+    def read(self) -> Original:
+        """Render it as a data set's original: real, of the training side, in a group of its own."""
+        return lossless(self.pixels(), key=self.key, group=self.key, source=SHADERS)
+
+
+def series(count: int, *, seed: int = 0) -> list[Rendering]:
+    """List `count` renderings, the kinds in turn."""
+    kinds = sorted(KINDS)
+    return [Rendering(kinds[index % len(kinds)], seed, index) for index in range(count)]
+
+
 def renderings(count: int, *, seed: int = 0, side: int = 256) -> Iterator[tuple[str, Pixels]]:
-    """Render `count` images, the kinds in turn, with names that no other call reuses for others."""
-    names = sorted(KINDS)
-    for index in range(count):
-        kind = names[index % len(names)]
-        yield (
-            f"shader-{kind}-{seed}-{index}",
-            render(kind, seed * 1_000_003 + index, height=side, width=side),
-        )
+    """Render a series: keys and images, RGB uint8 (side, side, 3)."""
+    for rendering in series(count, seed=seed):
+        yield rendering.key, rendering.pixels(side)
 
 
 def shader_samples(count: int) -> list[Sample]:
-    """Render `count` images as real samples of the set "shaders", each a group of its own."""
+    """Render `count` images as real samples of the set `SHADERS`, each a group of its own."""
     return [
         Sample(
-            Entry(path=Path(name), label=REAL, set="shaders", family="", group=name),
+            Entry(path=Path(name), label=REAL, set=SHADERS, family="", group=name),
             pixels,
             lossy=False,
         )

@@ -178,7 +178,8 @@ class Training(Section):
     """Retraining: who may teach, what starts a run, where data sets go. Nobody may by default.
 
     A trigger that is not set never starts a run; `tick_s` is how often beat asks. Shares are of the
-    groups of images; `batch_size` is of reconstructions and, unless set, the device's. Checkpoints
+    groups of images; `shaders` procedural images join the photographs of a run for the aligned
+    branch; `batch_size` is of reconstructions and, unless set, the device's. Checkpoints
     and scores of a run lie in `work_dir`, so that it resumes; on another machine it only takes
     longer. A challenger in shadow becomes champion by itself `promote_after_s` after it entered,
     once it judged `promote_min_images`; never without the former.
@@ -195,6 +196,7 @@ class Training(Section):
     max_per_source: int = Field(default=2000, ge=1)
     max_per_uploader: int = Field(default=50, ge=1)
     max_per_moderator: int = Field(default=200, ge=1)
+    shaders: int = Field(default=0, ge=0)
     shard_images: int = Field(default=32, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
     max_probe_auc: float = Field(default=0.6, ge=0.5, le=1)

@@ -15,12 +15,20 @@ from detection.detector import Detector
 from tests.challenge_process import tiny_recipe
 from tests.tinybundle import build_tiny_bundle
 from training.calibration import CalibrationError, clopper_pearson
-from training.challenger import ALIGNED, EGRE, Origin, calibrated, fine_tune, require_calibration
+from training.challenger import (
+    ALIGNED,
+    EGRE,
+    Origin,
+    calibrated,
+    fine_tune,
+    lare_of,
+    require_calibration,
+)
 from training.curves import CURVES, HELD_BACK
 from training.datasets import SampleFiles, lay_out, pack, unpack
-from training.lessons import WINDOW, LessonPlan, prepare
+from training.lessons import PARTIAL_NOISE, WINDOW, LessonPlan, prepare
 from training.originals import Coding
-from training.shaders import renderings
+from training.shaders import SHADERS, renderings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,6 +133,20 @@ def test_pairs_do_not_reach_the_lare_branch(champion: Bundle, tmp_path: Path) ->
         assert sample.reconstructions["imitator"].shape == (WINDOW, WINDOW, 3)
         moved = np.roll(sample.pixels, 1, axis=0)[1:]
         np.testing.assert_array_equal(sample.reconstructions["imitator"][1:], moved)
+
+
+def test_renderings_teach_the_aligned_branch_alone(champion: Bundle, tmp_path: Path) -> None:
+    """Their pairs are learnt from; no view of them is made, and of them alone none at all."""
+    drawn = [replace(one, source=SHADERS) for one in files(3, label="real")]
+    plan = LessonPlan(view_copies=1, partial_noise_images=2)
+    lare = lare_of(champion)
+    lessons = prepare([*drawn, *files(6)], plan, tmp_path / "both", lare=lare)
+    assert [sample.entry.set for sample in lessons.samples].count(SHADERS) == 3
+    assert {item.entry.set for item in lessons.items} == {"camera", "feed", PARTIAL_NOISE}
+
+    alone = prepare(drawn, plan, tmp_path / "alone", lare=lare)
+    assert len(alone.samples) == 3
+    assert alone.items == []
 
 
 @pytest.mark.full

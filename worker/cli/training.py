@@ -127,6 +127,9 @@ def train(
     calibration: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the groups that thresholds rest on.")
     ] = 0.15,
+    shaders: Annotated[
+        int, typer.Option(min=0, help="Procedural images to make pairs of, beside the folder's.")
+    ] = 0,
     despite_audit: Annotated[
         bool,
         typer.Option(
@@ -165,6 +168,7 @@ def train(
                 data_licence=licence,
                 aligner=None if taef2 is None else taef2_aligner(taef2),
                 shares=CollectPolicy(evaluation=evaluation, calibration=calibration),
+                shaders=shaders,
                 despite_audit=despite_audit,
             ),
             device=device,

@@ -60,6 +60,7 @@ def bench(settings: Settings, engine: Engine, storage: Storage, champions: Champ
             shift_px=training.max_shift_px,
             tone_levels=training.max_tone_levels,
         ),
+        shaders=training.shaders,
     )
 
 

@@ -27,6 +27,7 @@ from training.contest_page import write_report
 from training.datasets import DatasetError, lay_out, load_dataset, read_samples
 from training.gate import GateDecision, decide
 from training.nuisances import Unreadable
+from training.shaders import SHADERS, series
 from worker.retraining.candidates import revoked_images
 from worker.retraining.champions import ACTOR
 from worker.retraining.dataset_store import BucketStore, StoredOriginal
@@ -79,11 +80,16 @@ class Forge:
         ]
 
     def files(self, progress: Progress, side: Side) -> Iterator[SampleFiles]:
-        """Read one side of every sealed data set, the newest first, without what was revoked."""
+        """Read one side of every sealed data set, the newest first, without what was revoked.
+
+        Nor with the renderings of earlier runs: each has new ones.
+        """
         gone = revoked_images(self.bench.engine, self.bench.policy)
+        own = {one.key for one in series(self.bench.shaders, seed=progress.run_id)}
         for _, store in self.stored(progress):
             for sample in read_samples(store, load_dataset(store)):
-                if sample.side == side and sample.key not in gone:
+                stale = sample.source == SHADERS and sample.key not in own
+                if sample.side == side and sample.key not in gone and not stale:
                     yield sample
 
     def laid_out(self, progress: Progress, side: Side) -> list[Entry]:

@@ -15,6 +15,7 @@ from training.audit import MIN_SIDE_IMAGES, audit, pair_files
 from training.collect import select
 from training.datasets import load_dataset, read_samples
 from training.manifest import REAL
+from training.shaders import series
 from worker.retraining.candidates import candidates, known_bytes, known_groups
 from worker.retraining.dataset_store import BucketStore, StoredOriginal
 from worker.retraining.runner import RunEnds
@@ -54,6 +55,7 @@ class Bench:
     load_tools: Callable[[], Tools]
     alignment: AlignmentConfig
     limits: Limits
+    shaders: int = 0
 
     def prefix(self, run_id: int) -> str:
         """Return where a run's data set lies."""
@@ -109,7 +111,7 @@ class Align:
         items = Snapshots(self.bench.engine).items(_snapshot(progress))
         sources = [StoredOriginal(item, self.bench.storage, self.bench.max_bytes) for item in items]
         dataset = align(
-            sources,
+            [*sources, *series(self.bench.shaders, seed=progress.run_id)],
             self.bench.load_tools().aligners,
             self.bench.store(progress.run_id),
             config=self.bench.alignment,

@@ -16,7 +16,7 @@ from training.alignment import AlignmentConfig
 from training.audit import Limits
 from training.collect import CollectPolicy, Side
 from training.datasets import load_dataset, read_samples
-from training.shaders import renderings
+from training.shaders import SHADERS, renderings, series
 from worker.retraining.erasure import SnapshotShards
 from worker.retraining.runner import Progress, run_stages
 from worker.retraining.runs import Ending, Runs
@@ -89,7 +89,8 @@ def bench(engine: Engine, storage: S3Storage, settings: Settings, aligner: Imita
         max_bytes=2**20,
         load_tools=lambda: tools,
         alignment=AlignmentConfig(shard_images=8),
-        limits=Limits(),
+        # So few pairs, in the order of their random ids, leave the probe's AUC a wide spread.
+        limits=Limits(probe_auc=0.9),
     )
 
 
@@ -182,6 +183,32 @@ def test_decisions_become_a_sealed_data_set(
 
     assert loop(place, "two") is Ending.EMPTY
     assert "0 new images" in rows(engine, TrainingRun)[1].reason
+
+
+def test_renderings_join_the_photographs(
+    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID], tmp_path: Path
+) -> None:
+    """They are pairs of the training side that no snapshot lists and that no later run reads."""
+    place = replace(bench(engine, storage, settings, Imitator()), shaders=5)
+    progress = aligned(place)
+    drawn = {
+        sample.key: sample
+        for sample in read_samples(
+            place.store(progress.run_id), load_dataset(place.store(progress.run_id))
+        )
+        if sample.source == SHADERS
+    }
+    assert drawn.keys() == {one.key for one in series(5, seed=progress.run_id)}
+    assert {(one.label, one.side) for one in drawn.values()} == {("real", "training")}
+    assert all(one.reconstructions.keys() == {"imitator"} for one in drawn.values())
+    assert len(rows(engine, SnapshotItem)) == len(images)
+
+    assert progress.snapshot_id is not None
+    Snapshots(engine).seal(progress.snapshot_id, digest="d", report={})
+    forge = replace(build_forge(engine, storage, place.bucket, tmp_path), bench=place)
+    for reader, read in ((progress, drawn.keys()), (replace(progress, run_id=99), set())):
+        taught = forge.files(reader, Side.TRAINING)
+        assert {sample.key for sample in taught if sample.source == SHADERS} == read
 
 
 def test_a_refused_data_set_is_not_sealed(
