@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from detection.bundle import Bundle
     from training.aligners import Aligner
+    from training.alignment import Source
     from training.audit import Limits
     from training.challenger import ChallengerRecipe
     from training.datasets import SampleFiles
@@ -111,7 +112,7 @@ def teach(
         log.warning("image_left_out", file=name, why=why)
     digests = {stock.digests[entry.path]: entry for entry in stock.entries}
     listed = [_File(entry, digest, terms.shares) for digest, entry in digests.items()]
-    sources = [*listed, *series(terms.shaders)]
+    sources: list[Source] = [*listed, *series(terms.shaders)]
     store = FolderStore(out / "dataset")
     dataset = align(
         sources,
