@@ -104,8 +104,9 @@ def run_retrain_demo(
     reals = own(folder) if folder is not None else list(photographs_and_renderings(images))
     past = reals if any(one.generated for one in reals) else [*reals, *fakes(bundle, images)]
     story.tell(
-        f"{sum(not one.generated for one in past)} photographs and renderings,"
-        f" {sum(one.generated for one in past)} generated images"
+        f"{sum(not one.generated for one in past)} photographs"
+        + (", " if folder is not None else " and renderings, ")
+        + f"{sum(one.generated for one in past)} generated images"
         + ("" if past is reals else " by a decoder that the champion has never met")
     )
     confirmed = sum(one.generated for one in past)
