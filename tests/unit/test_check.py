@@ -183,7 +183,7 @@ def test_limits_of_the_settings_hold(pictures: Path, bundle: Path) -> None:
 
 
 def test_a_line_says_why_an_image_could_not_be_judged() -> None:
-    """The reason stands in the record of an image that is outside, and in no other."""
+    """The reason stands in the record of an image that is outside; any other's is null."""
     score = Score(
         probability=0.5,
         label=Label.UNSURE,
@@ -196,6 +196,7 @@ def test_a_line_says_why_an_image_could_not_be_judged() -> None:
     plain, doubted = (
         _record(Checked(path=Path("a.png"), score=one), "version") for one in (score, outside)
     )
+    assert plain["outside"] is None
     assert doubted == plain | {"outside": "nearly nothing to look at"}
 
 

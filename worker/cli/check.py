@@ -84,13 +84,12 @@ def _load(bundle: str, device: str) -> Detector:
 
 
 def _record(checked: Checked, model_version: str) -> dict[str, Any]:
-    record: dict[str, Any]
     if checked.score is None:
         error = checked.error
         record = {"path": str(checked.path), "error": f"{type(error).__name__}: {error}"}
         return record | ({"reason": error.reason} if isinstance(error, PermanentError) else {})
     score = checked.score
-    record = {
+    return {
         "path": str(checked.path),
         "score": score.probability,
         "label": score.label.value,
@@ -99,8 +98,8 @@ def _record(checked: Checked, model_version: str) -> dict[str, Any]:
         "decided_by": score.decided_by,
         "operating_point": score.operating_point,
         "prior": score.prior,
+        "outside": score.outside,
     }
-    return record if score.outside is None else record | {"outside": score.outside}
 
 
 _HEADER = f"{'score':>6}  {'label':<9}  {'decided by':<10}  path"
