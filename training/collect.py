@@ -271,7 +271,7 @@ class _Groups:
         self.sides = {one.group: one.side for one in known if one.side is not None}
         self._names = [one.group for one in known if not one.pinned]
         self._bits = [_bits(one.pdq) for one in known if not one.pinned]
-        self._pinned = [_bits(one.pdq) for one in known if one.pinned]
+        self._pinned = np.array([_bits(one.pdq) for one in known if one.pinned])
 
     def find(self, candidate: Candidate) -> str:
         """Return the group."""
@@ -279,7 +279,7 @@ class _Groups:
         if bits is None:
             return candidate.group or f"image:{candidate.sha256}"
         if self._bits:
-            distances = _distances(self._bits, bits)
+            distances = _distances(np.stack(self._bits), bits)
             nearest = int(distances.argmin())
             if distances[nearest] <= NEAR_BITS:
                 return self._names[nearest]
@@ -291,7 +291,7 @@ class _Groups:
     def near_pinned(self, candidate: Candidate) -> bool:
         """Whether the picture is a version of a pinned report's."""
         bits = _meaningful(candidate)
-        if bits is None or not self._pinned:
+        if bits is None or not len(self._pinned):
             return False
         return bool(_distances(self._pinned, bits).min() <= NEAR_BITS)
 
@@ -307,8 +307,8 @@ def _bits(pdq: bytes) -> NDArray[np.uint8]:
     return np.unpackbits(np.frombuffer(pdq, dtype=np.uint8))
 
 
-def _distances(hashes: Sequence[NDArray[np.uint8]], bits: NDArray[np.uint8]) -> NDArray[np.int_]:
-    found: NDArray[np.int_] = (np.stack(hashes) != bits).sum(axis=1)
+def _distances(hashes: NDArray[np.uint8], bits: NDArray[np.uint8]) -> NDArray[np.int_]:
+    found: NDArray[np.int_] = (hashes != bits).sum(axis=1)
     return found
 
 
