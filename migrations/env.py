@@ -8,8 +8,8 @@ from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
 from detection.errors import SettingsError
-from worker import schema_training  # noqa: F401 - it knows every table
-from worker.schema_base import SCHEMA, Base
+from worker.database.base import SCHEMA, Base
+from worker.ledger import tables_training as schema_training  # noqa: F401 - it knows every table
 from worker.settings import Settings
 
 if TYPE_CHECKING:

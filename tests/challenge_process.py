@@ -27,24 +27,24 @@ from training.gate import GateLimits
 from training.lessons import LessonPlan
 from training.round_trip import bundle_round_trip
 from training.transforms import Recipe
-from worker.bundle_store import BundleStore
-from worker.database import build_engine
-from worker.models_registry import ModelsRegistry
-from worker.retraining.challenge import Forge, challenge_stages
-from worker.retraining.champions import Champions
-from worker.retraining.runner import run_stages
+from worker.database.engine import build_engine
+from worker.models.bundle_store import BundleStore
+from worker.models.registry import ModelsRegistry
+from worker.retraining.bundle_access import Champions
+from worker.retraining.challenger_stages import Forge, challenge_stages
+from worker.retraining.dataset_stages import Bench, Tools, dataset_stages
 from worker.retraining.runs import Runs
-from worker.retraining.stages import Bench, Tools, dataset_stages
+from worker.retraining.stage_runner import run_stages
 from worker.settings import load_settings
-from worker.storage_s3 import S3Storage
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Engine
 
-    from worker.retraining.runner import Progress, Stage
-    from worker.storage import Storage
+    from worker.retraining.stage_runner import Progress, Stage
+    from worker.storage.interface import Storage
 
 POLICY = CollectPolicy(
     sources=frozenset({"web", "camera"}),

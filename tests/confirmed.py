@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 from PIL import Image
 from sqlalchemy import text
 
-from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
-from worker.ledger_postgres import PostgresLedger
+from worker.ledger.interface import ImageFacts, Lease, Role, Upload, Verdict
+from worker.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Engine
 
-    from worker.storage_s3 import S3Storage
+    from worker.storage.s3 import S3Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

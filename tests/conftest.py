@@ -36,7 +36,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def session_stack() -> Iterator[LocalStack]:
     """The run's local services, with the database `unlatent` migrated and left alone."""
-    from worker.database import migrate
+    from worker.database.engine import migrate
     from worker.localstack import LocalStack
 
     with LocalStack.temporary() as stack:
@@ -96,7 +96,7 @@ def settings(stack: LocalStack, database: str, bucket: str, tmp_path: Path) -> S
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[Engine]:
     """The service role's connections to this test's database."""
-    from worker.database import build_engine
+    from worker.database.engine import build_engine
 
     engine = build_engine(settings.postgres)
     yield engine

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from worker.ledger import (
+from worker.ledger.interface import (
     Busy,
     DeathPolicy,
     ImageFacts,

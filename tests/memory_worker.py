@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.errors import UnlatentError
-from worker.logs import configure
-from worker.scorer_memory import MemoryScorer
-from worker.service import run_worker
+from worker.processes.worker import run_worker
+from worker.scoring.memory import MemoryScorer
 from worker.settings import Scoring, load_settings
+from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from worker.scorer import Golden
+    from worker.scoring.interface import Golden
 
 #: Top left pixels that make the forward pass raise, die or hang.
 RAISE = (255, 1, 1)

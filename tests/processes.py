@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.waiting import eventually
-from worker.health import READY
 from worker.settings import child_environment
+from worker.telemetry.health import READY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

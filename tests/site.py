@@ -10,12 +10,12 @@ from PIL import Image as PillowImage
 from sqlalchemy import select
 
 from tests.waiting import eventually
-from worker import queues
-from worker.celery_app import build_app
-from worker.ledger import State, Upload
-from worker.ledger_postgres import PostgresLedger
-from worker.schema import Image, VerdictRow
-from worker.storage_s3 import S3Storage
+from worker.ledger.interface import State, Upload
+from worker.ledger.postgres import PostgresLedger
+from worker.ledger.tables import Image, VerdictRow
+from worker.queue import names as queues
+from worker.queue.app import build_app
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from typing import Any

@@ -11,15 +11,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.database import build_engine
-from worker.retraining.runner import run_stages
+from worker.database.engine import build_engine
 from worker.retraining.runs import Runs
+from worker.retraining.stage_runner import run_stages
 from worker.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from worker.retraining.runner import Progress
+    from worker.retraining.stage_runner import Progress
 
 
 class Marked:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import redis
 from redis.exceptions import RedisError
 
-from worker.database import connect
-from worker.events import EventFieldInvalid, Ignored, own_event, parse
-from worker.ledger import Removal, Upload
-from worker.ledger_postgres import PostgresLedger
+from worker.database.engine import connect
+from worker.ingest.events import EventFieldInvalid, Ignored, own_event, parse
+from worker.ledger.interface import Removal, Upload
+from worker.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from detection.errors import SettingsError
-from worker.masking import MASK, mask
+from worker.text import MASK, mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

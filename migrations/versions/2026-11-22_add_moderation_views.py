@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from worker.moderation.database import install
+from worker.moderation.sql_files import install
 
 revision = "0003"
 down_revision = "0002"

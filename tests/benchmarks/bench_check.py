@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from detection.detector import Detector
-from worker.checking import Checked, check_files, find_files, intake_limits
+from worker.scoring.files import Checked, check_files, find_files, intake_limits
 from worker.settings import Intake
 
 PHOTOGRAPH = (4928, 3264)  # 16 megapixels

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from detection.bundle import load_bundle
 from tests.benchmarks.claims_costs import cost_rows
 from tests.benchmarks.claims_trained import EVALUATIONS, Laboratory, needs_images
-from worker.logs import configure
 from worker.settings import load_settings
+from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

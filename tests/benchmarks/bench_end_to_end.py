@@ -23,12 +23,12 @@ from sqlalchemy import func, select
 from detection.detector import Detector
 from tests.benchmarks.photographlike import make_files
 from tests.waiting import eventually
-from worker.database import build_engine
+from worker.database.engine import build_engine
 from worker.demo.deployment import BUCKET, Deployment
 from worker.demo.uploads import hook_event
-from worker.schema import VerdictRow
+from worker.ledger.tables import VerdictRow
 from worker.settings import Settings, load_settings
-from worker.storage_s3 import S3Storage
+from worker.storage.s3 import S3Storage
 
 
 def detector_rate(settings: Settings, files: list[bytes]) -> float:

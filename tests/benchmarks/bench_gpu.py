@@ -29,8 +29,8 @@ from PIL import Image
 from detection.detector import Detector
 from detection.generator import Generator, noise_bank, process_from_scheduler
 from detection.lare import LareConfig, lare_map
-from worker.batcher import Batcher
-from worker.decode_pool import DecodePool
+from worker.decoding.pool import DecodePool
+from worker.scoring.batcher import Batcher
 from worker.settings import Intake
 
 if TYPE_CHECKING:

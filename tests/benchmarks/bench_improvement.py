@@ -22,8 +22,8 @@ from training.folder_run import Terms, teach
 from training.folds import HELD_PROMPTS, make_folds
 from training.manifest import load_manifest, side
 from training.taef2 import taef2_aligner
-from worker.logs import configure
 from worker.settings import load_settings
+from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

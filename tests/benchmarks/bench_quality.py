@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from detection.detector import Detector
 from training.quality import evaluate
-from worker.logs import configure
 from worker.settings import load_settings
+from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
     from training.quality import FormFigures, Quality

@@ -35,11 +35,11 @@ from sqlalchemy import func, select
 from tests.benchmarks.photographlike import make_files
 from tests.processes import WorkerProcess
 from tests.waiting import eventually
-from worker.database import build_engine, migrate
+from worker.database.engine import build_engine, migrate
+from worker.ledger.tables import VerdictRow
 from worker.localstack import LocalStack
-from worker.schema import VerdictRow
 from worker.settings import Settings
-from worker.storage_s3 import S3Storage
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

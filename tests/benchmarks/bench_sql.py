@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from tests.sqlscale import generate
-from worker.database import migrate
+from worker.database.engine import migrate
 from worker.localstack import LocalStack
 from worker.localstack.stack import DATABASE
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 import time
 
-from worker.logs import configure
-from worker.scorer_memory import MemoryScorer
-from worker.service import run_worker
+from worker.processes.worker import run_worker
+from worker.scoring.memory import MemoryScorer
 from worker.settings import load_settings
+from worker.telemetry.logs import configure
 
 
 def main() -> int:

@@ -47,7 +47,10 @@ def test_nothing_to_compile_or_install_with_is_left(image: Image) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["unlatent", "check", "/srv/a.png"], ["python3", "-c", "import worker.tracing_otlp"]],
+    [
+        ["unlatent", "check", "/srv/a.png"],
+        ["python3", "-c", "import worker.telemetry.tracing_otlp"],
+    ],
     ids=["embedded-bundle", "traces"],
 )
 def test_what_needs_no_service_is_in_the_image(image: Image, command: list[str]) -> None:

@@ -20,8 +20,8 @@ from tests.manifests import DEPLOY, alerts, find, rules
 from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.ledger import Upload
-from worker.ledger_postgres import PostgresLedger
+from worker.ledger.interface import Upload
+from worker.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,15 +20,15 @@ from sqlalchemy import func, select, text
 
 from detection.errors import TransientError
 from tests.waiting import eventually
-from worker import queues
-from worker.celery_app import build_app
-from worker.ledger import State
-from worker.ledger_postgres import PostgresLedger
-from worker.messages import RedisMessages
-from worker.metrics import Metrics
-from worker.publisher import CeleryPublisher
-from worker.schema import Image, LeaseRow, VerdictRow
-from worker.sweeper import Sweeper
+from worker.ledger.interface import State
+from worker.ledger.postgres import PostgresLedger
+from worker.ledger.tables import Image, LeaseRow, VerdictRow
+from worker.queue import names as queues
+from worker.queue.app import build_app
+from worker.queue.broker_state import RedisMessages
+from worker.queue.publisher import CeleryPublisher
+from worker.queue.sweeper import Sweeper
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

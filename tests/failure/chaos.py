@@ -30,12 +30,12 @@ from detection.errors import UnlatentError
 from tests.failure.accounting import Accounts
 from tests.failure.faults import Crew, changed
 from tests.site import Site, png
-from worker.database import build_engine, migrate
-from worker.events import own_event
-from worker.ledger import State, Upload
+from worker.database.engine import build_engine, migrate
+from worker.ingest.events import own_event
+from worker.ingest.reconcile import reconcile
+from worker.ledger.interface import State, Upload
 from worker.localstack import LocalStack
-from worker.publisher import CeleryPublisher
-from worker.reconcile import reconcile
+from worker.queue.publisher import CeleryPublisher
 from worker.settings import Settings
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ first schema shows that nothing later is left in them.
 
 from __future__ import annotations
 
-from worker import models_registry, schema
-from worker.moderation import provenance
-from worker.oversight import Oversight
+from worker.ledger import provenance
+from worker.ledger import tables as schema
+from worker.models import registry as models_registry
+from worker.monitoring.database_gauges import Oversight
 
 #: The migration that created the ledger, and its release.
 REVISION = "0001"

@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 #: Phase → the class and the method around which the process stops, and on which side.
 WORKER_PHASES = {
-    "popped": ("worker.places:Places", "append", "before"),
-    "leased": ("worker.ledger_postgres:PostgresLedger", "lease", "after"),
-    "fetching": ("worker.storage_s3:S3Storage", "fetch", "before"),
-    "decoding": ("worker.decode_pool:_Process", "ask", "before"),
-    "waiting": ("worker.device:Device", "submit", "after"),
-    "forward": ("worker.device:Device", "_forward", "before"),
-    "committing": ("worker.ledger_postgres:PostgresLedger", "record", "before"),
-    "acknowledging": ("worker.ledger_postgres:PostgresLedger", "record", "after"),
+    "popped": ("worker.queue.redis_qos:Places", "append", "before"),
+    "leased": ("worker.ledger.postgres:PostgresLedger", "lease", "after"),
+    "fetching": ("worker.storage.s3:S3Storage", "fetch", "before"),
+    "decoding": ("worker.decoding.pool:_Process", "ask", "before"),
+    "waiting": ("worker.scoring.device_thread:Device", "submit", "after"),
+    "forward": ("worker.scoring.device_thread:Device", "_forward", "before"),
+    "committing": ("worker.ledger.postgres:PostgresLedger", "record", "before"),
+    "acknowledging": ("worker.ledger.postgres:PostgresLedger", "record", "after"),
 }
 BRIDGE_PHASES = {
-    "taking": ("worker.bridge:Bridge", "_take", "before"),
-    "taken": ("worker.bridge:Bridge", "_take", "after"),
-    "registered": ("worker.ledger_postgres:PostgresLedger", "register", "after"),
-    "sent": ("worker.ledger_postgres:PostgresLedger", "mark_published", "before"),
-    "published": ("worker.publisher:CeleryPublisher", "publish", "after"),
-    "removed": ("worker.bridge:Bridge", "_work_on", "after"),
+    "taking": ("worker.ingest.bridge:Bridge", "_take", "before"),
+    "taken": ("worker.ingest.bridge:Bridge", "_take", "after"),
+    "registered": ("worker.ledger.postgres:PostgresLedger", "register", "after"),
+    "sent": ("worker.ledger.postgres:PostgresLedger", "mark_published", "before"),
+    "published": ("worker.queue.publisher:CeleryPublisher", "publish", "after"),
+    "removed": ("worker.ingest.bridge:Bridge", "_work_on", "after"),
 }
 
 
@@ -69,7 +69,7 @@ def _stop() -> None:
 
 def slow_down(forward_s: float) -> None:
     """Make every forward pass of uploaded images take so much longer."""
-    from worker.device import Device
+    from worker.scoring.device_thread import Device
 
     quick = Device._forward
 
@@ -105,8 +105,8 @@ def main() -> int:
         unlatent()
         return 0
     from tests.memory_worker import main as run
-    from worker import service
-    from worker.decode_pool import DecodePool
+    from worker.decoding.pool import DecodePool
+    from worker.processes import worker as service
 
     service.DecodePool = functools.partial(  # type: ignore[misc,assignment]  # the decoder's seam
         DecodePool, decoder="tests.failure.decoders:decode"

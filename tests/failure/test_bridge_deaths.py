@@ -9,9 +9,9 @@ import pytest
 from tests.failure.faulty import BRIDGE_PHASES
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker import bridge
-from worker.events import own_event
-from worker.ledger import State, Upload
+from worker.ingest import bridge
+from worker.ingest.events import own_event
+from worker.ledger.interface import State, Upload
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -13,11 +13,11 @@ from tests.failure.faults import changed
 from tests.failure.footprint import footprint
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker import queues
-from worker.events import own_event
-from worker.ledger import State, Upload
-from worker.messages import RedisMessages
-from worker.schema import Image
+from worker.ingest.events import own_event
+from worker.ledger.interface import State, Upload
+from worker.ledger.tables import Image
+from worker.queue import names as queues
+from worker.queue.broker_state import RedisMessages
 
 if TYPE_CHECKING:
     from redis import Redis

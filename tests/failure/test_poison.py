@@ -12,8 +12,8 @@ from tests.failure.faults import changed
 from tests.memory_worker import DIE, HANG
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.device import EXIT_STUCK
-from worker.ledger import State
+from worker.ledger.interface import State
+from worker.scoring.device_thread import EXIT_STUCK
 
 if TYPE_CHECKING:
     from pathlib import Path

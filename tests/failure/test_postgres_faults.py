@@ -12,9 +12,9 @@ from sqlalchemy import update
 
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker import queues
-from worker.ledger import LedgerUnavailable, State, Upload
-from worker.schema import Image
+from worker.ledger.interface import LedgerUnavailable, State, Upload
+from worker.ledger.tables import Image
+from worker.queue import names as queues
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from sqlalchemy import func, select
 from tests.failure.faults import changed, clock_off
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.ledger import State
-from worker.schema import LeaseRow
+from worker.ledger.interface import State
+from worker.ledger.tables import LeaseRow
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -10,10 +10,10 @@ import pytest
 from tests.failure.faults import changed
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.events import own_event
-from worker.ledger import State, Upload
-from worker.publisher import CeleryPublisher
-from worker.reconcile import reconcile
+from worker.ingest.events import own_event
+from worker.ingest.reconcile import reconcile
+from worker.ledger.interface import State, Upload
+from worker.queue.publisher import CeleryPublisher
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -17,10 +17,10 @@ from sqlalchemy import func, select
 from tests.failure import earlier
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.database import downgrade, migrate
-from worker.events import own_event
-from worker.ledger import State, Upload
-from worker.schema import VerdictRow
+from worker.database.engine import downgrade, migrate
+from worker.ingest.events import own_event
+from worker.ledger.interface import State, Upload
+from worker.ledger.tables import VerdictRow
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -11,7 +11,7 @@ import pytest
 
 from tests.failure.faults import changed
 from tests.failure.footprint import Footprint, footprint
-from worker.ledger import State
+from worker.ledger.interface import State
 from worker.stress.load import Step, items
 from worker.stress.run import Stress
 

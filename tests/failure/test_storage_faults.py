@@ -11,7 +11,7 @@ from tests.failure.faults import changed
 from tests.failure.proxy import Proxy
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.ledger import State
+from worker.ledger.interface import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from tests.failure.faults import changed
 from tests.waiting import eventually
-from worker import schema
+from worker.ledger import tables as schema
 from worker.settings import child_environment
 
 if TYPE_CHECKING:

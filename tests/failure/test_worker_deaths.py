@@ -10,7 +10,7 @@ import pytest
 from tests.failure.faulty import WORKER_PHASES
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.ledger import State
+from worker.ledger.interface import State
 
 if TYPE_CHECKING:
     from tests.failure.accounting import Accounts

@@ -11,14 +11,14 @@ from sqlalchemy import text
 
 from detection.errors import TransientError
 from tests.waiting import eventually
-from worker import queues
-from worker.bridge import BATCH, Bridge
-from worker.bridge_metrics import BridgeMetrics
-from worker.celery_app import build_app
-from worker.ledger_postgres import PostgresLedger
-from worker.publisher import CeleryPublisher, MemoryPublisher
-from worker.storage import ObjectMissing, StorageUnavailable
-from worker.storage_memory import MemoryStorage
+from worker.ingest.bridge import BATCH, Bridge
+from worker.ingest.metrics import BridgeMetrics
+from worker.ledger.postgres import PostgresLedger
+from worker.queue import names as queues
+from worker.queue.app import build_app
+from worker.queue.publisher import CeleryPublisher, MemoryPublisher
+from worker.storage.interface import ObjectMissing, StorageUnavailable
+from worker.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.localstack import LocalStack
-    from worker.publisher import Publisher
+    from worker.queue.publisher import Publisher
     from worker.settings import Settings
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from tests.ledger_contract import taken, verdict
 from tests.waiting import eventually
-from worker import queues
-from worker.ledger import State
-from worker.ledger_postgres import PostgresLedger
-from worker.models_registry import ModelsRegistry, ModelVersion
+from worker.ledger.interface import State
+from worker.ledger.postgres import PostgresLedger
+from worker.models.registry import ModelsRegistry, ModelVersion
+from worker.queue import names as queues
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from worker.bridge import Bridge
-from worker.bridge_metrics import BridgeMetrics
 from worker.client import Client
-from worker.events import EventError
-from worker.ledger import LedgerUnavailable
-from worker.ledger_postgres import PostgresLedger
-from worker.publisher import MemoryPublisher
-from worker.storage_memory import MemoryStorage
+from worker.ingest.bridge import Bridge
+from worker.ingest.events import EventError
+from worker.ingest.metrics import BridgeMetrics
+from worker.ledger.interface import LedgerUnavailable
+from worker.ledger.postgres import PostgresLedger
+from worker.queue.publisher import MemoryPublisher
+from worker.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

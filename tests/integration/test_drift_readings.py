@@ -11,12 +11,12 @@ from scipy import stats
 from sqlalchemy import text
 
 from training.collect import CollectPolicy
-from worker.drift import Reading, measure, record
-from worker.models_registry import ModelsRegistry, ModelVersion
-from worker.oversight import Oversight
+from worker.models.drift import Reading, measure, record
+from worker.models.registry import ModelsRegistry, ModelVersion
+from worker.models.shadow import agreement
+from worker.monitoring.database_gauges import Oversight
 from worker.retraining.triggers import due
 from worker.settings import Drift, Training
-from worker.shadow import agreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable

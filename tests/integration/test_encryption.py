@@ -18,12 +18,12 @@ from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.tls import Authority, Door
 from tests.waiting import eventually
-from worker.celery_app import build_app
-from worker.database import bootstrap, build_engine, migrate
-from worker.events import own_event
-from worker.ledger import LedgerUnavailable, Upload
-from worker.ledger_postgres import PostgresLedger
+from worker.database.engine import bootstrap, build_engine, migrate
+from worker.ingest.events import own_event
+from worker.ledger.interface import LedgerUnavailable, Upload
+from worker.ledger.postgres import PostgresLedger
 from worker.localstack.servers import Postgres
+from worker.queue.app import build_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

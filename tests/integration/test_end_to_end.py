@@ -28,16 +28,16 @@ from tests.badfiles import LIMITS, refused
 from tests.processes import WorkerProcess
 from tests.tinybundle import build_tiny_bundle
 from tests.waiting import eventually
-from worker import queues
-from worker.celery_app import build_app
-from worker.database import build_engine
-from worker.events import Ignored, own_event, parse
-from worker.ledger import State, Upload
-from worker.ledger_postgres import PostgresLedger
-from worker.publisher import CeleryPublisher
-from worker.schema import Image, VerdictRow
+from worker.database.engine import build_engine
+from worker.ingest.events import Ignored, own_event, parse
+from worker.ledger.interface import State, Upload
+from worker.ledger.postgres import PostgresLedger
+from worker.ledger.tables import Image, VerdictRow
+from worker.queue import names as queues
+from worker.queue.app import build_app
+from worker.queue.publisher import CeleryPublisher
 from worker.settings import Settings
-from worker.storage_s3 import S3Storage
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from worker.localstack import LocalStack
-    from worker.storage import ObjectFacts
+    from worker.storage.interface import ObjectFacts
 
 #: Names of bad files that no event brings to the worker: the bridge knows by their claims.
 STOPPED_BY_THE_BRIDGE = {"jpeg sent as html", "jpeg called mp4"}

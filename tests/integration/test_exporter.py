@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from tests.processes import WorkerProcess
 from tests.waiting import eventually
-from worker import queues
-from worker.bridge_metrics import BridgeMetrics
-from worker.celery_app import build_app
-from worker.exporter import Exporter
-from worker.health import BRIDGE_ALIVE
-from worker.ledger import Backlog, LedgerUnavailable, Upload
-from worker.ledger_memory import MemoryLedger
-from worker.ledger_postgres import PostgresLedger
-from worker.oversight import Oversight
-from worker.publisher import CeleryPublisher
+from worker.ingest.metrics import BridgeMetrics
+from worker.ledger.interface import Backlog, LedgerUnavailable, Upload
+from worker.ledger.memory import MemoryLedger
+from worker.ledger.postgres import PostgresLedger
+from worker.monitoring.backlog_exporter import Exporter
+from worker.monitoring.database_gauges import Oversight
+from worker.queue import names as queues
+from worker.queue.app import build_app
+from worker.queue.publisher import CeleryPublisher
+from worker.telemetry.health import BRIDGE_ALIVE
 
 if TYPE_CHECKING:
     from redis import Redis

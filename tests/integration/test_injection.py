@@ -11,9 +11,9 @@ from sqlalchemy import text
 from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker import queues
-from worker.events import own_event, parse
-from worker.ledger import State, Upload
+from worker.ingest.events import own_event, parse
+from worker.ledger.interface import State, Upload
+from worker.queue import names as queues
 
 if TYPE_CHECKING:
     from redis import Redis

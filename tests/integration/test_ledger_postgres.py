@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from tests.ledger_contract import LONG, LedgerContract, MakeLedger, registered, scored, upload
-from worker.database import build_engine
-from worker.ledger import Busy, DeathPolicy, Lease, Ledger, LedgerUnavailable, Removal
-from worker.ledger_postgres import PostgresLedger
+from worker.database.engine import build_engine
+from worker.ledger.interface import Busy, DeathPolicy, Lease, Ledger, LedgerUnavailable, Removal
+from worker.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
     from uuid import UUID

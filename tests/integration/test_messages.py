@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from worker import queues
-from worker.celery_app import build_app
-from worker.messages import RedisMessages
-from worker.publisher import QueueUnavailable
+from worker.queue import names as queues
+from worker.queue.app import build_app
+from worker.queue.broker_state import RedisMessages
+from worker.queue.publisher import QueueUnavailable
 
 if TYPE_CHECKING:
     from redis import Redis

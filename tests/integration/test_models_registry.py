@@ -7,7 +7,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import ProgrammingError
 
 from detection.errors import SettingsError
-from worker.models_registry import (
+from worker.models.registry import (
     GateNotPassed,
     ModelsRegistry,
     ModelVersion,

@@ -17,9 +17,9 @@ from tests.site import Site, png
 from tests.waiting import eventually
 from worker.cli import build_app
 from worker.cli.context import Context
-from worker.ledger import Role
-from worker.models_registry import GateNotPassed
-from worker.schema import LeaseRow, VerdictRow
+from worker.ledger.interface import Role
+from worker.ledger.tables import LeaseRow, VerdictRow
+from worker.models.registry import GateNotPassed
 from worker.settings import PREFIX, child_environment
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from tests.manifests import Pods, find, pods
 from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.events import own_event
-from worker.ledger import State, Upload
+from worker.ingest.events import own_event
+from worker.ledger.interface import State, Upload
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -10,8 +10,8 @@ import pytest
 
 from detection.detector import Detector
 from detection.intake import decode
-from worker.checking import intake_limits
 from worker.demo.photographs import PHOTOGRAPHS
+from worker.scoring.files import intake_limits
 from worker.settings import Intake
 
 if TYPE_CHECKING:

@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.storage import (
-    AddressRefused,
-    ObjectMissing,
-    ObjectReplaced,
-    ObjectTooLarge,
-)
-from worker.storage_memory import MemoryStorage
-from worker.storage_s3 import S3Storage
+from worker.storage.interface import AddressRefused, ObjectMissing, ObjectReplaced, ObjectTooLarge
+from worker.storage.memory import MemoryStorage
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from worker.settings import Settings
-    from worker.storage import Storage
+    from worker.storage.interface import Storage
 
 LIMIT = 10 * 2**20
 

@@ -12,18 +12,18 @@ from tests.collector import Collector, attributes
 from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker import queues
-from worker.bridge import Bridge
-from worker.bridge_metrics import BridgeMetrics
-from worker.celery_app import build_app
 from worker.client import Client
-from worker.ledger import State
-from worker.ledger_postgres import PostgresLedger
-from worker.messages import RedisMessages
-from worker.publisher import CeleryPublisher
+from worker.ingest.bridge import Bridge
+from worker.ingest.metrics import BridgeMetrics
+from worker.ledger.interface import State
+from worker.ledger.postgres import PostgresLedger
+from worker.queue import names as queues
+from worker.queue.app import build_app
+from worker.queue.broker_state import RedisMessages
+from worker.queue.publisher import CeleryPublisher
 from worker.settings import Tracing
-from worker.storage_memory import MemoryStorage
-from worker.tracing import build_tracer
+from worker.storage.memory import MemoryStorage
+from worker.telemetry.tracing import build_tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,9 @@ from tests.memory_worker import DIE, RAISE
 from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker import queues
-from worker.health import BEAT_ALIVE
-from worker.ledger import State
+from worker.ledger.interface import State
+from worker.queue import names as queues
+from worker.telemetry.health import BEAT_ALIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,10 +19,10 @@ from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.tinybundle import build_tiny_bundle
 from tests.waiting import eventually
+from worker.ledger.tables import VerdictRow
 from worker.localstack.processes import free_port
-from worker.redrawing import NothingToDraw, redraw
-from worker.schema import VerdictRow
-from worker.storage import parse_uri
+from worker.models.evidence_on_demand import NothingToDraw, redraw
+from worker.storage.interface import parse_uri
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,13 +12,13 @@ from sqlalchemy import create_engine, exc, inspect, text
 from sqlalchemy.pool import NullPool
 
 from tests.ledger_contract import scored
-from worker import schema_training  # noqa: F401 - it knows every table
-from worker.database import alembic_config, bootstrap, downgrade, migrate
-from worker.ledger import SchemaOutdated
-from worker.ledger_postgres import PostgresLedger
-from worker.models_registry import ModelsRegistry
-from worker.moderation.flagging import check_breakers
-from worker.schema_base import Base
+from worker.database.base import Base
+from worker.database.engine import alembic_config, bootstrap, downgrade, migrate
+from worker.ledger import tables_training as schema_training  # noqa: F401 - it knows every table
+from worker.ledger.interface import SchemaOutdated
+from worker.ledger.postgres import PostgresLedger
+from worker.models.registry import ModelsRegistry
+from worker.moderation.flagging_breaker import check_breakers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from detection.errors import TransientError
-from worker.batcher import Batcher, BatcherClosed, BatcherFull, CountMismatch, Displaced
+from worker.scoring.batcher import Batcher, BatcherClosed, BatcherFull, CountMismatch, Displaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.waiting import eventually
-from worker.budget import BudgetTimeout, ByteBudget
+from worker.decoding.byte_budget import BudgetTimeout, ByteBudget
 
 
 def test_what_fits_is_granted_and_what_does_not_waits() -> None:

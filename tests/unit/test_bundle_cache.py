@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.bundle_cache import IDLE_S, prune
+from worker.models.bundle_cache import IDLE_S, prune
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,5 +74,5 @@ def test_a_copy_that_cannot_be_removed_stops_nobody(
             raise OSError("no")
 
     (cache / GONE / "bundle.json").write_text("stuck")
-    monkeypatch.setattr("worker.bundle_cache.shutil.rmtree", refuse)
+    monkeypatch.setattr("worker.models.bundle_cache.shutil.rmtree", refuse)
     assert prune(cache, {CHAMPION, BEFORE, SHADOW}) == ["f" * 64]

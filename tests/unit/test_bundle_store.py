@@ -11,9 +11,9 @@ import pytest
 
 from detection.bundle import MANIFEST, Bundle, BundleError, embedded_names, load_bundle
 from tests.tinybundle import build_tiny_bundle
-from worker.bundle_store import BundleStore
-from worker.storage import StorageUnavailable
-from worker.storage_memory import MemoryStorage
+from worker.models.bundle_store import BundleStore
+from worker.storage.interface import StorageUnavailable
+from worker.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
     from pathlib import Path

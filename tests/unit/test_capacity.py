@@ -10,10 +10,10 @@ from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from detection.errors import SettingsError
-from worker.capacity import Load, measured, plan
 from worker.cli import build_app
 from worker.cli.context import Context
-from worker.metrics import Metrics
+from worker.monitoring.capacity import Load, measured, plan
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from pathlib import Path

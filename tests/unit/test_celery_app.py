@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 import pytest
 from celery.exceptions import Reject, Retry
 
-from worker import queues
-from worker.celery_app import build_app
+from worker.queue import names as queues
+from worker.queue.app import build_app
+from worker.queue.tasks import register_tasks
 from worker.settings import Settings
-from worker.storage import StorageForbidden, StorageUnavailable
-from worker.tasks import register_tasks
+from worker.storage.interface import StorageForbidden, StorageUnavailable
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -57,8 +57,8 @@ def task(pipeline: Pipeline, name: str = queues.SCORE_TASK) -> object:
 def test_building_the_application_imports_no_torch() -> None:
     """Beat and the bridge build the application in small processes."""
     script = (
-        "import sys; from worker.celery_app import build_app; from worker.settings import Settings;"
-        "build_app(Settings()); import worker.tasks; sys.exit('torch' in sys.modules)"
+        "import sys; from worker.queue.app import build_app; from worker.settings import Settings;"
+        "build_app(Settings()); import worker.queue.tasks; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 

@@ -17,8 +17,8 @@ from detection.intake import IntakeLimits
 from detection.score import Label, Score
 from tests.tinybundle import build_tiny_bundle
 from worker import cli
-from worker.checking import Checked, check_files, find_files, intake_limits
 from worker.cli.check import _record
+from worker.scoring.files import Checked, check_files, find_files, intake_limits
 from worker.settings import Intake
 
 if TYPE_CHECKING:

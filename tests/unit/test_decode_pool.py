@@ -15,7 +15,7 @@ import pytest
 
 from detection.refusals import Truncated
 from tests.waiting import eventually
-from worker.decode_pool import (
+from worker.decoding.pool import (
     DecodeBusy,
     DecodeError,
     DecodeMemory,
@@ -238,7 +238,7 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
         "import threading, time\n"
         "from pathlib import Path\n"
         "from tests.unit.test_decode_pool import DECODER, child_pids\n"
-        "from worker.decode_pool import DecodePool\n"
+        "from worker.decoding.pool import DecodePool\n"
         "from worker.settings import Intake\n"
         "pool = DecodePool(Intake(processes=2, timeout_s=1.0), decoder=DECODER)\n"
         "pool.start()\n"

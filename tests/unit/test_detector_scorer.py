@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.tinybundle import build_tiny_bundle
-from worker.detector_scorer import DetectorScorer
-from worker.scorer import DeviceLost, DeviceMemoryExceeded
+from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded
+from worker.scoring.torch_scorer import DetectorScorer
 from worker.settings import Scoring
 
 if TYPE_CHECKING:

@@ -11,18 +11,7 @@ import numpy as np
 import pytest
 
 from tests.waiting import eventually
-from worker.device import (
-    EXIT_DEVICE_LOST,
-    EXIT_STUCK,
-    Device,
-    GoldenMismatch,
-    ModelReplaced,
-    OutOfDeviceMemory,
-    ScoringFailed,
-    Work,
-)
-from worker.health import ALIVE, Health
-from worker.ledger import (
+from worker.ledger.interface import (
     ImageFacts,
     Lease,
     LedgerUnavailable,
@@ -32,11 +21,22 @@ from worker.ledger import (
     Upload,
     Verdict,
 )
-from worker.ledger_memory import MemoryLedger
-from worker.metrics import Metrics
-from worker.scorer import DeviceLost, DeviceMemoryExceeded, Golden
-from worker.scorer_memory import MemoryScorer
+from worker.ledger.memory import MemoryLedger
+from worker.scoring.device_thread import (
+    EXIT_DEVICE_LOST,
+    EXIT_STUCK,
+    Device,
+    GoldenMismatch,
+    ModelReplaced,
+    OutOfDeviceMemory,
+    ScoringFailed,
+    Work,
+)
+from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded, Golden
+from worker.scoring.memory import MemoryScorer
 from worker.settings import Scoring
+from worker.telemetry.health import ALIVE, Health
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from worker.drift import (
+from worker.models.drift import (
     KS_SIGNIFICANCE,
     kolmogorov_smirnov,
     kolmogorov_smirnov_limit,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import events
-from worker.events import Ignored, parse
-from worker.ledger import Removal, Upload
+from worker.ingest import events
+from worker.ingest.events import Ignored, parse
+from worker.ledger.interface import Removal, Upload
 
 BUCKETS = ("uploads",)
 

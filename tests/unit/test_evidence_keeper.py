@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 from detection.errors import SettingsError
-from worker.evidence import MAX_SIDE, EvidenceKeeper, draw, evidence_keeper
-from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
-from worker.ledger_memory import MemoryLedger
-from worker.metrics import Metrics
+from worker.ledger.interface import ImageFacts, Lease, Role, Upload, Verdict
+from worker.ledger.memory import MemoryLedger
+from worker.scoring.evidence import MAX_SIDE, EvidenceKeeper, draw, evidence_keeper
 from worker.settings import Settings
-from worker.storage import StorageUnavailable
-from worker.storage_memory import MemoryStorage
+from worker.storage.interface import StorageUnavailable
+from worker.storage.memory import MemoryStorage
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from worker.storage import ObjectFacts
+    from worker.storage.interface import ObjectFacts
 
 PIXELS = np.full((900, 1200, 3), 90, np.uint8)
 

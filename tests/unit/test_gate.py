@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tests.waiting import eventually
-from worker.gate import Gate, GateTimeout
+from worker.scoring.isolation_lock import Gate, GateTimeout
 
 
 def test_many_are_inside_together() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.ledger_contract import LedgerContract, MakeLedger
-from worker.ledger_memory import MemoryLedger
+from worker.ledger.memory import MemoryLedger
 
 
 class TestMemoryLedger(LedgerContract):

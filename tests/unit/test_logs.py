@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from worker import logs
-from worker.masking import mask
 from worker.settings import Observability
+from worker.telemetry import logs
+from worker.text import mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,11 +18,11 @@ import typer.main
 import yaml
 
 from tests.manifests import DEPLOY, OVERLAYS, REPOSITORY, Pods, alerts, find, pods, quantity, render
-from worker import health
 from worker.cli import build_app
-from worker.device import _IDLE_S, _LOAD_TIMEOUT_S
-from worker.evidence import evidence_bucket
+from worker.scoring.device_thread import _IDLE_S, _LOAD_TIMEOUT_S
+from worker.scoring.evidence import evidence_bucket
 from worker.settings import Settings, in_force, load_settings
+from worker.telemetry import health
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

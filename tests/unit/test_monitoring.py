@@ -14,10 +14,10 @@ import detection
 import worker
 from detection.errors import PermanentError
 from tests.manifests import DEPLOY, REPOSITORY, find, rules
-from worker.bridge_metrics import BridgeMetrics
-from worker.ledger import State
-from worker.metrics import Metrics
-from worker.oversight import READINGS
+from worker.ingest.metrics import BridgeMetrics
+from worker.ledger.interface import State
+from worker.monitoring.database_gauges import READINGS
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,11 +15,8 @@ from detection.errors import TransientError
 from detection.refusals import Truncated
 from tests.collector import Collector, attributes
 from tests.waiting import eventually
-from worker.breaker import Breaker, DenialUndecided
-from worker.decode_pool import Decoded
-from worker.device import Device, ModelReplaced
-from worker.health import Health
-from worker.ledger import (
+from worker.decoding.pool import Decoded
+from worker.ledger.interface import (
     ImageFacts,
     Lease,
     LedgerUnavailable,
@@ -29,14 +26,17 @@ from worker.ledger import (
     State,
     Upload,
 )
-from worker.ledger_memory import MemoryLedger
-from worker.metrics import Metrics
-from worker.pipeline import Pipeline
-from worker.scorer_memory import MemoryScorer
+from worker.ledger.memory import MemoryLedger
+from worker.scoring.device_thread import Device, ModelReplaced
+from worker.scoring.memory import MemoryScorer
+from worker.scoring.pipeline import Pipeline
+from worker.scoring.storage_breaker import Breaker, DenialUndecided
 from worker.settings import Settings, Tracing
-from worker.storage import StorageForbidden, StorageUnavailable
-from worker.storage_memory import MemoryStorage
-from worker.tracing import build_tracer
+from worker.storage.interface import StorageForbidden, StorageUnavailable
+from worker.storage.memory import MemoryStorage
+from worker.telemetry.health import Health
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.tracing import build_tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,7 +260,7 @@ def test_a_ledger_that_is_away_is_waited_for(rig: Rig, monkeypatch: pytest.Monke
 
         return once
 
-    monkeypatch.setattr("worker.pipeline._FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("worker.scoring.pipeline._FIRST_DELAY_S", 0.001)
     monkeypatch.setattr(rig.ledger, "lease", flaky("lease", lease))
     monkeypatch.setattr(rig.ledger, "end", flaky("end", end))
     rig.pipeline.score(image_id)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from worker.ledger import State, Upload
-from worker.ledger_memory import MemoryLedger
-from worker.publisher import MemoryPublisher
-from worker.reconcile import Reconciled, reconcile
-from worker.storage_memory import MemoryStorage
+from worker.ingest.reconcile import Reconciled, reconcile
+from worker.ledger.interface import State, Upload
+from worker.ledger.memory import MemoryLedger
+from worker.queue.publisher import MemoryPublisher
+from worker.storage.memory import MemoryStorage
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from worker.settings import S3
-from worker.storage import (
+from worker.storage.interface import (
     AccessDenied,
     ObjectMissing,
     ObjectReplaced,
     ObjectTooLarge,
     StorageUnavailable,
 )
-from worker.storage_s3 import S3Storage
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ def storage(*answers: Answer, **settings: object) -> Iterator[tuple[S3Storage, C
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.storage_s3._FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("worker.storage.s3._FIRST_DELAY_S", 0.001)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ from uuid import UUID
 import pytest
 
 from detection.errors import TransientError
-from worker.device import Device
-from worker.health import Health
-from worker.ledger import LedgerUnavailable
-from worker.ledger_memory import MemoryLedger
-from worker.metrics import Metrics
-from worker.models_registry import ModelVersion, Standing
-from worker.scorer_memory import MemoryScorer
+from worker.ledger.interface import LedgerUnavailable
+from worker.ledger.memory import MemoryLedger
+from worker.models.registry import ModelVersion, Standing
+from worker.models.reloader import Succession, first_model
+from worker.models.shadow import in_share
+from worker.scoring.device_thread import Device
+from worker.scoring.memory import MemoryScorer
 from worker.settings import Scoring
-from worker.shadow import in_share
-from worker.succession import Succession, first_model
+from worker.telemetry.health import Health
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +159,7 @@ def test_another_model_than_was_asked_for_is_refused(fleet: Fleet) -> None:
 def test_the_first_model_is_the_champion(monkeypatch: pytest.MonkeyPatch) -> None:
     """A starting worker waits for the registry; before any promotion the settings decide."""
     waits: list[float] = []
-    monkeypatch.setattr("worker.succession.time.sleep", waits.append)
+    monkeypatch.setattr("worker.models.reloader.time.sleep", waits.append)
     registry = Registry()
 
     def start() -> str:

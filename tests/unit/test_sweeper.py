@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.ledger import Upload
-from worker.ledger_memory import MemoryLedger
-from worker.metrics import Metrics
-from worker.publisher import MemoryPublisher
+from worker.ledger.interface import Upload
+from worker.ledger.memory import MemoryLedger
+from worker.queue.publisher import MemoryPublisher
+from worker.queue.sweeper import Sweeper
 from worker.settings import Queue
-from worker.sweeper import Sweeper
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -15,13 +15,13 @@ from detection.errors import SettingsError
 from tests.collector import Collector, attributes
 from tests.waiting import eventually
 from worker.settings import Tracing
-from worker.tracing import NO_TRACER, build_tracer, check_span, message_headers
-from worker.tracing_otlp import OtlpTracer
+from worker.telemetry.tracing import NO_TRACER, build_tracer, check_span, message_headers
+from worker.telemetry.tracing_otlp import OtlpTracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.tracing import Tracer
+    from worker.telemetry.tracing import Tracer
 
 #: The example of W3C's Trace Context, and the same trace when nobody keeps it.
 PRODUCER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -47,9 +47,10 @@ def test_without_a_collector_nothing_that_traces_is_imported() -> None:
     """Whoever names no endpoint needs no OpenTelemetry (the Redis client looks for its metrics)."""
     script = (
         "import sys\n"
-        "import worker.bridge, worker.pipeline, worker.publisher, worker.tasks\n"
+        "import worker.ingest.bridge, worker.scoring.pipeline\n"
+        "import worker.queue.publisher, worker.queue.tasks\n"
         "from worker.settings import Settings\n"
-        "from worker.tracing import NO_TRACER, build_tracer\n"
+        "from worker.telemetry.tracing import NO_TRACER, build_tracer\n"
         "assert build_tracer(Settings().tracing, service='s') is NO_TRACER\n"
         "print(*{'opentelemetry.sdk.trace', 'opentelemetry.exporter'} & sys.modules.keys())"
     )
@@ -63,7 +64,7 @@ def test_a_collector_without_the_library_is_a_setting_that_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The error names the setting and the extra to install."""
-    monkeypatch.delitem(sys.modules, "worker.tracing_otlp")
+    monkeypatch.delitem(sys.modules, "worker.telemetry.tracing_otlp")
     monkeypatch.setitem(sys.modules, "opentelemetry.context", None)
     with pytest.raises(SettingsError, match=r"UNLATENT_TRACING__ENDPOINT.*unlatent\[tracing\]"):
         build_tracer(Tracing(endpoint=NOWHERE), service="s")

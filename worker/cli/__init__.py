@@ -17,8 +17,7 @@ import typer
 
 from detection.errors import UnlatentError
 from worker.cli.context import DEFAULT_STACK, Context
-from worker.masking import mask
-from worker.printable import printable
+from worker.text import escape_controls, mask
 
 #: Modules of this package whose `commands` become commands of `unlatent`.
 MODULES = (
@@ -96,6 +95,6 @@ def _root(
 def _fail(context: Context, message: str) -> None:
     if context.traceback:
         for line in mask(traceback.format_exc()).splitlines():
-            typer.echo(printable(line), err=True)
-    typer.echo(f"unlatent: {printable(mask(message))}", err=True)
+            typer.echo(escape_controls(line), err=True)
+    typer.echo(f"unlatent: {escape_controls(mask(message))}", err=True)
     sys.exit(1)

@@ -29,7 +29,7 @@ def capacity(
     price: Annotated[float | None, typer.Option(help="Price of one worker's hour.", min=0)] = None,
 ) -> None:
     """Say how many workers a load needs, from what a worker was measured to do."""
-    from worker.capacity import Load, measured, plan
+    from worker.monitoring.capacity import Load, measured, plan
 
     if (metrics is None) == (per_worker is None):
         raise SettingsError("give either --metrics or --per-worker")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detection.errors import PermanentError, SettingsError
-from worker.printable import printable
 from worker.settings import load_settings
+from worker.text import escape_controls
 
 if TYPE_CHECKING:
     from detection.detector import Detector
-    from worker.checking import Checked
+    from worker.scoring.files import Checked
 
 commands = typer.Typer()
 
@@ -46,7 +46,7 @@ def check(
 
     Exits with 0 when every file was scored and with 1 when some could not be.
     """
-    from worker.checking import check_files, find_files, intake_limits
+    from worker.scoring.files import check_files, find_files, intake_limits
 
     settings = load_settings()
     files = list(find_files(paths))
@@ -106,9 +106,9 @@ _HEADER = f"{'score':>6}  {'label':<9}  {'decided by':<10}  path"
 
 
 def _row(record: dict[str, Any]) -> str:
-    path = printable(record["path"])
+    path = escape_controls(record["path"])
     if "error" in record:
-        return f"{'-':>6}  {'error':<9}  {'-':<10}  {path}: {printable(record['error'])}"
+        return f"{'-':>6}  {'error':<9}  {'-':<10}  {path}: {escape_controls(record['error'])}"
     score, label, branch = record["score"], record["label"], record["decided_by"]
     return f"{score:6.3f}  {label:<9}  {branch:<10}  {path}"
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-    from worker.ledger_postgres import PostgresLedger
-    from worker.publisher import CeleryPublisher
+    from worker.ledger.postgres import PostgresLedger
+    from worker.queue.publisher import CeleryPublisher
     from worker.settings import Settings
-    from worker.storage import ObjectFacts, Storage
+    from worker.storage.interface import ObjectFacts, Storage
 
 commands = typer.Typer()
 
@@ -46,11 +46,11 @@ class Services:
 
 
 def _services(context: typer.Context) -> Services:
-    from worker.celery_app import build_app
-    from worker.database import build_engine
-    from worker.ledger_postgres import PostgresLedger
-    from worker.publisher import CeleryPublisher
-    from worker.storage_s3 import S3Storage
+    from worker.database.engine import build_engine
+    from worker.ledger.postgres import PostgresLedger
+    from worker.queue.app import build_app
+    from worker.queue.publisher import CeleryPublisher
+    from worker.storage.s3 import S3Storage
 
     settings = cli.of(context).settings()
     engine = build_engine(settings.postgres, application_name="unlatent-cli")
@@ -119,7 +119,7 @@ def reconcile(
     bucket: Annotated[str, typer.Option(help="One of the buckets of the settings.")],
 ) -> None:
     """List a bucket and add what the ledger lacks."""
-    from worker.reconcile import reconcile
+    from worker.ingest.reconcile import reconcile
 
     services = _services(context)
     counts = reconcile(
@@ -158,7 +158,7 @@ def rescore(
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10_000,
 ) -> None:
     """Queue scored images that the model has not judged, for the workers that run it."""
-    from worker.models_registry import ModelsRegistry
+    from worker.models.registry import ModelsRegistry
 
     services = _services(context)
     registry = ModelsRegistry(services.engine)
@@ -179,15 +179,15 @@ def bridge(
     ] = None,
 ) -> None:
     """Move uploads from the ingest list to the ledger and the queue, until SIGTERM."""
-    from worker.bridge import Bridge
-    from worker.bridge_metrics import BridgeMetrics
-    from worker.celery_app import build_app
-    from worker.exporter import Exporter
-    from worker.health import BRIDGE_ALIVE
-    from worker.logs import configure
-    from worker.oversight import Oversight
-    from worker.publisher import CeleryPublisher
-    from worker.tracing import build_tracer
+    from worker.ingest.bridge import Bridge
+    from worker.ingest.metrics import BridgeMetrics
+    from worker.monitoring.backlog_exporter import Exporter
+    from worker.monitoring.database_gauges import Oversight
+    from worker.queue.app import build_app
+    from worker.queue.publisher import CeleryPublisher
+    from worker.telemetry.health import BRIDGE_ALIVE
+    from worker.telemetry.logs import configure
+    from worker.telemetry.tracing import build_tracer
 
     services = _services(context)
     settings = services.settings

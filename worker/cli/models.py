@@ -12,14 +12,14 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
-from worker.printable import printable
+from worker.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Engine
 
-    from worker.models_registry import ModelsRegistry
+    from worker.models.registry import ModelsRegistry
 
 commands = typer.Typer()
 models = typer.Typer(
@@ -35,7 +35,7 @@ By = Annotated[str, typer.Option(help="Who, for the audit; the database login is
 
 @contextmanager
 def _engine(context: typer.Context) -> Iterator[Engine]:
-    from worker.database import build_engine
+    from worker.database.engine import build_engine
 
     engine = build_engine(cli.of(context).settings().postgres, application_name="unlatent-cli")
     try:
@@ -46,7 +46,7 @@ def _engine(context: typer.Context) -> Iterator[Engine]:
 
 @contextmanager
 def _registry(context: typer.Context) -> Iterator[ModelsRegistry]:
-    from worker.models_registry import ModelsRegistry
+    from worker.models.registry import ModelsRegistry
 
     with _engine(context) as engine:
         yield ModelsRegistry(engine)
@@ -56,7 +56,7 @@ def _registry(context: typer.Context) -> Iterator[ModelsRegistry]:
 def list_(context: typer.Context) -> None:
     """List the embedded bundles, then the registered ones with their roles."""
     from detection.bundle import embedded_names, load_bundle
-    from worker.ledger import LedgerUnavailable
+    from worker.ledger.interface import LedgerUnavailable
 
     for name in embedded_names():
         typer.echo(f"{name}  {load_bundle(name).model_version}")
@@ -79,7 +79,7 @@ def list_(context: typer.Context) -> None:
 def register(context: typer.Context, bundle: Bundle) -> None:
     """Verify a bundle, store it in the training bucket and add it to the registry."""
     from detection.bundle import load_bundle
-    from worker.bundle_store import model_of, open_bundles
+    from worker.models.bundle_store import model_of, open_bundles
 
     loaded = load_bundle(bundle)
     with open_bundles(cli.of(context).settings()) as bundles:
@@ -133,8 +133,8 @@ def dismiss(context: typer.Context, reason: Reason, by: By = "cli") -> None:
 @models.command()
 def shadow(context: typer.Context) -> None:
     """Tell how far the challenger in shadow agrees with the champion."""
-    from worker.models_registry import ModelsRegistry
-    from worker.shadow import agreement
+    from worker.models.registry import ModelsRegistry
+    from worker.models.shadow import agreement
 
     with _engine(context) as engine:
         standing = ModelsRegistry(engine).standing()
@@ -199,7 +199,7 @@ def drift(context: typer.Context) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from worker.drift import measure
+    from worker.models.drift import measure
 
     settings = cli.of(context).settings().drift
     with _engine(context) as engine:
@@ -210,7 +210,7 @@ def drift(context: typer.Context) -> None:
     table = Table("source", "images", "before", "PSI", "KS", "unsure", "before", "overturned", "")
     for one in readings:
         table.add_row(
-            escape(printable(one.source)),
+            escape(escape_controls(one.source)),
             str(one.images),
             str(one.reference_images),
             "too few" if one.psi is None else f"{one.psi:.3f}",

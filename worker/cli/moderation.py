@@ -11,9 +11,9 @@ from uuid import UUID
 
 import typer
 
-from worker.cli import asking
 from worker.cli import context as cli
-from worker.printable import printable
+from worker.cli import queries as asking
+from worker.text import escape_controls
 
 commands = typer.Typer()
 appeals = typer.Typer(no_args_is_help=True, help="Open, list and close appeals.")
@@ -270,13 +270,13 @@ def threshold(
 @policy.command()
 def check(context: typer.Context) -> None:
     """Look now, as beat does regularly, where the share of flags left its band; stop flagging."""
-    from worker.moderation.flagging import check_breakers
+    from worker.moderation.flagging_breaker import check_breakers
 
     with asking.engine(context) as engine:
         trips = check_breakers(engine)
     for trip in trips:
         typer.echo(
-            f"{printable(trip.source)}: flagging stopped at {trip.flag_share:.1%} "
+            f"{escape_controls(trip.source)}: flagging stopped at {trip.flag_share:.1%} "
             f"of {trip.images} verdicts"
         )
     if not trips:
@@ -291,7 +291,7 @@ def resume(
     by: Annotated[str, typer.Option(help="Who resumes it.")],
 ) -> None:
     """Let a source flag again after its circuit breaker opened."""
-    from worker.moderation.flagging import resume_flagging
+    from worker.moderation.flagging_breaker import resume_flagging
 
     with asking.engine(context) as engine:
         resumed = resume_flagging(engine, source, reason=reason, by=by)
@@ -304,7 +304,7 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="Send what is due and stop.")] = False,
 ) -> None:
     """Send webhooks as they come due, until stopped."""
-    from worker.moderation.listening import OUTBOX, listen
+    from worker.moderation.notifications import OUTBOX, listen
     from worker.moderation.webhooks import Dispatcher
 
     settings = cli.of(context).settings()
@@ -333,7 +333,7 @@ def dead(context: typer.Context, limit: Limit = 100) -> None:
         letters = dead_letters(engine, limit=limit)
     typer.echo(" ".join(f"{name}={count}" for name, count in counts.items()))
     for letter in letters:
-        error = printable(letter.last_error or "")
+        error = escape_controls(letter.last_error or "")
         typer.echo(f"{letter.message_id} {letter.topic} {letter.attempts} {error}")
 
 

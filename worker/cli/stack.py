@@ -18,8 +18,8 @@ NEWER = "the schema is of a newer release and stays as it is"
 @commands.command()
 def up(context: typer.Context) -> None:
     """Start PostgreSQL, Redis and S3 on this machine and migrate the database."""
-    from worker.database import migrate
-    from worker.moderation import configuration
+    from worker.database.engine import migrate
+    from worker.moderation import sql_settings as configuration
 
     stack = cli.of(context).local_stack()
     settings = load_settings()
@@ -69,8 +69,8 @@ def status(context: typer.Context) -> None:
 @commands.command()
 def migrate(context: typer.Context) -> None:
     """Bring the database's schema to the newest revision, and tell it the settings it needs."""
-    from worker import database
-    from worker.moderation import configuration
+    from worker.database import engine as database
+    from worker.moderation import sql_settings as configuration
 
     settings = cli.of(context).settings()
     url = settings.postgres.owner_url

@@ -53,8 +53,8 @@ def stress(
     """
     from redis import Redis
 
-    from worker.database import build_engine
-    from worker.storage_s3 import S3Storage
+    from worker.database.engine import build_engine
+    from worker.storage.s3 import S3Storage
     from worker.stress import report
     from worker.stress.load import items, parse_steps
     from worker.stress.run import Stress

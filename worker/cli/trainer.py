@@ -13,8 +13,8 @@ commands = typer.Typer()
 def trainer(context: typer.Context) -> None:
     """Take training runs, one at a time, until told to stop."""
     settings = cli.of(context).settings()
-    from worker.logs import configure
-    from worker.retraining.trainer import run_trainer
+    from worker.processes.trainer import run_trainer
+    from worker.telemetry.logs import configure
 
     configure(settings.observability)
     raise typer.Exit(run_trainer(settings))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from detection.errors import SettingsError
-from worker.logs import configure
 from worker.settings import load_settings
+from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

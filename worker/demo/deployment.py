@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import SecretStr
 
 from detection.errors import UnlatentError
-from worker.database import migrate
-from worker.health import READY
+from worker.database.engine import migrate
 from worker.localstack import LocalStack
 from worker.localstack.processes import LocalStackError, Server, wait_until
 from worker.settings import S3, Redis, Settings, child_environment
+from worker.telemetry.health import READY
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -13,7 +13,7 @@ from rich.table import Table
 from detection.score import Label
 from training.calibration import clopper_pearson
 from worker.demo.uploads import DemoUpload, Kind
-from worker.ledger import State
+from worker.ledger.interface import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from detection.bundle import load_bundle
 from worker.demo.deployment import SERVICE, DemoError, Deployment, Trainer
-from worker.demo.platform import Platform
 from worker.demo.retrain_images import (
     CAMERA,
     FEED,
@@ -25,8 +24,9 @@ from worker.demo.retrain_images import (
     own,
     photographs_and_renderings,
 )
-from worker.models_registry import ModelsRegistry
-from worker.shadow import agreement
+from worker.demo.retrain_platform import Platform
+from worker.models.registry import ModelsRegistry
+from worker.models.shadow import agreement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -20,8 +20,8 @@ from training.challenger import lare_of
 from training.manifest import REAL, load_manifest
 from training.sampling import PartialNoise
 from training.shaders import renderings
-from worker.checking import find_files
 from worker.demo.photographs import PHOTOGRAPHS
+from worker.scoring.files import find_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,15 +15,15 @@ from PIL import Image
 from detection.errors import SettingsError
 from training.challenger import lare_of
 from training.sampling import sample
-from worker.checking import find_files
 from worker.demo.photographs import PHOTOGRAPHS, package_folder
+from worker.scoring.files import find_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from detection.bundle import Bundle
-    from worker.storage import ObjectFacts
+    from worker.storage.interface import ObjectFacts
 
 #: Another one than those of the recipe: none of the demo's images was trained on.
 SEED = 1_000_000

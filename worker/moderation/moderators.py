@@ -9,7 +9,7 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import SettingsError
-from worker.schema_moderation import Moderator
+from worker.ledger.tables_moderation import Moderator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

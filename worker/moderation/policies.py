@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import insert, text
 
 from detection.errors import SettingsError
+from worker.ledger.tables import Policy
 from worker.moderation.intervals import wilson
-from worker.schema import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

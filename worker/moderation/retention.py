@@ -17,11 +17,11 @@ from sqlalchemy import exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import PermanentError
-from worker.evidence import evidence_key
-from worker.ledger import UnknownImage
-from worker.schema import Image, VerdictRow
-from worker.schema_moderation import Erasure, LegalHold
-from worker.storage import parse_uri
+from worker.ledger.interface import UnknownImage
+from worker.ledger.tables import Image, VerdictRow
+from worker.ledger.tables_moderation import Erasure, LegalHold
+from worker.scoring.evidence import evidence_key
+from worker.storage.interface import parse_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Engine
 
     from worker.settings import Retention
-    from worker.storage import Storage
+    from worker.storage.interface import Storage
 
 _log = structlog.get_logger(__name__)
 _NOW = func.clock_timestamp()

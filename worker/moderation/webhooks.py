@@ -25,7 +25,7 @@ import structlog
 from sqlalchemy import case, func, select, update
 
 from detection.errors import SettingsError
-from worker.schema import OutboxMessage
+from worker.ledger.tables import OutboxMessage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

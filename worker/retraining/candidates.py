@@ -10,7 +10,7 @@ from sqlalchemy import text
 from detection.fusion import convert_prior
 from detection.score import Label
 from training.collect import MIN_PDQ_QUALITY, Candidate, KnownGroup, Ruling, Side, revoked
-from worker.ledger_postgres import transaction
+from worker.ledger.postgres import transaction
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Row

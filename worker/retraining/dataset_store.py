@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from detection.errors import PermanentError
 from training.nuisances import Unreadable
 from training.originals import read_original
-from worker.storage import ObjectMissing
-from worker.storage_s3 import S3Storage
+from worker.storage.interface import ObjectMissing
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from training.originals import Original
     from worker.retraining.snapshots import StoredItem
     from worker.settings import Settings
-    from worker.storage import Storage
+    from worker.storage.interface import Storage
 
 #: Shards are written whole: 32 pairs of large photographs stay well below this.
 MAX_BLOB_BYTES = 4 * 2**30

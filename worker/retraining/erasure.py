@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from sqlalchemy import exists, select
 
 from training.datasets import MANIFEST, withdraw
-from worker.ledger_postgres import transaction
+from worker.ledger.postgres import transaction
+from worker.ledger.tables_training import TrainingRun
 from worker.retraining.dataset_store import BucketStore
 from worker.retraining.snapshots import Snapshots
-from worker.schema_training import TrainingRun
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Engine
 
-    from worker.storage import Storage
+    from worker.storage.interface import Storage
 
 
 class SnapshotShards:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy import text
 
-from worker.ledger_postgres import transaction
-from worker.models_registry import GateNotPassed
-from worker.shadow import agreement
+from worker.ledger.postgres import transaction
+from worker.models.registry import GateNotPassed
+from worker.models.shadow import agreement
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from worker.models_registry import ModelsRegistry
+    from worker.models.registry import ModelsRegistry
     from worker.settings import Training
 
 _log = structlog.get_logger(__name__)

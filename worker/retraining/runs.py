@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.exc import IntegrityError
 
 from detection.errors import UnlatentError
-from worker.ledger_postgres import transaction
-from worker.schema_training import TrainingRun
+from worker.ledger.postgres import transaction
+from worker.ledger.tables_training import TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,9 +10,9 @@ from sqlalchemy import func, insert, select, update
 
 from detection.score import Label
 from training.collect import Side, Why
-from worker.ledger_postgres import transaction
-from worker.schema import Decision, Image, RegressionItem
-from worker.schema_training import DatasetSnapshot, SnapshotItem
+from worker.ledger.postgres import transaction
+from worker.ledger.tables import Decision, Image, RegressionItem
+from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from worker import queues
-from worker.logs import configure
-from worker.retraining.trainer import tick
+from worker.processes.trainer import tick
+from worker.queue import names as queues
 from worker.settings import load_settings
+from worker.telemetry.logs import configure
 
 
 @shared_task(

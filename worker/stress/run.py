@@ -22,11 +22,11 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, select
 
 from detection.errors import TransientError
-from worker import queues
-from worker.events import own_event
-from worker.ledger import State, Upload
-from worker.ledger_postgres import transaction
-from worker.schema import Image, VerdictRow
+from worker.ingest.events import own_event
+from worker.ledger.interface import State, Upload
+from worker.ledger.postgres import transaction
+from worker.ledger.tables import Image, VerdictRow
+from worker.queue import names as queues
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Engine
 
     from worker.settings import Settings
-    from worker.storage import Storage
+    from worker.storage.interface import Storage
     from worker.stress.load import Item
 
 _log = structlog.get_logger(__name__)

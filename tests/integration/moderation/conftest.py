@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from tests.waiting import eventually
-from worker.ledger import ImageFacts, Lease, Role, Upload, Verdict
-from worker.ledger_postgres import PostgresLedger
+from worker.ledger.interface import ImageFacts, Lease, Role, Upload, Verdict
+from worker.ledger.postgres import PostgresLedger
 from worker.moderation.moderators import allow
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from detection.score import Label
 from worker.cli import build_app
 from worker.cli import moderation as commands
 from worker.cli.context import Context
-from worker.database import connect
-from worker.ledger import UnknownImage
-from worker.moderation import configuration
+from worker.database.engine import connect
+from worker.ledger.interface import UnknownImage
+from worker.ledger.tables_moderation import QUEUES, TIERS
+from worker.models.evidence_on_demand import NothingToDraw
+from worker.moderation import sql_settings as configuration
 from worker.moderation.retention import UnderHold
-from worker.redrawing import NothingToDraw
-from worker.schema_moderation import QUEUES, TIERS
 from worker.settings import Moderation
 
 if TYPE_CHECKING:

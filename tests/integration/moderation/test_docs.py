@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from detection.signals import Exif, Signals
-from worker.moderation import provenance
+from worker.ledger import provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable

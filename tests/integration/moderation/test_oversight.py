@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
+from worker.ledger.tables_training import TrainingRun
 from worker.moderation import policies
-from worker.moderation.flagging import check_breakers
+from worker.moderation.flagging_breaker import check_breakers
 from worker.moderation.policies import Draft
-from worker.oversight import READINGS, RUN_STATES, Oversight
+from worker.monitoring.database_gauges import READINGS, RUN_STATES, Oversight
 from worker.retraining.runs import Ending, Runs
-from worker.schema_training import TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable

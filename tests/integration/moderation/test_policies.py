@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from tests.integration.moderation.conftest import flat
-from worker.ledger_postgres import PostgresLedger
+from worker.ledger.postgres import PostgresLedger
 from worker.moderation import policies
-from worker.moderation.flagging import check_breakers, resume_flagging
+from worker.moderation.flagging_breaker import check_breakers, resume_flagging
 from worker.moderation.intervals import wilson
 from worker.moderation.policies import Draft, TooFewDecisions
 

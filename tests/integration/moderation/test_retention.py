@@ -10,12 +10,12 @@ from psycopg import errors
 from sqlalchemy import exc, text
 
 from detection.signals import C2pa, Exif, ManifestState, Signals
-from worker.ledger_postgres import PostgresLedger
-from worker.moderation import provenance
+from worker.ledger import provenance
+from worker.ledger.postgres import PostgresLedger
 from worker.moderation.retention import Keeper, Removed, UnderHold, request_erasure
 from worker.settings import Retention, Settings
-from worker.storage import StorageUnavailable
-from worker.storage_s3 import S3Storage
+from worker.storage.interface import StorageUnavailable
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,8 @@ from psycopg import errors
 from sqlalchemy import text
 
 from tests.integration.moderation.conftest import flat, verdict_of
-from worker.ledger import Lease, Removal, Role
-from worker.ledger_postgres import PostgresLedger
+from worker.ledger.interface import Lease, Removal, Role
+from worker.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from tests.processes import WorkerProcess
 from tests.signedfiles import signed, signer
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.ledger import State
+from worker.ledger.interface import State
 from worker.moderation import policies
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ import pytest
 from sqlalchemy import text
 
 from detection.errors import SettingsError
-from worker.moderation import configuration, policies
-from worker.moderation.flagging import check_breakers, resume_flagging
-from worker.moderation.listening import DECISIONS, OUTBOX, VERDICTS, listen
+from worker.moderation import policies
+from worker.moderation import sql_settings as configuration
+from worker.moderation.flagging_breaker import check_breakers, resume_flagging
+from worker.moderation.notifications import DECISIONS, OUTBOX, VERDICTS, listen
 from worker.moderation.retention import request_erasure
 from worker.moderation.webhooks import (
     Dispatcher,

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from worker.storage_s3 import S3Storage
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

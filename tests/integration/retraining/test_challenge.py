@@ -19,12 +19,12 @@ from tests.waiting import eventually
 from training.challenger import ChallengerRecipe
 from training.gate import GateLimits
 from training.shaders import renderings
-from worker.models_registry import GateNotPassed, ModelsRegistry
-from worker.retraining.challenge import challenge_stages
+from worker.models.registry import GateNotPassed, ModelsRegistry
+from worker.retraining.challenger_stages import challenge_stages
+from worker.retraining.dataset_stages import dataset_stages
 from worker.retraining.promotion import promote_when_due
-from worker.retraining.runner import run_stages
 from worker.retraining.runs import Ending, Runs
-from worker.retraining.stages import dataset_stages
+from worker.retraining.stage_runner import run_stages
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from worker.retraining.challenge import Forge
+    from worker.retraining.challenger_stages import Forge
     from worker.retraining.runs import Run
     from worker.settings import Settings
-    from worker.storage_s3 import S3Storage
+    from worker.storage.s3 import S3Storage
 
 PHOTOGRAPHS, FAKES = 84, 24
 #: Sixteen images say little: these limits ask for recall beyond noise and for nothing else.

@@ -17,14 +17,14 @@ from training.audit import Limits
 from training.collect import CollectPolicy, Side
 from training.datasets import load_dataset, read_samples
 from training.shaders import SHADERS, renderings, series
+from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem, TrainingRun
+from worker.processes.trainer import policy
+from worker.retraining.dataset_stages import Bench, Tools, dataset_stages
 from worker.retraining.erasure import SnapshotShards
-from worker.retraining.runner import Progress, run_stages
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.snapshots import Snapshots
-from worker.retraining.stages import Bench, Tools, dataset_stages
-from worker.retraining.trainer import policy
+from worker.retraining.stage_runner import Progress, run_stages
 from worker.retraining.triggers import due
-from worker.schema_training import DatasetSnapshot, SnapshotItem, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.settings import Settings
-    from worker.storage_s3 import S3Storage
+    from worker.storage.s3 import S3Storage
 
 PHOTOGRAPHS = 16
 #: What may befall an image after it was taken.

@@ -15,9 +15,9 @@ from sqlalchemy import select
 from detection.errors import TransientError
 from tests.training_process import stages
 from tests.waiting import eventually
-from worker.retraining.runner import Progress, RunEnds, run_stages
+from worker.ledger.tables_training import TrainingRun
 from worker.retraining.runs import MAX_DEATHS, Ending, LeaseLost, Run, Runs
-from worker.schema_training import TrainingRun
+from worker.retraining.stage_runner import Progress, RunEnds, run_stages
 from worker.settings import child_environment
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from sqlalchemy import select
 
 from tests.processes import WorkerProcess
 from tests.waiting import eventually
-from worker.retraining.trainer import policy
+from worker.ledger.tables_training import TrainingRun
+from worker.processes.trainer import policy
 from worker.retraining.triggers import due
-from worker.schema_training import TrainingRun
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

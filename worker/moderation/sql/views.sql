@@ -1,5 +1,5 @@
 -- What a moderator sees. VISIBLE(source) becomes the predicate that limits a view to the sources of
--- whoever asks (worker/moderation/database.py).
+-- whoever asks (worker/moderation/sql_files.py).
 --
 -- The views are security barriers: nothing that a caller writes runs on rows that are not theirs,
 -- and a barrier's query is planned apart from the caller's ORDER BY and LIMIT. LATERAL with OFFSET 0

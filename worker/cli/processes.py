@@ -1,0 +1,45 @@
+"""`unlatent worker`, `unlatent beat`: the long-running processes that Celery runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from detection.errors import SettingsError
+from worker.cli import context as cli
+from worker.queue import names
+
+commands = typer.Typer()
+
+
+@commands.command()
+def worker(
+    context: typer.Context,
+    queues: Annotated[
+        str, typer.Option(help="Queues to take messages from, the most urgent first.")
+    ] = ",".join(names.QUEUES),
+) -> None:
+    """Check images until told to stop; SIGTERM ends what is under way first."""
+    settings = cli.of(context).settings()
+    wanted = [name.strip() for name in queues.split(",") if name.strip()]
+    unknown = sorted(set(wanted) - set(names.QUEUES))
+    if unknown or not wanted:
+        message = f"--queues {queues!r}: choose from {', '.join(names.QUEUES)}"
+        raise SettingsError(message)
+    from worker.processes.worker import run_worker
+    from worker.telemetry.logs import configure
+
+    configure(settings.observability)
+    raise typer.Exit(run_worker(settings, queues=wanted))
+
+
+@commands.command()
+def beat(context: typer.Context) -> None:
+    """Send the scheduled messages; run exactly one of these."""
+    settings = cli.of(context).settings()
+    from worker.processes.worker import run_beat
+    from worker.telemetry.logs import configure
+
+    configure(settings.observability)
+    run_beat(settings)

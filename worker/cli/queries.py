@@ -1,0 +1,86 @@
+"""How commands ask the database: one statement, its rows as a table, refusals as one line.
+
+What a moderator may see depends on the login; an operator's commands ask as the service.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from detection.errors import SettingsError
+from worker.cli import context as cli
+from worker.text import escape_controls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import CursorResult, Engine
+
+
+@contextmanager
+def engine(context: typer.Context) -> Iterator[Engine]:
+    """Yield connections; what the database refuses becomes one line, without the statement."""
+    from sqlalchemy import exc
+
+    from worker.database.engine import build_engine
+
+    built = build_engine(cli.of(context).settings().postgres, application_name="unlatent-cli")
+    try:
+        yield built
+    except exc.DBAPIError as error:
+        message = str(error.orig).splitlines()[0]
+        hint = getattr(getattr(error.orig, "diag", None), "message_hint", None)
+        if message == "permission denied for schema app":
+            hint = "this is an operator's command, and asks as the service's login"
+        raise SettingsError(f"{message} ({hint})" if hint else message) from error
+    finally:
+        built.dispose()
+
+
+def show(context: typer.Context, query: str, values: dict[str, Any] | None = None) -> None:
+    """Run one statement as a moderator and print its rows as a table.
+
+    Raises `SettingsError` for a login that may see nothing: an empty table would say that nothing
+    is there.
+    """
+    from sqlalchemy import text
+
+    with engine(context) as asked, asked.begin() as connection:
+        if connection.scalar(text("SELECT NOT EXISTS (SELECT FROM moderation.me)")):
+            user = asked.url.username
+            raise SettingsError(
+                f"{user} is not a moderator: point UNLATENT_POSTGRES__URL at the login of one, "
+                f"whom an operator adds with `unlatent moderators allow`"
+            )
+        _print(connection.execute(text(query), values or {}))
+
+
+def show_operator(context: typer.Context, query: str) -> None:
+    """Run one statement as the service and print its rows as a table."""
+    from sqlalchemy import text
+
+    with engine(context) as asked, asked.begin() as connection:
+        _print(connection.execute(text(query)))
+
+
+def _print(result: CursorResult[Any]) -> None:
+    _table([list(result.keys()), *([_cell(value) for value in row] for row in result)])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else escape_controls(str(value))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())

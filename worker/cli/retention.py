@@ -1,0 +1,129 @@
+"""`unlatent link`, `evidence`, `hold`, `unhold`, `holds`, `retain`: what is kept of an image.
+
+Holds are a lead's, who points UNLATENT_POSTGRES__URL at a login of their own; the others are an
+operator's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from detection.errors import SettingsError
+from worker.cli import context as cli
+from worker.cli import queries as asking
+from worker.storage.interface import parse_uri
+
+commands = typer.Typer()
+
+Image = Annotated[UUID, typer.Argument(help="The image.")]
+Minutes = Annotated[int, typer.Option(help="How long links work.", min=1)]
+Why = Annotated[str, typer.Option(help="Why, for the record.")]
+
+
+@commands.command()
+def link(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
+    """Print links to the picture and its evidence that open in a browser for a while."""
+    from sqlalchemy import text
+
+    from worker.storage.s3 import S3Storage
+
+    storage = S3Storage(cli.of(context).settings().s3)
+    with asking.engine(context) as engine, engine.connect() as connection:
+        row = connection.execute(
+            text(
+                "SELECT i.bucket, i.key, v.evidence_uri, i.erased_at, i.object_removed_at "
+                "FROM app.images i "
+                "LEFT JOIN app.verdicts v ON v.image_id = i.id AND v.evidence_uri IS NOT NULL "
+                "WHERE i.id = :image ORDER BY v.scored_at DESC NULLS LAST LIMIT 1"
+            ),
+            {"image": image},
+        ).one_or_none()
+    if row is None:
+        raise SettingsError(f"no image {image}")
+    if row.erased_at is not None:
+        raise SettingsError(f"image {image} was deleted on request")
+    if row.object_removed_at is None:
+        typer.echo(storage.presign(row.bucket, row.key, expires_s=60 * minutes))
+    else:
+        typer.echo(f"the picture was removed after its time, at {row.object_removed_at}", err=True)
+    if row.evidence_uri is not None:
+        typer.echo(storage.presign(*parse_uri(row.evidence_uri), expires_s=60 * minutes))
+
+
+@commands.command()
+def evidence(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
+    """Print a link to an image's evidence, drawing and keeping it first where there is none."""
+    from worker.models.evidence_on_demand import redraw
+    from worker.storage.s3 import S3Storage
+
+    settings = cli.of(context).settings()
+    storage = S3Storage(settings.s3)
+    with asking.engine(context) as engine:
+        uri = redraw(image, settings=settings, engine=engine, storage=storage)
+    typer.echo(storage.presign(*parse_uri(uri), expires_s=60 * minutes))
+
+
+@commands.command()
+def retain(
+    context: typer.Context,
+    erase: Annotated[UUID | None, typer.Option(help="Ask for this image's deletion first.")] = None,
+    reason: Annotated[str, typer.Option(help="Why it is deleted.")] = "on request",
+) -> None:
+    """Remove what is older than the settings keep, and finish requested deletions."""
+    from worker.moderation import retention
+    from worker.retraining.dataset_store import open_storage
+    from worker.retraining.erasure import SnapshotShards
+    from worker.storage.s3 import S3Storage
+
+    settings = cli.of(context).settings()
+    with asking.engine(context) as engine:
+        if erase is not None:
+            retention.request_erasure(engine, erase, reason=reason)
+        shards = SnapshotShards(engine, open_storage(settings), settings.training.bucket)
+        storage = S3Storage(settings.s3)
+        keeper = retention.Keeper(
+            engine,
+            storage,
+            settings.retention,
+            shards=shards,
+            evidence_bucket=settings.moderation.evidence_bucket,
+        )
+        done = keeper.run()
+    typer.echo(f"{done.erased} erased, {done.originals} originals, {done.evidence} evidence")
+
+
+@commands.command()
+def hold(context: typer.Context, image: Image, reason: Why) -> None:
+    """Keep an image and its evidence, against retention and erasure, until `unhold`."""
+    asking.show(
+        context,
+        "SELECT moderation.place_hold(:image, :reason) AS hold_id",
+        {"image": image, "reason": reason},
+    )
+
+
+@commands.command()
+def unhold(context: typer.Context, image: Image, reason: Why) -> None:
+    """Lift the legal hold on an image: retention and erasure may go on."""
+    asking.show(
+        context,
+        "SELECT moderation.lift_hold(:image, :reason) AS lifted",
+        {"image": image, "reason": reason},
+    )
+
+
+@commands.command()
+def holds(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 100,
+) -> None:
+    """List the legal holds that stand, the oldest first."""
+    asking.show(
+        context,
+        "SELECT hold_id, image_id, source, placed_at, placed_by, reason FROM moderation.holds "
+        "WHERE lifted_at IS NULL ORDER BY hold_id LIMIT :limit",
+        {"limit": limit},
+    )

@@ -1,0 +1,1 @@
+"""Connections to Postgres: engine, transactions, migrations, and the base class of tables."""

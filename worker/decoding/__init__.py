@@ -1,0 +1,1 @@
+"""Untrusted bytes to pixels, in processes that can be killed."""

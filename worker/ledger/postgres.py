@@ -1,0 +1,397 @@
+"""The ledger over Postgres: every method is one transaction, every clock is Postgres'.
+
+Rows of `images` are always locked in the order of their ids, so that overlapping batches wait for
+each other and never deadlock. An open lease is a row with `closed_at IS NULL`; a unique index
+makes two open leases of one image impossible, not merely unlikely.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, exc, exists, func, or_, select, true, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+
+from worker.ledger import provenance, statements
+from worker.ledger.interface import (
+    NEVER_PUBLISHED_GRACE,
+    REMOVED,
+    Backlog,
+    Busy,
+    DeathPolicy,
+    Identity,
+    ImageFacts,
+    Lease,
+    LedgerUnavailable,
+    Outcome,
+    Purpose,
+    Registration,
+    Role,
+    State,
+    Terminal,
+    Upload,
+    Verdict,
+    identity,
+    removes,
+    tidy,
+)
+from worker.ledger.statements import DIED, FACTS, LIVE, NOW
+from worker.ledger.tables import Image, LeaseRow, VerdictRow
+from worker.ledger.tables_moderation import Erasure, Review
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime, timedelta
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine, Row, Select
+
+    from worker.ledger.interface import Removal
+
+    AnyRow = Row[*tuple[Any, ...]]
+
+#: How often `register` looks again when a conflicting row was withdrawn between two statements.
+REGISTER_TRIES = 3
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Commit on leaving; the database's absence, in whatever form, is a `LedgerUnavailable`."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    # InternalError: a fail-over left us on a read-only server; TimeoutError: the pool's.
+    except (
+        exc.OperationalError,
+        exc.InterfaceError,
+        exc.InternalError,
+        exc.TimeoutError,
+    ) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        raise LedgerUnavailable(f"the ledger's database is away: {cause}") from error
+
+
+class PostgresLedger:
+    """`worker.ledger.interface.Ledger` over an engine of `worker.database.engine`."""
+
+    def __init__(self, engine: Engine, *, deaths: DeathPolicy | None = None) -> None:
+        self._engine = engine
+        self._deaths = deaths or DeathPolicy()
+
+    # Uploads and removals -------------------------------------------------------------------------
+
+    def register(self, uploads: Sequence[Upload]) -> list[Registration]:
+        """Insert what is new; the answers are in the order of `uploads`."""
+        wanted = {identity(upload): upload for upload in reversed(uploads)}
+        answers: dict[Identity, Registration] = {}
+        with transaction(self._engine) as connection:
+            late = statements.late(connection, wanted.values())
+            for upload in late:
+                answers[identity(upload)] = statements.register_withdrawn(connection, upload)
+            # Sorted, so that two bridges with overlapping batches do not deadlock.
+            order = sorted(wanted, key=lambda known: [part or "" for part in known])
+            for _ in range(REGISTER_TRIES):
+                missing = [wanted[known] for known in order if known not in answers]
+                if not missing:
+                    break
+                answers |= statements.insert_new(connection, missing)
+                answers |= statements.find_known(
+                    connection, [u for u in missing if identity(u) not in answers]
+                )
+            else:
+                raise LedgerUnavailable(
+                    "uploads are withdrawn while they are registered: try again"
+                )
+        return _once(answers[identity(upload)] for upload in uploads)
+
+    def withdraw(self, removals: Sequence[Removal]) -> int:
+        """Move the rows of removed objects to `withdrawn`, and remember the removals."""
+        if not removals:
+            return 0
+        with transaction(self._engine) as connection:
+            statements.remember(connection, removals)
+            keys = {(removal.bucket, removal.key) for removal in removals}
+            rows = connection.execute(
+                select(Image.id, Image.bucket, Image.key, Image.version_id, Image.sequencer)
+                .where(tuple_(Image.bucket, Image.key).in_(keys), Image.state != State.WITHDRAWN)
+                .order_by(Image.id)
+                .with_for_update()
+            )
+            gone = [
+                row.id
+                for row in rows
+                if any(
+                    (row.bucket, row.key) == (removal.bucket, removal.key)
+                    and removes(removal, version_id=row.version_id, sequencer=row.sequencer)
+                    for removal in removals
+                )
+            ]
+            connection.execute(
+                update(Image)
+                .where(Image.id.in_(gone))
+                .values(state=State.WITHDRAWN, reason=REMOVED, detail=None, state_since=NOW)
+            )
+        return len(gone)
+
+    # Publication ----------------------------------------------------------------------------------
+
+    def mark_published(self, image_ids: Sequence[UUID]) -> None:
+        """Stamp the rows whose messages were just published."""
+        with transaction(self._engine) as connection:
+            statements.lock(connection, image_ids)
+            connection.execute(
+                update(Image).where(Image.id.in_(image_ids)).values(published_at=NOW)
+            )
+
+    def stale(self, *, published_before: timedelta, limit: int) -> list[Registration]:
+        """Return pending rows that wait too long for a message, the longest waiting first."""
+        waits = or_(
+            Image.published_at < NOW - published_before,
+            Image.published_at.is_(None)
+            & (Image.state_since < NOW - min(published_before, NEVER_PUBLISHED_GRACE)),
+        )
+        leased = exists().where(LeaseRow.image_id == Image.id, LIVE)
+        return self._registrations(
+            select(Image)
+            .where(Image.state == State.PENDING, waits, ~leased)
+            .order_by(Image.published_at.asc().nulls_first())
+            .limit(limit)
+        )
+
+    def rescorable(
+        self, *, model_version: str, since: datetime | None, limit: int
+    ) -> list[Registration]:
+        """Return scored rows without a verdict of the model version, the newest first."""
+        judged = exists().where(
+            VerdictRow.image_id == Image.id, VerdictRow.model_version == model_version
+        )
+        recent = Image.created_at >= since if since else true()
+        return self._registrations(
+            select(Image)
+            .where(Image.state == State.SCORED, recent, ~judged)
+            .order_by(Image.created_at.desc())
+            .limit(limit)
+        )
+
+    def reopen(self, *, reason: str, since: datetime, limit: int) -> list[Registration]:
+        """Return failed or quarantined rows of that reason to `pending`, deaths forgiven."""
+        with transaction(self._engine) as connection:
+            chosen = connection.scalars(
+                select(Image.id)
+                .where(
+                    Image.state.in_((State.FAILED, State.QUARANTINED)),
+                    Image.reason == reason,
+                    Image.state_since >= since,
+                )
+                .order_by(Image.id)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            ).all()
+            rows = connection.execute(
+                update(Image)
+                .where(Image.id.in_(chosen))
+                .values(
+                    state=State.PENDING,
+                    reason=None,
+                    detail=None,
+                    deaths=0,
+                    published_at=None,
+                    state_since=NOW,
+                )
+                .returning(Image.id, Image.priority)
+            ).all()
+        return [_unpublished(row) for row in rows]
+
+    # Leases ---------------------------------------------------------------------------------------
+
+    def lease(self, image_id: UUID, *, worker: str, duration: timedelta) -> Lease | Terminal | Busy:
+        """Take a pending image; quarantines one that killed its worker too often."""
+        with transaction(self._engine) as connection:
+            image = statements.locked_image(connection, image_id)
+            if image.state != State.PENDING:
+                return Terminal(image_id=image_id, state=State(image.state))
+            deaths = image.deaths + statements.bury(connection, image_id)
+            if deaths >= self._deaths.max_deaths and not self._others_died_too(
+                connection, image_id
+            ):
+                statements.quarantine(connection, image_id, deaths)
+                return Terminal(image_id=image_id, state=State.QUARANTINED)
+            return statements.take(connection, image, deaths, worker, duration, Purpose.SCORE)
+
+    def lease_for_rescore(
+        self,
+        image_id: UUID,
+        *,
+        model_version: str,
+        worker: str,
+        duration: timedelta,
+        purpose: Purpose = Purpose.RESCORE,
+    ) -> Lease | Terminal | Busy:
+        """Take a scored image for another model version; one with too many deaths is refused."""
+        with transaction(self._engine) as connection:
+            image = statements.locked_image(connection, image_id)
+            judged = connection.scalar(
+                select(
+                    exists().where(
+                        VerdictRow.image_id == image_id, VerdictRow.model_version == model_version
+                    )
+                )
+            )
+            if image.state != State.SCORED or judged:
+                return Terminal(image_id=image_id, state=State(image.state))
+            deaths = image.deaths + statements.bury(connection, image_id)
+            if deaths >= self._deaths.max_deaths:
+                return Terminal(image_id=image_id, state=State.SCORED)
+            return statements.take(
+                connection, image, deaths, worker, duration, purpose, model_version
+            )
+
+    def release(self, lease: Lease, *, outcome: Outcome, detail: str = "") -> None:
+        """Close the lease without ending the image."""
+        with transaction(self._engine) as connection:
+            statements.lock(connection, [lease.image_id])
+            statements.close(connection, [lease.lease_id], outcome, detail)
+
+    def _others_died_too(self, connection: Connection, image_id: UUID) -> bool:
+        """Say whether too many images died around this one's last death to blame it."""
+        last = select(func.max(LeaseRow.until)).where(LeaseRow.image_id == image_id, DIED)
+        moment = connection.scalar(last)
+        if moment is None:
+            return False
+        window = self._deaths.window
+        died = statements.count_deaths(
+            connection, LeaseRow.until.between(moment - window, moment + window)
+        )
+        return died > self._deaths.max_in_window
+
+    # Outcomes -------------------------------------------------------------------------------------
+
+    def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
+        """Return the verdict of the same bytes by the same model version, if there is one."""
+        with transaction(self._engine) as connection:
+            row = connection.execute(
+                select(VerdictRow.__table__, *FACTS)
+                .join(Image, Image.id == VerdictRow.image_id)
+                .where(Image.sha256 == sha256, VerdictRow.model_version == model_version)
+                .order_by(VerdictRow.id)
+                .limit(1)
+            ).one_or_none()
+        return None if row is None else statements.verdict_of(row)
+
+    def record(self, verdicts: Sequence[Verdict]) -> None:
+        """Store verdicts, end their images and close their leases; twins in a batch count once."""
+        if not verdicts:
+            return
+        unique = {(v.image_id, v.model_version): v for v in reversed(verdicts)}
+        ordered = sorted(unique.values(), key=lambda verdict: verdict.image_id)
+        ending = [v for v in ordered if v.role is Role.CHAMPION]
+        with transaction(self._engine) as connection:
+            statements.lock(connection, [verdict.image_id for verdict in ordered])
+            stored = insert(VerdictRow).values([statements.verdict_values(v) for v in ordered])
+            connection.execute(
+                stored.on_conflict_do_update(
+                    index_elements=["image_id", "model_version"],
+                    # The first verdict of a model stands; only what a shadow said becomes the
+                    # champion's word when the shadow has become champion.
+                    set_={"role": Role.CHAMPION},
+                    where=(stored.excluded.role == Role.CHAMPION)
+                    & (VerdictRow.role != Role.CHAMPION),
+                )
+            )
+            if ending:
+                connection.execute(
+                    update(Image)
+                    .where(Image.id == bindparam("image_id"), Image.state == State.PENDING)
+                    .values(
+                        state=State.SCORED,
+                        state_since=NOW,
+                        **{column.key: bindparam(f"new_{column.key}") for column in FACTS},
+                    ),
+                    [{"image_id": v.image_id, **statements.fact_values(v.facts)} for v in ending],
+                )
+            provenance.store(
+                connection, {v.image_id: v.facts.signals for v in ordered if v.facts.signals}
+            )
+            statements.close(connection, {verdict.lease_id for verdict in verdicts}, Outcome.SCORED)
+
+    def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
+        """Note where a verdict's evidence lies; False when the image is to be erased."""
+        with transaction(self._engine) as connection:
+            attached = connection.execute(
+                update(VerdictRow)
+                .where(
+                    VerdictRow.image_id == image_id,
+                    VerdictRow.model_version == model_version,
+                    ~exists().where(Erasure.image_id == image_id),
+                )
+                .values(evidence_uri=uri)
+            )
+        return attached.rowcount == 1
+
+    def in_review(self, image_id: UUID) -> bool:
+        """Say whether the image waits for a person to look at it."""
+        open_review = exists().where(Review.image_id == image_id, Review.closed_at.is_(None))
+        with transaction(self._engine) as connection:
+            return bool(connection.scalar(select(open_review)))
+
+    def end(
+        self,
+        lease: Lease,
+        *,
+        state: State,
+        reason: str,
+        detail: str,
+        facts: ImageFacts | None = None,
+    ) -> None:
+        """End the image as failed or superseded with its reason, and close the lease."""
+        learnt = statements.fact_columns(facts) if facts else {}
+        with transaction(self._engine) as connection:
+            statements.lock(connection, [lease.image_id])
+            connection.execute(
+                update(Image)
+                .where(Image.id == lease.image_id, Image.state == State.PENDING)
+                .values(state=state, reason=reason, detail=tidy(detail), state_since=NOW, **learnt)
+            )
+            statements.close(
+                connection, [lease.lease_id], Outcome(state.value), f"{reason}: {detail}"
+            )
+
+    def backlog(self) -> Backlog:
+        """Count what waits, what is in flight and what died lately."""
+        pending = select(
+            func.count(),
+            func.coalesce(func.extract("epoch", NOW - func.min(Image.state_since)), 0.0),
+        ).where(Image.state == State.PENDING)
+        with transaction(self._engine) as connection:
+            waiting, age_s = connection.execute(pending).one()
+            leased = connection.scalar(select(func.count()).select_from(LeaseRow).where(LIVE))
+            died = statements.count_deaths(connection, LeaseRow.until >= NOW - self._deaths.window)
+        return Backlog(
+            pending=waiting,
+            leased=leased or 0,
+            oldest_pending_age_s=float(age_s),
+            recent_deaths=died,
+            quarantine_paused=died > self._deaths.max_in_window,
+        )
+
+    def _registrations(self, chosen: Select[Image]) -> list[Registration]:
+        columns = chosen.with_only_columns(Image.id, Image.priority)
+        with transaction(self._engine) as connection:
+            return [_unpublished(row) for row in connection.execute(columns)]
+
+
+def _once(answers: Iterable[Registration]) -> list[Registration]:
+    """Let only the first of several answers for one image say that it is new or unpublished."""
+    seen: set[UUID] = set()
+    result = []
+    for answer in answers:
+        repeated = answer.image_id in seen
+        seen.add(answer.image_id)
+        result.append(replace(answer, created=False, unpublished=False) if repeated else answer)
+    return result
+
+
+def _unpublished(row: AnyRow) -> Registration:
+    return Registration(image_id=row.id, created=False, priority=row.priority, unpublished=True)

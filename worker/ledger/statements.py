@@ -1,0 +1,379 @@
+"""The statements that `worker.ledger.postgres` composes into transactions, and its rows' values.
+
+Each takes an open connection and leaves the transaction to its caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, or_, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+
+from worker.ledger.interface import (
+    KILLED_WORKER,
+    REMOVED,
+    Busy,
+    Identity,
+    ImageFacts,
+    Lease,
+    Outcome,
+    Purpose,
+    Registration,
+    Removal,
+    Role,
+    State,
+    UnknownImage,
+    Upload,
+    Verdict,
+    identity,
+    outdated,
+    sequencer_rank,
+    tidy,
+)
+from worker.ledger.tables import Image, LeaseRow, ObjectRemoval
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from datetime import timedelta
+    from uuid import UUID
+
+    from sqlalchemy import ColumnElement, Connection, Row, SQLColumnExpression
+
+    AnyRow = Row[*tuple[Any, ...]]
+
+#: The moment of the statement: `now()` is the transaction's start, which may lie before a wait.
+NOW = func.clock_timestamp()
+
+#: The columns of `images` that decoding fills.
+FACTS = (
+    Image.sha256,
+    Image.size_bytes,
+    Image.format,
+    Image.width,
+    Image.height,
+    Image.pdq,
+    Image.pdq_quality,
+)
+
+LIVE = (LeaseRow.closed_at.is_(None)) & (LeaseRow.until > NOW)
+DIED = or_(
+    LeaseRow.outcome == Outcome.DEATH, LeaseRow.closed_at.is_(None) & (LeaseRow.until <= NOW)
+)
+
+
+# Statements of register and withdraw --------------------------------------------------------------
+
+
+def late(connection: Connection, uploads: Collection[Upload]) -> list[Upload]:
+    """Choose the uploads that are known to be older than a removal of their object."""
+    keys = {(upload.bucket, upload.key) for upload in uploads}
+    removals: dict[tuple[str, str], list[Removal]] = {}
+    for row in connection.execute(
+        select(ObjectRemoval.__table__).where(
+            tuple_(ObjectRemoval.bucket, ObjectRemoval.key).in_(keys)
+        )
+    ):
+        removals.setdefault((row.bucket, row.key), []).append(
+            Removal(
+                bucket=row.bucket,
+                key=row.key,
+                version_id=row.version_id,
+                sequencer=row.sequencer,
+            )
+        )
+    return [
+        upload
+        for upload in uploads
+        if any(
+            outdated(upload, removal) for removal in removals.get((upload.bucket, upload.key), ())
+        )
+    ]
+
+
+def register_withdrawn(connection: Connection, upload: Upload) -> Registration:
+    """Answer an upload that was removed before we heard of it: a row that never was pending."""
+    known = connection.scalar(
+        select(Image.id)
+        .where(
+            Image.bucket == upload.bucket,
+            Image.key == upload.key,
+            Image.version_id.is_not_distinct_from(upload.version_id),
+            Image.etag.is_not_distinct_from(upload.etag),
+        )
+        .order_by(Image.created_at.desc())
+        .limit(1)
+    )
+    if known is None:
+        known = connection.scalars(
+            insert(Image)
+            .values(**_upload_columns(upload), state=State.WITHDRAWN, reason=REMOVED)
+            .returning(Image.id)
+        ).one()
+    return Registration(image_id=known, created=False, priority=upload.priority)
+
+
+def insert_new(connection: Connection, uploads: list[Upload]) -> dict[Identity, Registration]:
+    """Insert what is not there yet; answers only for what was inserted."""
+    rows = connection.execute(
+        insert(Image)
+        .values([_upload_columns(upload) for upload in uploads])
+        .on_conflict_do_nothing(
+            index_elements=["bucket", "key", "version_id", "etag"],
+            index_where=text("state <> 'withdrawn'"),
+        )
+        .returning(Image.id, Image.bucket, Image.key, Image.version_id, Image.etag, Image.priority)
+    )
+    return {
+        (row.bucket, row.key, row.version_id, row.etag): Registration(
+            image_id=row.id, created=True, priority=row.priority, unpublished=True
+        )
+        for row in rows
+    }
+
+
+def find_known(connection: Connection, uploads: list[Upload]) -> dict[Identity, Registration]:
+    """Find the rows of duplicates; a later event of the same object moves its sequencer on."""
+    wanted = {identity(upload): upload for upload in uploads}
+    rows = connection.execute(
+        select(Image.__table__)
+        .where(
+            tuple_(Image.bucket, Image.key).in_({known[:2] for known in wanted}),
+            Image.state != State.WITHDRAWN,
+        )
+        .order_by(Image.id)
+    ).all()
+    found = {}
+    for row in rows:
+        known = (row.bucket, row.key, row.version_id, row.etag)
+        if known not in wanted:
+            continue
+        found[known] = Registration(
+            image_id=row.id,
+            created=False,
+            priority=row.priority,
+            unpublished=row.state == State.PENDING and row.published_at is None,
+        )
+        sequencer = wanted[known].sequencer
+        if sequencer and sequencer_rank(sequencer) > sequencer_rank(row.sequencer or ""):
+            connection.execute(update(Image).where(Image.id == row.id).values(sequencer=sequencer))
+    return found
+
+
+def remember(connection: Connection, removals: Sequence[Removal]) -> None:
+    """Keep the latest removal of each object."""
+    latest: dict[tuple[str, str, str], Removal] = {}
+    for removal in removals:
+        known = latest.setdefault((removal.bucket, removal.key, removal.version_id or ""), removal)
+        if sequencer_rank(removal.sequencer or "") > sequencer_rank(known.sequencer or ""):
+            latest[removal.bucket, removal.key, removal.version_id or ""] = removal
+    added = insert(ObjectRemoval).values([asdict(latest[known]) for known in sorted(latest)])
+    connection.execute(
+        added.on_conflict_do_update(
+            index_elements=["bucket", "key", "version_id"],
+            set_={"sequencer": added.excluded.sequencer, "removed_at": NOW},
+            where=_rank(added.excluded.sequencer) > _rank(ObjectRemoval.sequencer),
+        )
+    )
+
+
+def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
+    """`sequencer_rank` in SQL."""
+    return func.rpad(func.upper(func.coalesce(column, "")), 64, "0").collate("C")
+
+
+# Statements of leases -----------------------------------------------------------------------------
+
+
+def lock(connection: Connection, image_ids: Collection[UUID]) -> None:
+    """Lock rows of images in the order of their ids."""
+    connection.execute(
+        select(Image.id).where(Image.id.in_(image_ids)).order_by(Image.id).with_for_update()
+    )
+
+
+def locked_image(connection: Connection, image_id: UUID) -> AnyRow:
+    """Read and lock one image; raises `UnknownImage`."""
+    row = connection.execute(
+        select(Image.__table__).where(Image.id == image_id).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise UnknownImage(f"image {image_id} is not in the ledger")
+    return row
+
+
+def bury(connection: Connection, image_id: UUID) -> int:
+    """Close an open lease that ran out, as a death of the image; return how many there were."""
+    died = connection.execute(
+        update(LeaseRow)
+        .where(LeaseRow.image_id == image_id, LeaseRow.closed_at.is_(None), LeaseRow.until <= NOW)
+        .values(closed_at=NOW, outcome=Outcome.DEATH)
+    ).rowcount
+    if died:
+        connection.execute(
+            update(Image).where(Image.id == image_id).values(deaths=Image.deaths + died)
+        )
+    return died
+
+
+def quarantine(connection: Connection, image_id: UUID, deaths: int) -> None:
+    """End an image that killed too many workers."""
+    connection.execute(
+        update(Image)
+        .where(Image.id == image_id)
+        .values(
+            state=State.QUARANTINED,
+            reason=KILLED_WORKER,
+            detail=f"{deaths} workers died while they held this image",
+            state_since=NOW,
+        )
+    )
+
+
+def take(
+    connection: Connection,
+    image: AnyRow,
+    deaths: int,
+    worker: str,
+    duration: timedelta,
+    purpose: Purpose,
+    model_version: str | None = None,
+) -> Lease | Busy:
+    """Open a lease unless one is open; the row of the image must be locked."""
+    held = connection.scalar(
+        select(LeaseRow.until).where(LeaseRow.image_id == image.id, LeaseRow.closed_at.is_(None))
+    )
+    if held is not None:
+        return Busy(image_id=image.id, until=held)
+    earlier = connection.scalar(
+        select(func.count()).select_from(LeaseRow).where(LeaseRow.image_id == image.id)
+    )
+    taken = connection.execute(
+        insert(LeaseRow)
+        .values(
+            image_id=image.id,
+            worker=worker,
+            purpose=purpose,
+            model_version=model_version,
+            since=NOW,
+            until=NOW + duration,
+        )
+        .returning(LeaseRow.id, LeaseRow.until)
+    ).one()
+    return Lease(
+        lease_id=taken.id,
+        image_id=image.id,
+        upload=_upload(image),
+        attempt=(earlier or 0) + 1,
+        deaths=deaths,
+        alone=deaths > 0,
+        until=taken.until,
+    )
+
+
+def close(
+    connection: Connection, lease_ids: Collection[int], outcome: Outcome, detail: str = ""
+) -> None:
+    """Close leases. One that was taken for dead and speaks after all was no death."""
+    closed = {"closed_at": NOW, "outcome": outcome, "detail": tidy(detail) or None}
+    mistaken = connection.scalars(
+        update(LeaseRow)
+        .where(LeaseRow.id.in_(lease_ids), LeaseRow.outcome == Outcome.DEATH)
+        .values(**closed)
+        .returning(LeaseRow.image_id)
+    ).all()
+    if mistaken:
+        connection.execute(
+            update(Image)
+            .where(Image.id.in_(mistaken))
+            .values(deaths=func.greatest(Image.deaths - 1, 0))
+        )
+    connection.execute(
+        update(LeaseRow)
+        .where(LeaseRow.id.in_(lease_ids), LeaseRow.closed_at.is_(None))
+        .values(**closed)
+    )
+
+
+def count_deaths(connection: Connection, when: ColumnElement[bool]) -> int:
+    """Count the distinct images with a death whose lease ran out then."""
+    counted = connection.scalar(select(func.count(LeaseRow.image_id.distinct())).where(DIED, when))
+    return counted or 0
+
+
+# Rows and values ----------------------------------------------------------------------------------
+
+
+def _upload_columns(upload: Upload) -> dict[str, Any]:
+    columns = asdict(upload)
+    del columns["traceparent"]
+    columns["size_bytes"] = columns.pop("size")
+    columns["claimed_sha256"] = columns.pop("sha256")
+    return columns
+
+
+def _upload(image: AnyRow) -> Upload:
+    return Upload(
+        bucket=image.bucket,
+        key=image.key,
+        version_id=image.version_id,
+        etag=image.etag,
+        sequencer=image.sequencer,
+        size=image.size_bytes,
+        content_type=image.content_type,
+        sha256=image.claimed_sha256,
+        source=image.source,
+        uploader=image.uploader,
+        priority=image.priority,
+        uploaded_at=image.uploaded_at,
+    )
+
+
+def fact_columns(facts: ImageFacts) -> dict[str, Any]:
+    """Name the values of facts as columns of `images`; signals have a table of their own."""
+    columns = asdict(facts)
+    columns["size_bytes"] = columns.pop("size")
+    del columns["signals"]
+    return columns
+
+
+def fact_values(facts: ImageFacts) -> dict[str, Any]:
+    """Name the values of facts as bound parameters beside column names."""
+    return {f"new_{name}": value for name, value in fact_columns(facts).items()}
+
+
+#: Fields of a verdict that its row does not keep.
+_NO_COLUMNS = {"facts", "error_map", "outside"}
+
+
+def verdict_values(verdict: Verdict) -> dict[str, Any]:
+    """Name the values of a verdict as columns of `verdicts`."""
+    # Field by field, because asdict copies the mappings deeply and chokes on read-only ones.
+    columns = {
+        field.name: getattr(verdict, field.name)
+        for field in fields(verdict)
+        if field.name not in _NO_COLUMNS
+    }
+    columns["branches"] = dict(verdict.branches)
+    columns["timings_ms"] = dict(verdict.timings_ms)
+    return columns
+
+
+def verdict_of(row: AnyRow) -> Verdict:
+    """Build a verdict from its row joined with the facts of its image."""
+    facts = ImageFacts(
+        sha256=row.sha256,
+        size=row.size_bytes,
+        format=row.format,
+        width=row.width,
+        height=row.height,
+        pdq=row.pdq,
+        pdq_quality=row.pdq_quality,
+    )
+    columns = {
+        field.name: getattr(row, field.name)
+        for field in fields(Verdict)
+        if field.name not in _NO_COLUMNS
+    }
+    return Verdict(**(columns | {"facts": facts, "role": Role(row.role)}))

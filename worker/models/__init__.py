@@ -1,0 +1,1 @@
+"""Released bundles in service: registry, storage, reload, shadow and drift."""

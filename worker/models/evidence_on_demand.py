@@ -1,0 +1,102 @@
+"""Evidence on demand, for a verdict that nobody was expected to look at when it was given.
+
+The verdict stands as it is: only the error map is computed again, by the same model version, from
+the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from detection.bundle import load_bundle
+from detection.errors import SettingsError, UnlatentError
+from detection.intake import decode
+from worker.ledger.interface import Role
+from worker.ledger.postgres import PostgresLedger, transaction
+from worker.ledger.statements import FACTS, verdict_of
+from worker.ledger.tables import Image, VerdictRow
+from worker.models.registry import ModelsRegistry, UnknownModel
+from worker.processes.worker import load_detector, released
+from worker.scoring.evidence import draw, evidence_bucket, store
+from worker.scoring.files import intake_limits
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+
+    from worker.scoring.interface import Scorer
+    from worker.settings import Settings
+    from worker.storage.interface import Storage
+
+
+class NothingToDraw(UnlatentError):
+    """The image has no verdict that evidence could be drawn for."""
+
+
+def redraw(image_id: UUID, *, settings: Settings, engine: Engine, storage: Storage) -> str:
+    """Return the address of the evidence of an image's current verdict, drawn now if need be.
+
+    Raises `NothingToDraw`, `SettingsError` when no bucket is set or the model version that judged
+    is not at hand, and what storage and decoding raise when the image is not what it was.
+    """
+    bucket = evidence_bucket(settings)
+    if bucket is None:
+        raise SettingsError("UNLATENT_MODERATION__EVIDENCE_BUCKET names no bucket to keep it in")
+    newest = (
+        select(
+            VerdictRow.__table__,
+            *FACTS,
+            Image.bucket,
+            Image.key,
+            Image.version_id,
+            Image.etag,
+            Image.erased_at,
+            Image.object_removed_at,
+        )
+        .join(Image, Image.id == VerdictRow.image_id)
+        .where(VerdictRow.image_id == image_id, VerdictRow.role == Role.CHAMPION)
+        .order_by(VerdictRow.scored_at.desc(), VerdictRow.id.desc())
+        .limit(1)
+    )
+    with transaction(engine) as connection:
+        row = connection.execute(newest).one_or_none()
+    if row is None:
+        raise NothingToDraw(f"image {image_id} has no verdict of a champion")
+    verdict = verdict_of(row)
+    if verdict.evidence_uri is not None:
+        return verdict.evidence_uri
+    if row.erased_at is not None or row.object_removed_at is not None:
+        raise NothingToDraw(f"the picture of image {image_id} is deleted")
+    data = storage.fetch(
+        row.bucket,
+        row.key,
+        version_id=row.version_id,
+        etag=row.etag,
+        max_bytes=settings.intake.max_bytes,
+    )
+    pixels = decode(data, limits=intake_limits(settings.intake)).pixels
+    (score,) = _scorer(verdict.model_version, settings, engine).score([pixels])
+    if score.error_map is None:
+        raise NothingToDraw(f"model version {verdict.model_version} has no lare branch to draw")
+    picture = draw(replace(verdict, error_map=score.error_map, outside=score.outside), pixels)
+    uri = store(picture, verdict, storage=storage, ledger=PostgresLedger(engine), bucket=bucket)
+    if uri is None:
+        raise NothingToDraw(f"image {image_id} is to be erased")
+    return uri
+
+
+def _scorer(model_version: str, settings: Settings, engine: Engine) -> Scorer:
+    try:
+        chosen = released(settings, ModelsRegistry(engine).find(model_version))
+    except UnknownModel:
+        chosen = settings.scoring
+    if load_bundle(chosen.bundle).model_version != model_version:
+        raise SettingsError(
+            f"model version {model_version} judged the image, but is neither registered nor what "
+            f"UNLATENT_SCORING__BUNDLE names ({settings.scoring.bundle})"
+        )
+    return load_detector(chosen)

@@ -1,0 +1,149 @@
+"""Follows the registry's pointers: what becomes champion or shadow is loaded and takes its role.
+
+A thread polls the registry. A new model is downloaded, verified and loaded aside while the old one
+goes on scoring; the device thread proves it on its golden image and swaps between two batches. No
+message is dropped: an image that was submitted before gets the verdict of whichever model scores
+it, and says so. A model that cannot be fetched, verified or proven leaves everything as it is.
+Local copies of models that went are removed when another comes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from detection.errors import TransientError, UnlatentError
+from worker.ledger.interface import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.models.registry import ModelsRegistry, ModelVersion
+    from worker.scoring.device_thread import Device
+    from worker.scoring.interface import Scorer
+    from worker.telemetry.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+#: A model that was refused is tried again after this; it may have been stored anew.
+_REFUSED_S = 60.0
+_FIRST_DELAY_S = 1.0
+_MAX_DELAY_S = 15.0
+
+
+class WrongModel(UnlatentError):
+    """What was loaded is not the model version that the registry names."""
+
+
+class Succession:
+    """Keeps a device's models as the registry wants them.
+
+    `load` fetches and builds one; `tidy` hears which digests the device uses, at the start and
+    after every change.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: ModelsRegistry,
+        load: Callable[[ModelVersion], Scorer],
+        tidy: Callable[[set[str]], object],
+        device: Device,
+        metrics: Metrics,
+        every_s: float,
+    ) -> None:
+        self._registry = registry
+        self._load = load
+        self._tidy = tidy
+        self._tidied: set[str] | None = None
+        self._device = device
+        self._metrics = metrics
+        self._every_s = every_s
+        self._shadow: Scorer | None = None
+        self._refused: dict[tuple[Role, str], float] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="succession", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow; the device must have started."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no more; a model that is being loaded is not waited for."""
+        self._stopping.set()
+
+    def follow(self) -> None:
+        """Look at the pointers once and do what they say; raises `LedgerUnavailable`."""
+        standing = self._registry.standing()
+        champion = standing.champion
+        if champion is not None and champion.digest != self._device.model_version:
+            self._appoint(Role.CHAMPION, champion)
+        wanted = None if standing.shadow is None else standing.shadow.digest
+        if wanted != self._device.shadow_version:
+            self._appoint(Role.SHADOW, standing.shadow)
+        used = {self._device.model_version, self._device.shadow_version or ""}
+        if used != self._tidied:
+            self._tidy(used)
+            self._tidied = used
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._every_s):
+            try:
+                self.follow()
+            except TransientError as error:
+                _log.warning("pointers_unknown", error=str(error))
+            except Exception:  # noqa: BLE001 - the thread must live on
+                _log.exception("succession_failed")
+
+    def _appoint(self, role: Role, model: ModelVersion | None) -> None:
+        digest = None if model is None else model.digest
+        key = (role, digest or "")
+        if time.monotonic() < self._refused.get(key, 0.0):
+            return
+        begun = time.monotonic()
+        try:
+            scorer = None if model is None else self._loaded(model)
+            self._device.appoint(role, scorer).result()
+        except TransientError as error:
+            _log.warning("model_unavailable", role=role, digest=digest, error=str(error))
+            self._metrics.model_changes.labels(role, "unavailable").inc()
+        except Exception as error:  # noqa: BLE001 - what serves goes on, whatever it was
+            self._refused[key] = time.monotonic() + _REFUSED_S
+            _log.exception("model_refused", role=role, digest=digest, error=str(error))
+            self._metrics.model_changes.labels(role, "refused").inc()
+        else:
+            if role is Role.SHADOW:
+                self._shadow = scorer
+            took_s = time.monotonic() - begun
+            _log.info("model_changed", role=role, digest=digest, took_s=round(took_s, 1))
+            self._metrics.model_changes.labels(role, "done").inc()
+
+    def _loaded(self, model: ModelVersion) -> Scorer:
+        # A challenger that is promoted has been here all the while.
+        if self._shadow is not None and self._shadow.model_version == model.digest:
+            return self._shadow
+        scorer = self._load(model)
+        if scorer.model_version != model.digest:
+            raise WrongModel(f"asked for {model.digest}, loaded {scorer.model_version}")
+        return scorer
+
+
+def first_model(
+    registry: ModelsRegistry, load: Callable[[ModelVersion], Scorer], default: Callable[[], Scorer]
+) -> Scorer:
+    """Load the champion, or the default before the first promotion; waits for absent services.
+
+    A worker that scored with a model that is not the champion would be worse than none.
+    """
+    delay_s = _FIRST_DELAY_S
+    while True:
+        try:
+            champion = registry.champion()
+            return default() if champion is None else load(champion)
+        except TransientError as error:
+            _log.warning("champion_unknown", error=str(error), wait_s=delay_s)
+            time.sleep(delay_s)
+            delay_s = min(2 * delay_s, _MAX_DELAY_S)

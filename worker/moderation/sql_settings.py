@@ -1,0 +1,36 @@
+"""Settings that SQL needs, written into the database when it is migrated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import create_engine, delete
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.pool import NullPool
+
+from worker.ledger.tables_moderation import ConfigEntry
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+
+def write(owner_url: str, settings: Settings) -> None:
+    """Make `app.config` say what the settings say; only the owner may write there."""
+    moderation = settings.moderation
+    wanted = {
+        "image_url": moderation.image_url,
+        "evidence_url": moderation.evidence_url,
+        "claim_minutes": str(moderation.claim_minutes),
+        "webhook_topics": ",".join(settings.webhooks.topics) if settings.webhooks.url else None,
+    }
+    engine = create_engine(owner_url, poolclass=NullPool)
+    with engine.begin() as connection:
+        for name, value in wanted.items():
+            if value is None:
+                connection.execute(delete(ConfigEntry).where(ConfigEntry.name == name))
+                continue
+            added = insert(ConfigEntry).values(name=name, value=value)
+            connection.execute(
+                added.on_conflict_do_update(index_elements=["name"], set_={"value": value})
+            )
+    engine.dispose()

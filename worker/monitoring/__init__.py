@@ -1,0 +1,1 @@
+"""Metrics about the whole deployment: backlog, open work in the database, capacity."""

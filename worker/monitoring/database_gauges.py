@@ -1,0 +1,211 @@
+"""Publishes what people and training have open: reviews, breakers, webhooks, erasures, runs.
+
+The numbers are read by the exporter's thread; a scrape gets those of the last reading, all of one
+moment. What does not exist has no series: no age without a queue, no lease without a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import text
+
+from worker.ledger.postgres import transaction
+from worker.ledger.tables_moderation import QUEUES
+from worker.models.shadow import IN_SHADOW, LATEST_PAIRS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+    from sqlalchemy import Connection, Engine
+
+#: Each source's newest reading; one that is a day old says nothing any more.
+_DRIFT = (
+    "SELECT DISTINCT ON (source) * FROM app.drift_readings"
+    " WHERE at > now() - interval '1 day' ORDER BY source, id DESC"
+)
+
+#: The states of `training_runs`, each published even when no run was ever in it.
+RUN_STATES = ("running", "finished", "empty", "failed", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One gauge and the query that reads it: the labels' columns, then the value.
+
+    `always` lists what is published as 0 when the query has no row for it.
+    """
+
+    name: str
+    documentation: str
+    sql: str
+    labels: tuple[str, ...] = ()
+    always: tuple[tuple[str, ...], ...] = ()
+
+    def read(self, connection: Connection) -> GaugeMetricFamily:
+        """Run the query."""
+        rows = connection.execute(text(self.sql)).all()
+        found = {tuple(str(part) for part in row[:-1]): float(row[-1]) for row in rows}
+        family = GaugeMetricFamily(
+            f"unlatent_{self.name}", self.documentation, labels=list(self.labels)
+        )
+        for labels, value in {**dict.fromkeys(self.always, 0.0), **found}.items():
+            family.add_metric(list(labels), value)
+        return family
+
+
+#: Every query reads a partial index, a day, or a table of few rows: both bridges ask them always.
+READINGS = (
+    Reading(
+        "review_images",
+        "Images that wait for a moderator.",
+        "SELECT queue, count(*) FROM app.reviews WHERE closed_at IS NULL GROUP BY queue",
+        labels=("queue",),
+        always=tuple((queue,) for queue in QUEUES),
+    ),
+    Reading(
+        "review_oldest_seconds",
+        "Age of the image that has waited longest for a moderator.",
+        "SELECT queue, extract(epoch FROM clock_timestamp() - min(queued_at))"
+        " FROM app.reviews WHERE closed_at IS NULL GROUP BY queue",
+        labels=("queue",),
+    ),
+    Reading(
+        "review_claims",
+        "Images that a moderator looks at.",
+        "SELECT count(*) FROM app.claims WHERE closed_at IS NULL AND until > clock_timestamp()",
+    ),
+    Reading(
+        "decisions_last_day",
+        "Decisions of the last 24 h, by what the verdict had said and what the person said.",
+        "SELECT coalesce(v.label, 'none'), d.decision, count(*)"
+        " FROM app.decisions d LEFT JOIN app.verdicts v ON v.id = d.verdict_id"
+        " WHERE d.created_at > now() - interval '1 day' GROUP BY 1, 2",
+        labels=("verdict", "decision"),
+    ),
+    Reading(
+        "breakers_open",
+        "1 while automatic flagging of a source is stopped.",
+        "SELECT source, 1 FROM app.breakers WHERE closed_at IS NULL",
+        labels=("source",),
+    ),
+    Reading(
+        "outbox_messages",
+        "Webhooks that are not delivered and not given up.",
+        "SELECT count(*) FROM app.outbox WHERE delivered_at IS NULL AND dead_at IS NULL",
+    ),
+    Reading(
+        "outbox_oldest_seconds",
+        "Age of the oldest of those.",
+        "SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM app.outbox"
+        " WHERE delivered_at IS NULL AND dead_at IS NULL HAVING count(*) > 0",
+    ),
+    Reading(
+        "erasures_oldest_seconds",
+        "Age of the oldest request to erase an image that is not carried out.",
+        "SELECT extract(epoch FROM clock_timestamp() - min(requested_at)) FROM app.erasures"
+        " WHERE rows_done_at IS NULL HAVING count(*) > 0",
+    ),
+    Reading(
+        "training_runs",
+        "Training runs by how they ended.",
+        "SELECT state, count(*) FROM app.training_runs GROUP BY state",
+        labels=("state",),
+        always=tuple((state,) for state in RUN_STATES),
+    ),
+    Reading(
+        "training_run_seconds",
+        "Age of the training run that is under way.",
+        "SELECT extract(epoch FROM clock_timestamp() - started_at)"
+        " FROM app.training_runs WHERE state = 'running'",
+    ),
+    Reading(
+        "training_lease_seconds",
+        "How long that run is still held; less than 0 when nobody holds it.",
+        "SELECT extract(epoch FROM lease_until - clock_timestamp())"
+        " FROM app.training_runs WHERE state = 'running'",
+    ),
+    Reading(
+        "training_stages",
+        "Finished stages of that run.",
+        "SELECT (SELECT count(*) FROM jsonb_object_keys(stages))"
+        " FROM app.training_runs WHERE state = 'running'",
+    ),
+    Reading(
+        "training_snapshot_images",
+        "Images of the newest sealed data set, by what they are for.",
+        "SELECT side, label, count(*) FROM app.snapshot_items WHERE snapshot_id ="
+        " (SELECT max(id) FROM app.dataset_snapshots WHERE sealed_at IS NOT NULL)"
+        " GROUP BY side, label",
+        labels=("side", "label"),
+    ),
+    Reading(
+        "shadow_seconds",
+        "For how long a challenger has been in shadow.",
+        f"SELECT model_version, extract(epoch FROM now() - since) FROM ({IN_SHADOW}) s",  # noqa: S608 - a constant
+        labels=("model_version",),
+    ),
+    Reading(
+        "shadow_pairs",
+        "Images of the last day, 1000 at most, that champion and challenger judged.",
+        f"SELECT champion = challenger, count(*) FROM ({LATEST_PAIRS}) p GROUP BY 1",  # noqa: S608 - a constant
+        labels=("agree",),
+    ),
+    Reading(
+        "shadow_score_correlation",
+        "Pearson's correlation of their scores of those images.",
+        f"SELECT corr(champion_score, score) AS c FROM ({LATEST_PAIRS}) p HAVING count(*) > 1",  # noqa: S608 - a constant
+    ),
+    *(
+        Reading(
+            f"drift_{name}",
+            documentation,
+            f"SELECT source, {value} FROM ({_DRIFT}) d WHERE {value} IS NOT NULL",  # noqa: S608 - constants
+            labels=("source",),
+        )
+        for name, value, documentation in (
+            ("psi", "psi", "Population stability index of the champion's scores."),
+            ("ks", "ks", "Kolmogorov and Smirnov's distance of the champion's scores."),
+            ("unsure_ratio", "unsure", "Share of recent verdicts that are unsure."),
+            ("reference_unsure_ratio", "reference_unsure", "That share when the model was new."),
+            (
+                "overturned_ratio",
+                "overturned / nullif(decisions, 0)::float8",
+                "Share of recent decisions that contradict a sure label.",
+            ),
+            ("detected", "drifted::int", "1 where scores moved beyond the limits."),
+        )
+    ),
+    Reading(
+        "drift_read_timestamp_seconds",
+        "When drift was last read.",
+        "SELECT extract(epoch FROM max(at)) FROM app.drift_readings HAVING count(*) > 0",
+    ),
+    Reading(
+        "training_finished_timestamp_seconds",
+        "When a training run last finished.",
+        "SELECT extract(epoch FROM max(ended_at)) FROM app.training_runs"
+        " WHERE state = 'finished' HAVING count(*) > 0",
+    ),
+)
+
+
+class Oversight(Collector):
+    """A collector of what was read last; raises `LedgerUnavailable` from `read` alone."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._families: list[GaugeMetricFamily] = []
+
+    def read(self) -> None:
+        """Ask the database once for everything, in one transaction."""
+        with transaction(self._engine) as connection:
+            self._families = [reading.read(connection) for reading in READINGS]
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the last reading; nothing before the first one."""
+        yield from self._families

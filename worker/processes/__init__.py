@@ -1,0 +1,1 @@
+"""The composition roots: each long-running process, built from the settings."""

@@ -1,0 +1,221 @@
+"""The worker process: every part built from the settings, started in order, stopped in reverse.
+
+1. decoding processes and the device thread start; the champion is loaded and its golden image
+   scored; from then on the registry's pointers are followed;
+2. only then does Celery connect and take messages; the readiness file appears;
+3. SIGTERM: no more messages; the checks under way end, are acknowledged, and the rest stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+from celery import signals
+from celery.exceptions import SecurityWarning
+
+from worker.database.engine import build_engine
+from worker.decoding.pool import DecodePool
+from worker.ledger.interface import DeathPolicy
+from worker.ledger.postgres import PostgresLedger
+from worker.models import drift
+from worker.models.bundle_cache import prune
+from worker.models.registry import ModelsRegistry
+from worker.models.reloader import Succession, first_model
+from worker.moderation.flagging_breaker import check_breakers
+from worker.queue import names
+from worker.queue.app import build_app
+from worker.queue.beat_scheduler import LivelyScheduler
+from worker.queue.broker_state import RedisMessages
+from worker.queue.consumer_control import Consumption
+from worker.queue.publisher import CeleryPublisher
+from worker.queue.redis_qos import use_places
+from worker.queue.sweeper import Sweeper
+from worker.queue.tasks import register_tasks
+from worker.scoring.device_thread import Device
+from worker.scoring.evidence import evidence_keeper
+from worker.scoring.pipeline import Pipeline
+from worker.scoring.storage_breaker import Breaker
+from worker.storage.s3 import S3Storage
+from worker.telemetry.health import BEAT_ALIVE, Health
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.tracing import build_tracer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from celery import Celery
+
+    from worker.models.registry import ModelVersion
+    from worker.scoring.interface import Scorer
+    from worker.settings import Scoring, Settings
+
+_log = structlog.get_logger(__name__)
+
+
+def load_detector(settings: Scoring) -> Scorer:
+    """Load the bundle; torch is imported here and in `released`, nowhere else in the service."""
+    from worker.scoring.torch_scorer import DetectorScorer
+
+    return DetectorScorer.load(settings)
+
+
+def released(settings: Settings, model: ModelVersion) -> Scoring:
+    """Download a registered bundle, if it is not in the cache; return the settings that name it."""
+    from worker.models.bundle_store import open_bundles
+
+    with open_bundles(settings) as bundles:
+        bundle = bundles.fetch(model.uri, model.digest, settings.scoring.cache)
+    return settings.scoring.model_copy(update={"bundle": str(bundle.folder)})
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    queues: Sequence[str] = names.QUEUES,
+    load_scorer: Callable[[Scoring], Scorer] = load_detector,
+) -> int:
+    """Run a worker until it is told to stop; returns the exit status of the process."""
+    worker_name = f"{socket.gethostname()}:{os.getpid()}"
+    metrics = Metrics()
+    health = Health(settings.observability.run_dir)
+    tracer = build_tracer(settings.tracing, service="unlatent-worker")
+    with ExitStack() as stack:
+        stack.callback(tracer.close)
+        engine = build_engine(settings.postgres, application_name="unlatent-worker")
+        stack.callback(engine.dispose)
+        deaths = DeathPolicy(
+            max_deaths=settings.scoring.max_deaths,
+            window=timedelta(seconds=settings.scoring.death_window_s),
+            max_in_window=settings.scoring.max_deaths_in_window,
+        )
+        ledger = PostgresLedger(engine, deaths=deaths)
+        storage = S3Storage(settings.s3)
+        stack.callback(storage.close)
+        pool = DecodePool(settings.intake)
+        stack.callback(pool.close)
+        pool.start()
+        registry = ModelsRegistry(engine)
+
+        def load(model: ModelVersion) -> Scorer:
+            return load_scorer(released(settings, model))
+
+        device = Device(
+            lambda: first_model(registry, load, lambda: load_scorer(settings.scoring)),
+            ledger=ledger,
+            settings=settings.scoring,
+            health=health,
+            metrics=metrics,
+        )
+        stack.callback(device.stop)
+        device.start()
+        succession = Succession(
+            registry=registry,
+            load=load,
+            tidy=lambda used: prune(settings.scoring.cache, used | registry.within_reach()),
+            device=device,
+            metrics=metrics,
+            every_s=settings.scoring.reload_every_s,
+        )
+        stack.callback(succession.stop)
+        succession.start()
+        consumption = Consumption([name for name in names.IMAGE_QUEUES if name in queues])
+        breaker = Breaker(
+            storage,
+            limit=settings.s3.denied_limit,
+            pause=consumption.pause,
+            resume=consumption.resume,
+        )
+        stack.callback(breaker.stop)
+        messages = RedisMessages(settings.redis)
+        pipeline = Pipeline(
+            ledger=ledger,
+            storage=storage,
+            decoder=pool,
+            device=device,
+            breaker=breaker,
+            metrics=metrics,
+            settings=settings,
+            worker=worker_name,
+            waiting=messages.waiting,
+            evidence=evidence_keeper(settings, storage=storage, ledger=ledger, metrics=metrics),
+            tracer=tracer,
+        )
+        use_places()
+        app = build_app(settings)
+        register_tasks(
+            app,
+            pipeline=pipeline,
+            sweeper=Sweeper(
+                ledger=ledger,
+                publisher=CeleryPublisher(app, ledger, tracer),
+                messages=messages,
+                settings=settings.queue,
+                metrics=metrics,
+            ),
+            check_breakers=partial(check_breakers, engine),
+            measure_drift=lambda: drift.record(engine, drift.measure(engine, settings.drift)),
+            tracer=tracer,
+        )
+        metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
+        metrics.watch("paused", "1 while storage denies everything.", lambda: breaker.is_open)
+        if settings.observability.metrics_port:
+            stack.callback(metrics.serve(settings.observability.metrics_port))
+        return _consume(app, settings, queues, consumption, pipeline, health)
+
+
+def run_beat(settings: Settings) -> None:
+    """Run beat until it is told to stop; it only sends, and needs no ledger."""
+    settings.observability.run_dir.mkdir(parents=True, exist_ok=True)
+    (settings.observability.run_dir / BEAT_ALIVE).unlink(missing_ok=True)
+    signals.setup_logging.connect(_leave_logging_alone)
+    build_app(settings).Beat(scheduler_cls=LivelyScheduler, quiet=True).run()
+
+
+def _leave_logging_alone(**_: object) -> None:
+    """Be connected: Celery sets up logging only when nobody else does."""
+
+
+def _consume(
+    app: Celery,
+    settings: Settings,
+    queues: Sequence[str],
+    consumption: Consumption,
+    pipeline: Pipeline,
+    health: Health,
+) -> int:
+    def ready(**_: object) -> None:
+        health.ready()
+        _log.info("worker_ready", queues=list(queues))
+
+    def stopping(**_: object) -> None:
+        health.unready()
+        pipeline.stop()
+
+    signals.setup_logging.connect(_leave_logging_alone)
+    # Two lines a message that our own say better; and as root nothing but JSON is accepted.
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    signals.worker_ready.connect(ready)
+    signals.worker_shutting_down.connect(stopping)
+    worker = app.Worker(
+        pool="threads",  # one process owns the device; threads fill its batches
+        concurrency=settings.scoring.threads,
+        queues=list(queues),
+        hostname=f"unlatent@{socket.gethostname()}",
+        without_gossip=True,  # workers coordinate in the ledger and need no talk between them
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    consumption.bind(worker)
+    worker.start()
+    return worker.exitcode or 0

@@ -1,0 +1,1 @@
+"""Celery and the broker: application, tasks, publisher, sweeper, scheduler."""

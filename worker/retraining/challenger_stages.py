@@ -1,0 +1,353 @@
+"""The stages from a sealed data set to a challenger that is registered, and in shadow if it passed.
+
+Each may be run again after a crash: training resumes from checkpoints, weights and bundles are
+stored whole before they are named, scores are kept line by line. What another machine needs to go
+on is in object storage; what only saves time is in the work folder.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from safetensors.torch import load, save
+
+from detection.detector import Detector
+from detection.score import Label
+from training.calibration import CalibrationError
+from training.challenger import Origin, calibrated, fine_tune, require_calibration
+from training.collect import Side
+from training.contest import ClosedReport, compete, pinned_reports, share_found
+from training.contest_page import write_report
+from training.datasets import DatasetError, lay_out, load_dataset, read_samples
+from training.gate import GateDecision, decide
+from training.nuisances import Unreadable
+from training.shaders import SHADERS, series
+from worker.retraining.bundle_access import ACTOR
+from worker.retraining.candidates import revoked_images
+from worker.retraining.dataset_store import BucketStore, StoredOriginal
+from worker.retraining.runs import Ending
+from worker.retraining.snapshots import Snapshots
+from worker.retraining.stage_runner import RunEnds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from training.challenger import ChallengerRecipe
+    from training.datasets import SampleFiles
+    from training.gate import GateLimits, Paired
+    from training.manifest import Entry
+    from worker.retraining.bundle_access import Champions
+    from worker.retraining.dataset_stages import Bench
+    from worker.retraining.stage_runner import Progress, Stage
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forge:
+    """Where challengers are made."""
+
+    bench: Bench
+    champions: Champions
+    work_dir: Path
+    device: str
+    recipe: ChallengerRecipe
+    limits: GateLimits
+
+    def folder(self, progress: Progress) -> Path:
+        """Return the run's part of the work folder."""
+        return self.work_dir / f"run-{progress.run_id}"
+
+    def tidy(self, progress: Progress) -> None:
+        """Remove what other runs left in the work folder: there is one run at a time."""
+        for folder in self.work_dir.glob("run-*"):
+            if folder != self.folder(progress):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def stored(self, progress: Progress) -> list[tuple[str, BucketStore]]:
+        """Return digest and place of every sealed data set, that of the run first."""
+        bucket = self.bench.bucket
+        return [
+            (digest, BucketStore(self.bench.storage, bucket, uri.removeprefix(f"s3://{bucket}/")))
+            for digest, uri in Snapshots(self.bench.engine).sealed(progress.snapshot_id)
+        ]
+
+    def files(self, progress: Progress, side: Side) -> Iterator[SampleFiles]:
+        """Read one side of every sealed data set, the newest first, without what was revoked.
+
+        Nor with the renderings of earlier runs: each has new ones.
+        """
+        gone = revoked_images(self.bench.engine, self.bench.policy)
+        own = {one.key for one in series(self.bench.shaders, seed=progress.run_id)}
+        for _, store in self.stored(progress):
+            for sample in read_samples(store, load_dataset(store)):
+                stale = sample.source == SHADERS and sample.key not in own
+                if sample.side == side and sample.key not in gone and not stale:
+                    yield sample
+
+    def laid_out(self, progress: Progress, side: Side) -> list[Entry]:
+        """Write one side of every sealed data set into the work folder."""
+        return lay_out(self.files(progress, side), self.folder(progress) / side)
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Teaches the champion's branches further."""
+
+    forge: Forge
+    name: str = "train"
+
+    def run(self, progress: Progress) -> Mapping[str, Any]:
+        """Train, and store each branch's weights; ends the run when nothing could be calibrated."""
+        forge, began = self.forge, time.monotonic()
+        forge.tidy(progress)
+        try:
+            require_calibration(forge.laid_out(progress, Side.CALIBRATION))
+        except CalibrationError as error:
+            raise RunEnds(Ending.REFUSED, str(error)) from error
+        champion = forge.champions.current()
+        tuned = fine_tune(
+            islice(forge.files(progress, Side.TRAINING), forge.recipe.lessons.most_images),
+            champion,
+            forge.recipe,
+            forge.folder(progress),
+            device=forge.device,
+        )
+        store = forge.bench.store(progress.run_id)
+        for name, branch in tuned.items():
+            store.write(_weights_name(name), save(branch.weights))
+        return {
+            "champion": champion.model_version,
+            "branches": sorted(tuned),
+            "replayed": [digest for digest, _ in forge.stored(progress)][1:],
+            "losses": {name: _stated(branch.losses) for name, branch in tuned.items()},
+            "took_s": round(time.monotonic() - began, 1),
+        }
+
+
+def _stated(losses: Mapping[int, float]) -> dict[str, float]:
+    return {str(step): round(loss, 5) for step, loss in losses.items()}
+
+
+def _weights_name(branch: str) -> str:
+    return f"challenger/{branch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrate:
+    """Fits fusion and thresholds, and stores the bundle."""
+
+    forge: Forge
+    name: str = "calibrate"
+
+    def run(self, progress: Progress) -> Mapping[str, Any]:
+        """Write and upload the bundle; ends the run when no operating point is supported."""
+        forge, trained = self.forge, progress.facts["train"]
+        store = forge.bench.store(progress.run_id)
+        weights = {}
+        for name in trained["branches"]:
+            data = store.read(_weights_name(name))
+            if data is None:
+                raise DatasetError(f"the weights {_weights_name(name)} of this run are gone")
+            weights[name] = load(data)
+        families = {
+            sample.source
+            for sample in forge.files(progress, Side.TRAINING)
+            if sample.label == Label.GENERATED
+        }
+        digest = progress.facts["align"]["digest"]
+        facts = {
+            "run": progress.run_id,
+            "champion": trained["champion"],
+            "replayed": trained["replayed"],
+        }
+        try:
+            bundle = calibrated(
+                forge.folder(progress) / "challenger",
+                forge.champions.of(trained["champion"]),
+                weights,
+                forge.laid_out(progress, Side.CALIBRATION),
+                Origin(
+                    snapshot_digest=digest,
+                    families=sorted(families),
+                    data_licence="the site's own images",
+                    facts=facts,
+                ),
+                device=forge.device,
+            )
+        except CalibrationError as error:
+            raise RunEnds(Ending.REFUSED, str(error)) from error
+        points = [point.name for point in bundle.manifest.operating_points if point.supported]
+        return {
+            "model_version": bundle.model_version,
+            "uri": forge.champions.bundles.upload(bundle),
+            "supported": points,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Scores the evaluation side with champion and challenger."""
+
+    forge: Forge
+    name: str = "evaluate"
+
+    def run(self, progress: Progress) -> Mapping[str, Any]:
+        """Score; the scores stay in the work folder."""
+        began = time.monotonic()
+        tiers = _contest(self.forge, progress, *_rivals(self.forge, progress))
+        images = len(tiers["clean"].generated) if tiers else 0
+        return {
+            "images": images,
+            "shares": share_found(tiers),
+            "took_s": round(time.monotonic() - began, 1),
+        }
+
+
+def _rivals(forge: Forge, progress: Progress) -> tuple[Detector, Detector]:
+    champion = forge.champions.of(progress.facts["train"]["champion"])
+    made = progress.facts["calibrate"]
+    challenger = forge.champions.fetch(made["uri"], made["model_version"])
+    return (
+        Detector(champion, device=forge.device),
+        Detector(challenger, device=forge.device),
+    )
+
+
+def _contest(
+    forge: Forge, progress: Progress, champion: Detector, challenger: Detector
+) -> dict[str, Paired]:
+    """Compare both on the evaluation side; empty when there is no image on it."""
+    entries = forge.laid_out(progress, Side.EVALUATION)
+    if not entries:
+        return {}
+    added = set(load_dataset(forge.bench.store(progress.run_id)).keys)
+    return compete(
+        champion,
+        challenger,
+        entries,
+        forge.folder(progress) / "scores",
+        new=[entry.path for entry in entries if entry.path.stem in added],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Holds the challenger against the champion and records the gate's decision."""
+
+    forge: Forge
+    name: str = "gate"
+
+    def run(self, progress: Progress) -> Mapping[str, Any]:
+        """Decide, and store the report; a refusal ends the run only after the registration."""
+        forge = self.forge
+        champion, challenger = _rivals(forge, progress)
+        tiers = _contest(forge, progress, champion, challenger)
+        closed, unreadable = self._closed_reports()
+        pinned = pinned_reports(champion, challenger, closed)
+        decision = (
+            decide(tiers, pinned, limits=forge.limits) if tiers else GateDecision.without_images()
+        )
+        rate = decision.false_positive_rate
+        return asdict(decision) | {
+            "false_positive_rate": None if math.isnan(rate) else rate,
+            "pinned": len(pinned),
+            "unreadable": unreadable,
+            "report": self._report(progress, decision, tiers),
+        }
+
+    def _closed_reports(self) -> tuple[list[ClosedReport], list[str]]:
+        bench = self.forge.bench
+        closed, unreadable = [], []
+        for item in Snapshots(bench.engine).pinned():
+            original = StoredOriginal(item, bench.storage, bench.max_bytes)
+            try:
+                pixels = original.read().pixels
+            except Unreadable as error:
+                _log.warning("pinned_report_unreadable", image=original.key, error=str(error))
+                unreadable.append(original.key)
+            else:
+                closed.append(
+                    ClosedReport(key=original.key, truth=Label(item.label), pixels=pixels)
+                )
+        return closed, unreadable
+
+    def _report(
+        self, progress: Progress, decision: GateDecision, tiers: Mapping[str, Paired]
+    ) -> str:
+        """Write the page with its plots, store it and return its address."""
+        forge, bucket = self.forge, self.forge.bench.bucket
+        trained = progress.facts["train"]
+        page = write_report(
+            forge.folder(progress) / "report",
+            decision,
+            tiers,
+            {
+                name.removesuffix(".safetensors"): {int(step): loss for step, loss in rows.items()}
+                for name, rows in trained["losses"].items()
+            },
+            facts={
+                "champion": trained["champion"],
+                "challenger": progress.facts["calibrate"]["model_version"],
+                "data set": progress.facts["align"]["digest"],
+                "training run": progress.run_id,
+            },
+        )
+        reports = BucketStore(forge.bench.storage, bucket, f"reports/run-{progress.run_id}/")
+        for file in sorted(page.parent.iterdir()):
+            reports.write(file.name, file.read_bytes())
+        return f"s3://{bucket}/reports/run-{progress.run_id}/{page.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Adds the challenger to the registry, whatever the gate said: so that it can be forced."""
+
+    forge: Forge
+    name: str = "register"
+
+    def run(self, progress: Progress) -> Mapping[str, Any]:
+        """Add the row; the bundle has been whole in object storage since it was calibrated."""
+        made = progress.facts["calibrate"]
+        champions = self.forge.champions
+        bundle = champions.fetch(made["uri"], made["model_version"])
+        snapshot = progress.facts["align"]["digest"]
+        champions.register(bundle, made["uri"], snapshot=snapshot)
+        return {"model_version": made["model_version"], "uri": made["uri"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Conclude:
+    """Puts a challenger that passed into shadow, or ends the run as refused."""
+
+    forge: Forge
+    name: str = "shadow"
+
+    def run(self, progress: Progress) -> Mapping[str, Any]:
+        """Follow the gate's decision; raises `RunEnds` with its reasons in words."""
+        gate = progress.facts["gate"]
+        if not gate["passed"]:
+            raise RunEnds(Ending.REFUSED, "; ".join(gate["reasons"]))
+        digest = progress.facts["register"]["model_version"]
+        reason = f"training run {progress.run_id} passed the gate: {'; '.join(gate['reasons'])}"
+        self.forge.champions.registry.put_in_shadow(digest, actor=ACTOR, reason=reason)
+        return {"model_version": digest}
+
+
+def challenge_stages(forge: Forge) -> list[Stage]:
+    """Return the stages from a sealed data set to the end of a run."""
+    return [
+        Train(forge),
+        Calibrate(forge),
+        Evaluate(forge),
+        Judge(forge),
+        Register(forge),
+        Conclude(forge),
+    ]

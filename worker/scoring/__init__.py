@@ -1,0 +1,1 @@
+"""From an image id to its verdict: pipeline, batcher, device thread, evidence."""

@@ -1,0 +1,1 @@
+"""Object storage: the seam, its S3 and in-memory versions."""

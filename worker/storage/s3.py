@@ -1,0 +1,259 @@
+"""Object storage over boto3."""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import boto3
+import structlog
+import urllib3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from worker.storage.interface import (
+    AccessDenied,
+    ObjectFacts,
+    ObjectMissing,
+    ObjectReplaced,
+    ObjectTooLarge,
+    StorageUnavailable,
+    check_address,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from botocore.response import StreamingBody
+
+    from worker.settings import S3
+
+_log = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
+
+_CHUNK_BYTES = 256 * 1024
+#: At least the task threads of a worker, so that none waits for another's connection.
+_CONNECTIONS = 64
+_TRIES = 3
+_FIRST_DELAY_S = 0.2
+
+_FORBIDDEN = 403
+_NOT_FOUND = 404
+_PRECONDITION_FAILED = 412
+_TOO_MANY_REQUESTS = 429
+_SERVER_ERROR = 500
+
+#: Answers that another try may not meet, beside every status from 500 up.
+_PASSING = frozenset(
+    {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+)
+#: Faults of this worker's credentials or settings, whatever their status.
+_REFUSING = frozenset({"ExpiredToken", "InvalidToken", "NoSuchBucket"})
+_IMPOSSIBLE_KEY = "KeyTooLongError"
+
+
+class _Passing(StorageUnavailable):
+    """Object storage failed in a way that is worth another try at once."""
+
+
+class S3Storage:
+    """S3 and what speaks its protocol, at one endpoint and in the buckets of the settings only."""
+
+    def __init__(self, settings: S3) -> None:
+        self._buckets = frozenset(settings.buckets)
+        self._fetch_timeout_s = settings.fetch_timeout_s
+        keys = (settings.access_key_id, settings.secret_access_key)
+        key_id, secret = (None if key is None else key.get_secret_value() for key in keys)
+        self._client: Any = boto3.session.Session().client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            region_name=settings.region,
+            aws_access_key_id=key_id,
+            aws_secret_access_key=secret,
+            config=Config(
+                connect_timeout=settings.connect_timeout_s,
+                read_timeout=settings.read_timeout_s,
+                max_pool_connections=_CONNECTIONS,
+                # One policy of retries, ours: boto3's own also repeats what time does not mend.
+                retries={"total_max_attempts": 1},
+                # Names of buckets are no host names at most servers that are not Amazon's.
+                s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
+                # Other servers refuse checksums in trailers; those of answers are verified.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_supported",
+            ),
+        )
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._client.close()
+
+    def head(self, bucket: str, key: str, *, version_id: str | None = None) -> ObjectFacts:
+        """Ask for an object's facts."""
+        check_address(bucket, key, allowed=self._buckets)
+        told = self._retrying(
+            lambda: self._client.head_object(Bucket=bucket, Key=key, **_version(version_id))
+        )
+        return ObjectFacts(
+            bucket=bucket,
+            key=key,
+            size=told["ContentLength"],
+            etag=_unquoted(told["ETag"]),
+            version_id=_real_version(told.get("VersionId")),
+            content_type=told.get("ContentType"),
+            modified_at=told.get("LastModified"),
+        )
+
+    def fetch(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version_id: str | None = None,
+        etag: str | None = None,
+        max_bytes: int,
+    ) -> bytes:
+        """Download one object within `s3.fetch_timeout_s`, retries included."""
+        check_address(bucket, key, allowed=self._buckets)
+        condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
+        deadline = time.monotonic() + self._fetch_timeout_s
+
+        def once() -> bytes:
+            answer = self._client.get_object(
+                Bucket=bucket, Key=key, **_version(version_id), **condition
+            )
+            with closing(answer["Body"]) as body:
+                if answer["ContentLength"] > max_bytes:
+                    message = f"The object has {answer['ContentLength']} bytes; limit {max_bytes}."
+                    raise ObjectTooLarge(message)
+                return _read(body, max_bytes=max_bytes, deadline=deadline)
+
+        return self._retrying(once, deadline=deadline)
+
+    def put(self, bucket: str, key: str, body: bytes, *, content_type: str) -> ObjectFacts:
+        """Store one object."""
+        check_address(bucket, key, allowed=self._buckets)
+        told = self._retrying(
+            lambda: self._client.put_object(
+                Bucket=bucket, Key=key, Body=body, ContentType=content_type
+            )
+        )
+        return ObjectFacts(
+            bucket=bucket,
+            key=key,
+            size=len(body),
+            etag=_unquoted(told["ETag"]),
+            version_id=_real_version(told.get("VersionId")),
+            content_type=content_type,
+        )
+
+    def delete(self, bucket: str, key: str) -> None:
+        """Remove one object; removing what is not there is no error."""
+        check_address(bucket, key, allowed=self._buckets)
+        self._retrying(lambda: self._client.delete_object(Bucket=bucket, Key=key))
+
+    def presign(self, bucket: str, key: str, *, expires_s: int) -> str:
+        """Return an address that anybody can read the object at for a while; asks no server."""
+        check_address(bucket, key, allowed=self._buckets)
+        address: str = self._client.generate_presigned_url(
+            "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=expires_s
+        )
+        return address
+
+    def list(self, bucket: str, *, prefix: str = "") -> Iterator[ObjectFacts]:
+        """List the current objects of a bucket in key order."""
+        check_address(bucket, prefix, allowed=self._buckets)
+        after: dict[str, str] = {}
+        while True:
+            request = {"Bucket": bucket, "Prefix": prefix, **after}
+            page = self._retrying(functools.partial(self._client.list_objects_v2, **request))
+            for told in page.get("Contents", ()):
+                yield ObjectFacts(
+                    bucket=bucket,
+                    key=told["Key"],
+                    size=told["Size"],
+                    etag=_unquoted(told["ETag"]),
+                    modified_at=told["LastModified"],
+                )
+            if not page.get("IsTruncated"):
+                return
+            after = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _retrying(self, call: Callable[[], _T], *, deadline: float | None = None) -> _T:
+        until = time.monotonic() + self._fetch_timeout_s if deadline is None else deadline
+        delay_s = _FIRST_DELAY_S
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return _translating(call)
+            except _Passing as error:
+                wait_s = delay_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
+                if not tries_left or time.monotonic() + wait_s > until:
+                    raise
+                _log.info("storage_retry", error=str(error), wait_s=wait_s)
+                time.sleep(wait_s)
+                delay_s *= 2
+        raise AssertionError
+
+
+def _translating(call: Callable[[], _T]) -> _T:
+    try:
+        return call()
+    except ClientError as error:
+        _raise_ours(error)
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        message = "There are no credentials for object storage."
+        raise AccessDenied(message) from error
+    except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
+        message = f"Object storage did not answer in full: {type(error).__name__}."
+        raise _Passing(message) from error
+
+
+def _raise_ours(error: ClientError) -> NoReturn:
+    # HEAD has no body to carry a code: there the code is the status as text.
+    code = error.response["Error"].get("Code", "")
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    message = f"Object storage answered {status} {code}."
+    if status >= _SERVER_ERROR or status == _TOO_MANY_REQUESTS or code in _PASSING:
+        raise _Passing(message) from error
+    if status == _FORBIDDEN or code in _REFUSING:
+        raise AccessDenied(message) from error
+    if status == _NOT_FOUND or code == _IMPOSSIBLE_KEY:
+        raise ObjectMissing(message) from error
+    if status == _PRECONDITION_FAILED:
+        raise ObjectReplaced(message) from error
+    raise StorageUnavailable(message) from error
+
+
+def _read(body: StreamingBody, *, max_bytes: int, deadline: float) -> bytes:
+    received = bytearray()
+    while chunk := body.read(_CHUNK_BYTES):
+        received += chunk
+        if len(received) > max_bytes:
+            message = f"The object has more than {max_bytes} bytes."
+            raise ObjectTooLarge(message)
+        if time.monotonic() > deadline:
+            message = f"The download was cut off after {len(received)} bytes: out of time."
+            raise StorageUnavailable(message)
+    return bytes(received)
+
+
+def _version(version_id: str | None) -> dict[str, str]:
+    return {} if version_id is None else {"VersionId": version_id}
+
+
+def _real_version(version_id: str | None) -> str | None:
+    # Buckets that once had versions answer "null" for objects that have none.
+    return None if version_id == "null" else version_id
+
+
+def _unquoted(etag: str) -> str:
+    return etag.strip('"')

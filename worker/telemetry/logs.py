@@ -1,0 +1,102 @@
+"""Logging: one format for structlog's events and the standard library's records.
+
+Modules log with `structlog.get_logger(__name__)`: an event name and fields. Whatever is written,
+tracebacks included, passes `worker.text` on its way out.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import structlog
+
+from worker.text import MASK, escape_controls, mask
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
+
+    from worker.settings import Observability
+
+_SECRET_FIELDS = ("password", "secret", "token", "credential", "authorization")
+
+
+def configure(observability: Observability, *, stream: TextIO | None = None) -> None:
+    """Send every log line of this process to `stream` (standard error) in the configured format.
+
+    Tracebacks carry no local variables: they would carry addresses with passwords.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _hide_secret_fields,
+    ]
+    json = observability.log_format == "json"
+    render: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        if json
+        else [_escape_control_fields, structlog.dev.ConsoleRenderer(exception_formatter=_traceback)]
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), _hide_secret_fields],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *render,
+            _mask_line,  # type: ignore[list-item]  # after the renderer a line is text
+        ],
+    )
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    for previous in root.handlers[:]:
+        root.removeHandler(previous)
+    root.addHandler(handler)
+    root.setLevel(observability.log_level.upper())
+    # At "info" these two tell of every request; an operator who wants that asks for "debug".
+    for chatty in ("botocore", "urllib3"):
+        logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _hide_secret_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    for name in event:
+        if any(word in name.lower() for word in _SECRET_FIELDS):
+            event[name] = MASK
+    return event
+
+
+def _escape_control_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    # JSON escapes what a terminal would obey; a line for people must have it escaped before.
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = escape_controls(value)
+    return event
+
+
+def _traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, exc_info)
+    # Indented, so that a message of several lines does not look like lines of ours.
+    stream.write(
+        "\n".join(f"  {escape_controls(line)}" for line in written.getvalue().splitlines())
+    )
+
+
+def _mask_line(_logger: WrappedLogger, _method: str, line: str) -> str:
+    return mask(line)
