@@ -12,7 +12,8 @@ from sqlalchemy import update
 
 from tests.site import Site, png
 from tests.waiting import eventually
-from worker.ledger.interface import LedgerUnavailable, State, Upload
+from worker.database.engine import LedgerUnavailable
+from worker.ledger.interface import State, Upload
 from worker.ledger.tables import Image
 from worker.queue import names as queues
 

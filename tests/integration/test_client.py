@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import text
 
 from worker.client import Client
+from worker.database.engine import LedgerUnavailable
 from worker.ingest.bridge import Bridge
 from worker.ingest.events import EventError
 from worker.ingest.metrics import BridgeMetrics
-from worker.ledger.interface import LedgerUnavailable
 from worker.ledger.postgres import PostgresLedger
 from worker.queue.publisher import MemoryPublisher
 from worker.storage.memory import MemoryStorage

@@ -18,9 +18,9 @@ from tests.processes import WorkerProcess
 from tests.site import Site, png
 from tests.tls import Authority, Door
 from tests.waiting import eventually
-from worker.database.engine import bootstrap, build_engine, migrate
+from worker.database.engine import LedgerUnavailable, bootstrap, build_engine, migrate
 from worker.ingest.events import own_event
-from worker.ledger.interface import LedgerUnavailable, Upload
+from worker.ledger.interface import Upload
 from worker.ledger.postgres import PostgresLedger
 from worker.localstack.servers import Postgres
 from worker.queue.app import build_app

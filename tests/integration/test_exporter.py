@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from tests.processes import WorkerProcess
 from tests.waiting import eventually
+from worker.database.engine import LedgerUnavailable
 from worker.ingest.metrics import BridgeMetrics
-from worker.ledger.interface import Backlog, LedgerUnavailable, Upload
+from worker.ledger.interface import Backlog, Upload
 from worker.ledger.memory import MemoryLedger
 from worker.ledger.postgres import PostgresLedger
 from worker.monitoring.backlog_exporter import Exporter

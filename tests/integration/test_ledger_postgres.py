@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from tests.ledger_contract import LONG, LedgerContract, MakeLedger, registered, scored, upload
-from worker.database.engine import build_engine
-from worker.ledger.interface import Busy, DeathPolicy, Lease, Ledger, LedgerUnavailable, Removal
+from worker.database.engine import LedgerUnavailable, build_engine
+from worker.ledger.interface import Busy, DeathPolicy, Lease, Ledger, Removal
 from worker.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:

@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 
 from tests.waiting import eventually
-from worker.ledger.interface import (
-    ImageFacts,
-    Lease,
-    LedgerUnavailable,
-    Role,
-    State,
-    Terminal,
-    Upload,
-    Verdict,
-)
+from worker.database.engine import LedgerUnavailable
+from worker.ledger.interface import ImageFacts, Lease, Role, State, Terminal, Upload, Verdict
 from worker.ledger.memory import MemoryLedger
 from worker.scoring.device_thread import (
     EXIT_DEVICE_LOST,

@@ -15,17 +15,9 @@ from detection.errors import TransientError
 from detection.refusals import Truncated
 from tests.collector import Collector, attributes
 from tests.waiting import eventually
+from worker.database.engine import LedgerUnavailable, SchemaOutdated
 from worker.decoding.pool import Decoded
-from worker.ledger.interface import (
-    ImageFacts,
-    Lease,
-    LedgerUnavailable,
-    Outcome,
-    Role,
-    SchemaOutdated,
-    State,
-    Upload,
-)
+from worker.ledger.interface import ImageFacts, Lease, Outcome, Role, State, Upload
 from worker.ledger.memory import MemoryLedger
 from worker.scoring.device_thread import Device, ModelReplaced
 from worker.scoring.memory import MemoryScorer

@@ -8,13 +8,13 @@ from uuid import UUID
 import pytest
 
 from detection.errors import TransientError
-from worker.ledger.interface import LedgerUnavailable
+from worker.database.engine import LedgerUnavailable
 from worker.ledger.memory import MemoryLedger
 from worker.models.registry import ModelVersion, Standing
 from worker.models.reloader import Succession, first_model
-from worker.models.shadow import in_share
 from worker.scoring.device_thread import Device
 from worker.scoring.memory import MemoryScorer
+from worker.scoring.pipeline import in_share
 from worker.settings import Scoring
 from worker.telemetry.health import Health
 from worker.telemetry.metrics import Metrics

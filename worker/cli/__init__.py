@@ -24,7 +24,7 @@ MODULES = (
     "stack",
     "config",
     "ingest",
-    "service",
+    "processes",
     "stress",
     "capacity",
     "check",
@@ -34,8 +34,7 @@ MODULES = (
     "training",
     "audit",
     "moderation",
-    "keeping",
-    "trainer",
+    "retention",
 )
 
 _EPILOG = (

@@ -1,13 +1,8 @@
-"""`unlatent submit`, `reconcile`, `retry`, `rescore`, `bridge`: how uploads enter and re-enter."""
+"""`unlatent submit`, `reconcile`, `retry`, `rescore`: how uploads enter and re-enter."""
 
 from __future__ import annotations
 
 import mimetypes
-import os
-import signal
-import socket
-import threading
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +15,6 @@ from detection.errors import SettingsError
 from worker.cli import context as cli
 
 if TYPE_CHECKING:
-    from redis import Redis
     from sqlalchemy import Engine
 
     from worker.ledger.postgres import PostgresLedger
@@ -169,76 +163,6 @@ def rescore(
         model_version=wanted.digest, since=since and _utc(since), limit=limit
     )
     typer.echo(f"queued {services.publisher.publish_rescore(chosen)} for {wanted.name}")
-
-
-@commands.command()
-def bridge(
-    context: typer.Context,
-    name: Annotated[
-        str | None, typer.Option(help="This bridge's own.", show_default="host and process")
-    ] = None,
-) -> None:
-    """Move uploads from the ingest list to the ledger and the queue, until SIGTERM."""
-    from worker.ingest.bridge import Bridge
-    from worker.ingest.metrics import BridgeMetrics
-    from worker.monitoring.backlog_exporter import Exporter
-    from worker.monitoring.database_gauges import Oversight
-    from worker.queue.app import build_app
-    from worker.queue.publisher import CeleryPublisher
-    from worker.telemetry.health import BRIDGE_ALIVE
-    from worker.telemetry.logs import configure
-    from worker.telemetry.tracing import build_tracer
-
-    services = _services(context)
-    settings = services.settings
-    configure(settings.observability)
-    metrics = BridgeMetrics()
-    oversight = Oversight(services.engine)
-    metrics.registry.register(oversight)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    alive = settings.observability.run_dir / BRIDGE_ALIVE
-    alive.parent.mkdir(parents=True, exist_ok=True)
-    alive.unlink(missing_ok=True)
-    if settings.observability.metrics_port:
-        from prometheus_client import start_http_server
-
-        start_http_server(settings.observability.metrics_port, registry=metrics.registry)
-    tracer = build_tracer(settings.tracing, service="unlatent-bridge")
-    with (
-        closing(tracer),
-        _redis(settings) as redis,
-        Exporter(
-            ledger=services.ledger,
-            redis=redis,
-            key_prefix=settings.redis.key_prefix,
-            metrics=metrics,
-            oversight=oversight,
-        ),
-    ):
-        Bridge(
-            redis=redis,
-            ledger=services.ledger,
-            publisher=CeleryPublisher(build_app(settings), services.ledger, tracer),
-            storage=services.storage,
-            buckets=settings.s3.buckets,
-            settings=settings.redis,
-            metrics=metrics,
-            name=name or f"{socket.gethostname()}-{os.getpid()}",
-            tracer=tracer,
-        ).run(stop, alive=alive.touch)
-
-
-def _redis(settings: Settings) -> Redis:
-    import redis
-
-    return redis.Redis.from_url(
-        settings.redis.url.get_secret_value(),
-        socket_timeout=30,
-        socket_connect_timeout=5,
-        health_check_interval=25,
-    )
 
 
 def _utc(moment: datetime) -> datetime:

@@ -56,7 +56,7 @@ def _registry(context: typer.Context) -> Iterator[ModelsRegistry]:
 def list_(context: typer.Context) -> None:
     """List the embedded bundles, then the registered ones with their roles."""
     from detection.bundle import embedded_names, load_bundle
-    from worker.ledger.interface import LedgerUnavailable
+    from worker.database.engine import LedgerUnavailable
 
     for name in embedded_names():
         typer.echo(f"{name}  {load_bundle(name).model_version}")

@@ -1,4 +1,4 @@
-"""`unlatent worker`, `unlatent beat`: the long-running processes that Celery runs."""
+"""`unlatent worker`, `bridge`, `beat`, `trainer`: the long-running processes."""
 
 from __future__ import annotations
 
@@ -35,11 +35,38 @@ def worker(
 
 
 @commands.command()
+def bridge(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Option(help="This bridge's own.", show_default="host and process")
+    ] = None,
+) -> None:
+    """Move uploads from the ingest list to the ledger and the queue, until SIGTERM."""
+    settings = cli.of(context).settings()
+    from worker.processes.bridge import run_bridge
+    from worker.telemetry.logs import configure
+
+    configure(settings.observability)
+    run_bridge(settings, name=name)
+
+
+@commands.command()
 def beat(context: typer.Context) -> None:
     """Send the scheduled messages; run exactly one of these."""
     settings = cli.of(context).settings()
-    from worker.processes.worker import run_beat
+    from worker.processes.beat import run_beat
     from worker.telemetry.logs import configure
 
     configure(settings.observability)
     run_beat(settings)
+
+
+@commands.command()
+def trainer(context: typer.Context) -> None:
+    """Take training runs, one at a time, until told to stop."""
+    settings = cli.of(context).settings()
+    from worker.processes.trainer import run_trainer
+    from worker.telemetry.logs import configure
+
+    configure(settings.observability)
+    raise typer.Exit(run_trainer(settings))

@@ -74,9 +74,8 @@ def retain(
 ) -> None:
     """Remove what is older than the settings keep, and finish requested deletions."""
     from worker.moderation import retention
-    from worker.retraining.dataset_store import open_storage
     from worker.retraining.erasure import SnapshotShards
-    from worker.storage.s3 import S3Storage
+    from worker.storage.s3 import S3Storage, open_storage
 
     settings = cli.of(context).settings()
     with asking.engine(context) as engine:

@@ -1,19 +1,21 @@
-"""Connections to the ledger's database and its migrations."""
+"""Connections to Postgres, transactions, and migrations."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psycopg import errors
 from sqlalchemy import create_engine, event, exc
 
-from detection.errors import SettingsError
-from worker.ledger.interface import SchemaOutdated
+from detection.errors import SettingsError, TransientError, UnlatentError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from alembic.config import Config
-    from sqlalchemy import Engine, ExceptionContext
+    from sqlalchemy import Connection, Engine, ExceptionContext
 
     from worker.settings import Postgres
 
@@ -29,6 +31,14 @@ _MISSING = (
     errors.UndefinedColumn,
     errors.UndefinedFunction,
 )
+
+
+class LedgerUnavailable(TransientError):
+    """The ledger's database is away or did not answer in time."""
+
+
+class SchemaOutdated(UnlatentError):
+    """The database's schema is older than this release: run `unlatent migrate`."""
 
 
 def build_engine(postgres: Postgres, *, application_name: str = "unlatent") -> Engine:
@@ -92,6 +102,23 @@ def _outdated(context: ExceptionContext) -> SchemaOutdated | None:
         return None
     missing = str(error).partition("\n")[0]
     return SchemaOutdated(f"{(SchemaOutdated.__doc__ or '').removesuffix('.')} ({missing})")
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Commit on leaving; the database's absence, in whatever form, is a `LedgerUnavailable`."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    # InternalError: a fail-over left us on a read-only server; TimeoutError: the pool's.
+    except (
+        exc.OperationalError,
+        exc.InterfaceError,
+        exc.InternalError,
+        exc.TimeoutError,
+    ) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        raise LedgerUnavailable(f"the ledger's database is away: {cause}") from error
 
 
 def alembic_config(url: str) -> Config:

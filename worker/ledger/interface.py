@@ -13,7 +13,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from detection.errors import PermanentError, TransientError, UnlatentError
+from detection.errors import PermanentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from detection.signals import Signals
-
-
-class LedgerUnavailable(TransientError):
-    """The ledger's database is away or did not answer in time."""
-
-
-class SchemaOutdated(UnlatentError):
-    """The database's schema is older than this release: run `unlatent migrate`."""
 
 
 class UnknownImage(PermanentError):

@@ -7,13 +7,13 @@ makes two open leases of one image impossible, not merely unlikely.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, exc, exists, func, or_, select, true, tuple_, update
+from sqlalchemy import bindparam, exists, func, or_, select, true, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
+from worker.database.engine import LedgerUnavailable, transaction
 from worker.ledger import provenance, statements
 from worker.ledger.interface import (
     NEVER_PUBLISHED_GRACE,
@@ -24,7 +24,6 @@ from worker.ledger.interface import (
     Identity,
     ImageFacts,
     Lease,
-    LedgerUnavailable,
     Outcome,
     Purpose,
     Registration,
@@ -42,7 +41,7 @@ from worker.ledger.tables import Image, LeaseRow, VerdictRow
 from worker.ledger.tables_moderation import Erasure, Review
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime, timedelta
     from uuid import UUID
 
@@ -54,23 +53,6 @@ if TYPE_CHECKING:
 
 #: How often `register` looks again when a conflicting row was withdrawn between two statements.
 REGISTER_TRIES = 3
-
-
-@contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
-    """Commit on leaving; the database's absence, in whatever form, is a `LedgerUnavailable`."""
-    try:
-        with engine.begin() as connection:
-            yield connection
-    # InternalError: a fail-over left us on a read-only server; TimeoutError: the pool's.
-    except (
-        exc.OperationalError,
-        exc.InterfaceError,
-        exc.InternalError,
-        exc.TimeoutError,
-    ) as error:
-        cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise LedgerUnavailable(f"the ledger's database is away: {cause}") from error
 
 
 class PostgresLedger:

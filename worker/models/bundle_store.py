@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from detection.bundle import MANIFEST, Bundle, BundleError, load_bundle
 from detection.errors import PermanentError
 from worker.models.registry import ModelVersion
-from worker.retraining.dataset_store import open_storage
+from worker.storage.s3 import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

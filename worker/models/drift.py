@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import insert
 
 from detection.score import Label
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 from worker.ledger.tables_training import DriftReading
 
 if TYPE_CHECKING:

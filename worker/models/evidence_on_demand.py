@@ -14,12 +14,13 @@ from sqlalchemy import select
 from detection.bundle import load_bundle
 from detection.errors import SettingsError, UnlatentError
 from detection.intake import decode
+from worker.database.engine import transaction
 from worker.ledger.interface import Role
-from worker.ledger.postgres import PostgresLedger, transaction
+from worker.ledger.postgres import PostgresLedger
 from worker.ledger.statements import FACTS, verdict_of
 from worker.ledger.tables import Image, VerdictRow
+from worker.models.loading import load_detector, released
 from worker.models.registry import ModelsRegistry, UnknownModel
-from worker.processes.worker import load_detector, released
 from worker.scoring.evidence import draw, evidence_bucket, store
 from worker.scoring.files import intake_limits
 

@@ -9,7 +9,7 @@ from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import PermanentError, SettingsError
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 from worker.ledger.tables import ChampionEntry, ShadowEntry
 from worker.ledger.tables import ModelVersion as ModelVersionRow
 

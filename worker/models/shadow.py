@@ -5,17 +5,15 @@ Its verdicts carry the role `shadow`, come after the champion's, and decide noth
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from uuid import UUID
 
     from sqlalchemy import Engine
 
@@ -65,12 +63,6 @@ _REPORT = text(f"""
         corr(champion_score, score) AS correlation
     FROM ({_OF_CHALLENGER}) pairs
 """)  # noqa: S608 - of this module's constants
-
-
-def in_share(image_id: UUID, share: float) -> bool:
-    """Say whether an image is in a share, 0 to 1, of all; every worker says the same of it."""
-    drawn = hashlib.blake2b(image_id.bytes, digest_size=8).digest()
-    return int.from_bytes(drawn) < share * 2**64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy import text
 
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

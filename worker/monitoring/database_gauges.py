@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import text
 
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 from worker.ledger.tables_moderation import QUEUES
 from worker.models.shadow import IN_SHADOW, LATEST_PAIRS
 

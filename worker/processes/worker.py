@@ -27,12 +27,12 @@ from worker.ledger.interface import DeathPolicy
 from worker.ledger.postgres import PostgresLedger
 from worker.models import drift
 from worker.models.bundle_cache import prune
+from worker.models.loading import load_detector, released
 from worker.models.registry import ModelsRegistry
 from worker.models.reloader import Succession, first_model
 from worker.moderation.flagging_breaker import check_breakers
 from worker.queue import names
 from worker.queue.app import build_app
-from worker.queue.beat_scheduler import LivelyScheduler
 from worker.queue.broker_state import RedisMessages
 from worker.queue.consumer_control import Consumption
 from worker.queue.publisher import CeleryPublisher
@@ -44,7 +44,8 @@ from worker.scoring.evidence import evidence_keeper
 from worker.scoring.pipeline import Pipeline
 from worker.scoring.storage_breaker import Breaker
 from worker.storage.s3 import S3Storage
-from worker.telemetry.health import BEAT_ALIVE, Health
+from worker.telemetry.health import Health
+from worker.telemetry.logs import leave_logging_alone
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import build_tracer
 
@@ -58,22 +59,6 @@ if TYPE_CHECKING:
     from worker.settings import Scoring, Settings
 
 _log = structlog.get_logger(__name__)
-
-
-def load_detector(settings: Scoring) -> Scorer:
-    """Load the bundle; torch is imported here and in `released`, nowhere else in the service."""
-    from worker.scoring.torch_scorer import DetectorScorer
-
-    return DetectorScorer.load(settings)
-
-
-def released(settings: Settings, model: ModelVersion) -> Scoring:
-    """Download a registered bundle, if it is not in the cache; return the settings that name it."""
-    from worker.models.bundle_store import open_bundles
-
-    with open_bundles(settings) as bundles:
-        bundle = bundles.fetch(model.uri, model.digest, settings.scoring.cache)
-    return settings.scoring.model_copy(update={"bundle": str(bundle.folder)})
 
 
 def run_worker(
@@ -171,18 +156,6 @@ def run_worker(
         return _consume(app, settings, queues, consumption, pipeline, health)
 
 
-def run_beat(settings: Settings) -> None:
-    """Run beat until it is told to stop; it only sends, and needs no ledger."""
-    settings.observability.run_dir.mkdir(parents=True, exist_ok=True)
-    (settings.observability.run_dir / BEAT_ALIVE).unlink(missing_ok=True)
-    signals.setup_logging.connect(_leave_logging_alone)
-    build_app(settings).Beat(scheduler_cls=LivelyScheduler, quiet=True).run()
-
-
-def _leave_logging_alone(**_: object) -> None:
-    """Be connected: Celery sets up logging only when nobody else does."""
-
-
 def _consume(
     app: Celery,
     settings: Settings,
@@ -199,7 +172,7 @@ def _consume(
         health.unready()
         pipeline.stop()
 
-    signals.setup_logging.connect(_leave_logging_alone)
+    signals.setup_logging.connect(leave_logging_alone)
     # Two lines a message that our own say better; and as root nothing but JSON is accepted.
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -9,13 +9,21 @@ from sqlalchemy import text
 
 from detection.fusion import convert_prior
 from detection.score import Label
-from training.collect import MIN_PDQ_QUALITY, Candidate, KnownGroup, Ruling, Side, revoked
-from worker.ledger.postgres import transaction
+from training.collect import (
+    MIN_PDQ_QUALITY,
+    Candidate,
+    CollectPolicy,
+    KnownGroup,
+    Ruling,
+    Side,
+    revoked,
+)
+from worker.database.engine import transaction
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Row
 
-    from training.collect import CollectPolicy
+    from worker.settings import Training
 
 #: What is known of every image; what retention let expire is no longer there to be fetched.
 _IMAGES = """
@@ -166,3 +174,16 @@ def fresh(engine: Engine, policy: CollectPolicy) -> tuple[int, int]:
     with transaction(engine) as connection:
         row = connection.execute(_FRESH, {"sources": sorted(policy.sources)}).one()
     return row.images, row.newest
+
+
+def collect_policy(settings: Training) -> CollectPolicy:
+    """Return who may teach, and how much, by the settings."""
+    return CollectPolicy(
+        sources=frozenset(settings.sources),
+        trusted_sources=frozenset(settings.trusted_sources),
+        max_per_source=settings.max_per_source,
+        max_per_uploader=settings.max_per_uploader,
+        max_per_moderator=settings.max_per_moderator,
+        evaluation=settings.evaluation_share,
+        calibration=settings.calibration_share,
+    )

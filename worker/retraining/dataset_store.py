@@ -10,22 +10,14 @@ from detection.errors import PermanentError
 from training.nuisances import Unreadable
 from training.originals import read_original
 from worker.storage.interface import ObjectMissing
-from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from training.originals import Original
     from worker.retraining.snapshots import StoredItem
-    from worker.settings import Settings
     from worker.storage.interface import Storage
 
 #: Shards are written whole: 32 pairs of large photographs stay well below this.
 MAX_BLOB_BYTES = 4 * 2**30
-
-
-def open_storage(settings: Settings) -> S3Storage:
-    """Open object storage for uploads and data sets; events never reach the latter's bucket."""
-    buckets = (*settings.s3.buckets, settings.training.bucket)
-    return S3Storage(settings.s3.model_copy(update={"buckets": buckets}))
 
 
 class BucketStore:

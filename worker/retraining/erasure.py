@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import exists, select
 
 from training.datasets import MANIFEST, withdraw
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 from worker.ledger.tables_training import TrainingRun
 from worker.retraining.dataset_store import BucketStore
 from worker.retraining.snapshots import Snapshots

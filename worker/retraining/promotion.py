@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy import text
 
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 from worker.models.registry import GateNotPassed
 from worker.models.shadow import agreement
 

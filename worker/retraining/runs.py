@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.exc import IntegrityError
 
 from detection.errors import UnlatentError
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 from worker.ledger.tables_training import TrainingRun
 
 if TYPE_CHECKING:

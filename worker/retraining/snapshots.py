@@ -10,7 +10,7 @@ from sqlalchemy import func, insert, select, update
 
 from detection.score import Label
 from training.collect import Side, Why
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 from worker.ledger.tables import Decision, Image, RegressionItem
 from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from worker.ledger.postgres import transaction
+from worker.database.engine import transaction
 from worker.retraining.candidates import fresh
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from training.gate import GateLimits
 from training.round_trip import bundle_round_trip
 from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry
-from worker.processes.trainer import policy
 from worker.retraining.bundle_access import Champions
+from worker.retraining.candidates import collect_policy
 from worker.retraining.challenger_stages import Forge, challenge_stages
 from worker.retraining.dataset_stages import Bench, Tools, dataset_stages
 
@@ -47,7 +47,7 @@ def bench(settings: Settings, engine: Engine, storage: Storage, champions: Champ
         engine=engine,
         storage=storage,
         bucket=training.bucket,
-        policy=policy(training),
+        policy=collect_policy(training),
         max_bytes=settings.intake.max_bytes,
         load_tools=lambda: load_tools(champions.current(), _device(settings)),
         alignment=AlignmentConfig(

@@ -8,6 +8,7 @@ like a death.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -17,20 +18,18 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 import structlog
 
 from detection.errors import PermanentError, TransientError
+from worker.database.engine import LedgerUnavailable, SchemaOutdated
 from worker.ledger.interface import (
     Busy,
     Lease,
-    LedgerUnavailable,
     Outcome,
     Purpose,
     Role,
-    SchemaOutdated,
     State,
     Terminal,
     UnknownImage,
     Verdict,
 )
-from worker.models.shadow import in_share
 from worker.scoring.batcher import Displaced
 from worker.scoring.device_thread import Work
 from worker.scoring.isolation_lock import Gate
@@ -443,3 +442,9 @@ class Pipeline:
                 _log.warning("ledger_away", error=str(error), wait_s=delay_s)
                 self._stopping.wait(delay_s)
                 delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+
+def in_share(image_id: UUID, share: float) -> bool:
+    """Say whether an image is in a share, 0 to 1, of all; every worker says the same of it."""
+    drawn = hashlib.blake2b(image_id.bytes, digest_size=8).digest()
+    return int.from_bytes(drawn) < share * 2**64

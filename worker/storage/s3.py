@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from botocore.response import StreamingBody
 
-    from worker.settings import S3
+    from worker.settings import S3, Settings
 
 _log = structlog.get_logger(__name__)
 
@@ -202,6 +202,12 @@ class S3Storage:
                 time.sleep(wait_s)
                 delay_s *= 2
         raise AssertionError
+
+
+def open_storage(settings: Settings) -> S3Storage:
+    """Open object storage for uploads and data sets; events never reach the latter's bucket."""
+    buckets = (*settings.s3.buckets, settings.training.bucket)
+    return S3Storage(settings.s3.model_copy(update={"buckets": buckets}))
 
 
 def _translating(call: Callable[[], _T]) -> _T:

@@ -22,9 +22,9 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, select
 
 from detection.errors import TransientError
+from worker.database.engine import transaction
 from worker.ingest.events import own_event
 from worker.ledger.interface import State, Upload
-from worker.ledger.postgres import transaction
 from worker.ledger.tables import Image, VerdictRow
 from worker.queue import names as queues
 

@@ -74,6 +74,10 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
     )
 
 
+def leave_logging_alone(**_: object) -> None:
+    """Receive `celery.signals.setup_logging`: a connected receiver stops Celery's own set-up."""
+
+
 def _hide_secret_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     for name in event:
         if any(word in name.lower() for word in _SECRET_FIELDS):

@@ -18,7 +18,7 @@ from training.collect import CollectPolicy, Side
 from training.datasets import load_dataset, read_samples
 from training.shaders import SHADERS, renderings, series
 from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem, TrainingRun
-from worker.processes.trainer import policy
+from worker.retraining.candidates import collect_policy
 from worker.retraining.dataset_stages import Bench, Tools, dataset_stages
 from worker.retraining.erasure import SnapshotShards
 from worker.retraining.runs import Ending, Runs
@@ -255,7 +255,7 @@ def test_enough_confirmed_images_are_a_reason(
     def asked(count: int, source: str = "web") -> list[str]:
         changes = {"sources": (source,), "min_new_images": count}
         training = settings.training.model_copy(update=changes)
-        return [one.trigger for one in due(engine, training, policy(training))]
+        return [one.trigger for one in due(engine, training, collect_policy(training))]
 
     assert asked(len(images)) == ["confirmed_images"]
     assert asked(len(images) + 1) == asked(1, "feed") == []

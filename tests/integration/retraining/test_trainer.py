@@ -10,7 +10,7 @@ from sqlalchemy import select
 from tests.processes import WorkerProcess
 from tests.waiting import eventually
 from worker.ledger.tables_training import TrainingRun
-from worker.processes.trainer import policy
+from worker.retraining.candidates import collect_policy
 from worker.retraining.triggers import due
 
 if TYPE_CHECKING:
@@ -75,4 +75,4 @@ def test_what_is_due(
     """Without a trigger nothing is due; the calendar names a slot; no new image is no reason."""
     training = with_training(settings, **triggers).training
 
-    assert [one.slot for one in due(engine, training, policy(training))] == expected
+    assert [one.slot for one in due(engine, training, collect_policy(training))] == expected

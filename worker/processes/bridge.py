@@ -1,0 +1,82 @@
+"""The bridge process: the bridge and the backlog exporter over one ledger and one Redis."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+import redis
+from prometheus_client import start_http_server
+
+from worker.database.engine import build_engine
+from worker.ingest.bridge import Bridge
+from worker.ingest.metrics import BridgeMetrics
+from worker.ledger.postgres import PostgresLedger
+from worker.monitoring.backlog_exporter import Exporter
+from worker.monitoring.database_gauges import Oversight
+from worker.queue.app import build_app
+from worker.queue.publisher import CeleryPublisher
+from worker.storage.s3 import S3Storage
+from worker.telemetry.health import BRIDGE_ALIVE
+from worker.telemetry.tracing import build_tracer
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+
+def run_bridge(settings: Settings, *, name: str | None = None) -> None:
+    """Move uploads from the ingest list to the ledger and the queue, until SIGTERM or SIGINT.
+
+    `name` tells bridges apart and is theirs across restarts; host and process id by default.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    alive = settings.observability.run_dir / BRIDGE_ALIVE
+    alive.parent.mkdir(parents=True, exist_ok=True)
+    alive.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        engine = build_engine(settings.postgres, application_name="unlatent-bridge")
+        stack.callback(engine.dispose)
+        ledger = PostgresLedger(engine)
+        storage = stack.enter_context(closing(S3Storage(settings.s3)))
+        metrics = BridgeMetrics()
+        oversight = Oversight(engine)
+        metrics.registry.register(oversight)
+        if settings.observability.metrics_port:
+            start_http_server(settings.observability.metrics_port, registry=metrics.registry)
+        tracer = stack.enter_context(
+            closing(build_tracer(settings.tracing, service="unlatent-bridge"))
+        )
+        connection = stack.enter_context(
+            redis.Redis.from_url(
+                settings.redis.url.get_secret_value(),
+                socket_timeout=30,
+                socket_connect_timeout=5,
+                health_check_interval=25,
+            )
+        )
+        stack.enter_context(
+            Exporter(
+                ledger=ledger,
+                redis=connection,
+                key_prefix=settings.redis.key_prefix,
+                metrics=metrics,
+                oversight=oversight,
+            )
+        )
+        Bridge(
+            redis=connection,
+            ledger=ledger,
+            publisher=CeleryPublisher(build_app(settings), ledger, tracer),
+            storage=storage,
+            buckets=settings.s3.buckets,
+            settings=settings.redis,
+            metrics=metrics,
+            name=name or f"{socket.gethostname()}-{os.getpid()}",
+            tracer=tracer,
+        ).run(stop, alive=alive.touch)
