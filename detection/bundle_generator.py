@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load_file
 
 from detection.bundle import Bundle, BundleError, sha256_of
-from detection.generator_folder import load_generator_folder
-from detection.predictors import required_conditioning
-from detection.presets import LARE, describe, find_folder, find_preset, load_preset
+from detection.generators.loading import load_generator_folder
+from detection.generators.predictors import required_conditioning
+from detection.generators.presets import LARE, describe, find_folder, find_preset, load_preset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from detection.generator import Generator
+    from detection.generators.generator import Generator
     from detection.lare import LareConfig
 
 

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
+from detection.applicability import outside
 from detection.bundle import Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
-from detection.domain import outside
+from detection.conv_bn_fusion import fold_batch_norms
 from detection.egre import Egre
 from detection.errors import PermanentError, UnlatentError
-from detection.folding import fold_batch_norms
 from detection.fusion import label_of
 from detection.lare import lare_map, lare_view, to_unit
+from detection.reencoding import mild_copies
 from detection.score import Label, Score
-from detection.steadiness import mild_copies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from detection.generator import Generator
+    from detection.generators.generator import Generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from detection.intake import IntakeLimits
+from detection.intake.decode import IntakeLimits
 
 LIMITS = IntakeLimits(
     max_bytes=4 * 2**20,

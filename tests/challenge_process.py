@@ -17,16 +17,16 @@ import numpy as np
 
 from detection.bundle import MANIFEST
 from tests.tinybundle import build_tiny_bundle
-from training.aligned_task import AlignedBatch
-from training.alignment import AlignmentConfig
-from training.audit import Limits
-from training.challenger import ChallengerRecipe
-from training.collect import CollectPolicy
-from training.early_stopping import Patience
-from training.gate import GateLimits
-from training.lessons import LessonPlan
-from training.round_trip import bundle_round_trip
-from training.transforms import Recipe
+from training.bundles.challenger import ChallengerRecipe
+from training.bundles.challenger_data import LessonPlan
+from training.data.alignment import AlignmentConfig
+from training.data.augmentation import Recipe
+from training.data.bundle_aligner import bundle_round_trip
+from training.data.selection import CollectPolicy
+from training.evaluation.promotion_gate import GateLimits
+from training.evaluation.shortcut_audit import Limits
+from training.fit.aligned_task import AlignedBatch
+from training.fit.early_stopping import Patience
 from worker.database.engine import build_engine
 from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry

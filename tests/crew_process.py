@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.crew import gathered
-from training.loop import LoopConfig, fit
+from training.fit.data_parallel import gathered
+from training.fit.loop import LoopConfig, fit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,7 @@ from detection.bundle import (
 from detection.detector import Detector
 from detection.egre import Egre, EgreConfig
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
-from detection.generator import noise_bank
+from detection.generators.generator import noise_bank
 from detection.lare import LareConfig
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
 from detection.detector import Detector
-from detection.generator import Generator, noise_bank, process_from_scheduler
+from detection.generators.generator import Generator, noise_bank, process_from_scheduler
 from detection.lare import LareConfig, lare_map
 from worker.decoding.pool import DecodePool
 from worker.scoring.batcher import Batcher

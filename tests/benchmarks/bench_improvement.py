@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.bundle import load_bundle
-from training.challenger import ChallengerRecipe, Origin, calibrated
-from training.collect import CollectPolicy, Side, side_of
-from training.folder_run import Terms, teach
-from training.folds import HELD_PROMPTS, make_folds
-from training.manifest import load_manifest, side
-from training.taef2 import taef2_aligner
+from training.bundles.challenger import ChallengerRecipe, Origin, calibrated
+from training.bundles.folder_run import Terms, teach
+from training.data.manifest import load_manifest
+from training.data.selection import CollectPolicy, Side, side_of
+from training.data.splits import HELD_PROMPTS, hash_fraction, make_folds
+from training.data.taef2 import taef2_aligner
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from detection.bundle import Bundle
-    from training.folds import Fold
-    from training.manifest import Entry
+    from training.data.manifest import Entry
+    from training.data.splits import Fold
 
 #: A fold leaves out few generated images: the gate wants 50 of them on the evaluation side.
 SHARES = CollectPolicy(evaluation=0.4, calibration=0.25)
@@ -94,8 +94,8 @@ def champion_of(fold: Fold, entries: Sequence[Entry], run: Path, folder: Path) -
     known = [entry for entry in entries if entry.generated and not fold.left_out(entry)]
     # The order of a hash: as many as there are photographs, of every family.
     held = sorted(
-        (entry for entry in known if side(entry.group) < HELD_PROMPTS),
-        key=lambda entry: side(entry.path.name),
+        (entry for entry in known if hash_fraction(entry.group) < HELD_PROMPTS),
+        key=lambda entry: hash_fraction(entry.path.name),
     )
     chosen = [*reals, *held[: len(reals)]]
     draft = load_bundle(run / fold.name / "draft")

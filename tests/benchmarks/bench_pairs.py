@@ -21,23 +21,23 @@ from structlog.testing import capture_logs
 
 from detection.bundle import load_bundle, sha256_of
 from detection.detector import Detector
-from training.alignment import AlignmentConfig, align, batch_for
-from training.challenger import ChallengerRecipe, fine_tune, lare_of
-from training.datasets import FolderStore, lay_out, read_samples
-from training.lessons import LessonPlan
-from training.logit_cache import LogitCache
-from training.manifest import GENERATED
-from training.originals import lossless
-from training.round_trip import bundle_round_trip
-from training.sampling import sample
-from training.shaders import renderings
+from training.bundles.challenger import ChallengerRecipe, fine_tune, lare_of
+from training.bundles.challenger_data import LessonPlan
+from training.data.alignment import AlignmentConfig, align, batch_for
+from training.data.bundle_aligner import bundle_round_trip
+from training.data.diffusion_sampling import sample
+from training.data.manifest import GENERATED
+from training.data.originals import lossless
+from training.data.shaders import renderings
+from training.data.shards import FolderStore, lay_out, read_samples
+from training.evaluation.score_cache import LogitCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from detection.bundle import Bundle
-    from training.aligners import Aligner
-    from training.originals import Original
+    from training.data.aligners import Aligner
+    from training.data.originals import Original
 
 SIDE, IMAGES, SAMPLES, PASSES = 256, 8, 2, 50
 #: Steps that are timed a branch; as many before them warm up.

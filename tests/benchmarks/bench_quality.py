@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.detector import Detector
-from training.quality import evaluate
+from training.evaluation.quality.run import evaluate
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
-    from training.quality import FormFigures, Quality
+    from training.evaluation.quality.report import FormFigures, Quality
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,16 +16,16 @@ import torch
 
 from detection.bundle import load_bundle
 from detection.detector import Detector
-from detection.generator import noise_bank
+from detection.generators.generator import noise_bank
 from detection.lare import lare_map
-from training.sampling import denoise
+from training.data.diffusion_sampling import denoise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from detection.generator import Generator
+    from detection.generators.generator import Generator
 
 SIDE = 256
 VIEWS = 4

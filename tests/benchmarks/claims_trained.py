@@ -27,19 +27,20 @@ from detection.egre import Egre, EgreConfig
 from detection.fusion import label_of
 from detection.lare import to_unit
 from detection.score import Label
-from training.aligned_task import AlignedBatch, AlignedTask
-from training.calibration import clopper_pearson
-from training.corpus import Sample
-from training.evaluation import auc, harmonised, score_tier
-from training.lare_task import LareTask, augmented_views, with_maps
-from training.loop import LoopConfig, fit
-from training.manifest import GENERATED, Entry, load_manifest
-from training.recipe import BundleRecipe, Workshop, divide
-from training.round_trip import bundle_round_trip
-from training.shaders import shader_samples
-from training.taef2 import taef2_aligner
-from training.tiers import TIERS, resize
-from training.transforms import Recipe
+from training.bundles.recipe import BundleRecipe, Workshop
+from training.data.augmentation import Recipe
+from training.data.bundle_aligner import bundle_round_trip
+from training.data.manifest import GENERATED, Entry, load_manifest
+from training.data.samples import Sample
+from training.data.shaders import shader_samples
+from training.data.splits import divide
+from training.data.taef2 import taef2_aligner
+from training.evaluation.calibration import clopper_pearson
+from training.evaluation.scoring import auc, harmonised, score_tier
+from training.evaluation.tiers import TIERS, resize
+from training.fit.aligned_task import AlignedBatch, AlignedTask
+from training.fit.lare_task import LareTask, augmented_views, with_maps
+from training.fit.loop import LoopConfig, fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from training.loop import Task
+    from training.fit.loop import Task
 
     Pixels = NDArray[np.uint8]
     Found = tuple[str, dict[str, Any]]
@@ -108,7 +109,7 @@ class Bench:
     def __init__(self, laboratory: Laboratory) -> None:
         self.steps = 0
         self._laboratory = laboratory
-        training, tested = divide(load_manifest(laboratory.data), BundleRecipe())
+        training, tested = divide(load_manifest(laboratory.data))
         self.training = limited(training, laboratory.images)
         self.tested = limited(tested, laboratory.images)
         if laboratory.taef2 is None:

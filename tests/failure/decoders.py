@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detection import intake
+from detection.intake import decode as intake
 from tests.unit import decoders
 
 if TYPE_CHECKING:
-    from detection.intake import DecodedImage
+    from detection.intake.decode import DecodedImage
 
 POISON = b"poison "
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from scipy import stats
 from sqlalchemy import text
 
-from training.collect import CollectPolicy
+from training.data.selection import CollectPolicy
 from worker.models.drift import Reading, measure, record
 from worker.models.registry import ModelsRegistry, ModelVersion
 from worker.models.shadow import agreement

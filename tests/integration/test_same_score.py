@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detection.detector import Detector
-from detection.intake import decode
+from detection.intake.decode import decode
 from worker.demo.photographs import PHOTOGRAPHS
 from worker.scoring.files import intake_limits
 from worker.settings import Intake

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from detection.intake import DecodedImage
-from detection.refusals import Truncated
-from detection.signals import C2pa, Exif, Signals
+from detection.intake.decode import DecodedImage
+from detection.intake.errors import Truncated
+from detection.intake.provenance import C2pa, Exif, Signals
 
 
 def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a line

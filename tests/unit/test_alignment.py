@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from training.alignment import AlignmentConfig, align
-from training.datasets import (
+from training.data.alignment import AlignmentConfig, align
+from training.data.originals import Original, Unreadable, lossless, read_original
+from training.data.shaders import render
+from training.data.shards import (
     DatasetError,
     FolderStore,
     load_dataset,
@@ -24,9 +26,6 @@ from training.datasets import (
     training_samples,
     withdraw,
 )
-from training.nuisances import Unreadable
-from training.originals import Original, lossless, read_original
-from training.shaders import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

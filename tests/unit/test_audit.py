@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from detection.errors import SettingsError
-from training.audit import DatasetRefused, audit
-from training.codecs import Codec
-from training.distances import frechet, maximum_mean_discrepancy, sliced_wasserstein
-from training.nuisances import SourceFile
+from training.data.codecs import Codec
+from training.evaluation.distances import frechet, maximum_mean_discrepancy, sliced_wasserstein
+from training.evaluation.shortcut_audit import DatasetRefused, audit
+from training.evaluation.shortcut_features import SourceFile
 from worker import cli
 
 if TYPE_CHECKING:

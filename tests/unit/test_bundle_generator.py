@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from detection.bundle import Bundle, BundleError, GeneratorReference, sha256_of, write_manifest
 from detection.detector import Detector
-from detection.presets import PresetError
+from detection.generators.presets import PresetError
 from tests.tinybundle import build_tiny_bundle
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from detection.fusion import Fusion, at_prior, convert_prior
-from training.calibration import (
+from training.evaluation.calibration import (
     CalibrationError,
     Logits,
     class_weights,
@@ -27,7 +27,7 @@ from training.calibration import (
 )
 
 if TYPE_CHECKING:
-    from training.calibration import CalibrationKind
+    from training.evaluation.calibration import CalibrationKind
 
 
 def drawn(seed: int = 0, *, reals: int = 300, fakes: int = 100, informative: float = 2.0) -> Logits:

@@ -14,8 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from detection.detector import Detector
 from tests.challenge_process import tiny_recipe
 from tests.tinybundle import build_tiny_bundle
-from training.calibration import CalibrationError, clopper_pearson
-from training.challenger import (
+from training.bundles.challenger import (
     ALIGNED,
     EGRE,
     Origin,
@@ -24,17 +23,18 @@ from training.challenger import (
     lare_of,
     require_calibration,
 )
-from training.curves import CURVES, HELD_BACK
-from training.datasets import SampleFiles, lay_out, pack, unpack
-from training.lessons import PARTIAL_NOISE, WINDOW, LessonPlan, prepare
-from training.originals import Coding
-from training.shaders import SHADERS, renderings
+from training.bundles.challenger_data import PARTIAL_NOISE, WINDOW, LessonPlan, prepare
+from training.data.originals import Coding
+from training.data.shaders import SHADERS, renderings
+from training.data.shards import SampleFiles, lay_out, pack, unpack
+from training.evaluation.calibration import CalibrationError, clopper_pearson
+from training.fit.tensorboard import CURVES, HELD_BACK
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from detection.bundle import Bundle
-    from training.challenger import Tuned
+    from training.bundles.challenger import Tuned
 
 STEPS = 4
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from detection.detector import Detector
-from detection.intake import IntakeLimits
+from detection.intake.decode import IntakeLimits
 from detection.score import Label, Score
 from tests.tinybundle import build_tiny_bundle
 from worker import cli

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from detection.aligned import AlignedConfig
-from detection.generator import EPSILON, Generator, noise_bank, process_from_scheduler
+from detection.generators.generator import EPSILON, Generator, noise_bank, process_from_scheduler
 from tests.benchmarks import bench_claims, claims_trained
 from tests.benchmarks.claims_costs import invert
 from tests.labelledfolder import write_folder
 from tests.tinybundle import build_tiny_bundle, tiny_autoencoder, tiny_predictor
-from training.aligned_task import AlignedBatch
-from training.loop import LoopConfig
-from training.sampling import denoise
+from training.data.diffusion_sampling import denoise
+from training.fit.aligned_task import AlignedBatch
+from training.fit.loop import LoopConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from detection.score import Label
-from training.collect import (
+from training.data.selection import (
     Candidate,
     CollectPolicy,
     KnownGroup,

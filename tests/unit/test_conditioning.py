@@ -12,9 +12,9 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from detection.presets import PresetError, find_preset
-from training.conditioning import compute_conditioning
-from training.text_encoders import relative_buckets
+from detection.generators.presets import PresetError, find_preset
+from training.bundles.conditioning import compute_conditioning
+from training.bundles.text_encoders import relative_buckets
 from worker.cli import build_app
 from worker.cli.context import Context
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.intake import decode
+from detection.intake.decode import decode
 from tests import badfiles
 from tests.badfiles import HEIGHT, LIMITS, WIDTH, encoded, picture
-from training.corpus import read_pixels
-from training.manifest import Entry
+from training.data.manifest import Entry
+from training.data.samples import read_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path

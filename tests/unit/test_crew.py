@@ -18,15 +18,15 @@ from detection.aligned import AlignedNet
 from detection.egre import Egre, EgreConfig
 from tests.crew_process import CONFIG, STEPS, Points, network
 from tests.tinybundle import ALIGNED, tiny_autoencoder, tiny_predictor
-from training.aligned_task import AlignedBatch, AlignedTask
-from training.corpus import Sample
-from training.crew import gathered
-from training.curves import CURVES, TRAINING
-from training.lare_task import LareItem, LareTask
-from training.loop import CHECKPOINT, fit, read_checkpoint
-from training.manifest import Entry
-from training.stay_positive import HeadOnly
-from training.transforms import Recipe
+from training.data.augmentation import Recipe
+from training.data.manifest import Entry
+from training.data.samples import Sample
+from training.fit.aligned_task import AlignedBatch, AlignedTask
+from training.fit.data_parallel import gathered
+from training.fit.lare_task import LareItem, LareTask
+from training.fit.loop import CHECKPOINT, fit, read_checkpoint
+from training.fit.stay_positive import HeadOnly
+from training.fit.tensorboard import CURVES, TRAINING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from training.curves import CURVES, HELD_BACK, TRAINING, Curves
+from training.fit.tensorboard import CURVES, HELD_BACK, TRAINING, Curves
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from detection.refusals import Truncated
+from detection.intake.errors import Truncated
 from tests.waiting import eventually
 from worker.decoding.pool import (
     DecodeBusy,

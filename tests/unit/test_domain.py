@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import convolve1d
 
+from detection.applicability import blank_share, even_share, outside
 from detection.bundle import write_manifest
 from detection.detector import Detector
-from detection.domain import blank_share, even_share, outside
 from detection.evidence import describe
 from detection.score import Label
 from tests.tinybundle import build_tiny_bundle, operating_points

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from training.curves import HELD_BACK, Curves
-from training.early_stopping import EarlyStopping, Patience, mean_loss
+from training.fit.early_stopping import EarlyStopping, Patience, mean_loss
+from training.fit.tensorboard import HELD_BACK, Curves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from training.calibration import expected_calibration_error, reliability
-from training.evaluation import BOOTSTRAPS, auc, auc_gain, harmonised, untouched
-from training.manifest import Entry
+from training.data.manifest import Entry
+from training.evaluation.calibration import expected_calibration_error, reliability
+from training.evaluation.scoring import BOOTSTRAPS, auc, auc_gain, harmonised, untouched
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,12 +10,12 @@ from sklearn.metrics import roc_auc_score
 
 from detection.bundle import Provenance
 from detection.fusion import LabelPolicy
-from training.calibration import Logits, fit_fusion, operating_points
-from training.cards import bundle_card
-from training.evaluation import CALIBRATION_TIERS, RAW, Scored
-from training.finishing import Forms, _calibration_figures, fusion_gain
-from training.manifest import Entry
-from training.recipe import BundleRecipe, Workshop
+from training.bundles.build import Forms, _calibration_figures, fusion_gain
+from training.bundles.cards import bundle_card
+from training.bundles.recipe import BundleRecipe, Workshop
+from training.data.manifest import Entry
+from training.evaluation.calibration import Logits, fit_fusion, operating_points
+from training.evaluation.scoring import CALIBRATION_TIERS, RAW, Scored
 
 
 def drawn() -> Logits:

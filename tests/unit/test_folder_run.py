@@ -12,13 +12,13 @@ from PIL import Image
 from detection.bundle import load_bundle
 from tests.challenge_process import LIMITS, tiny_recipe
 from tests.tinybundle import build_tiny_bundle
-from training.aligners import RoundTrip
-from training.audit import DatasetRefused
-from training.collect import CollectPolicy
-from training.datasets import FolderStore, load_dataset
-from training.folder_run import Terms, teach
-from training.gate import GateLimits
-from training.shaders import renderings
+from training.bundles.folder_run import Terms, teach
+from training.data.aligners import RoundTrip
+from training.data.selection import CollectPolicy
+from training.data.shaders import renderings
+from training.data.shards import FolderStore, load_dataset
+from training.evaluation.promotion_gate import GateLimits
+from training.evaluation.shortcut_audit import DatasetRefused
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,9 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from detection.aligned import AlignedConfig, AlignedNet
+from detection.conv_bn_fusion import fold_batch_norms
 from detection.egre import Egre, EgreConfig
-from detection.folding import fold_batch_norms
-from detection.generator import noise_bank
+from detection.generators.generator import noise_bank
 
 
 def lived_in(network: nn.Module) -> nn.Module:

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from detection.lare import LareConfig
-from training import lare_task
-from training.corpus import Sample
-from training.evaluation import score_tier
-from training.halving import in_halves
-from training.lare_task import with_maps
-from training.manifest import Entry
+from training.data.manifest import Entry
+from training.data.samples import Sample
+from training.evaluation.scoring import score_tier
+from training.fit import lare_task
+from training.fit.lare_task import with_maps
+from training.oom import in_halves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

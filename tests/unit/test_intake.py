@@ -1,4 +1,4 @@
-"""`detection.intake` on real bytes of every good and bad kind."""
+"""`detection.intake.decode` on real bytes of every good and bad kind."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from detection.bounds import Bounds
-from detection.containers import identify, survey
-from detection.intake import decode
-from detection.pdq import hamming
-from detection.refusals import Refusal, TooManyFrames, TypeMismatch
+from detection.intake.container_limits import Bounds
+from detection.intake.containers import identify, survey
+from detection.intake.decode import decode
+from detection.intake.errors import Refusal, TooManyFrames, TypeMismatch
+from detection.intake.pdq import hamming
 from tests import badfiles
 from tests.badfiles import HEIGHT, LIMITS, WIDTH, encoded, picture, tiff
 
@@ -341,8 +341,8 @@ def test_no_other_plugin_is_ever_loaded() -> None:
     """Even an EPS, which Pillow would hand to Ghostscript, loads no plugin beyond ours."""
     program = (
         "import sys\n"
-        "from detection.intake import decode\n"
-        "from detection.refusals import UnsupportedFormat\n"
+        "from detection.intake.decode import decode\n"
+        "from detection.intake.errors import UnsupportedFormat\n"
         "from tests.badfiles import LIMITS\n"
         "try:\n"
         "    decode(b'%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 99 99\\n', limits=LIMITS)\n"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection.intake import decode
-from detection.pdq import HASH_BYTES
-from detection.refusals import Refusal
+from detection.intake.decode import decode
+from detection.intake.errors import Refusal
+from detection.intake.pdq import HASH_BYTES
 from tests import badfiles
 from tests.badfiles import LIMITS
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.generator import EPSILON, FLOW, VELOCITY, Generator, Process, noise_bank
+from detection.generators.generator import EPSILON, FLOW, VELOCITY, Generator, Process, noise_bank
 from detection.lare import lare_map, lare_view, to_unit
 from tests.tinybundle import tiny_autoencoder, tiny_predictor
 

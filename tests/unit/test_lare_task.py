@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from detection.generator import EPSILON, Generator, Process, noise_bank
+from detection.generators.generator import EPSILON, Generator, Process, noise_bank
 from detection.lare import LareConfig, lare_map, to_unit
 from tests.tinybundle import tiny_autoencoder, tiny_predictor
-from training.corpus import Sample
-from training.lare_task import LareItem, LareTask, augmented_views, with_maps
-from training.manifest import Entry
-from training.transforms import Recipe
+from training.data.augmentation import Recipe
+from training.data.manifest import Entry
+from training.data.samples import Sample
+from training.fit.lare_task import LareItem, LareTask, augmented_views, with_maps
 
 SIDE, FACTOR = 64, 4
 CONFIG = LareConfig(side=SIDE, step=200, ensemble=2)

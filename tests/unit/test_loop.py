@@ -11,8 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.curves import CURVES, TRAINING
-from training.loop import (
+from training.fit.loop import (
     CHECKPOINT,
     Ema,
     LoopConfig,
@@ -21,6 +20,7 @@ from training.loop import (
     read_checkpoint,
     schedule,
 )
+from training.fit.tensorboard import CURVES, TRAINING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from detection.errors import SettingsError
-from training.manifest import Entry, load_manifest, sampling_weights, side, split
+from training.data.manifest import Entry, load_manifest, sampling_weights
+from training.data.splits import hash_fraction, split
 
 
 def write(folder: Path, *rows: str) -> Path:
@@ -100,8 +101,8 @@ def test_the_side_of_a_group_never_changes() -> None:
     import hashlib
 
     digest = hashlib.sha256(b"split-1:prompt:cat").hexdigest()
-    assert side("prompt:cat") == int(digest[:16], 16) / 16**16
-    assert side("prompt:cat", salt="split-2") != side("prompt:cat")
+    assert hash_fraction("prompt:cat") == int(digest[:16], 16) / 16**16
+    assert hash_fraction("prompt:cat", salt="split-2") != hash_fraction("prompt:cat")
 
 
 def test_a_few_audited_images_do_not_outweigh_a_trusted_source() -> None:

@@ -1,4 +1,4 @@
-"""`detection.pdq` against the reference implementation."""
+"""`detection.intake.pdq` against the reference implementation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from detection.pdq import hamming, pdq
+from detection.intake.pdq import hamming, pdq
 
 # Hashes by the pdqhash package 0.2.8 (Meta's C++ code) of the very same arrays.
 REFERENCE = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from detection.errors import TransientError
-from detection.refusals import Truncated
+from detection.intake.errors import Truncated
 from tests.collector import Collector, attributes
 from tests.waiting import eventually
 from worker.database.engine import LedgerUnavailable, SchemaOutdated

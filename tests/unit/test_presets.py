@@ -20,11 +20,10 @@ from diffusers import (
     VQModel,
 )
 
-from detection.generator import FLOW, Generator, noise_bank, process_from_scheduler
-from detection.generator_folder import GeneratorError, load_generator_folder
-from detection.lare import lare_map
-from detection.predictors import pack, positions, required_conditioning, unpack
-from detection.presets import (
+from detection.generators.generator import FLOW, Generator, noise_bank, process_from_scheduler
+from detection.generators.loading import GeneratorError, load_generator_folder
+from detection.generators.predictors import pack, positions, required_conditioning, unpack
+from detection.generators.presets import (
     PRESETS,
     PresetError,
     find_preset,
@@ -32,6 +31,7 @@ from detection.presets import (
     pin,
     pinned_revision,
 )
+from detection.lare import lare_map
 from tests.tinybundle import tiny_autoencoder, tiny_predictor
 
 if TYPE_CHECKING:

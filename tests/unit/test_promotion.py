@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detection.score import Label
-from training.gate import GateLimits, Judgement, Paired, PinnedReport, decide
+from training.evaluation.promotion_gate import GateLimits, Judgement, Paired, PinnedReport, decide
 
 LIMITS = GateLimits(bootstraps=200)
 SOURCES = ("camera", "family-a", "family-b")

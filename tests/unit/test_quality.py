@@ -19,19 +19,21 @@ from detection.errors import SettingsError
 from tests.benchmarks import bench_quality
 from tests.labelledfolder import write_folder
 from tests.tinybundle import build_tiny_bundle
-from training import quality
-from training.calibration import Logits
-from training.evaluation import RAW, Scored
-from training.finishing import snapshot_digest
-from training.logit_cache import LogitCache
-from training.manifest import Entry, load_manifest
-from training.recipe import BundleRecipe, divide
+from training.data.manifest import Entry, load_manifest, snapshot_digest
+from training.data.samples import take_stock
+from training.data.splits import divide
+from training.evaluation.calibration import Logits
+from training.evaluation.quality.figures import UNKNOWN_MEMBERSHIP, form_figures, worst_mistakes
+from training.evaluation.quality.run import FORMS, evaluate, held_back, limited
+from training.evaluation.score_cache import LogitCache
+from training.evaluation.scoring import RAW, Scored
 from worker.cli.training import commands
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from detection.score import Score
+    from training.evaluation.quality.report import FormFigures, Group
 
 PLOTS = {"roc.png", "reliability.png", "histograms.png", "robustness.png", "mistakes.png"}
 #: Fused logits of six photographs and four generated images; the tiny bundle flags from 2 on and
@@ -72,14 +74,14 @@ def hand_scored() -> Scored:
     return Scored(entries, Logits({"lare": LARE, "aligned": ALIGNED}, generated), "clean")
 
 
-def group(figures: quality.FormFigures, kind: str, name: str) -> quality.Group:
+def group(figures: FormFigures, kind: str, name: str) -> Group:
     """One group by kind and name."""
     return next(found for found in figures.of(kind) if found.name == name)
 
 
 def test_shares_by_hand(bundle: Bundle) -> None:
     """Counts at the bundle's thresholds and by its labels, with scipy's exact intervals."""
-    figures = quality.form_figures(bundle, hand_scored())
+    figures = form_figures(bundle, hand_scored())
     lake = group(figures, "source", "lake")
     assert (lake.images, lake.flagged.hits, lake.unsure.hits) == (3, 1, 1)
     assert {name: share.hits for name, share in lake.at.items()} == {"fpr=0.01": 1, "fpr=0.05": 2}
@@ -96,14 +98,14 @@ def test_shares_by_hand(bundle: Bundle) -> None:
 
 def test_an_unsupported_point_is_not_measured(bundle: Bundle) -> None:
     """Only published operating points appear."""
-    figures = quality.form_figures(bundle, hand_scored())
+    figures = form_figures(bundle, hand_scored())
     assert all(set(found.at) == {"fpr=0.01", "fpr=0.05"} for found in figures.groups)
 
 
 def test_areas_are_scikit_learns(bundle: Bundle) -> None:
     """A set counts against the whole other side; branches and the gain likewise."""
     scored = hand_scored()
-    figures = quality.form_figures(bundle, scored)
+    figures = form_figures(bundle, scored)
     generated = scored.logits.generated
     beta = group(figures, "set", "beta")
     keep = ~generated | (scored.sets == "beta")
@@ -127,7 +129,7 @@ def test_areas_are_scikit_learns(bundle: Bundle) -> None:
 
 def test_families_are_told_apart_by_what_the_bundle_saw(bundle: Bundle) -> None:
     """Alpha was trained on, beta was not; photographs have no family."""
-    figures = quality.form_figures(bundle, hand_scored())
+    figures = form_figures(bundle, hand_scored())
     seen = {found.name: found.seen for found in figures.of("family")}
     assert seen == {"alpha": True, "beta": False}
     assert group(figures, "source", "lake").seen is None
@@ -135,7 +137,7 @@ def test_families_are_told_apart_by_what_the_bundle_saw(bundle: Bundle) -> None:
 
 def test_mistakes_come_worst_first(bundle: Bundle) -> None:
     """One photograph is labelled generated, one generated image real; unsure is no mistake."""
-    accusations, misses = quality.worst_mistakes(bundle, hand_scored(), Path("data"))
+    accusations, misses = worst_mistakes(bundle, hand_scored(), Path("data"))
     assert [(one.path, one.logit) for one in accusations] == [("0.jpg", 3.0)]
     assert [(one.path, one.logit) for one in misses] == [("9.jpg", -3.0)]
 
@@ -143,7 +145,7 @@ def test_mistakes_come_worst_first(bundle: Bundle) -> None:
 def test_photographs_alone_have_rates_but_no_areas(bundle: Bundle) -> None:
     """A folder of one side states false accusations and leaves out what needs both."""
     scored = hand_scored()
-    figures = quality.form_figures(bundle, scored.of(~scored.logits.generated))
+    figures = form_figures(bundle, scored.of(~scored.logits.generated))
     lake = group(figures, "source", "lake")
     assert lake.flagged.hits == 1
     assert (lake.auc, lake.gain, figures.calibration_error) == (None, None, None)
@@ -153,8 +155,8 @@ def test_photographs_alone_have_rates_but_no_areas(bundle: Bundle) -> None:
 def test_a_limit_takes_the_same_images_of_every_set(data: Path) -> None:
     """Two a set, the same whatever the order, in the order given."""
     entries = load_manifest(data)
-    digests = quality.take_stock(entries, data).digests
-    kept = quality.limited(entries, digests, 2)
+    digests = take_stock(entries, data).digests
+    kept = limited(entries, digests, 2)
     assert {name: [one.set for one in kept].count(name) for name in {e.set for e in entries}} == {
         "lake": 2,
         "street": 2,
@@ -163,7 +165,7 @@ def test_a_limit_takes_the_same_images_of_every_set(data: Path) -> None:
         "beta": 2,
     }
     assert kept == [entry for entry in entries if entry in kept]
-    assert set(quality.limited(entries[::-1], digests, 2)) == set(kept)
+    assert set(limited(entries[::-1], digests, 2)) == set(kept)
 
 
 def test_unusable_files_are_named(data: Path) -> None:
@@ -171,7 +173,7 @@ def test_unusable_files_are_named(data: Path) -> None:
     (data / "lake-0.jpg").unlink()
     (data / "lake-1.jpg").write_bytes(b"no image")
     Image.new("RGB", (63, 80)).save(data / "lake-2.jpg")
-    stock = quality.take_stock(load_manifest(data), data)
+    stock = take_stock(load_manifest(data), data)
     assert stock.refused == {
         "lake-0.jpg": "cannot be read: FileNotFoundError",
         "lake-1.jpg": "cannot be read: UnidentifiedImageError",
@@ -185,14 +187,14 @@ def test_of_its_own_snapshot_only_what_was_held_back_is_evaluated(
 ) -> None:
     """A folder whose digest the bundle names is cut down to the recipe's calibration side."""
     entries = load_manifest(data)
-    assert quality.held_back(entries, bundle) == (entries, False)
+    assert held_back(entries, bundle) == (entries, False)
     provenance = bundle.manifest.provenance.model_copy(
         update={"snapshot_digest": snapshot_digest(entries)}
     )
     manifest = bundle.manifest.model_copy(update={"provenance": provenance})
     own = Bundle(tmp_path, manifest, "version")
-    training, calibration = divide(entries, BundleRecipe())
-    held, matches = quality.held_back(entries, own)
+    training, calibration = divide(entries)
+    held, matches = held_back(entries, own)
     assert matches
     assert held == calibration
     assert training
@@ -218,7 +220,7 @@ class Counting:
 def test_a_killed_run_goes_on(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     """What was scored before the kill is not scored again, a cut line is; figures are the same."""
     entries = load_manifest(data)
-    digests = quality.take_stock(entries, data).digests
+    digests = take_stock(entries, data).digests
     detector = Detector(bundle)
     file = tmp_path / "logits.jsonl"
 
@@ -248,7 +250,7 @@ def test_a_killed_run_goes_on(bundle: Bundle, data: Path, tmp_path: Path) -> Non
 def test_another_model_version_scores_afresh(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     """Logits of one bundle are never taken for those of another, nor one form's for another's."""
     entries = load_manifest(data)[:3]
-    digests = quality.take_stock(entries, data).digests
+    digests = take_stock(entries, data).digests
     file = tmp_path / "logits.jsonl"
     detector = Detector(bundle)
     LogitCache(file, bundle.model_version).score(detector, entries, digests, "clean")
@@ -272,8 +274,8 @@ def test_a_whole_run(
         with Image.open(out / name) as plot:
             assert np.asarray(plot.convert("L")).std() > 5
     first = json.loads((out / "quality.json").read_text("utf-8"))
-    assert set(first["forms"]) == set(quality.FORMS)
-    assert first["warnings"] == [quality.UNKNOWN_MEMBERSHIP]
+    assert set(first["forms"]) == set(FORMS)
+    assert first["warnings"] == [UNKNOWN_MEMBERSHIP]
     assert "sharpness" in first["shortcut"]
     page = (out / "quality.md").read_text("utf-8")
     assert "`beta`: **never seen**" in page
@@ -282,7 +284,7 @@ def test_a_whole_run(
         assert f"({name})" in page
     result = CliRunner().invoke(commands, ["evaluate", *arguments])
     assert result.exit_code == 0, result.output
-    assert quality.UNKNOWN_MEMBERSHIP in result.output
+    assert UNKNOWN_MEMBERSHIP in result.output
     assert json.loads((out / "quality.json").read_text("utf-8")) == first
 
 
@@ -290,7 +292,7 @@ def test_a_run_on_photographs_alone(bundle: Bundle, tmp_path: Path) -> None:
     """Without generated images the report still states false accusations, and draws what it can."""
     data = write_folder(tmp_path / "data", each=2, sets=("lake", "street"))
     out = tmp_path / "out"
-    found = quality.evaluate(Detector(bundle), data, out)
+    found = evaluate(Detector(bundle), data, out)
     assert found.images == {"real": 4}
     assert {path.name for path in out.glob("*.png")} == PLOTS - {"roc.png", "reliability.png"}
     assert "False accusations by label" in (out / "quality.md").read_text("utf-8")
@@ -301,4 +303,4 @@ def test_nothing_to_evaluate_is_an_error(bundle: Bundle, data: Path, tmp_path: P
     for file in data.glob("*.jpg"):
         file.unlink()
     with pytest.raises(SettingsError, match="can be read"):
-        quality.evaluate(Detector(bundle), data, tmp_path / "out")
+        evaluate(Detector(bundle), data, tmp_path / "out")

@@ -17,24 +17,24 @@ from detection.bundle import load_bundle
 from detection.detector import Detector
 from detection.egre import EgreConfig
 from detection.errors import SettingsError
-from detection.generator import noise_bank
+from detection.generators.generator import noise_bank
 from detection.lare import LareConfig
 from tests.labelledfolder import write_folder
-from training import recipe as recipe_module
-from training.aligned_task import AlignedBatch, AlignedTask
-from training.finishing import release
-from training.generator_tasks import (
+from training.bundles import recipe as recipe_module
+from training.bundles.build import release
+from training.bundles.recipe import RECIPES, BundleRecipe, Workshop, write_recipe
+from training.data.augmentation import Recipe
+from training.data.manifest import load_manifest
+from training.data.shaders import shader_samples
+from training.fit.aligned_task import AlignedBatch, AlignedTask
+from training.fit.generator_tasks import (
     AutoencoderSpec,
     AutoencoderTask,
     Shuffled,
     Upsampling,
     build_autoencoder,
 )
-from training.loop import LoopConfig
-from training.manifest import load_manifest
-from training.recipe import RECIPES, BundleRecipe, Workshop, write_recipe
-from training.shaders import shader_samples
-from training.transforms import Recipe
+from training.fit.loop import LoopConfig
 from worker.cli.training import bundle, commands
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.shaders import KINDS, render, renderings
+from training.data.shaders import KINDS, render, renderings
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -1,4 +1,4 @@
-"""`detection.signals` on files that carry every kind of claim about their origin."""
+"""`detection.intake.provenance` on files that carry every kind of claim about their origin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from detection.signals import ManifestState, Signals, read_signals
+from detection.intake.provenance import ManifestState, Signals, read_signals
 from tests import badfiles
 from tests.badfiles import encoded, picture
 from tests.signedfiles import signed, signer

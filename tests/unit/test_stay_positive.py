@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detection.aligned import AlignedConfig, AlignedNet
-from detection.generator import noise_bank
-from training.loop import LoopConfig
-from training.stay_positive import HeadOnly, retrain_head
+from detection.generators.generator import noise_bank
+from training.fit.loop import LoopConfig
+from training.fit.stay_positive import HeadOnly, retrain_head
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,8 @@ from PIL import Image
 from detection.bundle import write_manifest
 from detection.detector import Detector
 from detection.fusion import at_prior
+from detection.reencoding import mild_copies
 from detection.score import Label
-from detection.steadiness import mild_copies
 from tests.tinybundle import build_tiny_bundle, operating_points
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detection.errors import PermanentError, SettingsError
-from detection.intake import IntakeLimits, decode
+from detection.intake.decode import IntakeLimits, decode
 from worker.stress.load import Step, items, parse_steps
 from worker.stress.report import Limits, broken, percentile, summary, table
 from worker.stress.run import Outcome

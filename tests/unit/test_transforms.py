@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.codecs import Codec
-from training.transforms import GRID, Recipe, View, draw
+from training.data.augmentation import GRID, Recipe, View, draw
+from training.data.codecs import Codec
 
 #: Everything at once, so that each choice shows.
 EVERYTHING = Recipe(

@@ -23,15 +23,15 @@ def audit(
     """Say whether anything but a decoder's artefacts tells real from generated images."""
     from rich.progress import track
 
-    from training.audit import audit as run_audit
-    from training.manifest import load_manifest
-    from training.nuisances import source_files
+    from training.data.manifest import load_manifest
+    from training.evaluation.shortcut_audit import audit as run_audit
+    from training.evaluation.shortcut_features import source_files
 
     entries = load_manifest(data)
     features = None
     if bundle:
         from detection.bundle import load_bundle
-        from training.features import BundleFeatures
+        from training.evaluation.features import BundleFeatures
 
         features = BundleFeatures(load_bundle(bundle))
     files = track(source_files(entries), "reading", total=len(entries), transient=True)

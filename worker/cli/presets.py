@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from detection.generator import Generator
+    from detection.generators.generator import Generator
 
 commands = typer.Typer()
 presets = typer.Typer(
@@ -35,7 +35,7 @@ DEFAULT_PINS = Path("var/presets.json")
 @presets.command("list")
 def list_(pins: Pins = DEFAULT_PINS) -> None:
     """List the presets: what they can do, where they come from, and the pinned revision."""
-    from detection.presets import PRESETS, pinned_revision
+    from detection.generators.presets import PRESETS, pinned_revision
 
     for preset in PRESETS.values():
         can = ", ".join(preset.capabilities)
@@ -46,7 +46,7 @@ def list_(pins: Pins = DEFAULT_PINS) -> None:
 @presets.command()
 def show(name: Name, pins: Pins = DEFAULT_PINS) -> None:
     """Print one preset: repository, licence, gate, prediction, conditioning, revision."""
-    from detection.presets import find_preset, pinned_revision
+    from detection.generators.presets import find_preset, pinned_revision
 
     preset = find_preset(name)
     fields = asdict(preset) | {
@@ -61,8 +61,8 @@ def show(name: Name, pins: Pins = DEFAULT_PINS) -> None:
 @presets.command()
 def pin(name: Name, pins: Pins = DEFAULT_PINS) -> None:
     """Ask the hub for the revision in force and record it."""
-    from detection.presets import find_preset
-    from detection.presets import pin as pin_preset
+    from detection.generators.presets import find_preset
+    from detection.generators.presets import pin as pin_preset
 
     typer.echo(f"{name} {pin_preset(find_preset(name), pins)}")
 
@@ -84,8 +84,8 @@ def condition(
     """
     from safetensors.torch import save_file
 
-    from detection.presets import find_preset, pinned_revision
-    from training.conditioning import compute_conditioning
+    from detection.generators.presets import find_preset, pinned_revision
+    from training.bundles.conditioning import compute_conditioning
 
     preset = find_preset(name)
     tensors = compute_conditioning(
@@ -118,7 +118,7 @@ def verify(
     With the predictor's conditioning the error map is computed too; without it only the
     autoencoder is run.
     """
-    from detection.presets import find_preset, load_preset, pinned_revision
+    from detection.generators.presets import find_preset, load_preset, pinned_revision
 
     preset = find_preset(name)
     if conditioning is not None and not preset.predictor:
@@ -147,7 +147,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
 def _try(generator: Generator, *, with_predictor: bool) -> list[str]:
     import torch
 
-    from detection.generator import noise_bank
+    from detection.generators.generator import noise_bank
     from detection.lare import LareConfig, lare_map
 
     config = LareConfig()

@@ -69,13 +69,13 @@ def bundle(
     The manifest has the columns path, label (real or generated), set, and optionally family and
     group.
     """
-    from training.crew import gathered
-    from training.finishing import release
-    from training.manifest import load_manifest
-    from training.quality import take_stock
-    from training.recipe import RECIPES, Workshop, write_recipe
-    from training.stay_positive import HEAD_LOOP
-    from training.taef2 import taef2_aligner
+    from training.bundles.build import release
+    from training.bundles.recipe import RECIPES, Workshop, write_recipe
+    from training.data.manifest import load_manifest
+    from training.data.samples import take_stock
+    from training.data.taef2 import taef2_aligner
+    from training.fit.data_parallel import gathered
+    from training.fit.stay_positive import HEAD_LOOP
 
     configure(load_settings().observability)
     entries = load_manifest(data)
@@ -149,11 +149,11 @@ def train(
     bundle is written all the same.
     """
     from detection.bundle import load_bundle
-    from training.challenger import ChallengerRecipe
-    from training.collect import CollectPolicy
-    from training.crew import gathered
-    from training.folder_run import Terms, teach
-    from training.taef2 import taef2_aligner
+    from training.bundles.challenger import ChallengerRecipe
+    from training.bundles.folder_run import Terms, teach
+    from training.data.selection import CollectPolicy
+    from training.data.taef2 import taef2_aligner
+    from training.fit.data_parallel import gathered
 
     configure(load_settings().observability)
     with gathered(device) as leads, _bars() as heard:
@@ -223,7 +223,7 @@ def evaluate(
     bundle: the report says what it could tell.
     """
     from detection.detector import Detector
-    from training.quality import evaluate as run_evaluation
+    from training.evaluation.quality.run import evaluate as run_evaluation
 
     detector = Detector.load(bundle, device=device)
     quality = run_evaluation(detector, data, out, limit=limit, on_progress=_show_progress)

@@ -35,8 +35,8 @@ import numpy as np
 import structlog
 
 from detection.errors import PermanentError, TransientError, UnlatentError
-from detection.refusals import Refusal
-from detection.signals import Signals
+from detection.intake.errors import Refusal
+from detection.intake.provenance import Signals
 from worker.decoding.byte_budget import ByteBudget
 from worker.decoding.process import anonymous_file, receive, send, write_all
 from worker.ledger.interface import ImageFacts
@@ -256,8 +256,8 @@ class DecodePool:
         self,
         settings: Intake,
         *,
-        decoder: str = "detection.intake:decode",
-        signals: str = "detection.signals:read_signals",
+        decoder: str = "detection.intake.decode:decode",
+        signals: str = "detection.intake.provenance:read_signals",
     ) -> None:
         self._timeout_s = settings.timeout_s
         self._signals_timeout_s = settings.signals_timeout_s

@@ -29,8 +29,8 @@ from detection.errors import PermanentError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from detection.intake import DecodedImage, IntakeLimits
-    from detection.signals import Signals
+    from detection.intake.decode import DecodedImage, IntakeLimits
+    from detection.intake.provenance import Signals
 
 #: More than the longest signals take: 38 texts of 200 characters, at 12 bytes each in JSON.
 MAX_LINE_BYTES = 256 * 1024
@@ -78,7 +78,7 @@ def main(config: dict[str, Any]) -> None:
     connection = socket.socket(fileno=config["socket"])
     decoder: Callable[..., DecodedImage] = _named(config["decoder"])
     reader: Callable[..., Signals] = _named(config["signals"])
-    limits: IntakeLimits = importlib.import_module("detection.intake").IntakeLimits(
+    limits: IntakeLimits = importlib.import_module("detection.intake.decode").IntakeLimits(
         **config["limits"]
     )
     importlib.import_module("c2pa")  # now, lest loading it counts against the first image

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from detection.score import Label
-from training.calibration import clopper_pearson
+from training.evaluation.calibration import clopper_pearson
 from worker.demo.uploads import DemoUpload, Kind
 from worker.ledger.interface import State
 

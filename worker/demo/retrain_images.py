@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from detection.errors import SettingsError
-from training.challenger import lare_of
-from training.manifest import REAL, load_manifest
-from training.sampling import PartialNoise
-from training.shaders import renderings
+from training.bundles.challenger import lare_of
+from training.data.diffusion_sampling import PartialNoise
+from training.data.manifest import REAL, load_manifest
+from training.data.shaders import renderings
 from worker.demo.photographs import PHOTOGRAPHS
 from worker.scoring.files import find_files
 

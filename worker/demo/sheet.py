@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detection.errors import UnlatentError
 from detection.evidence import overlay
-from detection.intake import decode
+from detection.intake.decode import decode
 from detection.score import Label
 from worker.demo.report import name
 from worker.demo.uploads import Kind
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from detection.detector import Detector
-    from detection.intake import IntakeLimits
+    from detection.intake.decode import IntakeLimits
     from detection.score import Score
     from worker.demo.report import Row
 

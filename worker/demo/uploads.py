@@ -13,8 +13,8 @@ from urllib.parse import quote_plus
 from PIL import Image
 
 from detection.errors import SettingsError
-from training.challenger import lare_of
-from training.sampling import sample
+from training.bundles.challenger import lare_of
+from training.data.diffusion_sampling import sample
 from worker.demo.photographs import PHOTOGRAPHS, package_folder
 from worker.scoring.files import find_files
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from detection.signals import Signals
+    from detection.intake.provenance import Signals
 
 
 class UnknownImage(PermanentError):

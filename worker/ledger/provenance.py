@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from detection.signals import Signals
+    from detection.intake.provenance import Signals
 
 
 def store(connection: Connection, found: Mapping[UUID, Signals]) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from detection.bundle import load_bundle
 from detection.errors import SettingsError, UnlatentError
-from detection.intake import decode
+from detection.intake.decode import decode
 from worker.database.engine import transaction
 from worker.ledger.interface import Role
 from worker.ledger.postgres import PostgresLedger

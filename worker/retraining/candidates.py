@@ -1,4 +1,4 @@
-"""What the ledger knows of the images that may train, in the terms of `training.collect`."""
+"""What the ledger knows of the images that may train, in the terms of `training.data.selection`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from detection.fusion import convert_prior
 from detection.score import Label
-from training.collect import (
+from training.data.selection import (
     MIN_PDQ_QUALITY,
     Candidate,
     CollectPolicy,

@@ -19,15 +19,15 @@ from safetensors.torch import load, save
 
 from detection.detector import Detector
 from detection.score import Label
-from training.calibration import CalibrationError
-from training.challenger import Origin, calibrated, fine_tune, require_calibration
-from training.collect import Side
-from training.contest import ClosedReport, compete, pinned_reports, share_found
-from training.contest_page import write_report
-from training.datasets import DatasetError, lay_out, load_dataset, read_samples
-from training.gate import GateDecision, decide
-from training.nuisances import Unreadable
-from training.shaders import SHADERS, series
+from training.bundles.challenger import Origin, calibrated, fine_tune, require_calibration
+from training.data.originals import Unreadable
+from training.data.selection import Side
+from training.data.shaders import SHADERS, series
+from training.data.shards import DatasetError, lay_out, load_dataset, read_samples
+from training.evaluation.calibration import CalibrationError
+from training.evaluation.comparison import ClosedReport, compete, pinned_reports, share_found
+from training.evaluation.comparison_page import write_report
+from training.evaluation.promotion_gate import GateDecision, decide
 from worker.retraining.bundle_access import ACTOR
 from worker.retraining.candidates import revoked_images
 from worker.retraining.dataset_store import BucketStore, StoredOriginal
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from training.challenger import ChallengerRecipe
-    from training.datasets import SampleFiles
-    from training.gate import GateLimits, Paired
-    from training.manifest import Entry
+    from training.bundles.challenger import ChallengerRecipe
+    from training.data.manifest import Entry
+    from training.data.shards import SampleFiles
+    from training.evaluation.promotion_gate import GateLimits, Paired
     from worker.retraining.bundle_access import Champions
     from worker.retraining.dataset_stages import Bench
     from worker.retraining.stage_runner import Progress, Stage

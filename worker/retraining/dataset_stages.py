@@ -10,12 +10,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from training.alignment import AlignmentConfig, align
-from training.audit import MIN_SIDE_IMAGES, audit, pair_files
-from training.collect import select
-from training.datasets import load_dataset, read_samples
-from training.manifest import REAL
-from training.shaders import series
+from training.data.alignment import AlignmentConfig, align
+from training.data.manifest import REAL
+from training.data.selection import select
+from training.data.shaders import series
+from training.data.shards import load_dataset, read_samples
+from training.evaluation.shortcut_audit import MIN_SIDE_IMAGES, audit, pair_files
 from worker.retraining.candidates import candidates, known_bytes, known_groups
 from worker.retraining.dataset_store import BucketStore, StoredOriginal
 from worker.retraining.runs import Ending
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from training.aligners import Aligner
-    from training.audit import Features, Limits
-    from training.collect import CollectPolicy
+    from training.data.aligners import Aligner
+    from training.data.selection import CollectPolicy
+    from training.evaluation.shortcut_audit import Features, Limits
     from worker.retraining.stage_runner import Progress, Stage
     from worker.storage.interface import Storage
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from detection.errors import PermanentError
-from training.nuisances import Unreadable
-from training.originals import read_original
+from training.data.originals import Unreadable, read_original
 from worker.storage.interface import ObjectMissing
 
 if TYPE_CHECKING:
-    from training.originals import Original
+    from training.data.originals import Original
     from worker.retraining.snapshots import StoredItem
     from worker.storage.interface import Storage
 
@@ -21,7 +20,7 @@ MAX_BLOB_BYTES = 4 * 2**30
 
 
 class BucketStore:
-    """A `training.datasets.Store` under one prefix of a bucket."""
+    """A `training.data.shards.Store` under one prefix of a bucket."""
 
     def __init__(self, storage: Storage, bucket: str, prefix: str) -> None:
         self._storage, self._bucket, self._prefix = storage, bucket, prefix

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import exists, select
 
-from training.datasets import MANIFEST, withdraw
+from training.data.shards import MANIFEST, withdraw
 from worker.database.engine import transaction
 from worker.ledger.tables_training import TrainingRun
 from worker.retraining.dataset_store import BucketStore

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, insert, select, update
 
 from detection.score import Label
-from training.collect import Side, Why
+from training.data.selection import Side, Why
 from worker.database.engine import transaction
 from worker.ledger.tables import Decision, Image, RegressionItem
 from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine, Row
 
-    from training.collect import Selection
+    from training.data.selection import Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

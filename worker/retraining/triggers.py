@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from training.collect import CollectPolicy
+    from training.data.selection import CollectPolicy
     from worker.settings import Training
 
 

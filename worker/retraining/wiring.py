@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.alignment import AlignmentConfig, batch_for
-from training.audit import Limits
-from training.challenger import ChallengerRecipe
-from training.features import BundleFeatures
-from training.gate import GateLimits
-from training.round_trip import bundle_round_trip
+from training.bundles.challenger import ChallengerRecipe
+from training.data.alignment import AlignmentConfig, batch_for
+from training.data.bundle_aligner import bundle_round_trip
+from training.evaluation.features import BundleFeatures
+from training.evaluation.promotion_gate import GateLimits
+from training.evaluation.shortcut_audit import Limits
 from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry
 from worker.retraining.bundle_access import Champions

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from detection.intake import DecodedImage, IntakeLimits, decode
+from detection.intake.decode import DecodedImage, IntakeLimits, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from detection.signals import Exif, Signals
+from detection.intake.provenance import Exif, Signals
 from worker.ledger import provenance
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from psycopg import errors
 from sqlalchemy import exc, text
 
-from detection.signals import C2pa, Exif, ManifestState, Signals
+from detection.intake.provenance import C2pa, Exif, ManifestState, Signals
 from worker.ledger import provenance
 from worker.ledger.postgres import PostgresLedger
 from worker.moderation.retention import Keeper, Removed, UnderHold, request_erasure

@@ -16,9 +16,9 @@ from sqlalchemy import text
 from tests.challenge_process import POLICY, build_forge, tiny_recipe
 from tests.confirmed import Picture, confirm
 from tests.waiting import eventually
-from training.challenger import ChallengerRecipe
-from training.gate import GateLimits
-from training.shaders import renderings
+from training.bundles.challenger import ChallengerRecipe
+from training.data.shaders import renderings
+from training.evaluation.promotion_gate import GateLimits
 from worker.models.registry import GateNotPassed, ModelsRegistry
 from worker.retraining.challenger_stages import challenge_stages
 from worker.retraining.dataset_stages import dataset_stages

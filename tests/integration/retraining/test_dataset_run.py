@@ -12,11 +12,11 @@ from sqlalchemy import select, text
 
 from tests.challenge_process import build_forge
 from tests.confirmed import Picture, confirm
-from training.alignment import AlignmentConfig
-from training.audit import Limits
-from training.collect import CollectPolicy, Side
-from training.datasets import load_dataset, read_samples
-from training.shaders import SHADERS, renderings, series
+from training.data.alignment import AlignmentConfig
+from training.data.selection import CollectPolicy, Side
+from training.data.shaders import SHADERS, renderings, series
+from training.data.shards import load_dataset, read_samples
+from training.evaluation.shortcut_audit import Limits
 from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem, TrainingRun
 from worker.retraining.candidates import collect_policy
 from worker.retraining.dataset_stages import Bench, Tools, dataset_stages

@@ -1,0 +1,1 @@
+"""Generators: an autoencoder and a noise predictor, loaded from folders or published presets."""

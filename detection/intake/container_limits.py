@@ -1,0 +1,40 @@
+"""How much of a file's container may be frames, metadata and pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detection.intake.errors import MetadataBomb, TooManyFrames
+
+# Enough for any real file of 64 MiB; more pieces are made to keep a parser busy.
+_MAX_PIECES = 500_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The limits that a walk over a container checks as it goes."""
+
+    max_frames: int
+    max_metadata_bytes: int
+    max_pixels: int
+
+    def check_metadata(self, size: int) -> None:
+        """Raise `MetadataBomb` when `size` bytes of metadata are too many."""
+        if size > self.max_metadata_bytes:
+            message = (
+                f"The file carries more than {self.max_metadata_bytes} bytes of metadata, "
+                "the limit (max_metadata_bytes)."
+            )
+            raise MetadataBomb(message)
+
+    def check_frames(self, frames: int) -> None:
+        """Raise `TooManyFrames` when `frames` are too many."""
+        if frames > self.max_frames:
+            message = f"The file has more than {self.max_frames} frames, the limit (max_frames)."
+            raise TooManyFrames(message)
+
+    def check_pieces(self, pieces: int) -> None:
+        """Raise `MetadataBomb` when a container is cut into absurdly many pieces."""
+        if pieces > _MAX_PIECES:
+            message = f"The file is cut into more than {_MAX_PIECES} pieces."
+            raise MetadataBomb(message)

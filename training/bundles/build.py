@@ -1,0 +1,262 @@
+"""From trained branches to a released bundle: scoring, calibration, figures, card.
+
+Calibration images are those that no branch trained on, and most of the photographs among them come
+from sources that no branch has met. A photograph counts by its worst form (as uploaded, saved once
+as the generators' users do, and as the web serves it), so that a stated false-positive rate holds
+for all three.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+
+from detection.bundle import Provenance
+from detection.detector import Detector
+from detection.fusion import LabelPolicy, find_point
+from training.bundles.cards import bundle_card
+from training.bundles.writer import write_bundle
+from training.data.manifest import sampling_weights, snapshot_digest
+from training.data.splits import make_folds
+from training.evaluation.calibration import (
+    Logits,
+    class_weights,
+    clopper_pearson,
+    expected_calibration_error,
+    fit_fusion,
+    operating_points,
+)
+from training.evaluation.scoring import (
+    CALIBRATION_TIERS,
+    RAW,
+    Scored,
+    auc,
+    auc_gain,
+    merge,
+    recall_at,
+    score_tier,
+    untouched,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from detection.bundle import Bundle
+    from detection.fusion import Fusion, OperatingPoint
+    from training.bundles.recipe import Workshop
+    from training.data.manifest import Entry
+    from training.data.splits import Fold
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """The same N images scored in several forms: form name to scored images, in one order."""
+
+    scored: Mapping[str, Scored]
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What each image counts (N,)."""
+        return sampling_weights(self.scored["clean"].entries)
+
+    def pooled(self) -> Logits:
+        """Every form as an image of its own, for fitting the fusion."""
+        return replace(merge(list(self.scored.values())).logits, forms=len(self.scored))
+
+    def worst(self, fusion: Fusion) -> NDArray[np.float64]:
+        """Fused logits (N,): of a photograph its highest, of a generated image its clean one."""
+        fused = {name: part.logits.fused(fusion) for name, part in self.scored.items()}
+        generated = next(iter(self.scored.values())).logits.generated
+        highest = np.max(list(fused.values()), axis=0)
+        return np.where(generated, fused["clean"], highest)
+
+
+def score_forms(detector: Detector, entries: Sequence[Entry]) -> Forms:
+    """Score entries in the calibration tiers, and as uploaded."""
+    scored = {tier: score_tier(detector, entries, tier) for tier in CALIBRATION_TIERS}
+    scored[RAW] = score_tier(detector, entries, "clean", read=untouched)
+    return Forms(scored)
+
+
+def release(
+    workshop: Workshop, folder: Path, *, data_licence: str, with_folds: bool = True
+) -> Bundle:
+    """Train what is missing, calibrate, and write the bundle with its card to `folder`.
+
+    `with_folds` also trains the leave-one-autoencoder-out folds, which say what the bundle is worth
+    on generators it never saw and take longer than the bundle itself.
+    """
+    training, calibration = workshop.divided()
+    aligned = workshop.aligned("final", training)
+    egre = workshop.lare("final", training)
+    draft = write_bundle(workshop.run_dir / "final" / "draft", workshop, aligned, egre)
+    forms = score_forms(Detector(draft, device=workshop.device), calibration)
+    fusion = fit_fusion(forms.pooled(), workshop.recipe.calibration)
+    worst = forms.worst(fusion)
+    generated = forms.scored["clean"].logits.generated
+    points = operating_points(worst, generated)
+    policy = LabelPolicy(steady=workshop.recipe.steady)
+    folds = make_folds(workshop.entries) if with_folds else []
+    metrics = {
+        "calibration": _calibration_figures(forms, fusion, points, policy),
+        "unseen": [fold_figures(workshop, fold) for fold in folds],
+    }
+    families = sorted({entry.family for entry in training if entry.generated})
+    provenance = Provenance(
+        snapshot_digest=snapshot_digest(workshop.entries),
+        code_revision=code_revision(),
+        recipe=f"training.recipe.BundleRecipe {workshop.recipe.name}",
+        seen_families=tuple(families),
+        data_licence=data_licence,
+    )
+    return write_bundle(
+        folder,
+        workshop,
+        aligned,
+        egre,
+        fusion=fusion,
+        points=points,
+        policy=policy,
+        metrics=metrics,
+        provenance=provenance,
+        texts={
+            "LICENSE-weights.md": (files("training.bundles") / "weights_licence.md").read_text(
+                "utf-8"
+            ),
+            "card.md": bundle_card(workshop, metrics, points, policy, provenance),
+        },
+    )
+
+
+def _calibration_figures(
+    forms: Forms, fusion: Fusion, points: Sequence[OperatingPoint], policy: LabelPolicy
+) -> dict[str, Any]:
+    clean = forms.scored["clean"]
+    generated = clean.logits.generated
+    flag = find_point(points, policy.flag)
+    figures: dict[str, Any] = {"flag_point": flag.name, "flag_threshold": flag.threshold}
+    for name, part in forms.scored.items():
+        fused = part.logits.fused(fusion)
+        hits = int((fused[~generated] >= flag.threshold).sum())
+        low, high = clopper_pearson(hits, int((~generated).sum()))
+        probabilities = np.array([fusion.probability(value, 0.5) for value in fused])
+        figures[name] = {
+            "auc": _stated(fused, generated),
+            "auc_by_branch": {
+                branch: _stated(values, generated)
+                for branch, values in part.logits.branches.items()
+            },
+            "fusion_gain": fusion_gain(fused, part.logits),
+            "auc_by_set": {
+                str(name_): _stated(*_against_reals(fused, generated, part.sets == name_))
+                for name_ in sorted(set(part.sets[generated]))
+            },
+            "recall_at_flag": float((fused[generated] >= flag.threshold).mean()),
+            "false_positives_at_flag": {"hits": hits, "low": low, "high": high},
+            "false_positives_by_source": {
+                str(source): [
+                    int((fused[part.sets == source] >= flag.threshold).sum()),
+                    int((part.sets == source).sum()),
+                ]
+                for source in sorted(set(part.sets[~generated]))
+            },
+            "expected_calibration_error": expected_calibration_error(
+                probabilities, generated, class_weights(generated)
+            ),
+        }
+    return figures
+
+
+def fold_figures(workshop: Workshop, fold: Fold) -> dict[str, Any]:
+    """Train the fold's branches and state their figures on what the fold left out.
+
+    The fusion is the plain sum of the branch logits, each scaled by the mean and spread of the
+    left-out photographs: no label of what the fold leaves out enters it. Kept in the run folder, as
+    every stage is.
+    """
+    file = workshop.run_dir / fold.name / "figures.json"
+    if not file.is_file():
+        figures = _measure_fold(workshop, fold)
+        file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return kept
+
+
+def _measure_fold(workshop: Workshop, fold: Fold) -> dict[str, Any]:
+    training, tested = fold.divide(workshop.entries)
+    aligned = workshop.aligned(fold.name, training, steps=workshop.recipe.fold_steps)
+    egre = workshop.lare(fold.name, training, steps=workshop.recipe.fold_steps)
+    draft = write_bundle(workshop.run_dir / fold.name / "draft", workshop, aligned, egre)
+    detector = Detector(draft, device=workshop.device)
+    figures: dict[str, Any] = {"family": fold.family, "source": fold.source, "tiers": {}}
+    for tier in CALIBRATION_TIERS:
+        scored = score_tier(detector, tested, tier)
+        generated = scored.logits.generated
+        branches = scored.logits.branches
+        reals = {branch: values[~generated] for branch, values in branches.items()}
+        fused = np.sum(
+            [
+                (values - reals[branch].mean()) / reals[branch].std()
+                for branch, values in branches.items()
+            ],
+            axis=0,
+        )
+        figures["tiers"][tier] = {
+            "auc": _stated(fused, generated),
+            "auc_by_branch": {name_: _stated(v, generated) for name_, v in branches.items()},
+            "fusion_gain": fusion_gain(fused, scored.logits),
+            "recall_at_1_percent": _interval(recall_at(fused, generated, 0.01)),
+            "recall_at_5_percent": _interval(recall_at(fused, generated, 0.05)),
+        }
+    log.info("fold_scored", **figures)
+    return figures
+
+
+def _against_reals(
+    fused: NDArray[np.float64], generated: NDArray[np.bool_], chosen: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    keep = ~generated | chosen
+    return fused[keep], generated[keep]
+
+
+def fusion_gain(fused: NDArray[np.float64], logits: Logits) -> dict[str, Any]:
+    """State what fusion gains in AUC over the best branch of these images, and which that is.
+
+    The interval is a paired bootstrap's: both are taken on the same drawn images.
+    """
+    areas = {name: auc(values, logits.generated).value for name, values in logits.branches.items()}
+    best = max(areas, key=areas.__getitem__)
+    gain = auc_gain(fused, logits.branches[best], logits.generated)
+    return {"best_branch": best, **_interval(gain)}
+
+
+def _stated(values: NDArray[np.float64], generated: NDArray[np.bool_]) -> dict[str, float]:
+    return _interval(auc(values, generated))
+
+
+def _interval(figure: Any) -> dict[str, float]:
+    return {
+        "value": round(figure.value, 4),
+        "low": round(figure.low, 4),
+        "high": round(figure.high, 4),
+        "reals": figure.reals,
+        "generated": figure.generated,
+    }
+
+
+def code_revision() -> str:
+    """Return the revision of the checkout that trains, or an empty string outside one."""
+    command = ["git", "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip()

@@ -1,0 +1,180 @@
+"""Cards: the pages that bundles carry, written from their figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from detection.fusion import find_point
+from training.evaluation.scoring import CALIBRATION_TIERS, RAW
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from detection.bundle import Bundle, Provenance
+    from detection.fusion import LabelPolicy, OperatingPoint
+    from training.bundles.recipe import Workshop
+
+
+def bundle_card(
+    workshop: Workshop,
+    metrics: Mapping[str, Any],
+    points: Sequence[OperatingPoint],
+    policy: LabelPolicy,
+    provenance: Provenance,
+) -> str:
+    """Write the bundle's card from its figures."""
+    calibration = metrics["calibration"]
+    lines = [
+        f"# The bundle `{workshop.recipe.name}`",
+        "",
+        "A latent-diffusion detector that fits a CPU: the lare branch (LaRE², arXiv 2403.17465) on",
+        "an autoencoder and a predictor of our own, and the aligned branch (arXiv 2410.11835) on",
+        "tiles at native resolution, fused and calibrated. Every figure below was computed by",
+        "`unlatent bundle` when it wrote this file; intervals are 95 %.",
+        "",
+        "## Operating points",
+        "",
+        "Thresholds rest on photographs that no branch trained on, most of them from sources that",
+        "no branch has met; each counts by its worst form (as uploaded, saved as JPEG 75, or as",
+        "the web serves it).",
+        "",
+        *_operating_points(points),
+        "",
+        (
+            f"`generated` is said from {find_point(points, policy.flag).name} on, `unsure` from"
+            f" {find_point(points, policy.doubt).name} on. Probabilities assume that"
+            f" {policy.prior:.0%} of the images are generated."
+        ),
+        "",
+        "## Images of generator families it trained on, prompts it did not",
+        "",
+        "| form | AUC | aligned alone | lare alone | fusion's gain | calibration error |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in (*CALIBRATION_TIERS, RAW):
+        part = calibration[name]
+        branches = part["auc_by_branch"]
+        lines.append(
+            f"| {name} | {_show(part['auc'])} | {_show(branches['aligned'])} |"
+            f" {_show(branches['lare'])} | {_show_gain(part['fusion_gain'])} |"
+            f" {part['expected_calibration_error']:.3f} |"
+        )
+    lines += [
+        "",
+        "Fusion's gain is in AUC over the better branch, with a paired bootstrap interval. That",
+        "branch is picked on these images, which understates the gain; the fusion was fitted on",
+        "them, which overstates it in this table, but not in the one of families never seen.",
+    ]
+    lines += ["", "| set (clean form) | AUC |", "| --- | --- |"]
+    lines += [
+        f"| {name} | {_show(value)} |" for name, value in calibration["clean"]["auc_by_set"].items()
+    ]
+    lines += _unseen_lines(workshop, metrics["unseen"])
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "* Trained on few images, on a CPU. It is a real detector within the figures above and",
+        "  nothing beyond them: no ground for a sanction by itself.",
+        "* Families seen in training: " + ", ".join(provenance.seen_families) + ".",
+        "* Not measured: GANs, pixel-space diffusion, inpainted parts of photographs, drawings.",
+        (
+            "* Large photographs are read in at most"
+            f" {workshop.recipe.aligned.max_tiles} tiles of {workshop.recipe.aligned.tile} pixels."
+        ),
+        "",
+        "## Provenance",
+        "",
+        f"* training data digest: `{provenance.snapshot_digest}`",
+        f"* code revision: `{provenance.code_revision}`",
+        f"* terms of the data: {provenance.data_licence}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def challenger_card(
+    champion: Bundle,
+    points: Sequence[OperatingPoint],
+    provenance: Provenance,
+    figures: Mapping[str, Any],
+) -> str:
+    """Write the challenger's card from its figures."""
+    manifest = champion.manifest
+    lines = [
+        f"# The bundle `{manifest.name}`, taught further",
+        "",
+        f"Fine-tuned from model version `{champion.model_version}` on a site's own images.",
+        "",
+        (
+            f"Calibrated on {figures['photographs']} photographs and {figures['generated']}"
+            " generated images that neither model trained on. An image counts as often as the share"
+            " says that it was sampled with, which makes the photographs worth"
+            f" {figures['effective_photographs']:g}; a photograph counts by its worst form (as"
+            " uploaded, saved as JPEG 75, or as the web serves it)."
+        ),
+        "",
+        *_operating_points(points),
+        "",
+        f"`generated` is said from {find_point(points, manifest.policy.flag).name} on.",
+        "",
+        "* families seen in training: " + (", ".join(provenance.seen_families) or "none"),
+        f"* training data digest: `{provenance.snapshot_digest}`",
+        f"* terms of the data: {provenance.data_licence}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _operating_points(points: Sequence[OperatingPoint]) -> list[str]:
+    lines = [
+        "| false-positive rate aimed at | found | interval | photographs | recall | state |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for point in points:
+        state = "published" if point.supported else f"unsupported, needs {point.needs_reals}"
+        lines.append(
+            f"| {point.target:.1%} | {point.measured:.2%} | {point.low:.2%} to {point.high:.2%} |"
+            f" {point.reals} | {point.recall:.1%} | {state} |"
+        )
+    return lines
+
+
+def _unseen_lines(workshop: Workshop, folds: Sequence[Mapping[str, Any]]) -> list[str]:
+    title = ["", "## Autoencoder families and photo sources it never saw (leave one out)", ""]
+    if not folds:
+        return [*title, "Not measured for this bundle."]
+    lines = [
+        *title,
+        (
+            f"Each fold trains from scratch for {workshop.recipe.fold_steps} steps (the released"
+            f" network: {workshop.recipe.aligned_loop.steps}) without one family and one source."
+            " The generator is that of the bundle: it learnt from photographs alone, those of the"
+            " source left out among them."
+        ),
+        "",
+        (
+            "| left out | form | AUC | aligned alone | lare alone | fusion's gain | recall at 1 % |"
+            " recall at 5 % |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for fold in folds:
+        for tier, part in fold["tiers"].items():
+            branches = part["auc_by_branch"]
+            lines.append(
+                f"| {fold['family']}, {fold['source']} | {tier} | {_show(part['auc'])} |"
+                f" {_show(branches['aligned'])} | {_show(branches['lare'])} |"
+                f" {_show_gain(part['fusion_gain'])} |"
+                f" {_show(part['recall_at_1_percent'])} | {_show(part['recall_at_5_percent'])} |"
+            )
+    return lines
+
+
+def _show(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def _show_gain(figure: Mapping[str, Any]) -> str:
+    interval = f"{figure['low']:+.3f} to {figure['high']:+.3f}"
+    return f"{figure['value']:+.3f} ({interval}) over {figure['best_branch']}"

@@ -1,0 +1,199 @@
+"""What a challenger learns from: a data set's training side, read once and kept small in memory.
+
+1. windows of the photographs with their reconstructions, and of confirmed generated images (the
+   aligned branch's pairs and unpaired crops);
+2. augmented views with error maps of photographs, confirmed generated images and partial-noise
+   reconstructions (the lare branch's). Autoencoder pairs carry next to no error and stay out, and
+   so do renderings, whose error says nothing of photographs.
+
+A share of the groups, chosen by hash, is held back for early stopping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from detection.lare import lare_view
+from training.data.augmentation import GRID, Recipe
+from training.data.diffusion_sampling import PartialNoise
+from training.data.manifest import GENERATED, REAL, Entry
+from training.data.samples import Sample, shrink
+from training.data.shaders import SHADERS
+from training.data.shards import training_samples
+from training.data.splits import hash_fraction
+from training.fit.lare_task import LareItem, augmented_views, with_maps
+from training.oom import in_halves
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from detection.bundle_generator import Lare
+    from detection.generators.generator import Generator
+    from training.data.shards import SampleFiles
+
+#: Larger images are cut to a square of so many pixels: crops are taken from it.
+WINDOW = 512
+#: Set and family name of partial-noise reconstructions.
+PARTIAL_NOISE = "partial-noise"
+_VIEWS = "views.safetensors"
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LessonPlan:
+    """How many images are learnt from, and how much is made of each."""
+
+    most_images: int = 4000
+    augmentation: Recipe = field(default_factory=Recipe)
+    validation: float = 0.15
+    view_copies: int = 2
+    partial_noise_images: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """Samples for the aligned branch and stored views for the lare branch."""
+
+    samples: list[Sample]
+    items: list[LareItem]
+
+    def divided(self, share: float) -> tuple[Lessons, Lessons]:
+        """Return what is trained on, and what a share of the groups holds back."""
+        return self._of(share, held=False), self._of(share, held=True)
+
+    def _of(self, share: float, *, held: bool) -> Lessons:
+        return Lessons(
+            [sample for sample in self.samples if _held(sample.entry, share) is held],
+            [item for item in self.items if _held(item.entry, share) is held],
+        )
+
+
+def _held(entry: Entry, share: float) -> bool:
+    # Another salt than that of the sides: all of these groups lie in one part of its range.
+    return hash_fraction(entry.group, salt="early-stopping") < share
+
+
+def prepare(
+    files: Iterable[SampleFiles],
+    plan: LessonPlan,
+    run_dir: Path,
+    *,
+    lare: Lare | None,
+    device: str = "cpu",
+) -> Lessons:
+    """Read files once; views and their maps are stored in `run_dir` and read back after a kill.
+
+    Without `lare` there is nothing for that branch.
+    """
+    stored = run_dir / _VIEWS
+    making = lare is not None and not stored.is_file()
+    samples: list[Sample] = []
+    views: list[tuple[Sample, np.ndarray]] = []
+    origins: list[Sample] = []
+    for whole in training_samples(files):
+        if making and lare is not None and whole.entry.set != SHADERS:
+            views += augmented_views(
+                [whole],
+                plan.augmentation,
+                lare.config,
+                copies=plan.view_copies,
+                seed=_seed(whole.entry),
+            )
+            if not whole.entry.generated and len(origins) < plan.partial_noise_images:
+                view = np.array(lare_view(whole.pixels, lare.config.side))
+                origins.append(Sample(whole.entry, view, lossy=False))
+        samples.append(_windowed(whole))
+    if views and lare is not None:
+        fakes = list(_partial_noise(origins, lare.generator))
+        views += augmented_views(
+            fakes, plan.augmentation, lare.config, copies=plan.view_copies, seed=0
+        )
+        made = with_maps(views, lare.generator, lare.noises, lare.config, device=device)
+        _store(list(made), run_dir)
+    return Lessons(samples, _stored(stored) if lare is not None and stored.is_file() else [])
+
+
+def _seed(entry: Entry) -> int:
+    return int.from_bytes(hashlib.sha256(entry.path.name.encode()).digest()[:4], "big")
+
+
+def _windowed(whole: Sample) -> Sample:
+    """Cut a window on the JPEG grid, the same of the reconstructions."""
+    rng = np.random.default_rng(_seed(whole.entry))
+    rows, columns = (
+        slice(start, start + WINDOW)
+        for start in (
+            int(rng.integers(max(0, length - WINDOW) // GRID + 1)) * GRID
+            for length in whole.pixels.shape[:2]
+        )
+    )
+    pixels = np.ascontiguousarray(whole.pixels[rows, columns])
+    scales = [] if whole.entry.generated else rng.uniform(0.5, 0.95, 2).tolist()
+    return Sample(
+        whole.entry,
+        pixels,
+        lossy=whole.lossy,
+        shrunk=[shrink(pixels, scale) for scale in scales],
+        reconstructions={
+            name: np.ascontiguousarray(made[rows, columns])
+            for name, made in whole.reconstructions.items()
+        },
+    )
+
+
+def _partial_noise(origins: Sequence[Sample], generator: Generator) -> Iterator[Sample]:
+    for number, start in enumerate(range(0, len(origins), _AT_ONCE)):
+        part = origins[start : start + _AT_ONCE]
+        aligner = PartialNoise(PARTIAL_NOISE, generator, step=100 + 50 * (number % 7))
+        made = in_halves(aligner.reconstruct, [origin.pixels for origin in part])
+        for origin, pixels in zip(part, made, strict=True):
+            entry = Entry(
+                path=Path(PARTIAL_NOISE) / origin.entry.path.name,
+                label=GENERATED,
+                set=PARTIAL_NOISE,
+                family=PARTIAL_NOISE,
+                # The group of the original: a derivative stays on its original's side for ever.
+                group=origin.entry.group,
+            )
+            yield Sample(entry, pixels, lossy=False)
+
+
+def _store(items: Sequence[LareItem], run_dir: Path) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "view": torch.from_numpy(np.stack([item.view for item in items])),
+        "error": torch.from_numpy(np.stack([item.error for item in items])),
+    }
+    listed = [
+        [str(item.entry.path), item.entry.label, item.entry.set, item.entry.group] for item in items
+    ]
+    aside = run_dir / f"{_VIEWS}.part"
+    save_file(tensors, aside, metadata={"entries": json.dumps(listed)})
+    aside.replace(run_dir / _VIEWS)
+
+
+def _stored(file: Path) -> list[LareItem]:
+    with safe_open(str(file), "pt") as handle:
+        listed = json.loads(handle.metadata()["entries"])
+    tensors = load_file(file)
+    entries = [
+        Entry(
+            path=Path(path),
+            label=label,
+            set=set_,
+            family="" if label == REAL else set_,
+            group=group,
+        )
+        for path, label, set_, group in listed
+    ]
+    views, errors = tensors["view"].numpy(), tensors["error"].numpy()
+    return [LareItem(*row) for row in zip(entries, views, errors, strict=True)]

@@ -1,0 +1,192 @@
+"""One turn of the loop on a folder of labelled images, without any service.
+
+1. pairs of every photograph through an autoencoder; 2. the alignment audit; 3. both
+branches taught further; 4. calibration; 5. champion and challenger on the evaluation side; 6. the
+gate and a page about it. Each part is found again by a run that was killed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from detection.detector import Detector
+from training.bundles.challenger import Origin, calibrated, fine_tune, require_calibration
+from training.data.alignment import AlignmentConfig, align, batch_for
+from training.data.bundle_aligner import bundle_round_trip
+from training.data.manifest import load_manifest
+from training.data.originals import read_original
+from training.data.samples import take_stock
+from training.data.selection import CollectPolicy, Side, side_of
+from training.data.shaders import series
+from training.data.shards import FolderStore, lay_out, read_samples
+from training.evaluation.comparison import compete
+from training.evaluation.comparison_page import write_report
+from training.evaluation.features import BundleFeatures
+from training.evaluation.promotion_gate import GateDecision, decide
+from training.evaluation.shortcut_audit import audit, pair_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from detection.bundle import Bundle
+    from training.bundles.challenger import ChallengerRecipe
+    from training.data.aligners import Aligner
+    from training.data.alignment import Source
+    from training.data.manifest import Entry
+    from training.data.originals import Original
+    from training.data.shards import SampleFiles
+    from training.evaluation.promotion_gate import GateLimits
+    from training.evaluation.shortcut_audit import Limits
+
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a turn left: the challenger, what the gate says of it, and the page."""
+
+    bundle: Bundle
+    decision: GateDecision
+    report: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a folder is used: which pairs are made, the shares of its groups, what the audit may do.
+
+    Without an aligner pairs are made by the champion's own autoencoder; of `shaders` procedural
+    images, too. `despite_audit` teaches what the audit refuses; the bundle and the page say so.
+    """
+
+    data_licence: str
+    aligner: Aligner | None = None
+    shares: CollectPolicy = field(default_factory=CollectPolicy)
+    alignment_limits: Limits | None = None
+    shaders: int = 0
+    despite_audit: bool = False
+    gate_limits: GateLimits | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A listed image; its key is its content's."""
+
+    entry: Entry
+    key: str
+    shares: CollectPolicy
+
+    def read(self) -> Original:
+        return read_original(
+            self.entry.path.read_bytes(),
+            key=self.key,
+            group=self.entry.group,
+            source=self.entry.set,
+            label=self.entry.label,
+            side=side_of(self.entry.group, self.shares),
+        )
+
+
+def teach(
+    data: Path,
+    champion: Bundle,
+    out: Path,
+    recipe: ChallengerRecipe,
+    terms: Terms,
+    *,
+    device: str = "cpu",
+    on_progress: Callable[[str, int, int], None],
+) -> Outcome:
+    """Make a challenger in `out/challenger` of a folder's images; the page is in `out/report`.
+
+    `on_progress` hears the part of the work, how much is done and how much there is. What is
+    missing, broken or too small is left out: the page counts it, the log names it. Raises
+    `DatasetRefused` when files betray a side, and `CalibrationError` with too few images.
+    """
+    stock = take_stock(load_manifest(data), data)
+    for name, why in stock.refused.items():
+        log.warning("image_left_out", file=name, why=why)
+    digests = {stock.digests[entry.path]: entry for entry in stock.entries}
+    listed = [_File(entry, digest, terms.shares) for digest, entry in digests.items()]
+    sources: list[Source] = [*listed, *series(terms.shaders)]
+    store = FolderStore(out / "dataset")
+    dataset = align(
+        sources,
+        [terms.aligner or bundle_round_trip(champion, device=device)],
+        store,
+        config=AlignmentConfig(batch_size=batch_for(device)),
+        on_image=lambda done: on_progress("reconstructing", done, len(sources)),
+    )
+
+    def files(side: Side) -> Iterator[SampleFiles]:
+        return (sample for sample in read_samples(store, dataset) if sample.side == side)
+
+    calibration = lay_out(files(Side.CALIBRATION), out / Side.CALIBRATION)
+    require_calibration(calibration)
+    features = BundleFeatures(champion, device=device)
+    alignment = audit(
+        pair_files(read_samples(store, dataset)),
+        limits=terms.alignment_limits,
+        features=features,
+        space=features.name,
+    )
+    (out / "alignment.md").write_text(alignment.to_markdown() + "\n", encoding="utf-8")
+    if not terms.despite_audit:
+        alignment.require()
+    refused = "; ".join(alignment.refusals)
+    facts = {"taught although the audit refused": refused} if refused else {}
+    tuned = fine_tune(
+        files(Side.TRAINING),
+        champion,
+        recipe,
+        out / "run",
+        device=device,
+        on_step=lambda name, step: on_progress(f"training {name}", step, recipe.loop.steps),
+    )
+    families = {sample.source for sample in files(Side.TRAINING) if sample.label == "generated"}
+    challenger = calibrated(
+        out / "challenger",
+        champion,
+        {name: branch.weights for name, branch in tuned.items()},
+        calibration,
+        Origin(
+            snapshot_digest=dataset.digest,
+            families=sorted(families),
+            data_licence=terms.data_licence,
+            facts={"champion": champion.model_version, **facts},
+        ),
+        device=device,
+    )
+    entries = lay_out(files(Side.EVALUATION), out / Side.EVALUATION)
+    tiers = (
+        compete(
+            Detector(champion, device=device),
+            Detector(challenger, device=device),
+            entries,
+            out / "scores",
+            on_image=lambda form, done: on_progress(f"scoring {form}", done, len(entries)),
+        )
+        if entries
+        else {}
+    )
+    decision = (
+        decide(tiers, [], limits=terms.gate_limits) if tiers else GateDecision.without_images()
+    )
+    report = write_report(
+        out / "report",
+        decision,
+        tiers,
+        {name.removesuffix(".safetensors"): branch.losses for name, branch in tuned.items()},
+        facts={
+            "champion": champion.model_version,
+            "challenger": challenger.model_version,
+            "data set": dataset.digest,
+            "images missing, unreadable or too small": len(stock.refused),
+            **facts,
+        },
+    )
+    return Outcome(bundle=challenger, decision=decision, report=report)

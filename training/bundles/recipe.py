@@ -1,0 +1,408 @@
+"""The recipe of the embedded bundle, stage by stage, from a folder of labelled images.
+
+Every stage leaves its result in the run folder and is skipped when it is there, so that a run that
+was killed goes on where it stopped:
+
+1. `generator`: the autoencoder on crops of photographs, then the noise predictor on their latents;
+2. `pairs`: every photograph, and procedural images if the recipe has any, through each aligner at
+   hand, autoencoders of our own among them (the aligned branch's fakes);
+3. `views`: augmented views with their error maps, of photographs, generated images, partial-noise
+   reconstructions and samples of the own generator (the lare branch's fakes are the last three);
+4. `branches`: both classifiers, once for each leave-one-autoencoder-out fold and once on all;
+5. calibration on what the folds left out, then the bundle itself.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import structlog
+import torch
+from diffusers import DDPMScheduler
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from detection.aligned import AlignedConfig, AlignedNet
+from detection.egre import Egre, EgreConfig
+from detection.errors import SettingsError
+from detection.generators.generator import Generator, noise_bank, process_from_scheduler
+from detection.generators.loading import load_generator_folder
+from detection.lare import LareConfig, lare_view
+from training.data.aligners import RoundTrip, to_tensor
+from training.data.augmentation import Recipe
+from training.data.diffusion_sampling import PartialNoise, sample
+from training.data.manifest import GENERATED, Entry
+from training.data.samples import Sample, load_samples
+from training.data.shaders import shader_samples
+from training.data.splits import CALIBRATION_SOURCES, VALIDATION, divide
+from training.fit.aligned_task import AlignedBatch, AlignedTask
+from training.fit.generator_tasks import (
+    CONDITIONING_DIM,
+    AutoencoderSpec,
+    AutoencoderTask,
+    PredictorTask,
+    build_autoencoder,
+    build_predictor,
+)
+from training.fit.lare_task import LareItem, LareTask, augmented_views, with_maps
+from training.fit.loop import LoopConfig, fit
+from training.fit.stay_positive import retrain_head
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from diffusers import AutoencoderKL
+    from torch import Tensor
+
+    from training.data.aligners import Aligner
+    from training.evaluation.calibration import CalibrationKind
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+log = structlog.get_logger(__name__)
+
+#: Family and set names of what the embedded generator makes.
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleRecipe:
+    """Every number that shapes the bundle; the defaults are those of `small`."""
+
+    name: str = "small"
+    validation: float = VALIDATION
+    calibration_sources: float = CALIBRATION_SOURCES
+    augmentation: Recipe = field(default_factory=Recipe)
+    lare: LareConfig = field(default_factory=LareConfig)
+    egre: EgreConfig = field(default_factory=EgreConfig)
+    aligned: AlignedConfig = field(default_factory=AlignedConfig)
+    batch: AlignedBatch = field(default_factory=AlignedBatch)
+    autoencoder_loop: LoopConfig = LoopConfig(
+        steps=600, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.99
+    )
+    predictor_loop: LoopConfig = LoopConfig(steps=500, learning_rate=5e-4, weight_decay=0.0)
+    aligned_loop: LoopConfig = LoopConfig(steps=5500, learning_rate=2e-3)
+    egre_loop: LoopConfig = LoopConfig(steps=700, learning_rate=1e-3, weight_decay=0.05)
+    #: Retrains the aligned head with weights >= 0 (`training.fit.stay_positive`), unless None.
+    positive_head_loop: LoopConfig | None = None
+    calibration: CalibrationKind = "temperature"
+    #: Whether `generated` must survive a mild re-encoding (`detection.fusion.LabelPolicy`).
+    steady: bool = False
+    fold_steps: int = 600
+    view_copies: int = 3
+    partial_noise_images: int = 160
+    sampled_images: int = 64
+    #: Further autoencoders of our own that make pairs, each trained as the embedded one is.
+    autoencoders: tuple[AutoencoderSpec, ...] = ()
+    #: Procedural images among the pairs of the aligned branch.
+    shaders: int = 0
+
+
+#: The recipes by name: that of the shipped bundle, and one with more kinds of pairs.
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        BundleRecipe(),
+        BundleRecipe(
+            name="broad",
+            autoencoders=(
+                AutoencoderSpec(widths=(24, 48, 96), upsampling="shuffled"),
+                AutoencoderSpec(latent_channels=16, upsampling="transposed"),
+                AutoencoderSpec(widths=(32, 48, 64, 96), latent_channels=8),
+            ),
+            shaders=160,
+        ),
+    )
+}
+
+
+@dataclass(slots=True)
+class Workshop:
+    """One run of the recipe: its data, its folder, and the stages.
+
+    `aligners` and the recipe's own autoencoders make the pairs; without one the embedded does.
+    """
+
+    entries: Sequence[Entry]
+    run_dir: Path
+    recipe: BundleRecipe
+    aligners: Sequence[Aligner] = ()
+    device: str = "cpu"
+    _samples: dict[Path, Sample] = field(default_factory=dict)
+
+    def samples(self, entries: Iterable[Entry]) -> list[Sample]:
+        """Decode entries once and keep them in memory."""
+        wanted = list(entries)
+        missing = [entry for entry in wanted if entry.path not in self._samples]
+        for loaded in load_samples(missing):
+            self._samples[loaded.entry.path] = loaded
+        return [self._samples[entry.path] for entry in wanted]
+
+    def divided(self) -> tuple[list[Entry], list[Entry]]:
+        """Return the entries that the released networks train on and those that calibrate."""
+        return divide(
+            self.entries,
+            validation=self.recipe.validation,
+            calibration_sources=self.recipe.calibration_sources,
+        )
+
+    @property
+    def training_entries(self) -> list[Entry]:
+        """What the released networks train on."""
+        return self.divided()[0]
+
+    def conditioning(self) -> Tensor:
+        """The constant conditioning (1, 1, D) of the embedded predictor: zeros."""
+        return torch.zeros(1, 1, CONDITIONING_DIM)
+
+    def noises(self) -> Tensor:
+        """The bundle's noise bank (E, 4, h, w)."""
+        cells = self.recipe.lare.side // 8
+        return noise_bank((self.recipe.lare.ensemble, 4, cells, cells), seed=0)
+
+    def generator(self) -> Generator:
+        """Stage 1: train the embedded generator, or load it."""
+        folder = self.run_dir / "generator"
+        if not (folder / "unet" / "config.json").is_file():
+            self._train_generator(folder)
+        conditioning = {"encoder_hidden_states": self.conditioning()}
+        generator = load_generator_folder(folder, conditioning).eval().requires_grad_(False)
+        return generator.to(self.device)
+
+    def _train_generator(self, folder: Path) -> None:
+        reals = self._training_reals()
+        autoencoder = self._autoencoder(AutoencoderSpec(), self.run_dir / "autoencoder")
+        views = np.stack([lare_view(s.pixels, self.recipe.lare.side) for s in reals])
+        latents = _encode(autoencoder, views, self.device)
+        # Latents are scaled to unit spread, as the large families' scaling factors do.
+        autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
+        autoencoder.save_pretrained(folder / "vae")
+        scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        scheduler.save_pretrained(folder / "scheduler")
+        task = PredictorTask(
+            latents * autoencoder.config.scaling_factor,
+            process_from_scheduler(scheduler.config),
+            self.conditioning(),
+        )
+        torch.manual_seed(1)
+        predictor = build_predictor()
+        weights = fit(
+            predictor,
+            task,
+            self.recipe.predictor_loop,
+            self.run_dir / "predictor",
+            device=self.device,
+        )
+        predictor.load_state_dict(weights)
+        predictor.save_pretrained(folder / "unet")
+
+    def _training_reals(self) -> list[Sample]:
+        return self.samples(entry for entry in self.training_entries if not entry.generated)
+
+    def _autoencoder(self, spec: AutoencoderSpec, run_dir: Path) -> AutoencoderKL:
+        """Train an autoencoder on crops of photographs, or load it."""
+        torch.manual_seed(0)
+        network = build_autoencoder(spec)
+
+        def train() -> dict[str, Tensor]:
+            task = AutoencoderTask(self._training_reals())
+            return fit(network, task, self.recipe.autoencoder_loop, run_dir, device=self.device)
+
+        return _finished(network, run_dir.with_name(f"{run_dir.name}.safetensors"), train)
+
+    def pairs(self, samples: Sequence[Sample]) -> None:
+        """Stage 2: attach each photograph's reconstructions, making those that are not stored."""
+        for aligner in self._all_aligners():
+            folder = self.run_dir / "pairs" / aligner.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for one in samples:
+                if one.entry.generated or aligner.name in one.reconstructions:
+                    continue
+                file = folder / f"{one.entry.set}__{one.entry.path.stem}.npy"
+                if not file.is_file():
+                    _store(file, aligner.reconstruct([one.pixels])[0])
+                one.reconstructions[aligner.name] = np.load(file)
+
+    def _all_aligners(self) -> list[Aligner]:
+        own = [
+            self._round_trip(
+                spec.name, Generator(self._autoencoder(spec, self.run_dir / "own" / spec.name))
+            )
+            for spec in self.recipe.autoencoders
+        ]
+        return [*self.aligners, *own] or [self._round_trip(EMBEDDED, self.generator())]
+
+    def _round_trip(self, name: str, generator: Generator) -> Aligner:
+        generator.eval().requires_grad_(requires_grad=False).to(self.device)
+
+        def round_trip(images: Tensor) -> Tensor:
+            with torch.autocast(self.device, torch.bfloat16):
+                restored = generator.decode(generator.encode(images.to(self.device) * 2 - 1))
+            return restored.float().cpu() / 2 + 0.5
+
+        return RoundTrip(name, round_trip, generator.factor)
+
+    def views(self) -> list[LareItem]:
+        """Stage 3: augmented views with error maps of every image, stored as they are made."""
+        folder = self.run_dir / "views"
+        folder.mkdir(parents=True, exist_ok=True)
+        items: list[LareItem] = []
+        everything = self.samples(self.entries)
+        parts = [everything[start : start + 200] for start in range(0, len(everything), 200)]
+        for index, part in enumerate([*parts, None]):
+            file = folder / f"part-{index:03d}.safetensors"
+            members = part if part is not None else self._own_fakes()
+            if not file.is_file():
+                self._make_views(members, file, seed=index)
+            tensors = load_file(file)
+            for row, number in enumerate(tensors["sample"].tolist()):
+                view, error = tensors["view"][row].numpy(), tensors["error"][row].numpy()
+                items.append(LareItem(members[number].entry, view, error))
+        return items
+
+    def _make_views(self, members: Sequence[Sample], file: Path, *, seed: int) -> None:
+        recipe = self.recipe
+        views = augmented_views(
+            members, recipe.augmentation, recipe.lare, copies=recipe.view_copies, seed=seed
+        )
+        numbers = {id(member): number for number, member in enumerate(members)}
+        listed = list(views)
+        items = list(
+            with_maps(listed, self.generator(), self.noises(), recipe.lare, device=self.device)
+        )
+        tensors = {
+            "sample": torch.tensor([numbers[id(owner)] for owner, _ in listed]),
+            "view": torch.from_numpy(np.stack([item.view for item in items])),
+            "error": torch.from_numpy(np.stack([item.error for item in items])),
+        }
+        save_file(tensors, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+
+    def _own_fakes(self) -> list[Sample]:
+        """Partial-noise reconstructions of photographs and samples of the embedded generator."""
+        generator = self.generator()
+        recipe = self.recipe
+        rng = np.random.default_rng(0)
+        reals = [entry for entry in self.training_entries if not entry.generated]
+        picks = rng.choice(len(reals), min(recipe.partial_noise_images, len(reals)), replace=False)
+        fakes: list[Sample] = []
+        for number, one in enumerate(self.samples([reals[index] for index in picks])):
+            aligner = PartialNoise("partial", generator, step=int(100 + 50 * (number % 7)))
+            view = lare_view(one.pixels, recipe.lare.side)
+            # The group of the original: a derivative stays on its original's side for ever.
+            entry = _own(f"partial-{number}", "partial-noise", one.entry.group, one.entry.set)
+            fakes.append(Sample(entry, aligner.reconstruct([view])[0], lossy=False))
+        cells = recipe.lare.side // generator.factor
+        for start in range(0, recipe.sampled_images, 8):
+            count = min(8, recipe.sampled_images - start)
+            for offset, image in enumerate(
+                sample(generator, count, shape=(4, cells, cells), seed=start)
+            ):
+                entry = _own(f"sample-{start + offset}", "sampled", f"sampled:{start + offset}", "")
+                fakes.append(Sample(entry, image, lossy=False))
+        return fakes
+
+    def aligned(
+        self, name: str, entries: Sequence[Entry], *, steps: int | None = None
+    ) -> AlignedNet:
+        """Stage 4a: train the aligned branch's network on `entries`, or load it."""
+        recipe = self.recipe
+        torch.manual_seed(0)
+        network = AlignedNet(recipe.aligned)
+        folder = self.run_dir / name
+
+        def task() -> AlignedTask:
+            samples, rendered = self.samples(entries), shader_samples(recipe.shaders)
+            self.pairs([*samples, *rendered])
+            return AlignedTask(samples, recipe.augmentation, recipe.batch, rendered)
+
+        def train() -> dict[str, Tensor]:
+            loop = with_steps(recipe.aligned_loop, steps)
+            return fit(network, task(), loop, folder / "aligned", device=self.device)
+
+        trained = _finished(network, folder / "aligned.safetensors", train)
+        if (head_loop := recipe.positive_head_loop) is None:
+            return trained
+
+        def retrain() -> dict[str, Tensor]:
+            return retrain_head(trained, task(), head_loop, folder / "head", device=self.device)
+
+        return _finished(trained, folder / "aligned-positive.safetensors", retrain)
+
+    def lare(self, name: str, entries: Sequence[Entry], *, steps: int | None = None) -> Egre:
+        """Stage 4b: train the lare branch's classifier on `entries` and what was made of them."""
+        recipe = self.recipe
+        torch.manual_seed(0)
+        network = Egre(recipe.egre)
+
+        def train() -> dict[str, Tensor]:
+            groups = {entry.group for entry in entries}
+            paths = {entry.path for entry in entries}
+            items = [
+                item
+                for item in self.views()
+                if item.entry.path in paths
+                or (item.entry.family == EMBEDDED and self._may_train(item.entry, groups))
+            ]
+            task = LareTask(items, crop=recipe.lare.side * 7 // 8)
+            loop = with_steps(recipe.egre_loop, steps)
+            return fit(network, task, loop, self.run_dir / name / "egre", device=self.device)
+
+        return _finished(network, self.run_dir / name / "egre.safetensors", train)
+
+    @staticmethod
+    def _may_train(entry: Entry, groups: set[str]) -> bool:
+        return entry.group in groups or entry.set == "sampled"
+
+
+def with_steps(loop: LoopConfig, steps: int | None) -> LoopConfig:
+    """Return the loop at another length."""
+    return loop if steps is None else replace(loop, steps=steps)
+
+
+def _own(stem: str, set_: str, group: str, origin: str) -> Entry:
+    path = Path(EMBEDDED) / (origin or set_) / stem
+    return Entry(path=path, label=GENERATED, set=set_, family=EMBEDDED, group=group)
+
+
+def _encode(autoencoder: Any, views: np.ndarray, device: str) -> Tensor:
+    latents = []
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+        for start in range(0, len(views), 16):
+            images = to_tensor(list(views[start : start + 16])).to(device) * 2 - 1
+            latents.append(autoencoder.encode(images).latent_dist.mode().float().cpu())
+    return torch.cat(latents)
+
+
+def _store(file: Path, image: np.ndarray) -> None:
+    aside = file.with_suffix(".part.npy")
+    np.save(aside, image)
+    aside.replace(file)
+
+
+def _finished(network: _Network, file: Path, train: Callable[[], dict[str, Tensor]]) -> _Network:
+    """Load the network's finished weights, or train and keep them."""
+    if not file.is_file():
+        weights = {name: value.detach().cpu().contiguous() for name, value in train().items()}
+        save_file(weights, file)
+        log.info("stage_finished", file=file.name, run=file.parent.name)
+    network.load_state_dict(load_file(file))
+    return network.eval()
+
+
+def write_recipe(recipe: BundleRecipe, file: Path) -> None:
+    """Write the resolved recipe beside its outputs.
+
+    Raises `SettingsError` when the folder holds a run of another recipe, whose stages would be
+    taken for this one's.
+    """
+    if file.is_file() and (begun := json.loads(file.read_text("utf-8"))["name"]) != recipe.name:
+        raise SettingsError(
+            f"{file.parent} holds a run of the recipe {begun}, not {recipe.name}:"
+            " name another folder with --run"
+        )
+    file.write_text(json.dumps(asdict(recipe), indent=1, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,157 @@
+"""Writing bundles: networks, constants and figures into a folder that the detector loads."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from detection.bundle import (
+    PREPROCESSING_VERSION,
+    SCHEMA_VERSION,
+    Bundle,
+    GeneratorReference,
+    Manifest,
+    Provenance,
+    write_manifest,
+)
+from detection.detector import Detector
+from detection.fusion import Fusion, LabelPolicy, OperatingPoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from detection.aligned import AlignedNet
+    from detection.egre import Egre
+    from training.bundles.recipe import Workshop
+
+#: Of a bundle that is only trained, not calibrated: its logits are read, its labels never.
+DRAFT_POINT = OperatingPoint(
+    target=0.5, threshold=0.0, measured=0.5, low=0.0, high=1.0, reals=0, recall=0.0, supported=True
+)
+DRAFT_PROVENANCE = Provenance(
+    snapshot_digest="", code_revision="", recipe="", seen_families=(), data_licence=""
+)
+
+
+def draft_fusion(branches: Iterable[str]) -> Fusion:
+    """Return the plain sum of branches, for a bundle that is not calibrated yet."""
+    names = tuple(branches)
+    return Fusion(weights=dict.fromkeys(names, 1.0), centres=dict.fromkeys(names, 0.0), bias=0.0)
+
+
+def write_bundle(
+    folder: Path,
+    workshop: Workshop,
+    aligned: AlignedNet,
+    egre: Egre,
+    *,
+    fusion: Fusion | None = None,
+    points: tuple[OperatingPoint, ...] = (DRAFT_POINT,),
+    policy: LabelPolicy | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Provenance = DRAFT_PROVENANCE,
+    texts: Mapping[str, str] | None = None,
+) -> Bundle:
+    """Write a bundle, replacing what is in `folder`, and load it back.
+
+    Weights are stored in half precision and computed with in float32; without `fusion` it is a
+    draft; `texts` are the card and the licence by file name.
+    """
+    recipe = workshop.recipe
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(workshop.run_dir / "generator", folder / "generator")
+    for file in (folder / "generator").rglob("*.safetensors"):
+        # diffusers refuses weights whose metadata does not name their framework.
+        save_file(halved(load_file(file)), file, metadata={"format": "pt"})
+    save_file(halved(aligned.state_dict()), folder / "aligned.safetensors")
+    save_file(halved(egre.state_dict()), folder / "egre.safetensors")
+    constants = {
+        "noise_bank": workshop.noises(),
+        "conditioning.encoder_hidden_states": workshop.conditioning(),
+    }
+    save_file(constants, folder / "constants.safetensors")
+    for name, text in (texts or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=recipe.name,
+        preprocessing_version=PREPROCESSING_VERSION,
+        generator=GeneratorReference(folder="generator"),
+        lare=recipe.lare,
+        egre=recipe.egre,
+        aligned=recipe.aligned,
+        fusion=fusion or draft_fusion(("aligned", "lare")),
+        operating_points=points,
+        policy=policy or LabelPolicy(),
+        metrics=dict(metrics or {}),
+        provenance=provenance,
+        files={},
+    )
+    return _with_golden(folder, manifest)
+
+
+def derive_bundle(
+    folder: Path,
+    champion: Bundle,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    *,
+    card: str,
+    **changes: Any,  # fields of the manifest
+) -> Bundle:
+    """Write a bundle that is the champion but for some files of weights and manifest fields.
+
+    What is in `folder` is replaced; weights are stored as `write_bundle` stores them.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(champion.folder, folder)
+    for name, tensors in weights.items():
+        save_file(halved(tensors), folder / name)
+    (folder / "card.md").write_text(card, encoding="utf-8")
+    return _with_golden(folder, champion.manifest.model_copy(update=changes))
+
+
+def _with_golden(folder: Path, manifest: Manifest) -> Bundle:
+    """Write the manifest, score the golden image with what it describes, and keep the logits.
+
+    Every file may be read by anybody, as a worker without rights must; safetensors leaves its own
+    to the writer alone.
+    """
+    bundle = write_manifest(folder, manifest)
+    image = golden_image()
+    logits = Detector(bundle).score([image])[0].branches
+    golden = {f"logit.{name}": torch.tensor(value) for name, value in logits.items()}
+    save_file({"image": torch.from_numpy(image), **golden}, folder / "golden.safetensors")
+    bundle = write_manifest(folder, manifest)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+    return bundle
+
+
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Store matrices and kernels in float16; vectors and running statistics as they are."""
+    return {
+        name: (value.half() if value.is_floating_point() and value.ndim > 1 else value)
+        .detach()
+        .cpu()
+        .contiguous()
+        for name, value in weights.items()
+    }
+
+
+def golden_image() -> NDArray[np.uint8]:
+    """Draw the image that every worker scores before it serves: uint8 (288, 352, 3), procedural."""
+    y, x = np.mgrid[0:288, 0:352].astype(np.float64)
+    waves = [np.sin(x / (7 + 3 * k) + k) * np.cos(y / (11 + 2 * k)) for k in range(3)]
+    grain = np.random.default_rng(2024).normal(0, 6, (288, 352, 3))
+    colour = 128 + 80 * np.stack(waves, axis=-1) + 30 * np.hypot(x - 176, y - 144)[..., None] / 230
+    image: NDArray[np.uint8] = np.clip(colour + grain, 0, 255).astype(np.uint8)
+    return image

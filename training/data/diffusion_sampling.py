@@ -1,0 +1,84 @@
+"""Sampling with a generator: whole images by DDIM, and partial-noise reconstructions.
+
+DDIM (Song et al., ICLR 2021, arXiv 2010.02502, eq. 12 with eta = 0) for the variance-preserving
+kinds, Euler steps for flow. A partial-noise reconstruction encodes a real image, noises it to some
+step and denoises it in a few: unlike an autoencoder round trip it carries a LaRE signal, since the
+latent now comes out of the predictor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detection.errors import SettingsError
+from detection.generators.generator import FLOW, VELOCITY, Generator, noise_bank
+from training.data.aligners import pad_to_multiple, to_images, to_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+def denoise(generator: Generator, latents: Tensor, *, start: int, passes: int) -> Tensor:
+    """Denoise latents (B, C, h, w) from step `start` to 0 in `passes` predictor passes."""
+    process = generator.process
+    if process is None:
+        raise SettingsError("this generator has no noise predictor: it cannot sample")
+    steps = np.linspace(start, 0, passes + 1).round().astype(int)
+    for now, following in zip(steps[:-1].tolist(), steps[1:].tolist(), strict=True):
+        answer = generator.predict(latents, now)
+        if process.prediction == FLOW:
+            latents = latents + (following - now) / process.steps * answer
+            continue
+        signal, spread = process.levels(now)
+        if process.prediction == VELOCITY:
+            clean, noise = signal * latents - spread * answer, signal * answer + spread * latents
+        else:
+            clean, noise = (latents - spread * answer) / signal, answer
+        next_signal, next_spread = process.levels(following) if following else (1.0, 0.0)
+        latents = next_signal * clean + next_spread * noise
+    return latents
+
+
+def sample(
+    generator: Generator, count: int, *, shape: tuple[int, int, int], seed: int, passes: int = 50
+) -> list[NDArray[np.uint8]]:
+    """Generate `count` RGB images from noise latents of `shape` (C, h, w)."""
+    noise = noise_bank((count, *shape), seed=seed)
+    process = generator.process
+    start = (process.steps - 1) if process is not None else 0
+    with torch.inference_mode():
+        latents = denoise(generator, noise, start=start, passes=passes)
+        return to_images(generator.decode(latents) / 2 + 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class PartialNoise:
+    """Encode, noise to `step`, denoise in `passes`, decode; the noise is fixed by `seed`."""
+
+    name: str
+    generator: Generator
+    step: int = 250
+    passes: int = 4
+    seed: int = 0
+
+    def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        """Reconstruct RGB images, uint8 (H, W, 3) of one size, to the same size and order."""
+        pixels = to_tensor(images).to(next(self.generator.parameters()).device)
+        height, width = pixels.shape[-2:]
+        with torch.inference_mode():
+            padded = pad_to_multiple(pixels, self.generator.factor * 4)
+            latents = self.generator.encode(padded * 2 - 1)
+            # One noise for all: neither batch nor order may change a reconstruction.
+            noise = noise_bank((1, *latents.shape[1:]), seed=self.seed).to(latents)
+            noise = noise.expand_as(latents)
+            noised, _ = self.generator.mix(latents, noise, self.step)
+            latents = denoise(self.generator, noised, start=self.step, passes=self.passes)
+            restored = self.generator.decode(latents) / 2 + 0.5
+        return to_images(restored[..., :height, :width].cpu())

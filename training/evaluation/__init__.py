@@ -1,0 +1,1 @@
+"""Figures: scores under tiers, calibration, quality, comparison, the promotion gate, the audit."""

@@ -1,0 +1,102 @@
+"""The quality report: what a bundle is worth on any folder of labelled images.
+
+Thresholds come from the bundle and never from these images. Every figure is stated for the images
+harmonised in codec and re-encoded by each tier, and for the files as they were uploaded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from detection.errors import SettingsError
+from training.data.manifest import load_manifest, snapshot_digest
+from training.data.samples import take_stock
+from training.data.splits import divide
+from training.evaluation.quality.figures import measure
+from training.evaluation.score_cache import LogitCache
+from training.evaluation.scoring import RAW
+from training.evaluation.tiers import TIERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from detection.bundle import Bundle
+    from detection.detector import Detector
+    from training.data.manifest import Entry
+    from training.evaluation.quality.report import Quality
+    from training.evaluation.scoring import Scored
+
+    Progress = Callable[[str, int, int], None]
+
+#: What is scored: every tier of the harmonised files, and the files as they are.
+FORMS = (*TIERS, RAW)
+
+
+def evaluate(
+    detector: Detector,
+    data: Path,
+    out: Path,
+    *,
+    limit: int | None = None,
+    on_progress: Progress | None = None,
+) -> Quality:
+    """Evaluate a bundle on a folder and write `quality.json`, `quality.md` and plots to `out`.
+
+    At most `limit` images of every set are scored. Logits are kept in `out`, and a run that was
+    killed resumes from them. `on_progress` hears the form, the images done and their number.
+    Raises `SettingsError` when the folder has no usable manifest or no readable image.
+    """
+    from training.evaluation.quality.page import write_page
+    from training.evaluation.quality.plots import draw_plots
+
+    bundle = detector.bundle
+    listed = load_manifest(data)
+    stock = take_stock(listed, data)
+    entries, matches = held_back(listed, bundle)
+    usable = [entry for entry in entries if entry.path in stock.digests]
+    chosen = limited(usable, stock.digests, limit)
+    if not chosen:
+        raise SettingsError(f"{data}: none of the images listed can be read and evaluated")
+    out.mkdir(parents=True, exist_ok=True)
+    cache = LogitCache(out / "logits.jsonl", bundle.model_version)
+    scored: dict[str, Scored] = {}
+    for form in FORMS:
+
+        def report(done: int, form: str = form) -> None:
+            if on_progress is not None:
+                on_progress(form, done, len(chosen))
+
+        scored[form] = cache.score(detector, chosen, stock.digests, form, on_image=report)
+    quality = measure(bundle, scored, data, refused=stock.refused, matches=matches, limit=limit)
+    (out / "quality.json").write_text(quality.to_json() + "\n", encoding="utf-8")
+    plots = draw_plots(quality, bundle, scored, data, out)
+    write_page(quality, plots, out / "quality.md")
+    return quality
+
+
+def held_back(entries: Sequence[Entry], bundle: Bundle) -> tuple[list[Entry], bool]:
+    """Return what may be evaluated, and whether the folder is the bundle's training snapshot.
+
+    Of the snapshot only the calibration side of the recipe's split is; of any other folder all.
+    """
+    present = [entry for entry in entries if entry.path.is_file()]
+    if snapshot_digest(present) != bundle.manifest.provenance.snapshot_digest:
+        return present, False
+    return divide(present)[1], True
+
+
+def limited(
+    entries: Sequence[Entry], digests: Mapping[Path, str], limit: int | None
+) -> list[Entry]:
+    """Keep at most `limit` images of every set: those whose sha256 come first, the same always."""
+    if limit is None:
+        return list(entries)
+    taken: Counter[str] = Counter()
+    kept = set()
+    for entry in sorted(entries, key=lambda entry: digests[entry.path]):
+        if taken[entry.set] < limit:
+            taken[entry.set] += 1
+            kept.add(entry.path)
+    return [entry for entry in entries if entry.path in kept]

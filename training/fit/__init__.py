@@ -1,0 +1,1 @@
+"""Fitting networks: the loop, gradients, and the task of each network."""
