@@ -9,7 +9,7 @@ from sqlalchemy import NullPool, create_engine, text
 
 from detection.errors import SettingsError
 from worker.database.base import SCHEMA, Base
-from worker.ledger import tables_training as schema_training  # noqa: F401 - it knows every table
+from worker.ledger import tables_training  # noqa: F401 - it knows every table
 from worker.settings import Settings
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from sqlalchemy import func, select
 
 from detection.detector import Detector
 from tests.benchmarks.photographlike import make_files
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 from worker.database.engine import build_engine
 from worker.demo.deployment import BUCKET, Deployment
 from worker.demo.uploads import hook_event

@@ -33,8 +33,8 @@ from redis import Redis
 from sqlalchemy import func, select
 
 from tests.benchmarks.photographlike import make_files
-from tests.processes import WorkerProcess
-from tests.waiting import eventually
+from tests.support.processes.worker_process import WorkerProcess
+from tests.support.waiting import eventually
 from worker.database.engine import build_engine, migrate
 from worker.ledger.tables import VerdictRow
 from worker.localstack import LocalStack

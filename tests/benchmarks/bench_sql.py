@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from tests.sqlscale import generate
+from tests.support.sql_scale import generate
 from worker.database.engine import migrate
 from worker.localstack import LocalStack
 from worker.localstack.stack import DATABASE

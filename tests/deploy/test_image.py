@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.deploy.chroot_build import Image, build
-from tests.manifests import DEPLOY, REPOSITORY
-from tests.site import Site, png
-from tests.tinybundle import build_tiny_bundle
+from tests.support.bundles.tiny_bundle import build_tiny_bundle
+from tests.support.rendered_manifests import DEPLOY, REPOSITORY
+from tests.support.upload_site import Site, png
 from worker.settings import PREFIX, child_environment
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.manifests import DEPLOY, alerts, find, rules
-from tests.processes import WorkerProcess
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.processes.worker_process import WorkerProcess
+from tests.support.rendered_manifests import DEPLOY, alerts, find, rules
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ledger.interface import Upload
 from worker.ledger.postgres import PostgresLedger
 

@@ -27,9 +27,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from detection.errors import UnlatentError
-from tests.failure.accounting import Accounts
-from tests.failure.faults import Crew, changed
-from tests.site import Site, png
+from tests.support.faults.accounting import Accounts
+from tests.support.faults.process_crew import Crew, changed
+from tests.support.upload_site import Site, png
 from worker.database.engine import build_engine, migrate
 from worker.ingest.events import own_event
 from worker.ingest.reconcile import reconcile
@@ -41,7 +41,7 @@ from worker.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.processes import WorkerProcess
+    from tests.support.processes.worker_process import WorkerProcess
 
 _RATE_PER_S = 4.0
 #: A deployment this far behind gets no more for the moment: the end would only take longer.

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.failure.accounting import Accounts
-from tests.failure.faults import Crew, changed
-from tests.site import Site
+from tests.support.faults.accounting import Accounts
+from tests.support.faults.process_crew import Crew, changed
+from tests.support.upload_site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.failure.chaos import own_stack
-from tests.failure.faults import Crew
-from tests.failure.footprint import footprint
+from tests.support.faults.footprint import footprint
+from tests.support.faults.process_crew import Crew
 from worker.settings import child_environment
 
 if TYPE_CHECKING:

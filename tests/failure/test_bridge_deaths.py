@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.failure.faulty import BRIDGE_PHASES
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.faults.stopping_process import BRIDGE_PHASES
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ingest import bridge
 from worker.ingest.events import own_event
 from worker.ledger.interface import State, Upload
@@ -16,8 +16,8 @@ from worker.ledger.interface import State, Upload
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
 
 
 def announce(site: Site, redis: Redis, count: int) -> list[str]:

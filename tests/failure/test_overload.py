@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import func, select
 
-from tests.failure.faults import changed
-from tests.failure.footprint import footprint
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.faults.footprint import footprint
+from tests.support.faults.process_crew import changed
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ingest.events import own_event
 from worker.ledger.interface import State, Upload
 from worker.ledger.tables import Image
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
     from worker.settings import Settings
 
 _MIB = 2**20

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import badfiles
-from tests.failure.faults import changed
-from tests.memory_worker import DIE, HANG
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.faults.process_crew import changed
+from tests.support.images import bad_files
+from tests.support.processes.memory_worker import DIE, HANG
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ledger.interface import State
 from worker.scoring.device_thread import EXIT_STUCK
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
     from worker.settings import Settings
 
 
@@ -51,7 +51,7 @@ def test_a_picture_that_unpacks_to_more_than_there_is_fails_alone(
     packer = zlib.compressobj(1)
     row = bytes(1 + 3 * side)
     packed = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    large = site.upload("large.png", badfiles.png(width=side, height=side, pixels=packed))
+    large = site.upload("large.png", bad_files.png(width=side, height=side, pixels=packed))
     site.upload("small.png", png(1))
     small = changed(settings, "intake", memory_bytes=2**29, timeout_s=60.0)
     worker = crew.worker(settings=changed(small, "scoring", lease_s=150.0))

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from sqlalchemy import update
 
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable
 from worker.ledger.interface import State, Upload
 from worker.ledger.tables import Image
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
-    from tests.processes import WorkerProcess
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
+    from tests.support.processes.worker_process import WorkerProcess
     from worker.localstack import LocalStack
 
 

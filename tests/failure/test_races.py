@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import func, select
 
-from tests.failure.faults import changed, clock_off
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.faults.process_crew import changed, clock_off
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ledger.interface import State
 from worker.ledger.tables import LeaseRow
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
     from worker.settings import Settings
 
 

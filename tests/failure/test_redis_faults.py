@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.failure.faults import changed
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.faults.process_crew import changed
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ingest.events import own_event
 from worker.ingest.reconcile import reconcile
 from worker.ledger.interface import State, Upload
@@ -18,8 +18,8 @@ from worker.queue.publisher import CeleryPublisher
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
     from worker.localstack import LocalStack
     from worker.settings import Settings
 

@@ -1,7 +1,7 @@
 """A deployment changes its schema and its workers while images come: nothing is lost on the way.
 
 A rollout migrates first. A worker of today that starts before its migration takes nothing and ends;
-one of an earlier release, for which `tests.failure.earlier` stands, works on under the migrations;
+one of an earlier release (`tests.support.faults.earlier_release`) works on under the migrations;
 and today's works through what a later release may do to the schema under it.
 """
 
@@ -14,9 +14,9 @@ import psycopg
 import pytest
 from sqlalchemy import func, select
 
-from tests.failure import earlier
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.faults import earlier_release
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.database.engine import downgrade, migrate
 from worker.ingest.events import own_event
 from worker.ledger.interface import State, Upload
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
     from worker.localstack import LocalStack
     from worker.settings import Settings
 
@@ -113,7 +113,7 @@ def test_a_worker_of_an_earlier_release_works_on_under_the_migrations(
             redis_client.rpush(ingest, event)
             keys.append(key)
 
-    downgrade(owner, earlier.REVISION)
+    downgrade(owner, earlier_release.REVISION)
     upload(10)
     bridge = crew.bridge("--earlier")
     old = crew.worker("--earlier", "--forward-s", "0.2")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.failure.faults import changed
-from tests.failure.footprint import Footprint, footprint
+from tests.support.faults.footprint import Footprint, footprint
+from tests.support.faults.process_crew import changed
 from worker.ledger.interface import State
 from worker.stress.load import Step, items
 from worker.stress.run import Stress
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
-    from tests.site import Site
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
+    from tests.support.upload_site import Site
     from worker.settings import Settings
 
 _LOAD = Step(rate_per_s=4.0, duration_s=240.0)

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.failure import proxy as faults
-from tests.failure.faults import changed
-from tests.failure.proxy import Proxy
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.faults import proxy as faults
+from tests.support.faults.process_crew import changed
+from tests.support.faults.proxy import Proxy
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ledger.interface import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
     from worker.localstack import LocalStack
     from worker.settings import Settings
 

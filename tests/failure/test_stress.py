@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
-from tests.failure.faults import changed
-from tests.waiting import eventually
-from worker.ledger import tables as schema
+from tests.support.faults.process_crew import changed
+from tests.support.waiting import eventually
+from worker.ledger import tables
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
     from worker.settings import Settings
 
 
@@ -63,7 +63,7 @@ def test_a_load_is_accounted_for(
     assert 0 < numbers["priority_p95_s"] <= numbers["p99_s"]
     with engine.begin() as connection:
         rows = connection.execute(
-            select(schema.Image.created_at, schema.Image.state_since).order_by(schema.Image.key)
+            select(tables.Image.created_at, tables.Image.state_since).order_by(tables.Image.key)
         ).all()
     # What comes when it is calm again is registered after the end of all the rest.
     assert min(row.created_at for row in rows[8:]) > max(row.state_since for row in rows[:8])

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.failure.faulty import WORKER_PHASES
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.faults.stopping_process import WORKER_PHASES
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ledger.interface import State
 
 if TYPE_CHECKING:
-    from tests.failure.accounting import Accounts
-    from tests.failure.faults import Crew
+    from tests.support.faults.accounting import Accounts
+    from tests.support.faults.process_crew import Crew
 
 
 #: So many workers start at once: all eight would be many for a small machine.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer.main
 
-from tests.manifests import DEPLOY, OVERLAYS, REPOSITORY, pods
+from tests.support.rendered_manifests import DEPLOY, OVERLAYS, REPOSITORY, pods
 from worker.cli import build_app
 from worker.settings import Settings, in_force
 
@@ -94,6 +94,6 @@ def test_secrets_exist() -> None:
 def test_files_exist() -> None:
     """Every path below deploy/ that the deployment page names is there; a Deployment is no path."""
     for path in re.findall(
-        r"deploy/(?!unlatent-)[\w./-]+", (REPOSITORY / "docs" / "deploy.md").read_text()
+        r"(?<![\w/])deploy/(?!unlatent-)[\w./-]+", (REPOSITORY / "docs" / "deploy.md").read_text()
     ):
         assert (DEPLOY.parent / path.rstrip(".")).exists(), path

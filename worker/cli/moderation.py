@@ -12,7 +12,7 @@ from uuid import UUID
 import typer
 
 from worker.cli import context as cli
-from worker.cli import queries as asking
+from worker.cli import queries
 from worker.text import escape_controls
 
 commands = typer.Typer()
@@ -58,13 +58,13 @@ def verdicts(
             "AND (CAST(:tier AS text) IS NULL OR tier = :tier) LIMIT :limit"
         )
     values = {"image": image, "source": source, "label": label, "tier": tier, "limit": limit}
-    asking.show(context, query, values)
+    queries.show(context, query, values)
 
 
 @commands.command()
 def quality(context: typer.Context) -> None:
     """Tell each model's estimated recall with its 95 % interval."""
-    asking.show(context, "SELECT * FROM moderation.recall()")
+    queries.show(context, "SELECT * FROM moderation.recall()")
 
 
 @commands.command()
@@ -78,14 +78,14 @@ def review(
 ) -> None:
     """Show what waits for a person; claim images, give one back, or ask for one to be reviewed."""
     if request is not None:
-        asking.show(
+        queries.show(
             context,
             "SELECT moderation.request_review(:image) IS NOT NULL AS requested",
             {"image": request},
         )
         return
     if release is not None:
-        asking.show(context, "SELECT moderation.release(:image) AS released", {"image": release})
+        queries.show(context, "SELECT moderation.release(:image) AS released", {"image": release})
         return
     columns = (
         "image_id, queue, source, label, round(score::numeric, 4) AS score, tier, claimed_by, "
@@ -98,7 +98,7 @@ def review(
             f"SELECT {columns} FROM moderation.review_queue "  # noqa: S608 - a constant
             "WHERE (CAST(:queue AS text) IS NULL OR queue = :queue) LIMIT :limit"
         )
-    asking.show(context, query, {"claim": claim, "queue": queue, "limit": limit})
+    queries.show(context, query, {"claim": claim, "queue": queue, "limit": limit})
 
 
 @commands.command()
@@ -114,7 +114,7 @@ def decide(
 ) -> None:
     """Decide an image, or overturn an earlier decision."""
     function = "overturn" if overturn else "decide"
-    asking.show(
+    queries.show(
         context,
         f"SELECT moderation.{function}(:image, :decision, :reason, :note) AS decision_id",
         {"image": image, "decision": decision, "reason": reason, "note": note},
@@ -124,13 +124,13 @@ def decide(
 @commands.command()
 def reasons(context: typer.Context) -> None:
     """List the reasons of decisions: codes, and the words that a person can be told."""
-    asking.show(context, "SELECT * FROM moderation.reasons ORDER BY decision, code")
+    queries.show(context, "SELECT * FROM moderation.reasons ORDER BY decision, code")
 
 
 @appeals.command("list")
 def list_appeals(context: typer.Context, limit: Limit = 20) -> None:
     """List appeals, open ones first."""
-    asking.show(
+    queries.show(
         context,
         "SELECT appeal_id, image_id, source, status, opened_at, appealed_decision_by, note "
         "FROM moderation.appeals ORDER BY status <> 'open', opened_at LIMIT :limit",
@@ -145,7 +145,7 @@ def open_appeal(
     note: Note = None,
 ) -> None:
     """Record that somebody appeals."""
-    asking.show(
+    queries.show(
         context,
         "SELECT moderation.open_appeal(:image, :note) AS appeal_id",
         {"image": image, "note": note},
@@ -161,7 +161,7 @@ def close_appeal(
     note: Note = None,
 ) -> None:
     """Close an appeal that somebody else's decision led to."""
-    asking.show(
+    queries.show(
         context,
         "SELECT CAST(:outcome AS text) AS outcome, "
         "moderation.close_appeal(:appeal, :outcome, :reason, :note) AS decision_id",
@@ -172,14 +172,14 @@ def close_appeal(
 @policy.command("show")
 def show_policies(context: typer.Context) -> None:
     """List the policies in force and the sources where flagging is stopped."""
-    asking.show_operator(
+    queries.show_operator(
         context,
         "SELECT p.id, coalesce(p.source, '(every other)') AS source, p.review, p.flag, "
         "p.flag_high, p.audit_share, p.min_flag_share, p.max_flag_share, p.reason "
         "FROM app.policies p WHERE p.id = "
         "(SELECT max(x.id) FROM app.policies x WHERE x.source IS NOT DISTINCT FROM p.source)",
     )
-    asking.show_operator(
+    queries.show_operator(
         context,
         "SELECT source, opened_at AS flagging_stopped_since, flag_share, images "
         "FROM app.breakers WHERE closed_at IS NULL",
@@ -204,7 +204,7 @@ def preview(
     from worker.moderation import policies
 
     draft = policies.Draft(source=source, review=review, flag=flag, flag_high=flag_high)
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         seen = policies.preview(engine, draft, since=timedelta(days=days))
     typer.echo(f"{seen.verdicts} verdicts, {sum(c.images for c in seen.changes)} change tier")
     for change in seen.changes:
@@ -249,7 +249,7 @@ def set_policy(
         min_flag_share=min_flag_share,
         max_flag_share=max_flag_share,
     )
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         typer.echo(f"policy {policies.enact(engine, draft, reason=reason)} is in force")
 
 
@@ -262,7 +262,7 @@ def threshold(
     """Find the lowest score whose false-positive rate surely stays within a budget."""
     from worker.moderation import policies
 
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         found = policies.threshold_for(engine, false_positives=false_positives, source=source)
     typer.echo(f"{found:.6f}")
 
@@ -272,7 +272,7 @@ def check(context: typer.Context) -> None:
     """Look now, as beat does regularly, where the share of flags left its band; stop flagging."""
     from worker.moderation.flagging_breaker import check_breakers
 
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         trips = check_breakers(engine)
     for trip in trips:
         typer.echo(
@@ -293,7 +293,7 @@ def resume(
     """Let a source flag again after its circuit breaker opened."""
     from worker.moderation.flagging_breaker import resume_flagging
 
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         resumed = resume_flagging(engine, source, reason=reason, by=by)
     typer.echo(f"{source} flags again" if resumed else f"nothing was stopped for {source}")
 
@@ -308,7 +308,7 @@ def run(
     from worker.moderation.webhooks import Dispatcher
 
     settings = cli.of(context).settings()
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         dispatcher = Dispatcher(engine, settings.webhooks)
         typer.echo(f"{dispatcher.send_due()} delivered")
         if once:
@@ -328,7 +328,7 @@ def dead(context: typer.Context, limit: Limit = 100) -> None:
     """Count the outbox and list the messages that were given up."""
     from worker.moderation.webhooks import dead_letters, outbox_counts
 
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         counts = outbox_counts(engine)
         letters = dead_letters(engine, limit=limit)
     typer.echo(" ".join(f"{name}={count}" for name, count in counts.items()))
@@ -348,7 +348,7 @@ def replay(
     from worker.moderation import webhooks as sending
 
     since = None if hours is None else datetime.now(UTC) - timedelta(hours=hours)
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         count = sending.replay(engine, message_ids=message or (), since=since, dead=dead)
     typer.echo(f"{count} will be sent again")
 
@@ -363,7 +363,7 @@ def allow(
     """Let a login moderate."""
     from worker.moderation import moderators as people
 
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         people.allow(engine, name, sources=source, lead=lead)
 
 
@@ -374,7 +374,7 @@ def disallow(
     """Let a login see nothing any more."""
     from worker.moderation import moderators as people
 
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         typer.echo("done" if people.disallow(engine, name) else f"{name} was no moderator")
 
 
@@ -383,7 +383,7 @@ def list_moderators(context: typer.Context) -> None:
     """List who may moderate what."""
     from worker.moderation import moderators as people
 
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         for one in people.allowances(engine):
             sources = "every source" if one.sources is None else ", ".join(one.sources)
             typer.echo(f"{one.moderator}: {sources}{' (lead)' if one.lead else ''}")

@@ -13,7 +13,7 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
-from worker.cli import queries as asking
+from worker.cli import queries
 from worker.storage.interface import parse_uri
 
 commands = typer.Typer()
@@ -31,7 +31,7 @@ def link(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
     from worker.storage.s3 import S3Storage
 
     storage = S3Storage(cli.of(context).settings().s3)
-    with asking.engine(context) as engine, engine.connect() as connection:
+    with queries.engine(context) as engine, engine.connect() as connection:
         row = connection.execute(
             text(
                 "SELECT i.bucket, i.key, v.evidence_uri, i.erased_at, i.object_removed_at "
@@ -61,7 +61,7 @@ def evidence(context: typer.Context, image: Image, minutes: Minutes = 10) -> Non
 
     settings = cli.of(context).settings()
     storage = S3Storage(settings.s3)
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         uri = redraw(image, settings=settings, engine=engine, storage=storage)
     typer.echo(storage.presign(*parse_uri(uri), expires_s=60 * minutes))
 
@@ -78,7 +78,7 @@ def retain(
     from worker.storage.s3 import S3Storage, open_storage
 
     settings = cli.of(context).settings()
-    with asking.engine(context) as engine:
+    with queries.engine(context) as engine:
         if erase is not None:
             retention.request_erasure(engine, erase, reason=reason)
         shards = SnapshotShards(engine, open_storage(settings), settings.training.bucket)
@@ -97,7 +97,7 @@ def retain(
 @commands.command()
 def hold(context: typer.Context, image: Image, reason: Why) -> None:
     """Keep an image and its evidence, against retention and erasure, until `unhold`."""
-    asking.show(
+    queries.show(
         context,
         "SELECT moderation.place_hold(:image, :reason) AS hold_id",
         {"image": image, "reason": reason},
@@ -107,7 +107,7 @@ def hold(context: typer.Context, image: Image, reason: Why) -> None:
 @commands.command()
 def unhold(context: typer.Context, image: Image, reason: Why) -> None:
     """Lift the legal hold on an image: retention and erasure may go on."""
-    asking.show(
+    queries.show(
         context,
         "SELECT moderation.lift_hold(:image, :reason) AS lifted",
         {"image": image, "reason": reason},
@@ -120,7 +120,7 @@ def holds(
     limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 100,
 ) -> None:
     """List the legal holds that stand, the oldest first."""
-    asking.show(
+    queries.show(
         context,
         "SELECT hold_id, image_id, source, placed_at, placed_by, reason FROM moderation.holds "
         "WHERE lifted_at IS NULL ORDER BY hold_id LIMIT :limit",

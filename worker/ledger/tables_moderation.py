@@ -18,7 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from worker.database.base import Base, now, one_of, serial
-from worker.ledger import tables as schema  # noqa: F401 - foreign keys point at its tables
+from worker.ledger import tables  # noqa: F401 - foreign keys point at its tables
 
 QUEUES = ("flagged", "unsure", "audit", "appeal", "report", "requested")
 TIERS = ("allow", "review", "flag", "flag_high")

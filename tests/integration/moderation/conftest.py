@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 from worker.ledger.interface import ImageFacts, Lease, Role, Upload, Verdict
 from worker.ledger.postgres import PostgresLedger
 from worker.moderation.moderators import allow

@@ -22,7 +22,7 @@ from worker.database.engine import connect
 from worker.ledger.interface import UnknownImage
 from worker.ledger.tables_moderation import QUEUES, TIERS
 from worker.models.evidence_on_demand import NothingToDraw
-from worker.moderation import sql_settings as configuration
+from worker.moderation import sql_settings
 from worker.moderation.retention import UnderHold
 from worker.settings import Moderation
 
@@ -176,7 +176,7 @@ def test_links_open_in_a_browser(
         image_url="https://console.example/{id}",
         evidence_url="https://store.example/{bucket}/{key}",
     )
-    configuration.write(
+    sql_settings.write(
         settings.postgres.owner_url.get_secret_value(),
         settings.model_copy(update={"moderation": base}),
     )
@@ -185,7 +185,7 @@ def test_links_open_in_a_browser(
         (f"https://console.example/{image}", f"https://store.example/{bucket}/evidence/a.png")
     ]
     keyed = Moderation(image_url="https://store.example/{bucket}/{key}")
-    configuration.write(
+    sql_settings.write(
         settings.postgres.owner_url.get_secret_value(),
         settings.model_copy(update={"moderation": keyed}),
     )

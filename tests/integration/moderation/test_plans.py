@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sqlscale import generate
+from tests.support.sql_scale import generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

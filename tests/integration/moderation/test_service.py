@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from tests.badfiles import encoded, picture
 from tests.integration.moderation.test_policies import populate
-from tests.processes import WorkerProcess
-from tests.signedfiles import signed, signer
-from tests.site import Site, png
-from tests.waiting import eventually
+from tests.support.images.bad_files import encoded, picture
+from tests.support.images.signed_files import signed, signer
+from tests.support.processes.worker_process import WorkerProcess
+from tests.support.upload_site import Site, png
+from tests.support.waiting import eventually
 from worker.ledger.interface import State
 from worker.moderation import policies
 

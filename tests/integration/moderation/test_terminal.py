@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL
 from typer.testing import CliRunner
 
-from tests.integration.test_injection import TERMINAL
+from tests.integration.ingest.test_injection import TERMINAL
 from worker.cli import build_app
 from worker.cli.context import Context
 

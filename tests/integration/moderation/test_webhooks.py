@@ -14,8 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from detection.errors import SettingsError
-from worker.moderation import policies
-from worker.moderation import sql_settings as configuration
+from worker.moderation import policies, sql_settings
 from worker.moderation.flagging_breaker import check_breakers, resume_flagging
 from worker.moderation.notifications import DECISIONS, OUTBOX, VERDICTS, listen
 from worker.moderation.retention import request_erasure
@@ -106,7 +105,7 @@ def hooked(settings: Settings, receiver: Receiver) -> Settings:
         }
     )
     assert hooked.postgres.owner_url is not None
-    configuration.write(hooked.postgres.owner_url.get_secret_value(), hooked)
+    sql_settings.write(hooked.postgres.owner_url.get_secret_value(), hooked)
     return hooked
 
 

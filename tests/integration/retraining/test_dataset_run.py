@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sqlalchemy import select, text
 
-from tests.challenge_process import build_forge
-from tests.confirmed import Picture, confirm
+from tests.support.confirmed_decisions import Picture, confirm
+from tests.support.processes.challenge_process import build_forge
 from training.data.alignment import AlignmentConfig
 from training.data.selection import CollectPolicy, Side
 from training.data.shaders import SHADERS, renderings, series

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import select
 
 from detection.errors import TransientError
-from tests.training_process import stages
-from tests.waiting import eventually
+from tests.support.processes.training_process import stages
+from tests.support.waiting import eventually
 from worker.ledger.tables_training import TrainingRun
 from worker.retraining.runs import MAX_DEATHS, Ending, LeaseLost, Run, Runs
 from worker.retraining.stage_runner import Progress, RunEnds, run_stages
@@ -183,7 +183,7 @@ def test_a_killed_trainer_is_resumed(engine: Engine, settings: Settings, tmp_pat
     """After kill -9 in the middle of a stage another trainer goes on at that stage."""
     marks = tmp_path / "marks"
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.training_process", str(marks)],
+        [sys.executable, "-m", "tests.support.processes.training_process", str(marks)],
         env=child_environment(settings),
     )
     try:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
-from tests.processes import WorkerProcess
-from tests.waiting import eventually
+from tests.support.processes.worker_process import WorkerProcess
+from tests.support.waiting import eventually
 from worker.ledger.tables_training import TrainingRun
 from worker.retraining.candidates import collect_policy
 from worker.retraining.triggers import due

@@ -1,0 +1,108 @@
+"""The Postgres ledger keeps the contract, also between connections and when Postgres is away."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from tests.support.ledger_contract import (
+    LONG,
+    LedgerContract,
+    MakeLedger,
+    registered,
+    scored,
+    upload,
+)
+from worker.database.engine import LedgerUnavailable, build_engine
+from worker.ledger.interface import Busy, DeathPolicy, Lease, Ledger, Removal
+from worker.ledger.postgres import PostgresLedger
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+
+    from worker.localstack import LocalStack
+    from worker.settings import Settings
+
+
+class TestPostgresLedger(LedgerContract):
+    """The contract over Postgres, and what only a database can get wrong."""
+
+    @pytest.fixture
+    def make_ledger(self, engine: Engine) -> MakeLedger:
+        """Build ledgers as the service's role."""
+
+        def make(deaths: DeathPolicy | None = None) -> Ledger:
+            return PostgresLedger(engine, deaths=deaths)
+
+        return make
+
+    def test_of_workers_that_ask_at_once_exactly_one_wins(self, ledger: Ledger) -> None:
+        """Six connections ask for the same images together; each image has one holder."""
+        images = [registered(ledger, f"{n}.jpg") for n in range(5)]
+
+        def ask(image_id: UUID) -> object:
+            return ledger.lease(image_id, worker="w", duration=LONG)
+
+        with ThreadPoolExecutor(6) as pool:
+            for image_id in images:
+                answers = list(pool.map(ask, [image_id] * 6))
+                assert sum(isinstance(answer, Lease) for answer in answers) == 1
+                assert sum(isinstance(answer, Busy) for answer in answers) == 5
+
+    def test_bridges_with_overlapping_batches_make_one_row_each(
+        self, ledger: Ledger, engine: Engine
+    ) -> None:
+        """Two bridges that register the same uploads in opposite order agree on the rows."""
+        uploads = [upload(f"{n}.jpg") for n in range(200)]
+        with ThreadPoolExecutor(4) as pool:
+            batches = [uploads, uploads[::-1], uploads[50:150], uploads[150:50:-1]]
+            answers = [a for batch in pool.map(ledger.register, batches) for a in batch]
+        assert sum(answer.created for answer in answers) == 200
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT count(*) FROM app.images")) == 200
+
+    def test_every_change_of_state_is_in_the_audit(self, ledger: Ledger, engine: Engine) -> None:
+        """Registration, verdict and withdrawal leave a row each, with who did it."""
+        image_id = scored(ledger)
+        ledger.withdraw([Removal(bucket="uploads", key="a.jpg", sequencer="20")])
+        with engine.connect() as connection:
+            rows = connection.execute(
+                text(
+                    "SELECT from_state, to_state, reason, actor FROM app.audit_log "
+                    "WHERE image_id = :image ORDER BY id"
+                ),
+                {"image": image_id},
+            ).all()
+        assert [tuple(row) for row in rows] == [
+            (None, "pending", None, "unlatent_app"),
+            ("pending", "scored", None, "unlatent_app"),
+            ("scored", "withdrawn", "removed", "unlatent_app"),
+        ]
+
+    def test_an_absent_database_is_a_transient_error(
+        self, ledger: Ledger, stack: LocalStack
+    ) -> None:
+        """While Postgres is down the ledger says so; afterwards it works on the same pool."""
+        image_id = registered(ledger)
+        stack.postgres.stop()
+        with pytest.raises(LedgerUnavailable):
+            ledger.backlog()
+        stack.postgres.start()
+        assert isinstance(ledger.lease(image_id, worker="w", duration=LONG), Lease)
+
+    def test_a_locked_row_is_a_transient_error(
+        self, ledger: Ledger, engine: Engine, settings: Settings
+    ) -> None:
+        """A row that somebody else holds for too long is tried again later."""
+        image_id = registered(ledger)
+        impatient = build_engine(settings.postgres.model_copy(update={"lock_timeout_s": 0.1}))
+        with engine.begin() as holder:
+            holder.execute(text("SELECT 1 FROM app.images FOR UPDATE"))
+            with pytest.raises(LedgerUnavailable, match="lock timeout"):
+                PostgresLedger(impatient).lease(image_id, worker="w", duration=LONG)
+        impatient.dispose()

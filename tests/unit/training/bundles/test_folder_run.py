@@ -1,0 +1,137 @@
+"""One turn of the loop on a folder, without any service."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection.bundle import load_bundle
+from tests.support.bundles.tiny_bundle import build_tiny_bundle
+from tests.support.processes.challenge_process import LIMITS, tiny_recipe
+from training.bundles.folder_run import Terms, teach
+from training.data.aligners import RoundTrip
+from training.data.selection import CollectPolicy
+from training.data.shaders import renderings
+from training.data.shards import FolderStore, load_dataset
+from training.evaluation.promotion_gate import GateLimits
+from training.evaluation.shortcut_audit import DatasetRefused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REALS, FAKES = 200, 60
+GATE = GateLimits(
+    min_class_images=5,
+    min_source_images=1000,
+    allowed_loss=1.0,
+    allowed_calibration_loss=1.0,
+    bootstraps=50,
+)
+
+
+def labelled(folder: Path, *, reals: int = REALS, fakes: int = FAKES) -> Path:
+    """A folder of renderings and of noise that is called generated."""
+    folder.mkdir()
+    rows = ["path\tlabel\tset\tfamily\tgroup"]
+    rng = np.random.default_rng(5)
+    noise = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(fakes)]
+    for label, set_, pictures in (
+        ("real", "real", [pixels for _, pixels in renderings(reals, side=64)]),
+        ("generated", "fake", noise),
+    ):
+        for number, pixels in enumerate(pictures):
+            name = f"{set_}-{number}.png"
+            Image.fromarray(pixels).save(folder / name)
+            rows.append(f"{name}\t{label}\t{set_}\t\t{set_}-{number}")
+    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_folder_teaches_a_bundle(tmp_path: Path) -> None:
+    """What the champion does not know is learnt, passes the gate, and is found again by a rerun."""
+    champion = build_tiny_bundle(tmp_path / "champion")
+    data, heard = labelled(tmp_path / "data"), set[str]()
+
+    def turn() -> str:
+        outcome = teach(
+            data,
+            champion,
+            tmp_path / "out",
+            tiny_recipe(steps=40),
+            Terms(data_licence="none", alignment_limits=LIMITS, gate_limits=GATE),
+            on_progress=lambda part, _done, _total: heard.add(part),
+        )
+        assert outcome.decision.passed, outcome.decision.reasons
+        assert "let the challenger through" in outcome.report.read_text("utf-8")
+        assert load_bundle(tmp_path / "out" / "challenger").manifest == outcome.bundle.manifest
+        return outcome.bundle.model_version
+
+    first = turn()
+    assert {"reconstructing", "training aligned.safetensors", "scoring clean"} <= heard
+    assert first != champion.model_version
+    assert turn() == first
+
+    strict = replace(LIMITS, tone_levels=0.0)
+    with pytest.raises(DatasetRefused):
+        teach(
+            data,
+            champion,
+            tmp_path / "strict",
+            tiny_recipe(),
+            Terms(data_licence="none", alignment_limits=strict),
+            on_progress=lambda _part, _done, _total: None,
+        )
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> None:
+    """Another aligner makes the pairs, the shares are those asked for, the bundle tells the audit.
+
+    What cannot be used stops nothing, and the page counts it.
+
+    Of 100 groups about 20 are evaluated and 60 calibrate: five standard deviations are 20 and 24.
+    """
+    champion = build_tiny_bundle(tmp_path / "champion")
+    mirror = RoundTrip("mirror", lambda images: images, 8)
+    terms = Terms(
+        data_licence="none",
+        aligner=mirror,
+        shares=CollectPolicy(evaluation=0.2, calibration=0.6),
+        alignment_limits=replace(LIMITS, tone_levels=-1.0),
+        despite_audit=True,
+        gate_limits=GATE,
+    )
+    data = labelled(tmp_path / "data", reals=80, fakes=20)
+    Image.new("RGB", (63, 200)).save(data / "narrow.png")
+    (data / "broken.png").write_bytes(b"no image")
+    with (data / "manifest.tsv").open("a", encoding="utf-8") as manifest:
+        for name in ("narrow.png", "broken.png", "missing.png"):
+            manifest.write(f"{name}\treal\treal\t\t{name}\n")
+    outcome = teach(
+        data,
+        champion,
+        tmp_path / "out",
+        tiny_recipe(steps=2),
+        terms,
+        on_progress=lambda _part, _done, _total: None,
+    )
+
+    assert load_dataset(FolderStore(tmp_path / "out" / "dataset")).aligners == ("mirror",)
+    placed = {
+        side: len(list((tmp_path / "out" / side).iterdir()))
+        for side in ("evaluation", "calibration")
+    }
+    assert 0 < placed["evaluation"] <= 40
+    assert 36 <= placed["calibration"] <= 84
+    facts = outcome.bundle.manifest.metrics["challenger"]
+    assert "tone betrays the side" in facts["taught although the audit refused"]
+    page = outcome.report.read_text("utf-8")
+    assert "taught although the audit refused" in page
+    assert "images missing, unreadable or too small: 3" in page

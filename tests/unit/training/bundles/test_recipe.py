@@ -1,0 +1,242 @@
+"""The bundle's recipe on a handful of tiny images: autoencoders of its own, shaders, resumption."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from detection.aligned import AlignedConfig
+from detection.bundle import load_bundle
+from detection.detector import Detector
+from detection.egre import EgreConfig
+from detection.errors import SettingsError
+from detection.generators.generator import noise_bank
+from detection.lare import LareConfig
+from tests.support.images.labelled_folder import write_folder
+from training.bundles import recipe as recipe_module
+from training.bundles.build import release
+from training.bundles.recipe import RECIPES, BundleRecipe, Workshop, write_recipe
+from training.data.augmentation import Recipe
+from training.data.manifest import load_manifest
+from training.data.shaders import shader_samples
+from training.fit.aligned_task import AlignedBatch, AlignedTask
+from training.fit.generator_tasks import (
+    AutoencoderSpec,
+    AutoencoderTask,
+    Shuffled,
+    Upsampling,
+    build_autoencoder,
+)
+from training.fit.loop import LoopConfig
+from worker.cli.training import bundle, commands
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+STEP = LoopConfig(steps=1, loader_workers=0)
+KINDS: tuple[Upsampling, ...] = get_args(Upsampling)
+TINY = BundleRecipe(
+    name="tiny",
+    augmentation=Recipe(crop=32, margin=8),
+    lare=LareConfig(side=64, ensemble=2),
+    egre=EgreConfig(heads=1),
+    aligned=AlignedConfig(widths=(16, 16), depths=(1, 1), max_tiles=1),
+    batch=AlignedBatch(pairs=2, unpaired=2),
+    autoencoder_loop=STEP,
+    predictor_loop=STEP,
+    aligned_loop=STEP,
+    egre_loop=STEP,
+    view_copies=1,
+    partial_noise_images=2,
+    sampled_images=1,
+    autoencoders=tuple(
+        AutoencoderSpec(widths=(16, 16), latent_channels=2 + at, upsampling=kind)
+        for at, kind in enumerate(KINDS)
+    ),
+    shaders=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train autoencoders on two crops a step."""
+    task = partial(AutoencoderTask, crop=32, batch_size=2)
+    monkeypatch.setattr(recipe_module, "AutoencoderTask", task)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("widths", [(16, 24), (16, 16, 24)])
+def test_an_autoencoder_of_our_own_keeps_the_shape(kind: Upsampling, widths: tuple[int]) -> None:
+    """Latents are (B, C, H/f, W/f), and every way of doubling comes back to the image's sides."""
+    spec = AutoencoderSpec(widths=widths, latent_channels=3, upsampling=kind)
+    network = build_autoencoder(spec).eval()
+    images, factor = noise_bank((2, 3, 32, 48), seed=0), 2 ** (len(widths) - 1)
+    with torch.inference_mode():
+        latents = network.encode(images).latent_dist.mode()
+        assert latents.shape == (2, 3, 32 // factor, 48 // factor)
+        assert network.decode(latents).sample.shape == images.shape
+    kinds = {
+        type(up).__name__ for block in network.decoder.up_blocks for up in block.upsamplers or ()
+    }
+    assert kinds == {
+        {"nearest": "Upsample2D", "transposed": "ConvTranspose2d"}.get(kind, "Shuffled")
+    }
+
+
+def test_shuffling_lays_four_channels_out_as_a_square() -> None:
+    """Output pixel (2y + i, 2x + j) of a channel is the convolution's channel 4c + 2i + j."""
+    module, features = Shuffled(3), noise_bank((1, 3, 4, 5), seed=1)
+    with torch.inference_mode():
+        raw, found = module.conv(features), module(features)
+    for c, i, j in np.ndindex(3, 2, 2):
+        torch.testing.assert_close(found[:, c, i::2, j::2], raw[:, 4 * c + 2 * i + j])
+
+
+def test_every_real_and_every_shader_is_paired_by_every_autoencoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run trains nothing again that was finished, and autoencoders differ in their pairs.
+
+    The second training is killed; the next run begins with it.
+    """
+    recipe = replace(TINY, autoencoders=TINY.autoencoders[1:])
+    entries = load_manifest(write_folder(tmp_path / "data", each=2))
+    trained: list[str] = []
+    fit: Callable[..., dict[str, Tensor]] = recipe_module.fit
+
+    def watched(*given: Any, **named: Any) -> dict[str, Tensor]:
+        trained.append(given[3].name)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return fit(*given, **named)
+
+    monkeypatch.setattr(recipe_module, "fit", watched)
+    with pytest.raises(KeyboardInterrupt):
+        Workshop(entries, tmp_path / "run", recipe).aligned("final", entries)
+    Workshop(entries, tmp_path / "run", recipe).aligned("final", entries)
+    Workshop(entries, tmp_path / "run", recipe).aligned("final", entries)
+    names = [spec.name for spec in recipe.autoencoders]
+    assert trained == [names[0], names[1], names[1], "aligned"]
+    folders = {folder.name: folder for folder in (tmp_path / "run" / "pairs").iterdir()}
+    assert set(folders) == set(names)
+    made = [{file.name: np.load(file) for file in folders[name].iterdir()} for name in names]
+    reals = [entry for entry in entries if not entry.generated]
+    for files in made:
+        assert len([name for name in files if name.startswith("shaders__")]) == recipe.shaders
+        assert len(files) == len(reals) + recipe.shaders
+        assert files.keys() == made[0].keys()
+    assert not all(np.array_equal(image, made[1][name]) for name, image in made[0].items())
+    assert not (tmp_path / "run" / "generator").exists()
+
+
+def test_shaders_enter_in_pairs_alone(tmp_path: Path) -> None:
+    """Without pairs no crop comes from a shader; with pairs both sides of one do."""
+    samples = recipe_module.load_samples(load_manifest(write_folder(tmp_path, each=2)))
+    rendered = shader_samples(1)
+    rendered[0].pixels[:] = 255
+    rendered[0].reconstructions["own"] = np.zeros_like(rendered[0].pixels)
+    plain = Recipe(
+        crop=32,
+        margin=0,
+        resize_p=0,
+        blur_p=0,
+        noise_p=0,
+        colour_p=0,
+        jpeg_p=0,
+        webp_p=0,
+        cutout_p=0,
+    )
+    apart = AlignedTask(samples, plain, AlignedBatch(pairs=0, unpaired=8), rendered)
+    crops = torch.cat([apart.batch(0, step)["crops"] for step in range(8)]).float()
+    assert crops.mean((1, 2, 3)).max() < 250
+    together = AlignedTask(samples, plain, AlignedBatch(pairs=2, unpaired=0), rendered)
+    batch = together.batch(0, 0)
+    means = batch["crops"].float().mean((1, 2, 3))
+    assert means[batch["labels"] == 0].min() > 250
+    assert means[batch["labels"] == 1].max() < 5
+
+
+def test_the_named_recipes_differ_in_their_pairs_alone() -> None:
+    """`small` is what the shipped bundle names in its provenance; `broad` adds kinds of pairs."""
+    offered = get_type_hints(bundle, include_extras=True)["recipe"].__origin__
+    assert set(RECIPES) == {"small", "broad"} == set(get_args(offered))
+    small, broad = RECIPES["small"], RECIPES["broad"]
+    assert small == BundleRecipe()
+    assert load_bundle("small").manifest.provenance.recipe.endswith(f"BundleRecipe {small.name}")
+    assert (small.autoencoders, small.shaders) == ((), 0)
+    added = {"name": "broad", "autoencoders": broad.autoencoders, "shaders": broad.shaders}
+    assert replace(small, **added) == broad
+    assert len({spec.upsampling for spec in broad.autoencoders}) == len(KINDS)
+    assert len({spec.widths for spec in (*broad.autoencoders, AutoencoderSpec())}) > 2
+    assert min(min(spec.widths) for spec in broad.autoencoders) >= 16
+
+
+def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
+    """Its finished stages would be taken for this recipe's; the same recipe goes on."""
+    file = tmp_path / "recipe.json"
+    write_recipe(RECIPES["small"], file)
+    write_recipe(replace(RECIPES["small"], calibration="isotonic"), file)
+    assert json.loads(file.read_text())["calibration"] == "isotonic"
+    with pytest.raises(SettingsError, match=r"recipe small, not broad: name another folder"):
+        write_recipe(RECIPES["broad"], file)
+
+
+def test_what_cannot_be_used_is_named_before_the_hours_go_by(tmp_path: Path) -> None:
+    """One file that is no picture ends the command at once, with its name and nothing written."""
+    folder = write_folder(tmp_path / "data", each=2)
+    (folder / "lake-1.jpg").write_bytes(b"no picture")
+    run = tmp_path / "run"
+    done = CliRunner().invoke(commands, ["bundle", "--data", str(folder), "--run", str(run)])
+    assert isinstance(done.exception, SettingsError)
+    said = str(done.exception)
+    assert "1 of the images listed cannot be used (lake-1.jpg: cannot be read" in said
+    assert not run.exists()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From labelled images to a bundle that passes its own check, through every stage."""
+    # So many that the loosest operating point is supported by one source that is held back whole.
+    folder = write_folder(tmp_path / "data", each=72, sets=("lake", "street", "alpha1", "beta"))
+    entries, recipe = load_manifest(folder), replace(TINY, calibration_sources=0.5, steady=True)
+    made = release(
+        Workshop(entries, tmp_path / "run", recipe),
+        tmp_path / "bundle",
+        data_licence="made by a test",
+        with_folds=False,
+    )
+    Detector(made).self_check()
+    assert made.manifest.provenance.recipe == "training.recipe.BundleRecipe tiny"
+    assert made.manifest.policy.steady
+    # The lare branch learns from the images and from what the generator made, from no pair.
+    seen = [item.entry for item in Workshop(entries, tmp_path / "run", recipe).views()]
+    own = sorted(entry.set for entry in seen if entry.family == "embedded")
+    assert own == ["partial-noise", "partial-noise", "sampled"]
+    assert sorted(str(entry.path) for entry in seen if entry.family != "embedded") == sorted(
+        str(entry.path) for entry in entries
+    )
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(recipe_module, "fit", refuse)
+    again = release(
+        Workshop(entries, tmp_path / "run", recipe),
+        tmp_path / "again",
+        data_licence="made by a test",
+        with_folds=False,
+    )
+    assert again.manifest.files["aligned.safetensors"] == made.manifest.files["aligned.safetensors"]

@@ -1,0 +1,246 @@
+"""`unlatent check`, `models` and `presets` on real files and a bundle of random weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection.detector import Detector
+from detection.intake.decode import IntakeLimits
+from detection.score import Label, Score
+from tests.support.bundles.tiny_bundle import build_tiny_bundle
+from worker import cli
+from worker.cli.check import _record
+from worker.scoring.files import Checked, check_files, find_files, intake_limits
+from worker.settings import Intake
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle on disk."""
+    return build_tiny_bundle(tmp_path_factory.mktemp("check") / "tiny").folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with good files in two levels, bad files, and files that are no images."""
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("b.png", (70, 90)), ("a.jpg", (128, 64)), ("deep/c.webp", (64, 64))):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    whole = (folder / "a.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").touch()
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run `unlatent` in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["unlatent", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return int(exit_.value.code or 0)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """Parse what was printed, one JSON object a line."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_every_file_gets_one_line_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    pictures: Path,
+) -> None:
+    """Folders recursively and sorted, files as named; bad files say why and cost nobody else."""
+    missing, notes = pictures / "missing.jpg", pictures / "notes.txt"
+    options = ("--format", "jsonl", "--bundle", bundle, "--batch", 2, "--device", "cpu")
+    assert run(monkeypatch, "check", *options, missing, pictures, notes) == 1
+    found = lines(capsys)
+    names = ["missing.jpg", "a.jpg", "b.png", "cut.jpg", "deep/c.webp", "empty.png", "notes.txt"]
+    assert [line["path"] for line in found] == [str(pictures / name) for name in names]
+    errors = {line["path"].rpartition("/")[2]: line["error"] for line in found if "error" in line}
+    assert {name: text.partition(":")[0] for name, text in errors.items()} == {
+        "missing.jpg": "FileNotFoundError",
+        "cut.jpg": "Truncated",
+        "empty.png": "EmptyFile",
+        "notes.txt": "NotAnImage",
+    }
+    detector = Detector.load(bundle)
+    for line in (line for line in found if "error" not in line):
+        pixels = np.asarray(Image.open(line["path"]).convert("RGB"))
+        (score,) = detector.score([pixels])
+        assert line["score"] == pytest.approx(score.probability, abs=1e-4)
+        assert line["label"] == score.label.value
+        assert line["model_version"] == detector.model_version
+        assert line["branches"] == pytest.approx(dict(score.branches), abs=1e-4)
+
+
+def test_all_good_files_exit_with_0(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    pictures: Path,
+) -> None:
+    """The table is the default; a path is printed as it was given."""
+    monkeypatch.chdir(pictures)
+    assert run(monkeypatch, "check", "--bundle", bundle, "a.jpg", "deep") == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["score", "label", "decided", "by", "path"]
+    assert first.endswith(" a.jpg")
+    assert second.endswith(" deep/c.webp")
+
+
+def test_evidence_is_kept_for_each_image(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    """An overlay and the error map at image scale are written, and the line names the overlay."""
+    evidence = tmp_path / "evidence"
+    options = ("--format", "jsonl", "--bundle", bundle, "--evidence", evidence)
+    assert run(monkeypatch, "check", *options, pictures / "b.png") == 0
+    (line,) = lines(capsys)
+    with Image.open(line["evidence"]) as overlay:
+        assert overlay.height > 70
+    (stored,) = evidence.glob("b-*.npz")
+    with np.load(stored) as arrays:
+        assert arrays["error"].shape == (70, 90)
+        assert np.isnan(arrays["error"]).sum() == 70 * 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bundle", "nowhere"), "no bundle at nowhere"),
+        (("--device", "toaster"), "no device named 'toaster'"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pictures: Path,
+    options: tuple[str, str],
+    message: str,
+) -> None:
+    """A wrong bundle and a wrong device end with code 1, one line and no traceback."""
+    assert run(monkeypatch, "check", *options, pictures) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_without_images_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Nothing to score is said rather than passed over."""
+    assert run(monkeypatch, "check", tmp_path) == 1
+    assert "no image files" in capsys.readouterr().err
+
+
+def test_a_batch_that_fails_is_scored_image_by_image(pictures: Path, bundle: Path) -> None:
+    """Only the image at fault fails."""
+    detector = Detector.load(bundle)
+
+    class Fragile:
+        model_version = detector.model_version
+
+        def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
+            if any(image.shape[:2] == (70, 90) for image in images):
+                raise RuntimeError("the device stumbled")
+            return detector.score(images)
+
+    files = [pictures / name for name in ("a.jpg", "b.png", "deep/c.webp")]
+    limits = intake_limits(Intake())
+    outcomes = list(check_files(files, Fragile(), limits, batch=8))  # type: ignore[arg-type]  # a stand-in
+    assert [outcome.path for outcome in outcomes] == files
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), RuntimeError, type(None)]
+
+
+def test_limits_of_the_settings_hold(pictures: Path, bundle: Path) -> None:
+    """A file larger than allowed is refused without being read whole."""
+    limits = IntakeLimits(max_bytes=100, max_pixels=10**6, max_frames=10, max_metadata_bytes=10**6)
+    (outcome,) = check_files([pictures / "a.jpg"], Detector.load(bundle), limits, batch=1)
+    assert type(outcome.error).__name__ == "TooManyBytes"
+
+
+def test_a_line_says_why_an_image_could_not_be_judged() -> None:
+    """The reason stands in the record of an image that is outside; any other's is null."""
+    score = Score(
+        probability=0.5,
+        label=Label.UNSURE,
+        branches={"aligned": 4.0},
+        decided_by="aligned",
+        operating_point="fpr=0.01",
+        prior=0.5,
+    )
+    outside = replace(score, outside="nearly nothing to look at")
+    plain, doubted = (
+        _record(Checked(path=Path("a.png"), score=one), "version") for one in (score, outside)
+    )
+    assert plain["outside"] is None
+    assert doubted == plain | {"outside": "nearly nothing to look at"}
+
+
+def test_only_image_files_are_found_in_folders(pictures: Path) -> None:
+    """Other files are left alone in folders, but tried when they are named."""
+    assert pictures / "notes.txt" not in set(find_files([pictures]))
+    assert list(find_files([pictures / "notes.txt"])) == [pictures / "notes.txt"]
+
+
+def test_models_are_shown_verified_and_exported(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    tmp_path: Path,
+) -> None:
+    """An exported bundle is the same model version; a spoilt one does not verify."""
+    copy = tmp_path / "copy"
+    assert run(monkeypatch, "models", "show", bundle) == 0
+    version = json.loads(capsys.readouterr().out)["model_version"]
+    assert run(monkeypatch, "models", "export", bundle, copy) == 0
+    assert run(monkeypatch, "models", "verify", copy) == 0
+    assert capsys.readouterr().out.count(version) == 2
+    assert run(monkeypatch, "models", "export", bundle, copy) == 1
+    (copy / "egre.safetensors").write_bytes(b"")
+    assert run(monkeypatch, "models", "verify", copy) == 1
+    error = capsys.readouterr().err
+    assert "exists already" in error
+    assert "egre.safetensors has changed" in error
+    assert run(monkeypatch, "models", "list") == 0
+
+
+def test_presets_are_listed_shown_and_verified(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle: Path
+) -> None:
+    """A local folder is verified by sending an image through it; without a pin it says so."""
+    assert run(monkeypatch, "presets", "list") == 0
+    assert capsys.readouterr().out.count("not pinned") == 9
+    assert run(monkeypatch, "presets", "show", "sd3") == 0
+    shown = capsys.readouterr().out
+    assert "gated: True" in shown
+    assert "revision:\n" in shown
+    assert run(monkeypatch, "presets", "verify", "sd15", "--folder", bundle / "generator") == 0
+    assert (
+        "latents (4, 64, 64) of (3, 256, 256), decoded to (3, 256, 256)" in capsys.readouterr().out
+    )
+    assert run(monkeypatch, "presets", "verify", "taesd") == 1
+    assert "presets pin taesd" in capsys.readouterr().err

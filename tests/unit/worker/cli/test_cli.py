@@ -1,0 +1,111 @@
+"""The command line's frame: exit codes, error lines, imports, choice of services."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker import cli
+
+REPOSITORY = Path(__file__).parents[4]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run `unlatent` in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["unlatent", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The default folder of the local stack is relative: a developer's stack must not be seen here.
+    monkeypatch.chdir(tmp_path)
+
+
+def test_config_prints_every_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`config` prints environment names with their values and hides secrets."""
+    monkeypatch.setenv("UNLATENT_REDIS__URL", "redis://:hunter2@cache.example/0")
+    assert run(monkeypatch, "config") == 0
+    printed = capsys.readouterr().out
+    assert "UNLATENT_REDIS__URL=redis://:***@cache.example/0\n" in printed
+    assert "UNLATENT_SCORING__MAX_BATCH=8\n" in printed
+
+
+def test_an_error_of_ours_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong setting ends the command with code 1 and one line on standard error."""
+    monkeypatch.setenv("UNLATENT_REDIS__ULR", "x")
+    assert run(monkeypatch, "config") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("unlatent: UNLATENT_REDIS__ULR is not a setting")
+
+
+def test_an_unexpected_error_is_one_masked_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bug shows no traceback unless asked for, and never a password."""
+
+    def fail(_settings: object) -> dict[str, str]:
+        raise RuntimeError("cannot reach redis://:hunter2@cache.example/0")
+
+    monkeypatch.setattr("worker.cli.config.in_force", fail)
+    assert run(monkeypatch, "config") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "unexpected RuntimeError" in error
+    assert "hunter2" not in error
+    assert run(monkeypatch, "--traceback", "config") == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "hunter2" not in error
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["config", "--nonsense"]])
+def test_a_wrong_usage_exits_with_2(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """Unknown commands and options are usage errors."""
+    assert run(monkeypatch, *arguments) == 2
+
+
+def test_a_named_stack_must_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--stack` with a folder that holds no stack is an error, not a fallback."""
+    assert run(monkeypatch, "--stack", "nowhere", "config") == 1
+    assert "no local stack in nowhere" in capsys.readouterr().err
+
+
+def test_addresses_of_the_environment_and_a_named_stack_exclude_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two sources for an address are refused instead of mixed."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "stack.env").write_text("UNLATENT_REDIS__URL=redis://:a@127.0.0.1:1/0\n")
+    monkeypatch.setenv("UNLATENT_REDIS__URL", "redis://cache.example/0")
+    assert run(monkeypatch, "--stack", "mine", "config") == 1
+    assert "use one of them" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`unlatent --help` starts without torch, Celery, SQLAlchemy, boto3 or NumPy."""
+    program = (
+        "import sys\n"
+        "from worker.cli import build_app\n"
+        "build_app()\n"
+        "heavy = {'torch', 'celery', 'sqlalchemy', 'boto3', 'numpy', 'PIL', 'psycopg'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 0, f"imported: {done.stderr}"
