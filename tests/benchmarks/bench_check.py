@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from detection.detector import Detector
-from worker.scoring.files import Checked, check_files, find_files, intake_limits
+from worker.scoring.files import ScoredFile, check_files, find_files, intake_limits
 from worker.settings import Intake
 
 PHOTOGRAPH = (4928, 3264)  # 16 megapixels
@@ -105,11 +105,11 @@ def photograph_s(detector: Detector, files: list[Path]) -> float:
     return seconds
 
 
-def _check(detector: Detector, files: list[Path], batch: int) -> list[Checked]:
+def _check(detector: Detector, files: list[Path], batch: int) -> list[ScoredFile]:
     return list(check_files(files, detector, intake_limits(Intake()), batch=batch))
 
 
-def _decoded(detector: Detector, files: list[Path]) -> list[Checked]:
+def _decoded(detector: Detector, files: list[Path]) -> list[ScoredFile]:
     return [checked for checked in _check(detector, files[:32], 8) if checked.error is None]
 
 

@@ -17,7 +17,7 @@ from worker.ingest.events import own_event
 from worker.ledger.interface import State, Upload
 from worker.ledger.tables import Image
 from worker.queue import names as queues
-from worker.queue.broker_state import RedisMessages
+from worker.queue.broker_state import RedisBrokerState
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -91,7 +91,7 @@ def test_twice_what_the_workers_can_do(
     patient = changed(patient, "scoring", lease_s=8.0)
     bridge, beat = crew.bridge(settings=patient), crew.beat(settings=patient)
     worker = crew.worker("--forward-s", "0.8", settings=patient).wait_until_ready()
-    messages, platform = RedisMessages(settings.redis), Platform(site, redis_client)
+    messages, platform = RedisBrokerState(settings.redis), Platform(site, redis_client)
     services = {"bridge": bridge, "beat": beat, "worker": worker}
     tick, early, peak = threading.Event(), {}, 0
     while len(platform.keys) < _UPLOADS:

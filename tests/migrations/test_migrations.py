@@ -133,7 +133,7 @@ def test_a_schema_of_an_earlier_release_is_named_in_words(owner_url: str, engine
     """A missing table, column or function says what to run; what the schema has goes on."""
     downgrade(owner_url, "0004")
     with pytest.raises(SchemaOutdated, match=r'unlatent migrate`.*"app\.shadow" does not exist'):
-        ModelsRegistry(engine).standing()
+        ModelsRegistry(engine).active()
     assert PostgresLedger(engine).backlog().pending == 0
     downgrade(owner_url, "base")
     with pytest.raises(SchemaOutdated, match=r'"app\.images" does not exist'):

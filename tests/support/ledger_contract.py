@@ -10,16 +10,16 @@ from uuid import uuid4
 import pytest
 
 from worker.ledger.interface import (
-    Busy,
+    AlreadyDone,
     DeathPolicy,
+    HeldElsewhere,
     ImageFacts,
     Lease,
+    LeaseOutcome,
     Ledger,
-    Outcome,
     Removal,
     Role,
     State,
-    Terminal,
     UnknownImage,
     Upload,
     Verdict,
@@ -84,10 +84,10 @@ def taken(ledger: Ledger, image_id: UUID, duration: timedelta = LONG) -> Lease:
 def state(ledger: Ledger, image_id: UUID) -> State:
     """Ask for the state by way of a lease."""
     answer = ledger.lease(image_id, worker="asks", duration=LONG)
-    if isinstance(answer, Terminal):
+    if isinstance(answer, AlreadyDone):
         return answer.state
     if isinstance(answer, Lease):
-        ledger.release(answer, outcome=Outcome.RELEASED)
+        ledger.release(answer, outcome=LeaseOutcome.RELEASED)
     return State.PENDING
 
 
@@ -246,7 +246,7 @@ class LedgerContract:
         image_id = registered(ledger)
         first = taken(ledger, image_id)
         second = ledger.lease(image_id, worker="other", duration=LONG)
-        assert isinstance(second, Busy)
+        assert isinstance(second, HeldElsewhere)
         assert second.until == first.until
         assert (first.attempt, first.deaths, first.alone) == (1, 0, False)
 
@@ -257,8 +257,8 @@ class LedgerContract:
         with pytest.raises(UnknownImage):
             ledger.lease_for_rescore(uuid4(), model_version="m", worker="w", duration=LONG)
 
-    @pytest.mark.parametrize("outcome", [Outcome.RETRY, Outcome.RELEASED])
-    def test_retries_are_not_deaths(self, ledger: Ledger, outcome: Outcome) -> None:
+    @pytest.mark.parametrize("outcome", [LeaseOutcome.RETRY, LeaseOutcome.RELEASED])
+    def test_retries_are_not_deaths(self, ledger: Ledger, outcome: LeaseOutcome) -> None:
         """However often a lease is given back, the image stays trusted."""
         image_id = registered(ledger)
         for _ in range(5):
@@ -280,7 +280,7 @@ class LedgerContract:
         for _ in range(4):
             lease = taken(ledger, image_id)
             assert lease.deaths == 1
-            ledger.release(lease, outcome=Outcome.RETRY)
+            ledger.release(lease, outcome=LeaseOutcome.RETRY)
 
     def test_three_deaths_quarantine(self, ledger: Ledger) -> None:
         """The third death ends the image, so that it kills no fourth worker."""
@@ -320,8 +320,8 @@ class LedgerContract:
         slow = taken(ledger, image_id, DEAD)
         second = taken(ledger, image_id)
         assert second.deaths == 1
-        ledger.release(slow, outcome=Outcome.RETRY, detail="the database was away")
-        ledger.release(second, outcome=Outcome.RETRY)
+        ledger.release(slow, outcome=LeaseOutcome.RETRY, detail="the database was away")
+        ledger.release(second, outcome=LeaseOutcome.RETRY)
         assert taken(ledger, image_id).deaths == 0
 
     # Outcomes
@@ -404,14 +404,14 @@ class LedgerContract:
         again = ledger.lease_for_rescore(
             image_id, model_version="model-2", worker="w", duration=LONG
         )
-        assert again == Terminal(image_id=image_id, state=State.SCORED)
+        assert again == AlreadyDone(image_id=image_id, state=State.SCORED)
         assert ledger.rescorable(model_version="model-2", since=None, limit=9) == []
 
     def test_only_scored_images_are_rescored(self, ledger: Ledger) -> None:
         """A pending image is the champion's, not the backfill's."""
         image_id = registered(ledger)
         answer = ledger.lease_for_rescore(image_id, model_version="m", worker="w", duration=LONG)
-        assert answer == Terminal(image_id=image_id, state=State.PENDING)
+        assert answer == AlreadyDone(image_id=image_id, state=State.PENDING)
         assert ledger.rescorable(model_version="m", since=LONG_AGO, limit=9) == []
 
     def test_an_image_that_kills_is_not_rescored_for_ever(self, ledger: Ledger) -> None:
@@ -420,7 +420,7 @@ class LedgerContract:
         for _ in range(3):
             ledger.lease_for_rescore(image_id, model_version="m", worker="w", duration=DEAD)
         answer = ledger.lease_for_rescore(image_id, model_version="m", worker="w", duration=LONG)
-        assert answer == Terminal(image_id=image_id, state=State.SCORED)
+        assert answer == AlreadyDone(image_id=image_id, state=State.SCORED)
 
     # Sweeping and reopening
 

@@ -15,7 +15,7 @@ from worker.text import escape_controls
 
 if TYPE_CHECKING:
     from detection.detector import Detector
-    from worker.scoring.files import Checked
+    from worker.scoring.files import ScoredFile
 
 commands = typer.Typer()
 
@@ -83,7 +83,7 @@ def _load(bundle: str, device: str) -> Detector:
     return Detector.load(bundle, device=device)
 
 
-def _record(checked: Checked, model_version: str) -> dict[str, Any]:
+def _record(checked: ScoredFile, model_version: str) -> dict[str, Any]:
     if checked.score is None:
         error = checked.error
         record = {"path": str(checked.path), "error": f"{type(error).__name__}: {error}"}
@@ -113,7 +113,7 @@ def _row(record: dict[str, Any]) -> str:
     return f"{score:6.3f}  {label:<9}  {branch:<10}  {path}"
 
 
-def _keep_evidence(folder: Path, checked: Checked, detector: Detector) -> Path:
+def _keep_evidence(folder: Path, checked: ScoredFile, detector: Detector) -> Path:
     import numpy as np
 
     from detection.evidence import error_at_image_scale, overlay

@@ -62,13 +62,13 @@ def list_(context: typer.Context) -> None:
         typer.echo(f"{name}  {load_bundle(name).model_version}")
     try:
         with _registry(context) as registry:
-            standing, known = registry.standing(), registry.versions()
+            active, known = registry.active(), registry.versions()
     except LedgerUnavailable as error:
         typer.echo(f"no registry: {error}", err=True)
         return
     roles = {
         model.digest: role
-        for role, model in (("shadow", standing.shadow), ("champion", standing.champion))
+        for role, model in (("shadow", active.shadow), ("champion", active.champion))
         if model is not None
     }
     for model in known:
@@ -101,7 +101,7 @@ def promote(
 ) -> None:
     """Make a model version champion; running workers load it and swap without a restart."""
     with _registry(context) as registry:
-        wanted = registry.named(digest).digest
+        wanted = registry.find_by_prefix(digest).digest
         registry.promote(wanted, actor=by, reason=reason, forced=force)
     typer.echo(f"champion {wanted}")
 
@@ -117,7 +117,7 @@ def rollback(context: typer.Context, reason: Reason, by: By = "cli") -> None:
 def challenge(context: typer.Context, digest: Digest, reason: Reason, by: By = "cli") -> None:
     """Put a model version in shadow: it judges a share of the images beside the champion."""
     with _registry(context) as registry:
-        wanted = registry.named(digest).digest
+        wanted = registry.find_by_prefix(digest).digest
         registry.put_in_shadow(wanted, actor=by, reason=reason)
     typer.echo(f"shadow {wanted}")
 
@@ -137,12 +137,12 @@ def shadow(context: typer.Context) -> None:
     from worker.models.shadow import agreement
 
     with _engine(context) as engine:
-        standing = ModelsRegistry(engine).standing()
-        if standing.shadow is None or standing.shadow_since is None:
+        active = ModelsRegistry(engine).active()
+        if active.shadow is None or active.shadow_since is None:
             typer.echo("nothing is in shadow")
             return
-        found = agreement(engine, standing.shadow.digest, since=standing.shadow_since)
-    typer.echo(f"{standing.shadow.digest}  in shadow since {standing.shadow_since:%Y-%m-%d %H:%M}")
+        found = agreement(engine, active.shadow.digest, since=active.shadow_since)
+    typer.echo(f"{active.shadow.digest}  in shadow since {active.shadow_since:%Y-%m-%d %H:%M}")
     typer.echo(f"images judged by both: {found.images}")
     if found.disagreement is not None:
         typer.echo(

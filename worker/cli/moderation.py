@@ -58,13 +58,13 @@ def verdicts(
             "AND (CAST(:tier AS text) IS NULL OR tier = :tier) LIMIT :limit"
         )
     values = {"image": image, "source": source, "label": label, "tier": tier, "limit": limit}
-    queries.show(context, query, values)
+    queries.print_rows(context, query, values)
 
 
 @commands.command()
 def quality(context: typer.Context) -> None:
     """Tell each model's estimated recall with its 95 % interval."""
-    queries.show(context, "SELECT * FROM moderation.recall()")
+    queries.print_rows(context, "SELECT * FROM moderation.recall()")
 
 
 @commands.command()
@@ -78,14 +78,16 @@ def review(
 ) -> None:
     """Show what waits for a person; claim images, give one back, or ask for one to be reviewed."""
     if request is not None:
-        queries.show(
+        queries.print_rows(
             context,
             "SELECT moderation.request_review(:image) IS NOT NULL AS requested",
             {"image": request},
         )
         return
     if release is not None:
-        queries.show(context, "SELECT moderation.release(:image) AS released", {"image": release})
+        queries.print_rows(
+            context, "SELECT moderation.release(:image) AS released", {"image": release}
+        )
         return
     columns = (
         "image_id, queue, source, label, round(score::numeric, 4) AS score, tier, claimed_by, "
@@ -98,7 +100,7 @@ def review(
             f"SELECT {columns} FROM moderation.review_queue "  # noqa: S608 - a constant
             "WHERE (CAST(:queue AS text) IS NULL OR queue = :queue) LIMIT :limit"
         )
-    queries.show(context, query, {"claim": claim, "queue": queue, "limit": limit})
+    queries.print_rows(context, query, {"claim": claim, "queue": queue, "limit": limit})
 
 
 @commands.command()
@@ -114,7 +116,7 @@ def decide(
 ) -> None:
     """Decide an image, or overturn an earlier decision."""
     function = "overturn" if overturn else "decide"
-    queries.show(
+    queries.print_rows(
         context,
         f"SELECT moderation.{function}(:image, :decision, :reason, :note) AS decision_id",
         {"image": image, "decision": decision, "reason": reason, "note": note},
@@ -124,13 +126,13 @@ def decide(
 @commands.command()
 def reasons(context: typer.Context) -> None:
     """List the reasons of decisions: codes, and the words that a person can be told."""
-    queries.show(context, "SELECT * FROM moderation.reasons ORDER BY decision, code")
+    queries.print_rows(context, "SELECT * FROM moderation.reasons ORDER BY decision, code")
 
 
 @appeals.command("list")
 def list_appeals(context: typer.Context, limit: Limit = 20) -> None:
     """List appeals, open ones first."""
-    queries.show(
+    queries.print_rows(
         context,
         "SELECT appeal_id, image_id, source, status, opened_at, appealed_decision_by, note "
         "FROM moderation.appeals ORDER BY status <> 'open', opened_at LIMIT :limit",
@@ -145,7 +147,7 @@ def open_appeal(
     note: Note = None,
 ) -> None:
     """Record that somebody appeals."""
-    queries.show(
+    queries.print_rows(
         context,
         "SELECT moderation.open_appeal(:image, :note) AS appeal_id",
         {"image": image, "note": note},
@@ -161,7 +163,7 @@ def close_appeal(
     note: Note = None,
 ) -> None:
     """Close an appeal that somebody else's decision led to."""
-    queries.show(
+    queries.print_rows(
         context,
         "SELECT CAST(:outcome AS text) AS outcome, "
         "moderation.close_appeal(:appeal, :outcome, :reason, :note) AS decision_id",
@@ -172,14 +174,14 @@ def close_appeal(
 @policy.command("show")
 def show_policies(context: typer.Context) -> None:
     """List the policies in force and the sources where flagging is stopped."""
-    queries.show_operator(
+    queries.print_operator_rows(
         context,
         "SELECT p.id, coalesce(p.source, '(every other)') AS source, p.review, p.flag, "
         "p.flag_high, p.audit_share, p.min_flag_share, p.max_flag_share, p.reason "
         "FROM app.policies p WHERE p.id = "
         "(SELECT max(x.id) FROM app.policies x WHERE x.source IS NOT DISTINCT FROM p.source)",
     )
-    queries.show_operator(
+    queries.print_operator_rows(
         context,
         "SELECT source, opened_at AS flagging_stopped_since, flag_share, images "
         "FROM app.breakers WHERE closed_at IS NULL",
@@ -203,7 +205,7 @@ def preview(
     """Say what a policy would have done to past verdicts; nothing is changed."""
     from worker.moderation import policies
 
-    draft = policies.Draft(source=source, review=review, flag=flag, flag_high=flag_high)
+    draft = policies.PolicyDraft(source=source, review=review, flag=flag, flag_high=flag_high)
     with queries.engine(context) as engine:
         seen = policies.preview(engine, draft, since=timedelta(days=days))
     typer.echo(f"{seen.verdicts} verdicts, {sum(c.images for c in seen.changes)} change tier")
@@ -240,7 +242,7 @@ def set_policy(
     """Put a policy in force for verdicts from now on."""
     from worker.moderation import policies
 
-    draft = policies.Draft(
+    draft = policies.PolicyDraft(
         source=source,
         review=review,
         flag=flag,
@@ -250,7 +252,7 @@ def set_policy(
         max_flag_share=max_flag_share,
     )
     with queries.engine(context) as engine:
-        typer.echo(f"policy {policies.enact(engine, draft, reason=reason)} is in force")
+        typer.echo(f"policy {policies.activate(engine, draft, reason=reason)} is in force")
 
 
 @policy.command()
@@ -384,6 +386,6 @@ def list_moderators(context: typer.Context) -> None:
     from worker.moderation import moderators as people
 
     with queries.engine(context) as engine:
-        for one in people.allowances(engine):
+        for one in people.source_grants(engine):
             sources = "every source" if one.sources is None else ", ".join(one.sources)
             typer.echo(f"{one.moderator}: {sources}{' (lead)' if one.lead else ''}")

@@ -41,7 +41,7 @@ def engine(context: typer.Context) -> Iterator[Engine]:
         built.dispose()
 
 
-def show(context: typer.Context, query: str, values: dict[str, Any] | None = None) -> None:
+def print_rows(context: typer.Context, query: str, values: dict[str, Any] | None = None) -> None:
     """Run one statement as a moderator and print its rows as a table.
 
     Raises `SettingsError` for a login that may see nothing: an empty table would say that nothing
@@ -59,7 +59,7 @@ def show(context: typer.Context, query: str, values: dict[str, Any] | None = Non
         _print(connection.execute(text(query), values or {}))
 
 
-def show_operator(context: typer.Context, query: str) -> None:
+def print_operator_rows(context: typer.Context, query: str) -> None:
     """Run one statement as the service and print its rows as a table."""
     from sqlalchemy import text
 

@@ -56,13 +56,13 @@ def link(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
 @commands.command()
 def evidence(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
     """Print a link to an image's evidence, drawing and keeping it first where there is none."""
-    from worker.models.evidence_on_demand import redraw
+    from worker.models.evidence_on_demand import render_evidence
     from worker.storage.s3 import S3Storage
 
     settings = cli.of(context).settings()
     storage = S3Storage(settings.s3)
     with queries.engine(context) as engine:
-        uri = redraw(image, settings=settings, engine=engine, storage=storage)
+        uri = render_evidence(image, settings=settings, engine=engine, storage=storage)
     typer.echo(storage.presign(*parse_uri(uri), expires_s=60 * minutes))
 
 
@@ -83,7 +83,7 @@ def retain(
             retention.request_erasure(engine, erase, reason=reason)
         shards = SnapshotShards(engine, open_storage(settings), settings.training.bucket)
         storage = S3Storage(settings.s3)
-        keeper = retention.Keeper(
+        keeper = retention.RetentionJob(
             engine,
             storage,
             settings.retention,
@@ -97,7 +97,7 @@ def retain(
 @commands.command()
 def hold(context: typer.Context, image: Image, reason: Why) -> None:
     """Keep an image and its evidence, against retention and erasure, until `unhold`."""
-    queries.show(
+    queries.print_rows(
         context,
         "SELECT moderation.place_hold(:image, :reason) AS hold_id",
         {"image": image, "reason": reason},
@@ -107,7 +107,7 @@ def hold(context: typer.Context, image: Image, reason: Why) -> None:
 @commands.command()
 def unhold(context: typer.Context, image: Image, reason: Why) -> None:
     """Lift the legal hold on an image: retention and erasure may go on."""
-    queries.show(
+    queries.print_rows(
         context,
         "SELECT moderation.lift_hold(:image, :reason) AS lifted",
         {"image": image, "reason": reason},
@@ -120,7 +120,7 @@ def holds(
     limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 100,
 ) -> None:
     """List the legal holds that stand, the oldest first."""
-    queries.show(
+    queries.print_rows(
         context,
         "SELECT hold_id, image_id, source, placed_at, placed_by, reason FROM moderation.holds "
         "WHERE lifted_at IS NULL ORDER BY hold_id LIMIT :limit",

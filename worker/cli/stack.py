@@ -25,7 +25,7 @@ def up(context: typer.Context) -> None:
     settings = load_settings()
     stack.start(buckets=(*settings.s3.buckets, settings.training.bucket))
     current = migrate(stack.owner_url())
-    sql_settings.write(stack.owner_url(), load_settings(stack.env_file))
+    sql_settings.write_sql_settings(stack.owner_url(), load_settings(stack.env_file))
     for server in stack.servers:
         typer.echo(f"{server.name:<9} 127.0.0.1:{server.port}")
     typer.echo(f"addresses {stack.env_file}")
@@ -77,5 +77,5 @@ def migrate(context: typer.Context) -> None:
     if url is None:
         raise SettingsError("UNLATENT_POSTGRES__OWNER_URL is not set: the owner's login migrates")
     current = engine.migrate(url.get_secret_value())
-    sql_settings.write(url.get_secret_value(), settings)
+    sql_settings.write_sql_settings(url.get_secret_value(), settings)
     typer.echo("the schema is current" if current else NEWER)

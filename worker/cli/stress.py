@@ -89,7 +89,7 @@ def stress(
         report.plot(outcome, out / "stress.png")
     problems = report.broken(
         numbers,
-        report.Limits(
+        report.StressLimits(
             p95_s=max_p95,
             p99_s=max_p99,
             priority_p95_s=max_priority_p95,

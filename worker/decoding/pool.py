@@ -169,7 +169,7 @@ class _Process:
         try:
             receive(self._connection)
         except (EOFError, OSError) as error:
-            message = f"A decoding process did not start (exit status {self._bury()})."
+            message = f"A decoding process did not start (exit status {self._reap()})."
             raise DecoderUnavailable(message) from error
         self._ready = True
 
@@ -187,7 +187,7 @@ class _Process:
         finally:
             os.close(source)
 
-    def hear(self, *, timeout_s: float) -> dict[str, Any]:
+    def read_answer(self, *, timeout_s: float) -> dict[str, Any]:
         """Wait for the second answer on an image; raises `TimeoutError` or `_ProcessDied`."""
         with self._answering(timeout_s):
             answer, unasked = receive(self._connection)
@@ -204,7 +204,7 @@ class _Process:
             self.kill()
             raise
         except (EOFError, OSError, ValueError) as error:
-            status = self._bury()
+            status = self._reap()
             if status == -signal.SIGALRM:
                 raise TimeoutError from error
             message = f"The decoding process died (exit status {status})."
@@ -216,7 +216,7 @@ class _Process:
         self._process.kill()
         self._process.wait()
 
-    def _bury(self) -> int:
+    def _reap(self) -> int:
         # A process that died by itself keeps its own exit status: it names the signal.
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_DYING_S)
@@ -350,7 +350,7 @@ class DecodePool:
     def _signals(self, process: _Process, *, key: str | None) -> Signals | None:
         """Hear what the file says of its origin; whatever goes wrong here costs only that."""
         try:
-            told = process.hear(timeout_s=self._signals_timeout_s)
+            told = process.read_answer(timeout_s=self._signals_timeout_s)
             if "unread" not in told:
                 return Signals.from_dict(told["signals"])
             why = told["unread"]

@@ -24,7 +24,7 @@ from worker.demo.retrain_images import (
     own,
     photographs_and_renderings,
 )
-from worker.demo.retrain_platform import Platform
+from worker.demo.retrain_platform import RetrainPlatform
 from worker.models.registry import ModelsRegistry
 from worker.models.shadow import agreement
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from worker.demo.retrain_images import Upload
+    from worker.demo.retrain_images import ScenarioUpload
     from worker.settings import Settings
 
 ACTOR = "demo"
@@ -68,14 +68,14 @@ TOLD = {
 
 
 @dataclass(slots=True)
-class Story:
+class Transcript:
     """What happened, as it is told: on the terminal and in a page."""
 
     console: Console
     begun: float
     lines: list[str] = field(default_factory=list)
 
-    def tell(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """Print a line with the time since the beginning, and keep it."""
         told = f"{time.monotonic() - self.begun:6.0f} s  {line}"
         self.console.print(told, highlight=False, soft_wrap=True, markup=False)
@@ -99,11 +99,11 @@ def run_retrain_demo(
     out.mkdir(parents=True, exist_ok=True)
     # The database is new: what an earlier demo left of its run 1 is not this one's.
     shutil.rmtree(out / "work", ignore_errors=True)
-    story = Story(console, begun)
+    transcript = Transcript(console, begun)
     bundle = load_bundle(settings.scoring.bundle)
     reals = own(folder) if folder is not None else list(photographs_and_renderings(images))
     past = reals if any(one.generated for one in reals) else [*reals, *fakes(bundle, images)]
-    story.tell(
+    transcript.say(
         f"{sum(not one.generated for one in past)} photographs"
         + (", " if folder is not None else " and renderings, ")
         + f"{sum(one.generated for one in past)} generated images"
@@ -114,15 +114,15 @@ def run_retrain_demo(
         Deployment(
             _for_demo(settings, out, confirmed), logs=out / "logs", kinds=(*SERVICE, Trainer)
         ) as deployment,
-        Platform(deployment) as platform,
+        RetrainPlatform(deployment) as platform,
     ):
         deployment.wait_until_ready()
-        story.tell("PostgreSQL, Redis, S3, worker, bridge, beat and trainer run")
-        tale = _Tale(story, deployment, platform, live(bundle), out)
-        facts = tale.told(past)
+        transcript.say("PostgreSQL, Redis, S3, worker, bridge, beat and trainer run")
+        scenario = _RetrainScenario(transcript, deployment, platform, live(bundle), out)
+        facts = scenario.run(past)
     facts["seconds"] = round(time.monotonic() - begun, 1)
     (out / "retrain.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    _write_page(out, story, facts)
+    _write_page(out, transcript, facts)
     # Paths must stay whole for whoever copies them.
     for file in (out / "retrain.json", out / "retrain.md"):
         console.print(str(file), soft_wrap=True, highlight=False)
@@ -153,22 +153,22 @@ def _for_demo(settings: Settings, out: Path, confirmed: int) -> Settings:
 
 
 @dataclass(slots=True)
-class _Tale:
+class _RetrainScenario:
     """The chapters of the story."""
 
-    story: Story
+    transcript: Transcript
     deployment: Deployment
-    platform: Platform
-    live: Iterator[Upload]
+    platform: RetrainPlatform
+    live: Iterator[ScenarioUpload]
     out: Path
 
-    def told(self, past: list[Upload]) -> dict[str, Any]:
+    def run(self, past: list[ScenarioUpload]) -> dict[str, Any]:
         """Go through the chapters and return what `retrain.json` says."""
         self._past(past)
         run = self._run()
         gate = run["stages"]["gate"]
         for reason in gate["reasons"]:
-            self.story.tell(f"gate {'passed' if gate['passed'] else 'refused'}: {reason}")
+            self.transcript.say(f"gate {'passed' if gate['passed'] else 'refused'}: {reason}")
         self._keep_report(run["id"])
         registry = ModelsRegistry(self.platform.engine)
         before = run["stages"]["train"]["champion"]
@@ -176,21 +176,21 @@ class _Tale:
         if not gate["passed"]:
             reason = "shown in the demo although the gate refused it"
             registry.put_in_shadow(challenger, actor=ACTOR, reason=reason)
-            self.story.tell("the demo puts the refused challenger into shadow all the same")
+            self.transcript.say("the demo puts the refused challenger into shadow all the same")
         shadow = self._shadow(registry, challenger)
         if gate["passed"]:
             self._champion(registry, challenger)
-            self.story.tell("the schedule made the challenger champion")
+            self.transcript.say("the schedule made the challenger champion")
         else:
             registry.promote(
                 challenger, actor=ACTOR, reason="shown although the gate refused", forced=True
             )
-            self.story.tell("promoted by FORCE, audited: the gate had refused it")
+            self.transcript.say("promoted by FORCE, audited: the gate had refused it")
         after = self._next_verdict(challenger)
-        self.story.tell(f"the next verdict carries model version {after[:12]}")
+        self.transcript.say(f"the next verdict carries model version {after[:12]}")
         registry.roll_back(actor=ACTOR, reason="the end of the demo")
         rolled_back = self._next_verdict(before)
-        self.story.tell(f"rolled back: the next verdict carries {rolled_back[:12]}")
+        self.transcript.say(f"rolled back: the next verdict carries {rolled_back[:12]}")
         return {
             "model_versions": {
                 "before": before,
@@ -204,11 +204,11 @@ class _Tale:
             "stages": {name: left for name, left in run["stages"].items() if name != "gate"},
         }
 
-    def _past(self, past: list[Upload]) -> None:
+    def _past(self, past: list[ScenarioUpload]) -> None:
         platform = self.platform
         platform.audit_all(FEED)
         ids = [platform.upload(one) for one in past]
-        self.story.tell(f"{len(ids)} images uploaded")
+        self.transcript.say(f"{len(ids)} images uploaded")
         count = "SELECT count(*) FILTER (WHERE state <> 'pending') FROM app.images"
 
         def ended() -> int:
@@ -218,14 +218,14 @@ class _Tale:
         scored = {
             row.id for row in platform.rows("SELECT id FROM app.images WHERE state = 'scored'")
         }
-        self.story.tell(f"{len(scored)} images have a verdict")
+        self.transcript.say(f"{len(scored)} images have a verdict")
         decided = [
             (image, "generated")
             for image, one in zip(ids, past, strict=True)
             if one.generated and image in scored
         ]
         platform.decide(decided)
-        self.story.tell(f"two moderators confirmed {len(decided)} generated images")
+        self.transcript.say(f"two moderators confirmed {len(decided)} generated images")
 
     def _run(self) -> Mapping[str, Any]:
         """Follow the training run to its end."""
@@ -241,7 +241,7 @@ class _Tale:
             for name in finished:
                 if name not in told:
                     told.add(name)
-                    self.story.tell(f"training run {now.id}, {name}: {TOLD[name]}")
+                    self.transcript.say(f"training run {now.id}, {name}: {TOLD[name]}")
             # A stage may take long: what moves meanwhile is its lease.
             return (*finished, None if now is None else now.lease_until)
 
@@ -265,7 +265,7 @@ class _Tale:
 
     def _shadow(self, registry: ModelsRegistry, challenger: str) -> dict[str, Any]:
         """Upload live images one by one until both have judged enough of them."""
-        standing = registry.standing()
+        active = registry.active()
         count = (
             "SELECT count(*) FROM app.verdicts WHERE role = 'shadow' AND model_version = :version"
         )
@@ -279,9 +279,9 @@ class _Tale:
             self._verdict_of(one)
         else:
             raise DemoError(f"the challenger judged {judged()} live images only; the log says why")
-        assert standing.shadow_since is not None  # noqa: S101  # it is in shadow
-        found = agreement(self.platform.engine, challenger, since=standing.shadow_since)
-        self.story.tell(
+        assert active.shadow_since is not None  # noqa: S101  # it is in shadow
+        found = agreement(self.platform.engine, challenger, since=active.shadow_since)
+        self.transcript.say(
             f"in shadow: {found.images} live images judged by both, {found.disagreements} labelled"
             " otherwise"
         )
@@ -305,7 +305,7 @@ class _Tale:
             raise DemoError(f"verdicts still carry {version}; the worker's log says why")
         return version
 
-    def _verdict_of(self, one: Upload) -> str:
+    def _verdict_of(self, one: ScenarioUpload) -> str:
         image = self.platform.upload(one, folder="live")
         query = (
             "SELECT model_version FROM app.verdicts WHERE image_id = :image AND role = 'champion'"
@@ -319,13 +319,13 @@ class _Tale:
         return found()
 
 
-def _write_page(out: Path, story: Story, facts: Mapping[str, Any]) -> None:
+def _write_page(out: Path, transcript: Transcript, facts: Mapping[str, Any]) -> None:
     versions = facts["model_versions"]
     lines = [
         "# The retraining demo",
         "",
         "```",
-        *story.lines,
+        *transcript.lines,
         "```",
         "",
         "| when | model version of the next verdict |",

@@ -43,7 +43,7 @@ CAMERA, FEED = "camera", "feed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
+class ScenarioUpload:
     """A PNG or an own file, what it is, and the source that it is uploaded by."""
 
     name: str
@@ -56,7 +56,7 @@ class Upload:
         return FEED if self.generated else CAMERA
 
 
-def own(folder: Path) -> list[Upload]:
+def own(folder: Path) -> list[ScenarioUpload]:
     """Read a folder of one's own: by its manifest.tsv, or every image file as a photograph."""
     if (folder / "manifest.tsv").is_file():
         listed = [(entry.path, entry.label != REAL) for entry in load_manifest(folder)]
@@ -65,7 +65,7 @@ def own(folder: Path) -> list[Upload]:
     if not listed:
         raise SettingsError(f"no image files in {folder}")
     return [
-        Upload(
+        ScenarioUpload(
             name=f"own/{number:06d}{path.suffix.lower()}", data=path.read_bytes(), generated=fake
         )
         for number, (path, fake) in enumerate(listed)
@@ -73,7 +73,7 @@ def own(folder: Path) -> list[Upload]:
     ]
 
 
-def photographs_and_renderings(count: int) -> Iterator[Upload]:
+def photographs_and_renderings(count: int) -> Iterator[ScenarioUpload]:
     """Make `count` reals: squares cut from the wheels' photographs, then renderings."""
     made = 0
     for photograph in PHOTOGRAPHS:
@@ -88,7 +88,7 @@ def photographs_and_renderings(count: int) -> Iterator[Upload]:
         yield _png(f"rendering/{name}", pixels, generated=False)
 
 
-def fakes(bundle: Bundle, count: int, *, seed: int = FAKE_SEED) -> Iterator[Upload]:
+def fakes(bundle: Bundle, count: int, *, seed: int = FAKE_SEED) -> Iterator[ScenarioUpload]:
     """Make `count` images with the unknown decoder, from renderings that are nowhere else."""
     lare = lare_of(bundle)
     if lare is None:
@@ -111,7 +111,7 @@ def fakes(bundle: Bundle, count: int, *, seed: int = FAKE_SEED) -> Iterator[Uplo
         yield from _fakes(aligner, waiting)
 
 
-def live(bundle: Bundle) -> Iterator[Upload]:
+def live(bundle: Bundle) -> Iterator[ScenarioUpload]:
     """Make renderings and fakes in turn, none of which was uploaded in the past."""
     made = fakes(bundle, LIVE_EACH, seed=LIVE_FAKE_SEED)
     for (name, pixels), fake in zip(
@@ -121,13 +121,15 @@ def live(bundle: Bundle) -> Iterator[Upload]:
         yield fake
 
 
-def _fakes(aligner: PartialNoise, part: list[tuple[str, NDArray[np.uint8]]]) -> Iterator[Upload]:
+def _fakes(
+    aligner: PartialNoise, part: list[tuple[str, NDArray[np.uint8]]]
+) -> Iterator[ScenarioUpload]:
     made = aligner.reconstruct([pixels for _, pixels in part])
     for (name, _), pixels in zip(part, made, strict=True):
         yield _png(f"generated/{name}", pixels, generated=True)
 
 
-def _png(name: str, pixels: NDArray[np.uint8], *, generated: bool) -> Upload:
+def _png(name: str, pixels: NDArray[np.uint8], *, generated: bool) -> ScenarioUpload:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    return Upload(name=f"{name}.png", data=buffer.getvalue(), generated=generated)
+    return ScenarioUpload(name=f"{name}.png", data=buffer.getvalue(), generated=generated)

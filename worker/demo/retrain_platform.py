@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from worker.demo.deployment import Deployment
-    from worker.demo.retrain_images import Upload
+    from worker.demo.retrain_images import ScenarioUpload
 
 POLL_S = 0.5
 #: So long without anything new, and something is wrong.
@@ -32,7 +32,7 @@ STALL_S = 600.0
 MODERATORS = ("demo_ada", "demo_ben")
 
 
-class Platform:
+class RetrainPlatform:
     """Uploads, decisions and queries over a running deployment."""
 
     def __init__(self, deployment: Deployment) -> None:
@@ -59,7 +59,7 @@ class Platform:
         self._client.close()
         self._storage.close()
 
-    def upload(self, upload: Upload, *, folder: str = "past") -> UUID:
+    def upload(self, upload: ScenarioUpload, *, folder: str = "past") -> UUID:
         """Store an object and submit it."""
         facts = self._storage.put(
             BUCKET,
@@ -73,10 +73,10 @@ class Platform:
 
     def audit_all(self, source: str) -> None:
         """Draw every image of a source into the random audit, and flag none by itself."""
-        draft = policies.Draft(
+        draft = policies.PolicyDraft(
             source=source, review=1.0, flag=1.0, flag_high=1.0, audit_share=1.0, max_flag_share=1.0
         )
-        policies.enact(self.engine, draft, reason="the demo's moderators look at everything")
+        policies.activate(self.engine, draft, reason="the demo's moderators look at everything")
 
     def decide(self, decisions: Sequence[tuple[UUID, str]]) -> None:
         """Have moderators with logins of their own decide on images, in turn."""

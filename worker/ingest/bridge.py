@@ -141,18 +141,18 @@ class Bridge:
         Raises `TransientError` or `RedisError` when a service is away; nothing is lost by that.
         """
         try:
-            self._say_alive()
+            self._touch_alive()
             self._take(wait_s)
         except OutOfMemoryError:
             # Moving needs memory that Redis no longer has, while reading and removing do not. If
             # the bridge stopped here, nothing would ever empty the list that fills the memory.
             # Messages need memory too, so the sweeper sends them later.
             _log.warning("redis_out_of_memory", bridge=self._name)
-            done = self._work_on(self._mine, publish=False)
-            return done + self._work_on(self._ingest, publish=False)
-        return self._work_on(self._mine, publish=True)
+            done = self._register_entries(self._mine, publish=False)
+            return done + self._register_entries(self._ingest, publish=False)
+        return self._register_entries(self._mine, publish=True)
 
-    def _say_alive(self) -> None:
+    def _touch_alive(self) -> None:
         """Renew the sign of life; when it had expired, also look for bridges that died."""
         if self._redis.set(self._alive + self._name, b"1", ex=ALIVE_S, get=True) is None:
             self.take_over()
@@ -183,7 +183,7 @@ class Bridge:
         """Move entries from the head of a list to the end of this bridge's own."""
         return cast("int", self._redis.eval(_MOVE, 2, key, self._mine, str(count)))
 
-    def _work_on(self, key: str, *, publish: bool) -> int:
+    def _register_entries(self, key: str, *, publish: bool) -> int:
         """Do the entries at the head of a list and remove them; those that must wait stay."""
         read_at = time.monotonic()
         # The client is built without decode_responses, which its types cannot tell.

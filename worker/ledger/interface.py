@@ -43,7 +43,7 @@ class State(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
-class Outcome(StrEnum):
+class LeaseOutcome(StrEnum):
     """How a lease was closed; the ledger itself closes one that ran out as a `DEATH`."""
 
     SCORED = "scored"
@@ -141,7 +141,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terminal:
+class AlreadyDone:
     """The answer to a lease request for an image that needs no work: acknowledge the message."""
 
     image_id: UUID
@@ -149,7 +149,7 @@ class Terminal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Busy:
+class HeldElsewhere:
     """The answer to a lease request for an image that another worker holds until `until`."""
 
     image_id: UUID
@@ -247,7 +247,7 @@ NEVER_PUBLISHED_GRACE = timedelta(seconds=30)
 MAX_DETAIL = 2000
 
 
-def tidy(detail: str) -> str:
+def truncate_detail(detail: str) -> str:
     """Shorten a detail to what a row keeps, without the one character that Postgres refuses."""
     return detail.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_DETAIL]
 
@@ -262,7 +262,7 @@ def sequencer_rank(sequencer: str) -> str:
     return sequencer.upper().ljust(64, "0")
 
 
-def removes(removal: Removal, *, version_id: str | None, sequencer: str | None) -> bool:
+def removal_applies(removal: Removal, *, version_id: str | None, sequencer: str | None) -> bool:
     """Say whether the removal takes away an object already in the ledger.
 
     Without a version it removes every version that is not known to be newer.
@@ -274,7 +274,7 @@ def removes(removal: Removal, *, version_id: str | None, sequencer: str | None) 
     return sequencer_rank(sequencer) <= sequencer_rank(removal.sequencer)
 
 
-def outdated(upload: Upload, removal: Removal) -> bool:
+def is_stale(upload: Upload, removal: Removal) -> bool:
     """Say whether a created event is known to be older than a removal that came before it.
 
     A version never comes back. Without one, only sequencers tell a late event from a new upload of
@@ -299,10 +299,12 @@ class Ledger(Protocol):
     def mark_published(self, image_ids: Sequence[UUID]) -> None:
         """Stamp the rows whose messages were just published."""
 
-    def lease(self, image_id: UUID, *, worker: str, duration: timedelta) -> Lease | Terminal | Busy:
+    def lease(
+        self, image_id: UUID, *, worker: str, duration: timedelta
+    ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take the image, counting unclosed expired leases as deaths.
 
-        Quarantines (and returns `Terminal`) at the third death, unless quarantining is paused
+        Quarantines (and returns `AlreadyDone`) at the third death, unless quarantining is paused
         because too many distinct images died in the window. Raises `UnknownImage`.
         """
 
@@ -314,7 +316,7 @@ class Ledger(Protocol):
         worker: str,
         duration: timedelta,
         purpose: Purpose = Purpose.RESCORE,
-    ) -> Lease | Terminal | Busy:
+    ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take a scored image that has no verdict of `model_version` yet."""
 
     def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
@@ -343,7 +345,7 @@ class Ledger(Protocol):
     ) -> None:
         """End the image as failed or superseded with its reason, and close the lease."""
 
-    def release(self, lease: Lease, *, outcome: Outcome, detail: str = "") -> None:
+    def release(self, lease: Lease, *, outcome: LeaseOutcome, detail: str = "") -> None:
         """Close the lease without ending the image (retry, shutdown, suspended worker)."""
 
     def stale(self, *, published_before: timedelta, limit: int) -> list[Registration]:

@@ -12,26 +12,26 @@ from worker.ledger.interface import (
     KILLED_WORKER,
     NEVER_PUBLISHED_GRACE,
     REMOVED,
+    AlreadyDone,
     Backlog,
-    Busy,
     DeathPolicy,
+    HeldElsewhere,
     ImageFacts,
     Lease,
-    Outcome,
+    LeaseOutcome,
     Purpose,
     Registration,
     Removal,
     Role,
     State,
-    Terminal,
     UnknownImage,
     Upload,
     Verdict,
     identity,
-    outdated,
-    removes,
+    is_stale,
+    removal_applies,
     sequencer_rank,
-    tidy,
+    truncate_detail,
 )
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ class MemoryLease:
 
     image_id: UUID
     until: datetime
-    outcome: Outcome | None = None
+    outcome: LeaseOutcome | None = None
 
     @property
     def died(self) -> bool:
         """True when it was closed as a death or ran out unclosed."""
-        return self.outcome is Outcome.DEATH or (self.outcome is None and self.until <= _now())
+        return self.outcome is LeaseOutcome.DEATH or (self.outcome is None and self.until <= _now())
 
     @property
     def live(self) -> bool:
@@ -105,7 +105,7 @@ class MemoryLedger:
     def _register(self, upload: Upload) -> Registration:
         late = any(
             (removal.bucket, removal.key) == (upload.bucket, upload.key)
-            and outdated(upload, removal)
+            and is_stale(upload, removal)
             for removal in self._removals
         )
         same = [i for i in self.images.values() if identity(i.upload) == identity(upload)]
@@ -141,7 +141,7 @@ class MemoryLedger:
                 if image.state is not State.WITHDRAWN
                 and any(
                     (removal.bucket, removal.key) == (image.upload.bucket, image.upload.key)
-                    and removes(
+                    and removal_applies(
                         removal,
                         version_id=image.upload.version_id,
                         sequencer=image.upload.sequencer,
@@ -159,22 +159,24 @@ class MemoryLedger:
             for image_id in image_ids:
                 self.images[image_id].published_at = _now()
 
-    def lease(self, image_id: UUID, *, worker: str, duration: timedelta) -> Lease | Terminal | Busy:
+    def lease(
+        self, image_id: UUID, *, worker: str, duration: timedelta
+    ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take a pending image; quarantines one that killed its worker too often."""
         del worker
         with self._lock:
             image = self._image(image_id)
             if image.state is not State.PENDING:
-                return Terminal(image_id=image_id, state=image.state)
-            self._bury(image)
+                return AlreadyDone(image_id=image_id, state=image.state)
+            self._record_deaths(image)
             if image.deaths >= self._deaths.max_deaths and not self._others_died_too(image_id):
                 image.move(
                     State.QUARANTINED,
                     reason=KILLED_WORKER,
                     detail=f"{image.deaths} workers died while they held this image",
                 )
-                return Terminal(image_id=image_id, state=State.QUARANTINED)
-            return self._take(image, duration)
+                return AlreadyDone(image_id=image_id, state=State.QUARANTINED)
+            return self._open_lease(image, duration)
 
     def lease_for_rescore(
         self,
@@ -184,17 +186,17 @@ class MemoryLedger:
         worker: str,
         duration: timedelta,
         purpose: Purpose = Purpose.RESCORE,
-    ) -> Lease | Terminal | Busy:
+    ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take a scored image for another model version; one with too many deaths is refused."""
         del worker, purpose
         with self._lock:
             image = self._image(image_id)
             if image.state is not State.SCORED or (image_id, model_version) in self.verdicts:
-                return Terminal(image_id=image_id, state=image.state)
-            self._bury(image)
+                return AlreadyDone(image_id=image_id, state=image.state)
+            self._record_deaths(image)
             if image.deaths >= self._deaths.max_deaths:
-                return Terminal(image_id=image_id, state=State.SCORED)
-            return self._take(image, duration)
+                return AlreadyDone(image_id=image_id, state=State.SCORED)
+            return self._open_lease(image, duration)
 
     def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
         """Return the verdict of the same bytes by the same model version, if there is one."""
@@ -217,7 +219,7 @@ class MemoryLedger:
                     if image.state is State.PENDING:
                         image.facts = verdict.facts
                         image.move(State.SCORED)
-                self._close(verdict.lease_id, Outcome.SCORED)
+                self._close_lease(verdict.lease_id, LeaseOutcome.SCORED)
 
     def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
         """Note where a verdict's evidence lies; nothing is ever erased here."""
@@ -246,14 +248,14 @@ class MemoryLedger:
             image = self.images[lease.image_id]
             if image.state is State.PENDING:
                 image.facts = facts or image.facts
-                image.move(state, reason=reason, detail=tidy(detail))
-            self._close(lease.lease_id, Outcome(state.value))
+                image.move(state, reason=reason, detail=truncate_detail(detail))
+            self._close_lease(lease.lease_id, LeaseOutcome(state.value))
 
-    def release(self, lease: Lease, *, outcome: Outcome, detail: str = "") -> None:
+    def release(self, lease: Lease, *, outcome: LeaseOutcome, detail: str = "") -> None:
         """Close the lease without ending the image."""
         del detail
         with self._lock:
-            self._close(lease.lease_id, outcome)
+            self._close_lease(lease.lease_id, outcome)
 
     def stale(self, *, published_before: timedelta, limit: int) -> list[Registration]:
         """Return pending rows that wait too long for a message, the longest waiting first."""
@@ -325,17 +327,17 @@ class MemoryLedger:
         except KeyError as error:
             raise UnknownImage(f"image {image_id} is not in the ledger") from error
 
-    def _bury(self, image: MemoryImage) -> None:
+    def _record_deaths(self, image: MemoryImage) -> None:
         for lease in self.leases.values():
             if lease.image_id == image.image_id and lease.outcome is None and lease.died:
-                lease.outcome = Outcome.DEATH
+                lease.outcome = LeaseOutcome.DEATH
                 image.deaths += 1
 
-    def _take(self, image: MemoryImage, duration: timedelta) -> Lease | Busy:
+    def _open_lease(self, image: MemoryImage, duration: timedelta) -> Lease | HeldElsewhere:
         mine = [lease for lease in self.leases.values() if lease.image_id == image.image_id]
         for lease in mine:
             if lease.outcome is None:
-                return Busy(image_id=image.image_id, until=lease.until)
+                return HeldElsewhere(image_id=image.image_id, until=lease.until)
         until = _now() + duration
         lease_id = len(self.leases) + 1
         self.leases[lease_id] = MemoryLease(image_id=image.image_id, until=until)
@@ -349,12 +351,12 @@ class MemoryLedger:
             until=until,
         )
 
-    def _close(self, lease_id: int, outcome: Outcome) -> None:
+    def _close_lease(self, lease_id: int, outcome: LeaseOutcome) -> None:
         lease = self.leases[lease_id]
-        if lease.outcome is Outcome.DEATH:
+        if lease.outcome is LeaseOutcome.DEATH:
             image = self.images[lease.image_id]
             image.deaths = max(image.deaths - 1, 0)
-        if lease.outcome in {None, Outcome.DEATH}:
+        if lease.outcome in {None, LeaseOutcome.DEATH}:
             lease.outcome = outcome
 
     def _others_died_too(self, image_id: UUID) -> bool:

@@ -18,23 +18,23 @@ from worker.ledger import provenance, statements
 from worker.ledger.interface import (
     NEVER_PUBLISHED_GRACE,
     REMOVED,
+    AlreadyDone,
     Backlog,
-    Busy,
     DeathPolicy,
+    HeldElsewhere,
     Identity,
     ImageFacts,
     Lease,
-    Outcome,
+    LeaseOutcome,
     Purpose,
     Registration,
     Role,
     State,
-    Terminal,
     Upload,
     Verdict,
     identity,
-    removes,
-    tidy,
+    removal_applies,
+    truncate_detail,
 )
 from worker.ledger.statements import DIED, FACTS, LIVE, NOW
 from worker.ledger.tables import Image, LeaseRow, VerdictRow
@@ -69,7 +69,7 @@ class PostgresLedger:
         wanted = {identity(upload): upload for upload in reversed(uploads)}
         answers: dict[Identity, Registration] = {}
         with transaction(self._engine) as connection:
-            late = statements.late(connection, wanted.values())
+            late = statements.find_late_events(connection, wanted.values())
             for upload in late:
                 answers[identity(upload)] = statements.register_withdrawn(connection, upload)
             # Sorted, so that two bridges with overlapping batches do not deadlock.
@@ -93,7 +93,7 @@ class PostgresLedger:
         if not removals:
             return 0
         with transaction(self._engine) as connection:
-            statements.remember(connection, removals)
+            statements.record_removals(connection, removals)
             keys = {(removal.bucket, removal.key) for removal in removals}
             rows = connection.execute(
                 select(Image.id, Image.bucket, Image.key, Image.version_id, Image.sequencer)
@@ -106,7 +106,7 @@ class PostgresLedger:
                 for row in rows
                 if any(
                     (row.bucket, row.key) == (removal.bucket, removal.key)
-                    and removes(removal, version_id=row.version_id, sequencer=row.sequencer)
+                    and removal_applies(removal, version_id=row.version_id, sequencer=row.sequencer)
                     for removal in removals
                 )
             ]
@@ -122,7 +122,7 @@ class PostgresLedger:
     def mark_published(self, image_ids: Sequence[UUID]) -> None:
         """Stamp the rows whose messages were just published."""
         with transaction(self._engine) as connection:
-            statements.lock(connection, image_ids)
+            statements.lock_images(connection, image_ids)
             connection.execute(
                 update(Image).where(Image.id.in_(image_ids)).values(published_at=NOW)
             )
@@ -188,19 +188,21 @@ class PostgresLedger:
 
     # Leases ---------------------------------------------------------------------------------------
 
-    def lease(self, image_id: UUID, *, worker: str, duration: timedelta) -> Lease | Terminal | Busy:
+    def lease(
+        self, image_id: UUID, *, worker: str, duration: timedelta
+    ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take a pending image; quarantines one that killed its worker too often."""
         with transaction(self._engine) as connection:
-            image = statements.locked_image(connection, image_id)
+            image = statements.lock_image(connection, image_id)
             if image.state != State.PENDING:
-                return Terminal(image_id=image_id, state=State(image.state))
-            deaths = image.deaths + statements.bury(connection, image_id)
+                return AlreadyDone(image_id=image_id, state=State(image.state))
+            deaths = image.deaths + statements.record_deaths(connection, image_id)
             if deaths >= self._deaths.max_deaths and not self._others_died_too(
                 connection, image_id
             ):
                 statements.quarantine(connection, image_id, deaths)
-                return Terminal(image_id=image_id, state=State.QUARANTINED)
-            return statements.take(connection, image, deaths, worker, duration, Purpose.SCORE)
+                return AlreadyDone(image_id=image_id, state=State.QUARANTINED)
+            return statements.open_lease(connection, image, deaths, worker, duration, Purpose.SCORE)
 
     def lease_for_rescore(
         self,
@@ -210,10 +212,10 @@ class PostgresLedger:
         worker: str,
         duration: timedelta,
         purpose: Purpose = Purpose.RESCORE,
-    ) -> Lease | Terminal | Busy:
+    ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take a scored image for another model version; one with too many deaths is refused."""
         with transaction(self._engine) as connection:
-            image = statements.locked_image(connection, image_id)
+            image = statements.lock_image(connection, image_id)
             judged = connection.scalar(
                 select(
                     exists().where(
@@ -222,19 +224,19 @@ class PostgresLedger:
                 )
             )
             if image.state != State.SCORED or judged:
-                return Terminal(image_id=image_id, state=State(image.state))
-            deaths = image.deaths + statements.bury(connection, image_id)
+                return AlreadyDone(image_id=image_id, state=State(image.state))
+            deaths = image.deaths + statements.record_deaths(connection, image_id)
             if deaths >= self._deaths.max_deaths:
-                return Terminal(image_id=image_id, state=State.SCORED)
-            return statements.take(
+                return AlreadyDone(image_id=image_id, state=State.SCORED)
+            return statements.open_lease(
                 connection, image, deaths, worker, duration, purpose, model_version
             )
 
-    def release(self, lease: Lease, *, outcome: Outcome, detail: str = "") -> None:
+    def release(self, lease: Lease, *, outcome: LeaseOutcome, detail: str = "") -> None:
         """Close the lease without ending the image."""
         with transaction(self._engine) as connection:
-            statements.lock(connection, [lease.image_id])
-            statements.close(connection, [lease.lease_id], outcome, detail)
+            statements.lock_images(connection, [lease.image_id])
+            statements.close_lease(connection, [lease.lease_id], outcome, detail)
 
     def _others_died_too(self, connection: Connection, image_id: UUID) -> bool:
         """Say whether too many images died around this one's last death to blame it."""
@@ -270,7 +272,7 @@ class PostgresLedger:
         ordered = sorted(unique.values(), key=lambda verdict: verdict.image_id)
         ending = [v for v in ordered if v.role is Role.CHAMPION]
         with transaction(self._engine) as connection:
-            statements.lock(connection, [verdict.image_id for verdict in ordered])
+            statements.lock_images(connection, [verdict.image_id for verdict in ordered])
             stored = insert(VerdictRow).values([statements.verdict_values(v) for v in ordered])
             connection.execute(
                 stored.on_conflict_do_update(
@@ -296,7 +298,9 @@ class PostgresLedger:
             provenance.store(
                 connection, {v.image_id: v.facts.signals for v in ordered if v.facts.signals}
             )
-            statements.close(connection, {verdict.lease_id for verdict in verdicts}, Outcome.SCORED)
+            statements.close_lease(
+                connection, {verdict.lease_id for verdict in verdicts}, LeaseOutcome.SCORED
+            )
 
     def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
         """Note where a verdict's evidence lies; False when the image is to be erased."""
@@ -330,14 +334,20 @@ class PostgresLedger:
         """End the image as failed or superseded with its reason, and close the lease."""
         learnt = statements.fact_columns(facts) if facts else {}
         with transaction(self._engine) as connection:
-            statements.lock(connection, [lease.image_id])
+            statements.lock_images(connection, [lease.image_id])
             connection.execute(
                 update(Image)
                 .where(Image.id == lease.image_id, Image.state == State.PENDING)
-                .values(state=state, reason=reason, detail=tidy(detail), state_since=NOW, **learnt)
+                .values(
+                    state=state,
+                    reason=reason,
+                    detail=truncate_detail(detail),
+                    state_since=NOW,
+                    **learnt,
+                )
             )
-            statements.close(
-                connection, [lease.lease_id], Outcome(state.value), f"{reason}: {detail}"
+            statements.close_lease(
+                connection, [lease.lease_id], LeaseOutcome(state.value), f"{reason}: {detail}"
             )
 
     def backlog(self) -> Backlog:

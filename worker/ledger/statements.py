@@ -14,11 +14,11 @@ from sqlalchemy.dialects.postgresql import insert
 from worker.ledger.interface import (
     KILLED_WORKER,
     REMOVED,
-    Busy,
+    HeldElsewhere,
     Identity,
     ImageFacts,
     Lease,
-    Outcome,
+    LeaseOutcome,
     Purpose,
     Registration,
     Removal,
@@ -28,9 +28,9 @@ from worker.ledger.interface import (
     Upload,
     Verdict,
     identity,
-    outdated,
+    is_stale,
     sequencer_rank,
-    tidy,
+    truncate_detail,
 )
 from worker.ledger.tables import Image, LeaseRow, ObjectRemoval
 
@@ -59,14 +59,14 @@ FACTS = (
 
 LIVE = (LeaseRow.closed_at.is_(None)) & (LeaseRow.until > NOW)
 DIED = or_(
-    LeaseRow.outcome == Outcome.DEATH, LeaseRow.closed_at.is_(None) & (LeaseRow.until <= NOW)
+    LeaseRow.outcome == LeaseOutcome.DEATH, LeaseRow.closed_at.is_(None) & (LeaseRow.until <= NOW)
 )
 
 
 # Statements of register and withdraw --------------------------------------------------------------
 
 
-def late(connection: Connection, uploads: Collection[Upload]) -> list[Upload]:
+def find_late_events(connection: Connection, uploads: Collection[Upload]) -> list[Upload]:
     """Choose the uploads that are known to be older than a removal of their object."""
     keys = {(upload.bucket, upload.key) for upload in uploads}
     removals: dict[tuple[str, str], list[Removal]] = {}
@@ -87,7 +87,7 @@ def late(connection: Connection, uploads: Collection[Upload]) -> list[Upload]:
         upload
         for upload in uploads
         if any(
-            outdated(upload, removal) for removal in removals.get((upload.bucket, upload.key), ())
+            is_stale(upload, removal) for removal in removals.get((upload.bucket, upload.key), ())
         )
     ]
 
@@ -161,7 +161,7 @@ def find_known(connection: Connection, uploads: list[Upload]) -> dict[Identity, 
     return found
 
 
-def remember(connection: Connection, removals: Sequence[Removal]) -> None:
+def record_removals(connection: Connection, removals: Sequence[Removal]) -> None:
     """Keep the latest removal of each object."""
     latest: dict[tuple[str, str, str], Removal] = {}
     for removal in removals:
@@ -186,14 +186,14 @@ def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
 # Statements of leases -----------------------------------------------------------------------------
 
 
-def lock(connection: Connection, image_ids: Collection[UUID]) -> None:
+def lock_images(connection: Connection, image_ids: Collection[UUID]) -> None:
     """Lock rows of images in the order of their ids."""
     connection.execute(
         select(Image.id).where(Image.id.in_(image_ids)).order_by(Image.id).with_for_update()
     )
 
 
-def locked_image(connection: Connection, image_id: UUID) -> AnyRow:
+def lock_image(connection: Connection, image_id: UUID) -> AnyRow:
     """Read and lock one image; raises `UnknownImage`."""
     row = connection.execute(
         select(Image.__table__).where(Image.id == image_id).with_for_update()
@@ -203,12 +203,12 @@ def locked_image(connection: Connection, image_id: UUID) -> AnyRow:
     return row
 
 
-def bury(connection: Connection, image_id: UUID) -> int:
+def record_deaths(connection: Connection, image_id: UUID) -> int:
     """Close an open lease that ran out, as a death of the image; return how many there were."""
     died = connection.execute(
         update(LeaseRow)
         .where(LeaseRow.image_id == image_id, LeaseRow.closed_at.is_(None), LeaseRow.until <= NOW)
-        .values(closed_at=NOW, outcome=Outcome.DEATH)
+        .values(closed_at=NOW, outcome=LeaseOutcome.DEATH)
     ).rowcount
     if died:
         connection.execute(
@@ -231,7 +231,7 @@ def quarantine(connection: Connection, image_id: UUID, deaths: int) -> None:
     )
 
 
-def take(
+def open_lease(
     connection: Connection,
     image: AnyRow,
     deaths: int,
@@ -239,13 +239,13 @@ def take(
     duration: timedelta,
     purpose: Purpose,
     model_version: str | None = None,
-) -> Lease | Busy:
+) -> Lease | HeldElsewhere:
     """Open a lease unless one is open; the row of the image must be locked."""
     held = connection.scalar(
         select(LeaseRow.until).where(LeaseRow.image_id == image.id, LeaseRow.closed_at.is_(None))
     )
     if held is not None:
-        return Busy(image_id=image.id, until=held)
+        return HeldElsewhere(image_id=image.id, until=held)
     earlier = connection.scalar(
         select(func.count()).select_from(LeaseRow).where(LeaseRow.image_id == image.id)
     )
@@ -272,14 +272,14 @@ def take(
     )
 
 
-def close(
-    connection: Connection, lease_ids: Collection[int], outcome: Outcome, detail: str = ""
+def close_lease(
+    connection: Connection, lease_ids: Collection[int], outcome: LeaseOutcome, detail: str = ""
 ) -> None:
     """Close leases. One that was taken for dead and speaks after all was no death."""
-    closed = {"closed_at": NOW, "outcome": outcome, "detail": tidy(detail) or None}
+    closed = {"closed_at": NOW, "outcome": outcome, "detail": truncate_detail(detail) or None}
     mistaken = connection.scalars(
         update(LeaseRow)
-        .where(LeaseRow.id.in_(lease_ids), LeaseRow.outcome == Outcome.DEATH)
+        .where(LeaseRow.id.in_(lease_ids), LeaseRow.outcome == LeaseOutcome.DEATH)
         .values(**closed)
         .returning(LeaseRow.image_id)
     ).all()

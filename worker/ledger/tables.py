@@ -24,7 +24,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from detection.score import Label
 from worker.database.base import Base, empty, now, one_of, serial
-from worker.ledger.interface import Outcome, Purpose, Role, State
+from worker.ledger.interface import LeaseOutcome, Purpose, Role, State
 
 
 class Image(Base):
@@ -124,7 +124,7 @@ class LeaseRow(Base):
     __tablename__ = "leases"
     __table_args__ = (
         one_of("purpose", Purpose),
-        one_of("outcome", Outcome),
+        one_of("outcome", LeaseOutcome),
         CheckConstraint("(closed_at IS NULL) = (outcome IS NULL)", name="closed"),
         Index(
             "uq_leases_open",

@@ -21,7 +21,7 @@ from worker.database.base import Base, now, one_of, serial
 from worker.ledger import tables  # noqa: F401 - foreign keys point at its tables
 
 QUEUES = ("flagged", "unsure", "audit", "appeal", "report", "requested")
-TIERS = ("allow", "review", "flag", "flag_high")
+ACTION_TIERS = ("allow", "review", "flag", "flag_high")
 
 
 def _by() -> Mapped[str]:
@@ -41,7 +41,7 @@ class Moderator(Base):
     added_at: Mapped[datetime] = now()
 
 
-class Breaker(Base):
+class FlaggingBreaker(Base):
     """A stop of automatic flagging for one source, from the alert until a person resumes it."""
 
     __tablename__ = "breakers"

@@ -69,7 +69,7 @@ _DECIDED = text("""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class DriftMeasurement:
     """One source under one model version; shares are of 1.
 
     `psi` and `ks` are None while either side has too few verdicts. `overturned` of the window's
@@ -129,7 +129,7 @@ def kolmogorov_smirnov_limit(reference: int, recent: int) -> float:
     return coefficient * math.sqrt((reference + recent) / (reference * recent))
 
 
-def measure(engine: Engine, settings: DriftSettings) -> list[Reading]:
+def measure(engine: Engine, settings: DriftSettings) -> list[DriftMeasurement]:
     """Read every source that had verdicts in the window; empty before the first verdict."""
     window = timedelta(seconds=settings.window_s)
     with transaction(engine) as connection:
@@ -158,7 +158,7 @@ def measure(engine: Engine, settings: DriftSettings) -> list[Reading]:
     return readings
 
 
-def record(engine: Engine, readings: Sequence[Reading]) -> None:
+def record(engine: Engine, readings: Sequence[DriftMeasurement]) -> None:
     """Keep readings in the table, for metrics and for the trigger of retraining."""
     if readings:
         with transaction(engine) as connection:
@@ -187,14 +187,14 @@ def _compare(
     early: _Scores | None,
     decided: tuple[int, int],
     settings: DriftSettings,
-) -> Reading:
+) -> DriftMeasurement:
     sizes = (0 if early is None else len(early.values), len(recent.values))
     psi = ks = None
     if early is not None and min(sizes) >= settings.min_images:
         psi = population_stability_index(early.values, recent.values)
         ks = kolmogorov_smirnov(early.values, recent.values)
     decisions, overturned = decided
-    return Reading(
+    return DriftMeasurement(
         model_version=version,
         source=source,
         images=sizes[1],

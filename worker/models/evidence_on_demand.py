@@ -1,6 +1,6 @@
-"""Evidence on demand, for a verdict that nobody was expected to look at when it was given.
+"""Renders evidence for a verdict that was stored without it.
 
-The verdict stands as it is: only the error map is computed again, by the same model version, from
+The verdict does not change: only the error map is computed again, by the same model version, from
 the same bytes.
 """
 
@@ -19,7 +19,7 @@ from worker.ledger.interface import Role
 from worker.ledger.postgres import PostgresLedger
 from worker.ledger.statements import FACTS, verdict_of
 from worker.ledger.tables import Image, VerdictRow
-from worker.models.loading import load_detector, released
+from worker.models.loading import load_detector, settings_for_model
 from worker.models.registry import ModelsRegistry, UnknownModel
 from worker.scoring.evidence import draw, evidence_bucket, store
 from worker.scoring.files import intake_limits
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from worker.storage.interface import Storage
 
 
-class NothingToDraw(UnlatentError):
+class EvidenceUnavailable(UnlatentError):
     """The image has no verdict that evidence could be drawn for."""
 
 
-def redraw(image_id: UUID, *, settings: Settings, engine: Engine, storage: Storage) -> str:
+def render_evidence(image_id: UUID, *, settings: Settings, engine: Engine, storage: Storage) -> str:
     """Return the address of the evidence of an image's current verdict, drawn now if need be.
 
-    Raises `NothingToDraw`, `SettingsError` when no bucket is set or the model version that judged
-    is not at hand, and what storage and decoding raise when the image is not what it was.
+    Raises `EvidenceUnavailable`, `SettingsError` when no bucket is set or the model version that
+    judged is not at hand, and what storage and decoding raise when the image is not what it was.
     """
     bucket = evidence_bucket(settings)
     if bucket is None:
@@ -66,12 +66,12 @@ def redraw(image_id: UUID, *, settings: Settings, engine: Engine, storage: Stora
     with transaction(engine) as connection:
         row = connection.execute(newest).one_or_none()
     if row is None:
-        raise NothingToDraw(f"image {image_id} has no verdict of a champion")
+        raise EvidenceUnavailable(f"image {image_id} has no verdict of a champion")
     verdict = verdict_of(row)
     if verdict.evidence_uri is not None:
         return verdict.evidence_uri
     if row.erased_at is not None or row.object_removed_at is not None:
-        raise NothingToDraw(f"the picture of image {image_id} is deleted")
+        raise EvidenceUnavailable(f"the picture of image {image_id} is deleted")
     data = storage.fetch(
         row.bucket,
         row.key,
@@ -82,17 +82,19 @@ def redraw(image_id: UUID, *, settings: Settings, engine: Engine, storage: Stora
     pixels = decode(data, limits=intake_limits(settings.intake)).pixels
     (score,) = _scorer(verdict.model_version, settings, engine).score([pixels])
     if score.error_map is None:
-        raise NothingToDraw(f"model version {verdict.model_version} has no lare branch to draw")
+        raise EvidenceUnavailable(
+            f"model version {verdict.model_version} has no lare branch to draw"
+        )
     picture = draw(replace(verdict, error_map=score.error_map, outside=score.outside), pixels)
     uri = store(picture, verdict, storage=storage, ledger=PostgresLedger(engine), bucket=bucket)
     if uri is None:
-        raise NothingToDraw(f"image {image_id} is to be erased")
+        raise EvidenceUnavailable(f"image {image_id} is to be erased")
     return uri
 
 
 def _scorer(model_version: str, settings: Settings, engine: Engine) -> Scorer:
     try:
-        chosen = released(settings, ModelsRegistry(engine).find(model_version))
+        chosen = settings_for_model(settings, ModelsRegistry(engine).find(model_version))
     except UnknownModel:
         chosen = settings.scoring
     if load_bundle(chosen.bundle).model_version != model_version:

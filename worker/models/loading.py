@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 def load_detector(settings: Scoring) -> Scorer:
     """Load the bundle; torch is imported here and in `released`, nowhere else in the service."""
-    from worker.scoring.torch_scorer import DetectorScorer
+    from worker.scoring.torch_scorer import TorchScorer
 
-    return DetectorScorer.load(settings)
+    return TorchScorer.load(settings)
 
 
-def released(settings: Settings, model: ModelVersion) -> Scoring:
+def settings_for_model(settings: Settings, model: ModelVersion) -> Scoring:
     """Download a registered bundle, if it is not in the cache; return the settings that name it."""
     from worker.models.bundle_store import open_bundles
 

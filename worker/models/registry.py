@@ -51,7 +51,7 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class ActiveModels:
     """Which model versions workers are to run; None where there is none."""
 
     champion: ModelVersion | None = None
@@ -86,7 +86,7 @@ class ModelsRegistry:
         with transaction(self._engine) as connection:
             return _found(connection, digest)
 
-    def named(self, beginning: str) -> ModelVersion:
+    def find_by_prefix(self, beginning: str) -> ModelVersion:
         """Return the one model version whose digest begins so.
 
         Raises `UnknownModel`, and `SettingsError` when there are several.
@@ -110,12 +110,12 @@ class ModelsRegistry:
             )
             return [_model(row) for row in rows]
 
-    def standing(self) -> Standing:
+    def active(self) -> ActiveModels:
         """Return champion and shadow as they are now."""
         with transaction(self._engine) as connection:
             champion = connection.scalar(_LATEST)
             shadow, since = _in_shadow(connection)
-            return Standing(
+            return ActiveModels(
                 champion=None if champion is None else _found(connection, champion),
                 shadow=None if shadow is None else _found(connection, shadow),
                 shadow_since=since,
@@ -123,7 +123,7 @@ class ModelsRegistry:
 
     def champion(self) -> ModelVersion | None:
         """Return the model version in force, or None before the first promotion."""
-        return self.standing().champion
+        return self.active().champion
 
     def promote(self, digest: str, *, actor: str, reason: str, forced: bool = False) -> None:
         """Make a registered model version champion; promoting the champion changes nothing.
@@ -132,14 +132,14 @@ class ModelsRegistry:
         version that is champion now, or `forced`.
         """
         with transaction(self._engine) as connection:
-            _take_turns(connection)
+            _lock_registry(connection)
             _found(connection, digest)
             champion = connection.scalar(_LATEST)
             if champion == digest:
                 return
             if not forced:
                 _check_gate(connection, digest, champion)
-            _enthrone(connection, digest, "promote", actor, reason, forced=forced)
+            _set_champion(connection, digest, "promote", actor, reason, forced=forced)
 
     def put_in_shadow(self, digest: str, *, actor: str, reason: str) -> None:
         """Have workers score with a registered model version beside the champion.
@@ -147,17 +147,17 @@ class ModelsRegistry:
         It takes the place of whichever was in shadow; the champion cannot shadow itself.
         """
         with transaction(self._engine) as connection:
-            _take_turns(connection)
+            _lock_registry(connection)
             _found(connection, digest)
             if connection.scalar(_LATEST) == digest:
                 raise SettingsError(f"{digest} is champion: only another model can shadow it")
-            _shade(connection, digest, actor, reason)
+            _set_shadow(connection, digest, actor, reason)
 
     def end_shadow(self, *, actor: str, reason: str) -> None:
         """Have no model beside the champion any more."""
         with transaction(self._engine) as connection:
-            _take_turns(connection)
-            _shade(connection, None, actor, reason)
+            _lock_registry(connection)
+            _set_shadow(connection, None, actor, reason)
 
     def roll_back(self, *, actor: str, reason: str) -> str:
         """Make the champion before this one champion again; return its digest.
@@ -166,21 +166,21 @@ class ModelsRegistry:
         skipped. Raises `NothingToRollBack`.
         """
         with transaction(self._engine) as connection:
-            _take_turns(connection)
-            reigns = _reigns(connection)
+            _lock_registry(connection)
+            reigns = _champion_history(connection)
             if len(reigns) < 2:
                 raise NothingToRollBack
-            _enthrone(connection, reigns[-2], "rollback", actor, reason)
+            _set_champion(connection, reigns[-2], "rollback", actor, reason)
             return reigns[-2]
 
-    def within_reach(self) -> set[str]:
+    def digests_in_use(self) -> set[str]:
         """Return the digests that serve or that one roll-back would bring: at most three."""
         with transaction(self._engine) as connection:
             shadow, _ = _in_shadow(connection)
-            return {*_reigns(connection)[-2:], *([] if shadow is None else [shadow])}
+            return {*_champion_history(connection)[-2:], *([] if shadow is None else [shadow])}
 
 
-def _reigns(connection: Connection) -> list[str]:
+def _champion_history(connection: Connection) -> list[str]:
     """Return the champions, the oldest first, without those that were rolled back."""
     reigns: list[str] = []
     for row in connection.execute(
@@ -204,7 +204,7 @@ _GATES = text("""
 """)
 
 
-def _take_turns(connection: Connection) -> None:
+def _lock_registry(connection: Connection) -> None:
     """Let one promotion finish before the next reads the pointer."""
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('app.champion'))")
 
@@ -253,14 +253,14 @@ def _in_shadow(connection: Connection) -> tuple[str | None, datetime | None]:
     return newest.model_version, newest.since
 
 
-def _shade(connection: Connection, digest: str | None, actor: str, reason: str) -> None:
+def _set_shadow(connection: Connection, digest: str | None, actor: str, reason: str) -> None:
     if _in_shadow(connection)[0] != digest:
         connection.execute(
             insert(ShadowEntry).values(model_version=digest, actor=actor, reason=reason)
         )
 
 
-def _enthrone(
+def _set_champion(
     connection: Connection,
     digest: str,
     action: str,
@@ -275,4 +275,4 @@ def _enthrone(
         )
     )
     if _in_shadow(connection)[0] == digest:
-        _shade(connection, None, actor, "became champion")
+        _set_shadow(connection, None, actor, "became champion")

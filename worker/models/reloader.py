@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.models.registry import ModelsRegistry, ModelVersion
-    from worker.scoring.device_thread import Device
+    from worker.scoring.device_thread import InferenceThread
     from worker.scoring.interface import Scorer
     from worker.telemetry.metrics import Metrics
 
@@ -38,10 +38,10 @@ class WrongModel(UnlatentError):
     """What was loaded is not the model version that the registry names."""
 
 
-class Succession:
+class ModelReloader:
     """Keeps a device's models as the registry wants them.
 
-    `load` fetches and builds one; `tidy` hears which digests the device uses, at the start and
+    `load` fetches and builds one; `prune` hears which digests the device uses, at the start and
     after every change.
     """
 
@@ -50,15 +50,15 @@ class Succession:
         *,
         registry: ModelsRegistry,
         load: Callable[[ModelVersion], Scorer],
-        tidy: Callable[[set[str]], object],
-        device: Device,
+        prune: Callable[[set[str]], object],
+        device: InferenceThread,
         metrics: Metrics,
         every_s: float,
     ) -> None:
         self._registry = registry
         self._load = load
-        self._tidy = tidy
-        self._tidied: set[str] | None = None
+        self._prune = prune
+        self._pruned: set[str] | None = None
         self._device = device
         self._metrics = metrics
         self._every_s = every_s
@@ -77,17 +77,17 @@ class Succession:
 
     def follow(self) -> None:
         """Look at the pointers once and do what they say; raises `LedgerUnavailable`."""
-        standing = self._registry.standing()
-        champion = standing.champion
+        active = self._registry.active()
+        champion = active.champion
         if champion is not None and champion.digest != self._device.model_version:
-            self._appoint(Role.CHAMPION, champion)
-        wanted = None if standing.shadow is None else standing.shadow.digest
+            self._swap(Role.CHAMPION, champion)
+        wanted = None if active.shadow is None else active.shadow.digest
         if wanted != self._device.shadow_version:
-            self._appoint(Role.SHADOW, standing.shadow)
+            self._swap(Role.SHADOW, active.shadow)
         used = {self._device.model_version, self._device.shadow_version or ""}
-        if used != self._tidied:
-            self._tidy(used)
-            self._tidied = used
+        if used != self._pruned:
+            self._prune(used)
+            self._pruned = used
 
     def _run(self) -> None:
         while not self._stopping.wait(self._every_s):
@@ -98,7 +98,7 @@ class Succession:
             except Exception:  # noqa: BLE001 - the thread must live on
                 _log.exception("succession_failed")
 
-    def _appoint(self, role: Role, model: ModelVersion | None) -> None:
+    def _swap(self, role: Role, model: ModelVersion | None) -> None:
         digest = None if model is None else model.digest
         key = (role, digest or "")
         if time.monotonic() < self._refused.get(key, 0.0):
@@ -106,7 +106,7 @@ class Succession:
         begun = time.monotonic()
         try:
             scorer = None if model is None else self._loaded(model)
-            self._device.appoint(role, scorer).result()
+            self._device.swap_model(role, scorer).result()
         except TransientError as error:
             _log.warning("model_unavailable", role=role, digest=digest, error=str(error))
             self._metrics.model_changes.labels(role, "unavailable").inc()

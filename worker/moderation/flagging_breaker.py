@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trip:
+class BreakerTrip:
     """A source whose share of flags, over `images` verdicts, left the band of its policy."""
 
     source: str
@@ -25,7 +25,7 @@ class Trip:
     images: int
 
 
-def check_breakers(engine: Engine) -> list[Trip]:
+def check_breakers(engine: Engine) -> list[BreakerTrip]:
     """Stop automatic flagging where the share of flags left its band; beat asks for it.
 
     Each trip is logged as an error (the alert), audited and sent as `breaker.opened`. Until a
@@ -35,7 +35,8 @@ def check_breakers(engine: Engine) -> list[Trip]:
     with transaction(engine) as connection:
         rows = connection.execute(text("SELECT * FROM app.check_breakers()")).all()
     trips = [
-        Trip(source=row.tripped, flag_share=row.tripped_share, images=row.counted) for row in rows
+        BreakerTrip(source=row.tripped, flag_share=row.tripped_share, images=row.counted)
+        for row in rows
     ]
     for trip in trips:
         _log.error(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
+class SourceGrant:
     """What one login may see and do; `sources` None means every source."""
 
     moderator: str
@@ -54,12 +54,12 @@ def disallow(engine: Engine, name: str) -> bool:
     return removed.rowcount > 0
 
 
-def allowances(engine: Engine) -> list[Allowance]:
+def source_grants(engine: Engine) -> list[SourceGrant]:
     """List everybody who may moderate."""
     with engine.connect() as connection:
         rows = connection.execute(select(Moderator.__table__).order_by(Moderator.moderator)).all()
     return [
-        Allowance(
+        SourceGrant(
             moderator=row.moderator,
             sources=None if row.every_source else tuple(row.sources),
             lead=row.lead,

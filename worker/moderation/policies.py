@@ -38,7 +38,7 @@ class TooFewDecisions(SettingsError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class PolicyDraft:
     """A policy that is not in force yet; `source` None means every source without its own."""
 
     review: float
@@ -59,7 +59,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class TierChange:
     """How many verdicts would move from one tier to another, with a few of them."""
 
     before: str
@@ -69,7 +69,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
+class EstimatedRate:
     """A weighted share with its 95 % interval and the number of decided images behind it."""
 
     share: float
@@ -87,13 +87,15 @@ class Preview:
     """
 
     verdicts: int
-    changes: tuple[Change, ...]
-    false_positives: Rate | None
-    recall: Rate | None
+    changes: tuple[TierChange, ...]
+    false_positives: EstimatedRate | None
+    recall: EstimatedRate | None
     precision: dict[float, tuple[float, float]]
 
 
-def preview(engine: Engine, draft: Draft, *, since: timedelta = timedelta(days=30)) -> Preview:
+def preview(
+    engine: Engine, draft: PolicyDraft, *, since: timedelta = timedelta(days=30)
+) -> Preview:
     """Try the draft on current verdicts of its source; nothing is written."""
     values = {
         "source": draft.source,
@@ -119,7 +121,7 @@ def preview(engine: Engine, draft: Draft, *, since: timedelta = timedelta(days=3
     return Preview(
         verdicts=sum(row.images for row in moved),
         changes=tuple(
-            Change(
+            TierChange(
                 before=row.before,
                 after=row.after,
                 images=row.images,
@@ -166,9 +168,9 @@ def threshold_for(
     )
 
 
-def enact(engine: Engine, draft: Draft, *, reason: str) -> int:
+def activate(engine: Engine, draft: PolicyDraft, *, reason: str) -> int:
     """Put the draft in force for verdicts from now on; return its id. Past verdicts keep theirs."""
-    values = {name: getattr(draft, name) for name in Draft.__dataclass_fields__}
+    values = {name: getattr(draft, name) for name in PolicyDraft.__dataclass_fields__}
     with engine.begin() as connection:
         enacted: int = connection.scalars(
             insert(Policy).values(**values, reason=reason).returning(Policy.id)
@@ -180,7 +182,7 @@ def _decided(connection: Connection, source: str | None, since: timedelta) -> Se
     return connection.execute(text(_DECIDED), {"source": source, "since": since}).all()
 
 
-def _rate(decided: Sequence[Any], threshold: float, *, of: str) -> Rate | None:
+def _rate(decided: Sequence[Any], threshold: float, *, of: str) -> EstimatedRate | None:
     """Weigh the share of decided images of one kind that score at or above the threshold."""
     kind = [row for row in decided if row.decision == of]
     total = sum(row.weight for row in kind)
@@ -190,7 +192,7 @@ def _rate(decided: Sequence[Any], threshold: float, *, of: str) -> Rate | None:
     # Kish's effective size of a weighted sample ("Survey Sampling", 1965, 11.7).
     size = total**2 / sum(row.weight**2 for row in kind)
     low, high = wilson(share, size)
-    return Rate(share=share, low=low, high=high, decided=len(kind))
+    return EstimatedRate(share=share, low=low, high=high, decided=len(kind))
 
 
 def _precision(base: float, recall: float, false_positives: float) -> float:

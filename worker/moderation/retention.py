@@ -73,7 +73,7 @@ def request_erasure(engine: Engine, image_id: UUID, *, reason: str) -> None:
         )
 
 
-class Keeper:
+class RetentionJob:
     """Removes what may not be kept any longer.
 
     From `evidence_bucket` an erasure also takes the picture of a worker that died before it could

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 
-def write(owner_url: str, settings: Settings) -> None:
+def write_sql_settings(owner_url: str, settings: Settings) -> None:
     """Make `app.config` say what the settings say; only the owner may write there."""
     moderation = settings.moderation
     wanted = {

@@ -44,7 +44,7 @@ _NOW = func.clock_timestamp()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
+class OutboxEntry:
     """One message of the outbox as people see it."""
 
     message_id: int
@@ -76,7 +76,7 @@ def sign(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(signed.digest()).decode()
 
 
-def verify(
+def verify_signature(
     secret: str, *, headers: dict[str, str], body: bytes, tolerance_s: float = 300.0
 ) -> bool:
     """Say whether a delivery is ours and fresh; for receivers, in constant time.
@@ -199,7 +199,7 @@ class Dispatcher:
         return None
 
 
-def dead_letters(engine: Engine, *, limit: int = 100) -> list[Letter]:
+def dead_letters(engine: Engine, *, limit: int = 100) -> list[OutboxEntry]:
     """List messages that were given up, the latest first."""
     with engine.connect() as connection:
         rows = connection.execute(
@@ -209,7 +209,7 @@ def dead_letters(engine: Engine, *, limit: int = 100) -> list[Letter]:
             .limit(limit)
         ).all()
     return [
-        Letter(
+        OutboxEntry(
             message_id=row.id,
             topic=row.topic,
             payload=row.payload,

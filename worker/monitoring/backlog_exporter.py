@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from worker.ingest.metrics import BridgeMetrics
     from worker.ledger.interface import Ledger
-    from worker.monitoring.database_gauges import Oversight
+    from worker.monitoring.database_gauges import DatabaseCollector
 
 _log = structlog.get_logger(__name__)
 
 EVERY_S = 10.0
 
 
-class Exporter:
+class BacklogExporter:
     """A context manager: reads from entering it until leaving it."""
 
     def __init__(
@@ -40,13 +40,13 @@ class Exporter:
         redis: Redis,
         key_prefix: str,
         metrics: BridgeMetrics,
-        oversight: Oversight,
+        gauges: DatabaseCollector,
     ) -> None:
         self._ledger = ledger
         self._redis = redis
         self._key_prefix = key_prefix
         self._metrics = metrics
-        self._oversight = oversight
+        self._gauges = gauges
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="exporter", daemon=True)
 
@@ -78,7 +78,7 @@ class Exporter:
             for queue, length in zip(QUEUES, pipeline.execute(), strict=True):
                 self._metrics.queued.labels(queue).set(length)
         # Last, because autoscaling does not wait for it.
-        self._oversight.read()
+        self._gauges.read()
 
     def _run(self) -> None:
         while True:

@@ -34,7 +34,7 @@ RUN_STATES = ("running", "finished", "empty", "failed", "refused")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class GaugeQuery:
     """One gauge and the query that reads it: the labels' columns, then the value.
 
     `always` lists what is published as 0 when the query has no row for it.
@@ -59,27 +59,27 @@ class Reading:
 
 
 #: Every query reads a partial index, a day, or a table of few rows: both bridges ask them always.
-READINGS = (
-    Reading(
+GAUGES = (
+    GaugeQuery(
         "review_images",
         "Images that wait for a moderator.",
         "SELECT queue, count(*) FROM app.reviews WHERE closed_at IS NULL GROUP BY queue",
         labels=("queue",),
         always=tuple((queue,) for queue in QUEUES),
     ),
-    Reading(
+    GaugeQuery(
         "review_oldest_seconds",
         "Age of the image that has waited longest for a moderator.",
         "SELECT queue, extract(epoch FROM clock_timestamp() - min(queued_at))"
         " FROM app.reviews WHERE closed_at IS NULL GROUP BY queue",
         labels=("queue",),
     ),
-    Reading(
+    GaugeQuery(
         "review_claims",
         "Images that a moderator looks at.",
         "SELECT count(*) FROM app.claims WHERE closed_at IS NULL AND until > clock_timestamp()",
     ),
-    Reading(
+    GaugeQuery(
         "decisions_last_day",
         "Decisions of the last 24 h, by what the verdict had said and what the person said.",
         "SELECT coalesce(v.label, 'none'), d.decision, count(*)"
@@ -87,55 +87,55 @@ READINGS = (
         " WHERE d.created_at > now() - interval '1 day' GROUP BY 1, 2",
         labels=("verdict", "decision"),
     ),
-    Reading(
+    GaugeQuery(
         "breakers_open",
         "1 while automatic flagging of a source is stopped.",
         "SELECT source, 1 FROM app.breakers WHERE closed_at IS NULL",
         labels=("source",),
     ),
-    Reading(
+    GaugeQuery(
         "outbox_messages",
         "Webhooks that are not delivered and not given up.",
         "SELECT count(*) FROM app.outbox WHERE delivered_at IS NULL AND dead_at IS NULL",
     ),
-    Reading(
+    GaugeQuery(
         "outbox_oldest_seconds",
         "Age of the oldest of those.",
         "SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM app.outbox"
         " WHERE delivered_at IS NULL AND dead_at IS NULL HAVING count(*) > 0",
     ),
-    Reading(
+    GaugeQuery(
         "erasures_oldest_seconds",
         "Age of the oldest request to erase an image that is not carried out.",
         "SELECT extract(epoch FROM clock_timestamp() - min(requested_at)) FROM app.erasures"
         " WHERE rows_done_at IS NULL HAVING count(*) > 0",
     ),
-    Reading(
+    GaugeQuery(
         "training_runs",
         "Training runs by how they ended.",
         "SELECT state, count(*) FROM app.training_runs GROUP BY state",
         labels=("state",),
         always=tuple((state,) for state in RUN_STATES),
     ),
-    Reading(
+    GaugeQuery(
         "training_run_seconds",
         "Age of the training run that is under way.",
         "SELECT extract(epoch FROM clock_timestamp() - started_at)"
         " FROM app.training_runs WHERE state = 'running'",
     ),
-    Reading(
+    GaugeQuery(
         "training_lease_seconds",
         "How long that run is still held; less than 0 when nobody holds it.",
         "SELECT extract(epoch FROM lease_until - clock_timestamp())"
         " FROM app.training_runs WHERE state = 'running'",
     ),
-    Reading(
+    GaugeQuery(
         "training_stages",
         "Finished stages of that run.",
         "SELECT (SELECT count(*) FROM jsonb_object_keys(stages))"
         " FROM app.training_runs WHERE state = 'running'",
     ),
-    Reading(
+    GaugeQuery(
         "training_snapshot_images",
         "Images of the newest sealed data set, by what they are for.",
         "SELECT side, label, count(*) FROM app.snapshot_items WHERE snapshot_id ="
@@ -143,25 +143,25 @@ READINGS = (
         " GROUP BY side, label",
         labels=("side", "label"),
     ),
-    Reading(
+    GaugeQuery(
         "shadow_seconds",
         "For how long a challenger has been in shadow.",
         f"SELECT model_version, extract(epoch FROM now() - since) FROM ({IN_SHADOW}) s",  # noqa: S608 - a constant
         labels=("model_version",),
     ),
-    Reading(
+    GaugeQuery(
         "shadow_pairs",
         "Images of the last day, 1000 at most, that champion and challenger judged.",
         f"SELECT champion = challenger, count(*) FROM ({LATEST_PAIRS}) p GROUP BY 1",  # noqa: S608 - a constant
         labels=("agree",),
     ),
-    Reading(
+    GaugeQuery(
         "shadow_score_correlation",
         "Pearson's correlation of their scores of those images.",
         f"SELECT corr(champion_score, score) AS c FROM ({LATEST_PAIRS}) p HAVING count(*) > 1",  # noqa: S608 - a constant
     ),
     *(
-        Reading(
+        GaugeQuery(
             f"drift_{name}",
             documentation,
             f"SELECT source, {value} FROM ({_DRIFT}) d WHERE {value} IS NOT NULL",  # noqa: S608 - constants
@@ -180,12 +180,12 @@ READINGS = (
             ("detected", "drifted::int", "1 where scores moved beyond the limits."),
         )
     ),
-    Reading(
+    GaugeQuery(
         "drift_read_timestamp_seconds",
         "When drift was last read.",
         "SELECT extract(epoch FROM max(at)) FROM app.drift_readings HAVING count(*) > 0",
     ),
-    Reading(
+    GaugeQuery(
         "training_finished_timestamp_seconds",
         "When a training run last finished.",
         "SELECT extract(epoch FROM max(ended_at)) FROM app.training_runs"
@@ -194,7 +194,7 @@ READINGS = (
 )
 
 
-class Oversight(Collector):
+class DatabaseCollector(Collector):
     """A collector of what was read last; raises `LedgerUnavailable` from `read` alone."""
 
     def __init__(self, engine: Engine) -> None:
@@ -204,7 +204,7 @@ class Oversight(Collector):
     def read(self) -> None:
         """Ask the database once for everything, in one transaction."""
         with transaction(self._engine) as connection:
-            self._families = [reading.read(connection) for reading in READINGS]
+            self._families = [reading.read(connection) for reading in GAUGES]
 
     def collect(self) -> Iterator[Metric]:
         """Return the last reading; nothing before the first one."""

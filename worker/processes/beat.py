@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from celery import signals
 
 from worker.queue.app import build_app
-from worker.queue.beat_scheduler import LivelyScheduler
+from worker.queue.beat_scheduler import HeartbeatScheduler
 from worker.telemetry.health import BEAT_ALIVE
 from worker.telemetry.logs import leave_logging_alone
 
@@ -20,4 +20,4 @@ def run_beat(settings: Settings) -> None:
     settings.observability.run_dir.mkdir(parents=True, exist_ok=True)
     (settings.observability.run_dir / BEAT_ALIVE).unlink(missing_ok=True)
     signals.setup_logging.connect(leave_logging_alone)
-    build_app(settings).Beat(scheduler_cls=LivelyScheduler, quiet=True).run()
+    build_app(settings).Beat(scheduler_cls=HeartbeatScheduler, quiet=True).run()

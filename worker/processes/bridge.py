@@ -16,8 +16,8 @@ from worker.database.engine import build_engine
 from worker.ingest.bridge import Bridge
 from worker.ingest.metrics import BridgeMetrics
 from worker.ledger.postgres import PostgresLedger
-from worker.monitoring.backlog_exporter import Exporter
-from worker.monitoring.database_gauges import Oversight
+from worker.monitoring.backlog_exporter import BacklogExporter
+from worker.monitoring.database_gauges import DatabaseCollector
 from worker.queue.app import build_app
 from worker.queue.publisher import CeleryPublisher
 from worker.storage.s3 import S3Storage
@@ -45,8 +45,8 @@ def run_bridge(settings: Settings, *, name: str | None = None) -> None:
         ledger = PostgresLedger(engine)
         storage = stack.enter_context(closing(S3Storage(settings.s3)))
         metrics = BridgeMetrics()
-        oversight = Oversight(engine)
-        metrics.registry.register(oversight)
+        gauges = DatabaseCollector(engine)
+        metrics.registry.register(gauges)
         if settings.observability.metrics_port:
             start_http_server(settings.observability.metrics_port, registry=metrics.registry)
         tracer = stack.enter_context(
@@ -61,12 +61,12 @@ def run_bridge(settings: Settings, *, name: str | None = None) -> None:
             )
         )
         stack.enter_context(
-            Exporter(
+            BacklogExporter(
                 ledger=ledger,
                 redis=connection,
                 key_prefix=settings.redis.key_prefix,
                 metrics=metrics,
-                oversight=oversight,
+                gauges=gauges,
             )
         )
         Bridge(

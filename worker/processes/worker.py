@@ -27,22 +27,22 @@ from worker.ledger.interface import DeathPolicy
 from worker.ledger.postgres import PostgresLedger
 from worker.models import drift
 from worker.models.bundle_cache import prune
-from worker.models.loading import load_detector, released
+from worker.models.loading import load_detector, settings_for_model
 from worker.models.registry import ModelsRegistry
-from worker.models.reloader import Succession, first_model
+from worker.models.reloader import ModelReloader, first_model
 from worker.moderation.flagging_breaker import check_breakers
 from worker.queue import names
 from worker.queue.app import build_app
-from worker.queue.broker_state import RedisMessages
-from worker.queue.consumer_control import Consumption
+from worker.queue.broker_state import RedisBrokerState
+from worker.queue.consumer_control import ConsumerControl
 from worker.queue.publisher import CeleryPublisher
-from worker.queue.redis_qos import use_places
+from worker.queue.redis_qos import install_leak_free_qos
 from worker.queue.sweeper import Sweeper
 from worker.queue.tasks import register_tasks
-from worker.scoring.device_thread import Device
+from worker.scoring.device_thread import InferenceThread
 from worker.scoring.evidence import evidence_keeper
 from worker.scoring.pipeline import Pipeline
-from worker.scoring.storage_breaker import Breaker
+from worker.scoring.storage_breaker import StorageBreaker
 from worker.storage.s3 import S3Storage
 from worker.telemetry.health import Health
 from worker.telemetry.logs import leave_logging_alone
@@ -90,9 +90,9 @@ def run_worker(
         registry = ModelsRegistry(engine)
 
         def load(model: ModelVersion) -> Scorer:
-            return load_scorer(released(settings, model))
+            return load_scorer(settings_for_model(settings, model))
 
-        device = Device(
+        device = InferenceThread(
             lambda: first_model(registry, load, lambda: load_scorer(settings.scoring)),
             ledger=ledger,
             settings=settings.scoring,
@@ -101,25 +101,25 @@ def run_worker(
         )
         stack.callback(device.stop)
         device.start()
-        succession = Succession(
+        reloader = ModelReloader(
             registry=registry,
             load=load,
-            tidy=lambda used: prune(settings.scoring.cache, used | registry.within_reach()),
+            prune=lambda used: prune(settings.scoring.cache, used | registry.digests_in_use()),
             device=device,
             metrics=metrics,
             every_s=settings.scoring.reload_every_s,
         )
-        stack.callback(succession.stop)
-        succession.start()
-        consumption = Consumption([name for name in names.IMAGE_QUEUES if name in queues])
-        breaker = Breaker(
+        stack.callback(reloader.stop)
+        reloader.start()
+        consumer = ConsumerControl([name for name in names.IMAGE_QUEUES if name in queues])
+        breaker = StorageBreaker(
             storage,
             limit=settings.s3.denied_limit,
-            pause=consumption.pause,
-            resume=consumption.resume,
+            pause=consumer.pause,
+            resume=consumer.resume,
         )
         stack.callback(breaker.stop)
-        messages = RedisMessages(settings.redis)
+        messages = RedisBrokerState(settings.redis)
         pipeline = Pipeline(
             ledger=ledger,
             storage=storage,
@@ -133,7 +133,7 @@ def run_worker(
             evidence=evidence_keeper(settings, storage=storage, ledger=ledger, metrics=metrics),
             tracer=tracer,
         )
-        use_places()
+        install_leak_free_qos()
         app = build_app(settings)
         register_tasks(
             app,
@@ -153,14 +153,14 @@ def run_worker(
         metrics.watch("paused", "1 while storage denies everything.", lambda: breaker.is_open)
         if settings.observability.metrics_port:
             stack.callback(metrics.serve(settings.observability.metrics_port))
-        return _consume(app, settings, queues, consumption, pipeline, health)
+        return _consume(app, settings, queues, consumer, pipeline, health)
 
 
 def _consume(
     app: Celery,
     settings: Settings,
     queues: Sequence[str],
-    consumption: Consumption,
+    consumer: ConsumerControl,
     pipeline: Pipeline,
     health: Health,
 ) -> int:
@@ -189,6 +189,6 @@ def _consume(
         without_heartbeat=True,
         quiet=True,
     )
-    consumption.bind(worker)
+    consumer.bind(worker)
     worker.start()
     return worker.exitcode or 0

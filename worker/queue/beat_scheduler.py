@@ -10,7 +10,7 @@ from celery.beat import PersistentScheduler
 from worker.telemetry.health import BEAT_ALIVE
 
 
-class LivelyScheduler(PersistentScheduler):  # type: ignore[misc]  # Celery is not typed
+class HeartbeatScheduler(PersistentScheduler):  # type: ignore[misc]  # Celery is not typed
     """Touches `beat.alive` beside its schedule at every tick."""
 
     def tick(self, *args: Any, **kwargs: Any) -> float:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from worker.settings import Redis as RedisSettings
 
 
-class Messages(Protocol):
+class BrokerState(Protocol):
     """The messages of pending images; both methods raise `QueueUnavailable`."""
 
     def waiting(self) -> int:
@@ -27,7 +27,7 @@ class Messages(Protocol):
         """Return the images with a message that waits or that a worker has not acknowledged."""
 
 
-class RedisMessages:
+class RedisBrokerState:
     """`Messages` as Celery's Redis transport keeps them."""
 
     def __init__(self, settings: RedisSettings) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-class Consumption:
+class ConsumerControl:
     """Pauses the queues of images; `bind` names the worker once it exists."""
 
     def __init__(self, queues: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-class Places(redis.QoS):  # type: ignore[misc]  # kombu is untyped
+class LeakFreeQoS(redis.QoS):  # type: ignore[misc]  # kombu is untyped
     """The messages under way on one channel."""
 
     def append(self, message: Message, delivery_tag: str) -> None:
@@ -50,6 +50,6 @@ class Places(redis.QoS):  # type: ignore[misc]  # kombu is untyped
             virtual.QoS.ack(self, delivery_tag)
 
 
-def use_places() -> None:
+def install_leak_free_qos() -> None:
     """Have every channel of this process that is opened from now on keep its places so."""
-    redis.Channel.QoS = Places
+    redis.Channel.QoS = LeakFreeQoS

@@ -15,7 +15,7 @@ import structlog
 
 if TYPE_CHECKING:
     from worker.ledger.interface import Ledger
-    from worker.queue.broker_state import Messages
+    from worker.queue.broker_state import BrokerState
     from worker.queue.publisher import Publisher
     from worker.settings import Queue
     from worker.telemetry.metrics import Metrics
@@ -31,7 +31,7 @@ class Sweeper:
         *,
         ledger: Ledger,
         publisher: Publisher,
-        messages: Messages,
+        messages: BrokerState,
         settings: Queue,
         metrics: Metrics,
     ) -> None:

@@ -19,7 +19,7 @@ ACTOR = "trainer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Champions:
+class BundleAccess:
     """Fetches bundles; `default` is the one that serves before the first promotion."""
 
     registry: ModelsRegistry

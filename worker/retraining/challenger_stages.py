@@ -43,19 +43,19 @@ if TYPE_CHECKING:
     from training.data.manifest import Entry
     from training.data.shards import SampleFiles
     from training.evaluation.promotion_gate import GateLimits, Paired
-    from worker.retraining.bundle_access import Champions
-    from worker.retraining.dataset_stages import Bench
+    from worker.retraining.bundle_access import BundleAccess
+    from worker.retraining.dataset_stages import DatasetContext
     from worker.retraining.stage_runner import Progress, Stage
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forge:
-    """Where challengers are made."""
+class ChallengerContext:
+    """Dependencies of the challenger stages."""
 
-    bench: Bench
-    champions: Champions
+    dataset_context: DatasetContext
+    champions: BundleAccess
     work_dir: Path
     device: str
     recipe: ChallengerRecipe
@@ -65,7 +65,7 @@ class Forge:
         """Return the run's part of the work folder."""
         return self.work_dir / f"run-{progress.run_id}"
 
-    def tidy(self, progress: Progress) -> None:
+    def remove_other_runs(self, progress: Progress) -> None:
         """Remove what other runs left in the work folder: there is one run at a time."""
         for folder in self.work_dir.glob("run-*"):
             if folder != self.folder(progress):
@@ -73,10 +73,15 @@ class Forge:
 
     def stored(self, progress: Progress) -> list[tuple[str, BucketStore]]:
         """Return digest and place of every sealed data set, that of the run first."""
-        bucket = self.bench.bucket
+        bucket = self.dataset_context.bucket
         return [
-            (digest, BucketStore(self.bench.storage, bucket, uri.removeprefix(f"s3://{bucket}/")))
-            for digest, uri in Snapshots(self.bench.engine).sealed(progress.snapshot_id)
+            (
+                digest,
+                BucketStore(
+                    self.dataset_context.storage, bucket, uri.removeprefix(f"s3://{bucket}/")
+                ),
+            )
+            for digest, uri in Snapshots(self.dataset_context.engine).sealed(progress.snapshot_id)
         ]
 
     def files(self, progress: Progress, side: Side) -> Iterator[SampleFiles]:
@@ -84,8 +89,8 @@ class Forge:
 
         Nor with the renderings of earlier runs: each has new ones.
         """
-        gone = revoked_images(self.bench.engine, self.bench.policy)
-        own = {one.key for one in series(self.bench.shaders, seed=progress.run_id)}
+        gone = revoked_images(self.dataset_context.engine, self.dataset_context.policy)
+        own = {one.key for one in series(self.dataset_context.shaders, seed=progress.run_id)}
         for _, store in self.stored(progress):
             for sample in read_samples(store, load_dataset(store)):
                 stale = sample.source == SHADERS and sample.key not in own
@@ -101,32 +106,32 @@ class Forge:
 class Train:
     """Teaches the champion's branches further."""
 
-    forge: Forge
+    context: ChallengerContext
     name: str = "train"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Train, and store each branch's weights; ends the run when nothing could be calibrated."""
-        forge, began = self.forge, time.monotonic()
-        forge.tidy(progress)
+        context, began = self.context, time.monotonic()
+        context.remove_other_runs(progress)
         try:
-            require_calibration(forge.laid_out(progress, Side.CALIBRATION))
+            require_calibration(context.laid_out(progress, Side.CALIBRATION))
         except CalibrationError as error:
             raise RunEnds(Ending.REFUSED, str(error)) from error
-        champion = forge.champions.current()
+        champion = context.champions.current()
         tuned = fine_tune(
-            islice(forge.files(progress, Side.TRAINING), forge.recipe.lessons.most_images),
+            islice(context.files(progress, Side.TRAINING), context.recipe.lessons.most_images),
             champion,
-            forge.recipe,
-            forge.folder(progress),
-            device=forge.device,
+            context.recipe,
+            context.folder(progress),
+            device=context.device,
         )
-        store = forge.bench.store(progress.run_id)
+        store = context.dataset_context.store(progress.run_id)
         for name, branch in tuned.items():
             store.write(_weights_name(name), save(branch.weights))
         return {
             "champion": champion.model_version,
             "branches": sorted(tuned),
-            "replayed": [digest for digest, _ in forge.stored(progress)][1:],
+            "replayed": [digest for digest, _ in context.stored(progress)][1:],
             "losses": {name: _stated(branch.losses) for name, branch in tuned.items()},
             "took_s": round(time.monotonic() - began, 1),
         }
@@ -144,13 +149,13 @@ def _weights_name(branch: str) -> str:
 class Calibrate:
     """Fits fusion and thresholds, and stores the bundle."""
 
-    forge: Forge
+    context: ChallengerContext
     name: str = "calibrate"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Write and upload the bundle; ends the run when no operating point is supported."""
-        forge, trained = self.forge, progress.facts["train"]
-        store = forge.bench.store(progress.run_id)
+        context, trained = self.context, progress.facts["train"]
+        store = context.dataset_context.store(progress.run_id)
         weights = {}
         for name in trained["branches"]:
             data = store.read(_weights_name(name))
@@ -159,7 +164,7 @@ class Calibrate:
             weights[name] = load(data)
         families = {
             sample.source
-            for sample in forge.files(progress, Side.TRAINING)
+            for sample in context.files(progress, Side.TRAINING)
             if sample.label == Label.GENERATED
         }
         digest = progress.facts["align"]["digest"]
@@ -170,24 +175,24 @@ class Calibrate:
         }
         try:
             bundle = calibrated(
-                forge.folder(progress) / "challenger",
-                forge.champions.of(trained["champion"]),
+                context.folder(progress) / "challenger",
+                context.champions.of(trained["champion"]),
                 weights,
-                forge.laid_out(progress, Side.CALIBRATION),
+                context.laid_out(progress, Side.CALIBRATION),
                 Origin(
                     snapshot_digest=digest,
                     families=sorted(families),
                     data_licence="the site's own images",
                     facts=facts,
                 ),
-                device=forge.device,
+                device=context.device,
             )
         except CalibrationError as error:
             raise RunEnds(Ending.REFUSED, str(error)) from error
         points = [point.name for point in bundle.manifest.operating_points if point.supported]
         return {
             "model_version": bundle.model_version,
-            "uri": forge.champions.bundles.upload(bundle),
+            "uri": context.champions.bundles.upload(bundle),
             "supported": points,
         }
 
@@ -196,13 +201,13 @@ class Calibrate:
 class Evaluate:
     """Scores the evaluation side with champion and challenger."""
 
-    forge: Forge
+    context: ChallengerContext
     name: str = "evaluate"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Score; the scores stay in the work folder."""
         began = time.monotonic()
-        tiers = _contest(self.forge, progress, *_rivals(self.forge, progress))
+        tiers = _contest(self.context, progress, *_rivals(self.context, progress))
         images = len(tiers["clean"].generated) if tiers else 0
         return {
             "images": images,
@@ -211,49 +216,49 @@ class Evaluate:
         }
 
 
-def _rivals(forge: Forge, progress: Progress) -> tuple[Detector, Detector]:
-    champion = forge.champions.of(progress.facts["train"]["champion"])
+def _rivals(context: ChallengerContext, progress: Progress) -> tuple[Detector, Detector]:
+    champion = context.champions.of(progress.facts["train"]["champion"])
     made = progress.facts["calibrate"]
-    challenger = forge.champions.fetch(made["uri"], made["model_version"])
+    challenger = context.champions.fetch(made["uri"], made["model_version"])
     return (
-        Detector(champion, device=forge.device),
-        Detector(challenger, device=forge.device),
+        Detector(champion, device=context.device),
+        Detector(challenger, device=context.device),
     )
 
 
 def _contest(
-    forge: Forge, progress: Progress, champion: Detector, challenger: Detector
+    context: ChallengerContext, progress: Progress, champion: Detector, challenger: Detector
 ) -> dict[str, Paired]:
     """Compare both on the evaluation side; empty when there is no image on it."""
-    entries = forge.laid_out(progress, Side.EVALUATION)
+    entries = context.laid_out(progress, Side.EVALUATION)
     if not entries:
         return {}
-    added = set(load_dataset(forge.bench.store(progress.run_id)).keys)
+    added = set(load_dataset(context.dataset_context.store(progress.run_id)).keys)
     return compete(
         champion,
         challenger,
         entries,
-        forge.folder(progress) / "scores",
+        context.folder(progress) / "scores",
         new=[entry.path for entry in entries if entry.path.stem in added],
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class Gate:
     """Holds the challenger against the champion and records the gate's decision."""
 
-    forge: Forge
+    context: ChallengerContext
     name: str = "gate"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Decide, and store the report; a refusal ends the run only after the registration."""
-        forge = self.forge
-        champion, challenger = _rivals(forge, progress)
-        tiers = _contest(forge, progress, champion, challenger)
+        context = self.context
+        champion, challenger = _rivals(context, progress)
+        tiers = _contest(context, progress, champion, challenger)
         closed, unreadable = self._closed_reports()
         pinned = pinned_reports(champion, challenger, closed)
         decision = (
-            decide(tiers, pinned, limits=forge.limits) if tiers else GateDecision.without_images()
+            decide(tiers, pinned, limits=context.limits) if tiers else GateDecision.without_images()
         )
         rate = decision.false_positive_rate
         return asdict(decision) | {
@@ -264,10 +269,10 @@ class Judge:
         }
 
     def _closed_reports(self) -> tuple[list[ClosedReport], list[str]]:
-        bench = self.forge.bench
+        dataset_context = self.context.dataset_context
         closed, unreadable = [], []
-        for item in Snapshots(bench.engine).pinned():
-            original = StoredOriginal(item, bench.storage, bench.max_bytes)
+        for item in Snapshots(dataset_context.engine).pinned():
+            original = StoredOriginal(item, dataset_context.storage, dataset_context.max_bytes)
             try:
                 pixels = original.read().pixels
             except Unreadable as error:
@@ -283,10 +288,10 @@ class Judge:
         self, progress: Progress, decision: GateDecision, tiers: Mapping[str, Paired]
     ) -> str:
         """Write the page with its plots, store it and return its address."""
-        forge, bucket = self.forge, self.forge.bench.bucket
+        context, bucket = self.context, self.context.dataset_context.bucket
         trained = progress.facts["train"]
         page = write_report(
-            forge.folder(progress) / "report",
+            context.folder(progress) / "report",
             decision,
             tiers,
             {
@@ -300,7 +305,9 @@ class Judge:
                 "training run": progress.run_id,
             },
         )
-        reports = BucketStore(forge.bench.storage, bucket, f"reports/run-{progress.run_id}/")
+        reports = BucketStore(
+            context.dataset_context.storage, bucket, f"reports/run-{progress.run_id}/"
+        )
         for file in sorted(page.parent.iterdir()):
             reports.write(file.name, file.read_bytes())
         return f"s3://{bucket}/reports/run-{progress.run_id}/{page.name}"
@@ -310,13 +317,13 @@ class Judge:
 class Register:
     """Adds the challenger to the registry, whatever the gate said: so that it can be forced."""
 
-    forge: Forge
+    context: ChallengerContext
     name: str = "register"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Add the row; the bundle has been whole in object storage since it was calibrated."""
         made = progress.facts["calibrate"]
-        champions = self.forge.champions
+        champions = self.context.champions
         bundle = champions.fetch(made["uri"], made["model_version"])
         snapshot = progress.facts["align"]["digest"]
         champions.register(bundle, made["uri"], snapshot=snapshot)
@@ -324,10 +331,10 @@ class Register:
 
 
 @dataclass(frozen=True, slots=True)
-class Conclude:
+class EnterShadow:
     """Puts a challenger that passed into shadow, or ends the run as refused."""
 
-    forge: Forge
+    context: ChallengerContext
     name: str = "shadow"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
@@ -337,17 +344,17 @@ class Conclude:
             raise RunEnds(Ending.REFUSED, "; ".join(gate["reasons"]))
         digest = progress.facts["register"]["model_version"]
         reason = f"training run {progress.run_id} passed the gate: {'; '.join(gate['reasons'])}"
-        self.forge.champions.registry.put_in_shadow(digest, actor=ACTOR, reason=reason)
+        self.context.champions.registry.put_in_shadow(digest, actor=ACTOR, reason=reason)
         return {"model_version": digest}
 
 
-def challenge_stages(forge: Forge) -> list[Stage]:
+def challenge_stages(context: ChallengerContext) -> list[Stage]:
     """Return the stages from a sealed data set to the end of a run."""
     return [
-        Train(forge),
-        Calibrate(forge),
-        Evaluate(forge),
-        Judge(forge),
-        Register(forge),
-        Conclude(forge),
+        Train(context),
+        Calibrate(context),
+        Evaluate(context),
+        Gate(context),
+        Register(context),
+        EnterShadow(context),
     ]

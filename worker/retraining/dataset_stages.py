@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
+class AlignmentModels:
     """What the networks of a run are: aligners, and the feature space that distances live in."""
 
     aligners: Sequence[Aligner]
@@ -44,15 +44,15 @@ class Tools:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """Where the stages work; `load_tools` is called by the first stage that needs networks."""
+class DatasetContext:
+    """Where the stages work; `load_models` is called by the first stage that needs networks."""
 
     engine: Engine
     storage: Storage
     bucket: str
     policy: CollectPolicy
     max_bytes: int
-    load_tools: Callable[[], Tools]
+    load_models: Callable[[], AlignmentModels]
     alignment: AlignmentConfig
     limits: Limits
     shaders: int = 0
@@ -70,16 +70,16 @@ class Bench:
 class Collect:
     """Chooses the images and keeps the choice."""
 
-    bench: Bench
+    context: DatasetContext
     name: str = "collect"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Take the snapshot; ends the run when there is nothing new or no photograph."""
-        snapshots = Snapshots(self.bench.engine)
-        uri = f"s3://{self.bench.bucket}/{self.bench.prefix(progress.run_id)}"
+        snapshots = Snapshots(self.context.engine)
+        uri = f"s3://{self.context.bucket}/{self.context.prefix(progress.run_id)}"
         snapshot_id = snapshots.find(uri)
         if snapshot_id is None:
-            engine, policy = self.bench.engine, self.bench.policy
+            engine, policy = self.context.engine, self.context.policy
             selection = select(
                 candidates(engine, policy),
                 policy,
@@ -103,18 +103,20 @@ class Collect:
 class Align:
     """Reconstructs the photographs and writes the shards."""
 
-    bench: Bench
+    context: DatasetContext
     name: str = "align"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Build the data set; what was built before a crash is not built again."""
-        items = Snapshots(self.bench.engine).items(_snapshot(progress))
-        sources = [StoredOriginal(item, self.bench.storage, self.bench.max_bytes) for item in items]
+        items = Snapshots(self.context.engine).items(_snapshot(progress))
+        sources = [
+            StoredOriginal(item, self.context.storage, self.context.max_bytes) for item in items
+        ]
         dataset = align(
-            [*sources, *series(self.bench.shaders, seed=progress.run_id)],
-            self.bench.load_tools().aligners,
-            self.bench.store(progress.run_id),
-            config=self.bench.alignment,
+            [*sources, *series(self.context.shaders, seed=progress.run_id)],
+            self.context.load_models().aligners,
+            self.context.store(progress.run_id),
+            config=self.context.alignment,
         )
         return {
             "digest": dataset.digest,
@@ -127,23 +129,23 @@ class Align:
 class Audit:
     """Refuses a data set whose sides can be told apart by their files; seals one that passes."""
 
-    bench: Bench
+    context: DatasetContext
     name: str = "audit"
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Audit the pairs; ends the run when they are refused."""
-        store = self.bench.store(progress.run_id)
+        store = self.context.store(progress.run_id)
         dataset = load_dataset(store)
-        tools = self.bench.load_tools()
+        tools = self.context.load_models()
         report = audit(
             pair_files(read_samples(store, dataset)),
-            limits=self.bench.limits,
+            limits=self.context.limits,
             features=tools.features,
             space=tools.space,
         )
         if report.refusals:
             raise RunEnds(Ending.REFUSED, "; ".join(report.refusals))
-        Snapshots(self.bench.engine).seal(
+        Snapshots(self.context.engine).seal(
             _snapshot(progress), digest=dataset.digest, report=json.loads(report.to_json())
         )
         return {"probe_auc": report.probes["all"].auc}
@@ -155,6 +157,6 @@ def _snapshot(progress: Progress) -> int:
     return progress.snapshot_id
 
 
-def dataset_stages(bench: Bench) -> list[Stage]:
+def dataset_stages(context: DatasetContext) -> list[Stage]:
     """Return the stages from confirmed images to a sealed data set."""
-    return [Collect(bench), Align(bench), Audit(bench)]
+    return [Collect(context), Align(context), Audit(context)]

@@ -28,8 +28,8 @@ def promote_when_due(engine: Engine, registry: ModelsRegistry, settings: Trainin
     It must have judged enough images beside the champion. One that somebody put into shadow
     although the gate refused it is left to that person.
     """
-    standing = registry.standing()
-    shadow, since = standing.shadow, standing.shadow_since
+    active = registry.active()
+    shadow, since = active.shadow, active.shadow_since
     if settings.promote_after_s is None or shadow is None or since is None:
         return None
     with transaction(engine) as connection:

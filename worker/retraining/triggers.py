@@ -30,27 +30,27 @@ _DRIFTED = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class Slot:
     """A slot that a run may start in; whoever asks in the same slot names it the same."""
 
     slot: str
     trigger: str
 
 
-def due(engine: Engine, settings: Training, policy: CollectPolicy) -> Iterator[Due]:
+def due(engine: Engine, settings: Training, policy: CollectPolicy) -> Iterator[Slot]:
     """Name the slots that are due, by the database's clock; each is good for one run."""
     if settings.every_s is not None:
         with transaction(engine) as connection:
             now_s = float(
                 connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())::float8"))
             )
-        yield Due(f"calendar:{settings.every_s:g}:{int(now_s // settings.every_s)}", "calendar")
+        yield Slot(f"calendar:{settings.every_s:g}:{int(now_s // settings.every_s)}", "calendar")
     if settings.min_new_images is not None:
         images, newest = fresh(engine, policy)
         if images >= settings.min_new_images:
-            yield Due(f"confirmed:{newest}", "confirmed_images")
+            yield Slot(f"confirmed:{newest}", "confirmed_images")
     if settings.on_drift:
         with transaction(engine) as connection:
             drifted = connection.execute(_DRIFTED).one_or_none()
         if drifted is not None:
-            yield Due(f"drift:{drifted.model_version}:{drifted.day}", "drift")
+            yield Slot(f"drift:{drifted.model_version}:{drifted.day}", "drift")

@@ -14,10 +14,10 @@ from training.evaluation.promotion_gate import GateLimits
 from training.evaluation.shortcut_audit import Limits
 from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry
-from worker.retraining.bundle_access import Champions
+from worker.retraining.bundle_access import BundleAccess
 from worker.retraining.candidates import collect_policy
-from worker.retraining.challenger_stages import Forge, challenge_stages
-from worker.retraining.dataset_stages import Bench, Tools, dataset_stages
+from worker.retraining.challenger_stages import ChallengerContext, challenge_stages
+from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -30,26 +30,31 @@ if TYPE_CHECKING:
 
 def all_stages(settings: Settings, engine: Engine, storage: Storage) -> list[Stage]:
     """Return every stage of a run, in order."""
-    champions = Champions(
+    champions = BundleAccess(
         registry=ModelsRegistry(engine),
         bundles=BundleStore(storage, settings.training.bucket),
         default=settings.scoring.bundle,
         cache=settings.scoring.cache,
     )
-    place = bench(settings, engine, storage, champions)
-    return [*dataset_stages(place), *challenge_stages(forge(settings, place, champions))]
+    place = dataset_context(settings, engine, storage, champions)
+    return [
+        *dataset_stages(place),
+        *challenge_stages(challenger_context(settings, place, champions)),
+    ]
 
 
-def bench(settings: Settings, engine: Engine, storage: Storage, champions: Champions) -> Bench:
+def dataset_context(
+    settings: Settings, engine: Engine, storage: Storage, champions: BundleAccess
+) -> DatasetContext:
     """Put the surroundings of the data set's stages together."""
     training = settings.training
-    return Bench(
+    return DatasetContext(
         engine=engine,
         storage=storage,
         bucket=training.bucket,
         policy=collect_policy(training),
         max_bytes=settings.intake.max_bytes,
-        load_tools=lambda: load_tools(champions.current(), _device(settings)),
+        load_models=lambda: load_alignment_models(champions.current(), _device(settings)),
         alignment=AlignmentConfig(
             shard_images=training.shard_images,
             batch_size=training.batch_size or batch_for(_device(settings)),
@@ -64,11 +69,13 @@ def bench(settings: Settings, engine: Engine, storage: Storage, champions: Champ
     )
 
 
-def forge(settings: Settings, place: Bench, champions: Champions) -> Forge:
+def challenger_context(
+    settings: Settings, place: DatasetContext, champions: BundleAccess
+) -> ChallengerContext:
     """Put the surroundings of the challenger's stages together."""
     training = settings.training
-    return Forge(
-        bench=place,
+    return ChallengerContext(
+        dataset_context=place,
         champions=champions,
         work_dir=training.work_dir,
         device=_device(settings),
@@ -77,11 +84,11 @@ def forge(settings: Settings, place: Bench, champions: Champions) -> Forge:
     )
 
 
-def load_tools(champion: Bundle, device: str) -> Tools:
+def load_alignment_models(champion: Bundle, device: str) -> AlignmentModels:
     """Load the aligner and the feature space of the champion."""
     features = BundleFeatures(champion, device=device)
     aligner = bundle_round_trip(champion, device=device)
-    return Tools(aligners=[aligner], features=features, space=features.name)
+    return AlignmentModels(aligners=[aligner], features=features, space=features.name)
 
 
 def _device(settings: Settings) -> str:

@@ -83,7 +83,7 @@ class ScoringFailed(PermanentError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Work:
+class InferenceRequest:
     """One image on its way through the device; `model_version` is set if no other one will do."""
 
     lease: Lease
@@ -96,13 +96,13 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Appointment:
+class _ModelSwap:
     role: Role
     scorer: Scorer | None
     done: Future[None]
 
 
-class Device:
+class InferenceThread:
     """Owns the device thread.
 
     `load` builds the scorer on that thread; `end_process` is how the process ends at once (a hung
@@ -125,14 +125,14 @@ class Device:
         self._health = health
         self._metrics = metrics
         self._end_process = end_process
-        self._batcher: Batcher[Work, Verdict] = Batcher(
+        self._batcher: Batcher[InferenceRequest, Verdict] = Batcher(
             max_batch=settings.max_batch,
             max_wait_s=settings.max_wait_s,
             capacity=max(settings.threads, settings.max_batch),
         )
         self._loaded: Future[None] = Future()
         self._models: dict[Role, Scorer] = {}
-        self._appointments: queue.SimpleQueue[_Appointment] = queue.SimpleQueue()
+        self._swaps: queue.SimpleQueue[_ModelSwap] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._forward_since: float | None = None
         self._threads = [
@@ -174,7 +174,7 @@ class Device:
         """Whether images wait for a batch."""
         return len(self._batcher) > 0
 
-    def submit(self, work: Work) -> Future[Verdict]:
+    def submit(self, work: InferenceRequest) -> Future[Verdict]:
         """Queue one image; its future holds the verdict once the ledger has it.
 
         Work for the shadow is dropped (`Displaced`) as soon as another image waits.
@@ -183,20 +183,20 @@ class Device:
             return self._batcher.submit_spare(work)
         return self._batcher.submit(work, alone=work.lease.alone)
 
-    def appoint(self, role: Role, scorer: Scorer | None) -> Future[None]:
+    def swap_model(self, role: Role, scorer: Scorer | None) -> Future[None]:
         """Let a loaded model take a role between two batches, once its golden image is right.
 
         Without a scorer the role is left empty (only the shadow's may be). A future that fails says
         why everything stays as it was.
         """
-        appointment = _Appointment(role, scorer, Future())
-        self._appointments.put(appointment)
-        return appointment.done
+        swap = _ModelSwap(role, scorer, Future())
+        self._swaps.put(swap)
+        return swap.done
 
     def _main(self) -> None:
         try:
             scorer = self._load()
-            self._prove(scorer, (1, self._settings.max_batch))
+            self._verify_golden(scorer, (1, self._settings.max_batch))
         except BaseException as error:  # noqa: BLE001 - whoever started us gets it
             self._loaded.set_exception(error)
             return
@@ -222,19 +222,19 @@ class Device:
                 return
 
     def _change_models(self) -> None:
-        while not self._appointments.empty():
-            appointment = self._appointments.get()
-            scorer = appointment.scorer
+        while not self._swaps.empty():
+            swap = self._swaps.get()
+            scorer = swap.scorer
             try:
                 if scorer is not None and scorer not in self._models.values():
-                    self._prove(scorer, (1, self._settings.max_batch))
+                    self._verify_golden(scorer, (1, self._settings.max_batch))
             except DeviceLost:
                 raise
             except Exception as error:  # noqa: BLE001 - the models that serve are not to blame
-                appointment.done.set_exception(error)
+                swap.done.set_exception(error)
             else:
-                self._take_role(appointment.role, scorer)
-                appointment.done.set_result(None)
+                self._take_role(swap.role, scorer)
+                swap.done.set_result(None)
             self._health.beat()
 
     def _take_role(self, role: Role, scorer: Scorer | None) -> None:
@@ -244,7 +244,7 @@ class Device:
             {known.value: model.model_version for known, model in self._models.items()}
         )
 
-    def _prove(self, scorer: Scorer, sizes: Sequence[int]) -> None:
+    def _verify_golden(self, scorer: Scorer, sizes: Sequence[int]) -> None:
         golden: Golden = scorer.golden()
         for size in sizes:
             try:
@@ -267,7 +267,7 @@ class Device:
                             f"from the {name} branch in a batch of {size}, not {expected:.6f}."
                         )
 
-    def _run(self, works: Sequence[Work]) -> list[Verdict | Exception]:
+    def _run(self, works: Sequence[InferenceRequest]) -> list[Verdict | Exception]:
         # The batcher never mixes what is dropped under load with what is not.
         role = Role.SHADOW if works[0].role is Role.SHADOW else Role.CHAMPION
         scorer = self._models.get(role)
@@ -280,7 +280,7 @@ class Device:
         return [next(outcomes) if fits else ModelReplaced() for fits in fit]
 
     def _run_with(
-        self, scorer: Scorer, works: Sequence[Work], role: Role
+        self, scorer: Scorer, works: Sequence[InferenceRequest], role: Role
     ) -> list[Verdict | Exception]:
         begun = time.monotonic()
         score = self._score_in_shadow if role is Role.SHADOW else self._score
@@ -339,7 +339,7 @@ class Device:
                 return [outcome for image in images for outcome in self._score(scorer, [image])]
             if isinstance(error, PermanentError):
                 return [error]
-            self._prove(scorer, (1,))
+            self._verify_golden(scorer, (1,))
             return [_caused(ScoringFailed(f"{type(error).__name__} in the detector."), error)]
 
     def _forward(self, scorer: Scorer, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
@@ -358,7 +358,7 @@ class Device:
 
     def _verdict(
         self,
-        work: Work,
+        work: InferenceRequest,
         score: Score | Exception,
         scorer: Scorer,
         begun: float,

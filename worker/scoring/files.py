@@ -29,7 +29,7 @@ BATCH_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class ScoredFile:
     """One file's outcome: its image and score, or the error that stood in the way."""
 
     path: Path
@@ -61,12 +61,12 @@ def intake_limits(settings: Intake) -> IntakeLimits:
 
 def check_files(
     files: Iterable[Path], detector: Detector, limits: IntakeLimits, *, batch: int
-) -> Iterator[Checked]:
+) -> Iterator[ScoredFile]:
     """Score files in batches of at most `batch`, the next ones being decoded meanwhile.
 
     Yields one outcome a file, in their order; no file's fault is another's, or raised.
     """
-    waiting: list[Checked] = []
+    waiting: list[ScoredFile] = []
     images = pixels = 0
     for decoded in _decode_ahead(files, limits, ahead=batch):
         waiting.append(decoded)
@@ -79,10 +79,12 @@ def check_files(
     yield from _score(waiting, detector)
 
 
-def _decode_ahead(files: Iterable[Path], limits: IntakeLimits, *, ahead: int) -> Iterator[Checked]:
+def _decode_ahead(
+    files: Iterable[Path], limits: IntakeLimits, *, ahead: int
+) -> Iterator[ScoredFile]:
     remaining = iter(files)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as thread:
-        futures: deque[Future[Checked]] = deque(
+        futures: deque[Future[ScoredFile]] = deque(
             thread.submit(_decode, file, limits) for file in islice(remaining, ahead)
         )
         while futures:
@@ -91,17 +93,17 @@ def _decode_ahead(files: Iterable[Path], limits: IntakeLimits, *, ahead: int) ->
             yield decoded
 
 
-def _decode(file: Path, limits: IntakeLimits) -> Checked:
+def _decode(file: Path, limits: IntakeLimits) -> ScoredFile:
     try:
         with file.open("rb") as handle:
             # One byte more than allowed is enough for the decoder to refuse the file.
             data = handle.read(limits.max_bytes + 1)
-        return Checked(path=file, image=decode(data, limits=limits))
+        return ScoredFile(path=file, image=decode(data, limits=limits))
     except Exception as error:  # noqa: BLE001 - the file's line says so; the others go on
-        return Checked(path=file, error=error)
+        return ScoredFile(path=file, error=error)
 
 
-def _score(batch: list[Checked], detector: Detector) -> Iterator[Checked]:
+def _score(batch: list[ScoredFile], detector: Detector) -> Iterator[ScoredFile]:
     images = [decoded.image.pixels for decoded in batch if decoded.image is not None]
     try:
         scores: list[Score | Exception] = [*detector.score(images)] if images else []
@@ -114,12 +116,12 @@ def _score(batch: list[Checked], detector: Detector) -> Iterator[Checked]:
             continue
         outcome = next(outcomes)
         if isinstance(outcome, Exception):
-            yield Checked(path=decoded.path, error=outcome)
+            yield ScoredFile(path=decoded.path, error=outcome)
         else:
-            yield Checked(path=decoded.path, image=decoded.image, score=outcome)
+            yield ScoredFile(path=decoded.path, image=decoded.image, score=outcome)
 
 
-def _score_alone(decoded: Checked, detector: Detector) -> Score | Exception:
+def _score_alone(decoded: ScoredFile, detector: Detector) -> Score | Exception:
     assert decoded.image is not None  # noqa: S101  # the caller's filter
     try:
         return detector.score([decoded.image.pixels])[0]

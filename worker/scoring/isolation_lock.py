@@ -16,50 +16,50 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-class GateTimeout(TransientError):
+class LockTimeout(TransientError):
     """Other checks in this process did not end in time."""
 
 
-class Gate:
+class SharedExclusiveLock:
     """Either any number of threads inside together, or one alone; who waits to be alone is next."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._together = 0
-        self._alone = False
-        self._waiting_alone = 0
+        self._shared = 0
+        self._exclusive = False
+        self._waiting_exclusive = 0
 
     @contextmanager
-    def together(self, *, wait_s: float) -> Iterator[None]:
-        """Be inside with others; raises `GateTimeout`."""
+    def shared(self, *, wait_s: float) -> Iterator[None]:
+        """Be inside with others; raises `LockTimeout`."""
         with self._changed:
-            self._wait(lambda: not self._alone and not self._waiting_alone, wait_s)
-            self._together += 1
+            self._wait(lambda: not self._exclusive and not self._waiting_exclusive, wait_s)
+            self._shared += 1
         try:
             yield
         finally:
             with self._changed:
-                self._together -= 1
+                self._shared -= 1
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self, *, wait_s: float) -> Iterator[None]:
-        """Be inside alone; raises `GateTimeout`."""
+    def exclusive(self, *, wait_s: float) -> Iterator[None]:
+        """Be inside alone; raises `LockTimeout`."""
         with self._changed:
-            self._waiting_alone += 1
+            self._waiting_exclusive += 1
             try:
-                self._wait(lambda: not self._alone and not self._together, wait_s)
-                self._alone = True
+                self._wait(lambda: not self._exclusive and not self._shared, wait_s)
+                self._exclusive = True
             finally:
-                self._waiting_alone -= 1
+                self._waiting_exclusive -= 1
                 self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
-                self._alone = False
+                self._exclusive = False
                 self._changed.notify_all()
 
     def _wait(self, condition: Callable[[], bool], wait_s: float) -> None:
         if not self._changed.wait_for(condition, timeout=wait_s):
-            raise GateTimeout
+            raise LockTimeout

@@ -20,19 +20,19 @@ import structlog
 from detection.errors import PermanentError, TransientError
 from worker.database.engine import LedgerUnavailable, SchemaOutdated
 from worker.ledger.interface import (
-    Busy,
+    AlreadyDone,
+    HeldElsewhere,
     Lease,
-    Outcome,
+    LeaseOutcome,
     Purpose,
     Role,
     State,
-    Terminal,
     UnknownImage,
     Verdict,
 )
 from worker.scoring.batcher import Displaced
-from worker.scoring.device_thread import Work
-from worker.scoring.isolation_lock import Gate
+from worker.scoring.device_thread import InferenceRequest
+from worker.scoring.isolation_lock import SharedExclusiveLock
 from worker.storage.interface import AccessDenied, ObjectReplaced, StorageForbidden
 from worker.telemetry.tracing import NO_TRACER
 
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
     from worker.decoding.pool import Decoded
     from worker.ledger.interface import Ledger
-    from worker.scoring.device_thread import Device
+    from worker.scoring.device_thread import InferenceThread
     from worker.scoring.evidence import EvidenceKeeper
-    from worker.scoring.storage_breaker import Breaker
+    from worker.scoring.storage_breaker import StorageBreaker
     from worker.settings import Settings
     from worker.storage.interface import Storage
     from worker.telemetry.metrics import Metrics
@@ -110,8 +110,8 @@ class Pipeline:
         ledger: Ledger,
         storage: Storage,
         decoder: Decoder,
-        device: Device,
-        breaker: Breaker,
+        device: InferenceThread,
+        breaker: StorageBreaker,
         metrics: Metrics,
         settings: Settings,
         worker: str,
@@ -130,7 +130,7 @@ class Pipeline:
         self._waiting = waiting
         self._evidence = evidence
         self._tracer = tracer
-        self._gate = Gate()
+        self._isolation = SharedExclusiveLock()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -177,7 +177,7 @@ class Pipeline:
     def _check(
         self,
         role: Role,
-        ask: Callable[[], Lease | Terminal | Busy],
+        ask: Callable[[], Lease | AlreadyDone | HeldElsewhere],
         *,
         model_version: str | None = None,
     ) -> None:
@@ -185,9 +185,9 @@ class Pipeline:
             job = _Job(lease=lease, role=role, begun=time.monotonic(), model_version=model_version)
             self._work(job)
 
-        self._breaker.check()
+        self._breaker.raise_if_open()
         wait_s = self._settings.scoring.lease_s
-        with self._gate.together(wait_s=wait_s):
+        with self._isolation.shared(wait_s=wait_s):
             lease = self._lease(ask)
             if lease is None:
                 return
@@ -195,24 +195,24 @@ class Pipeline:
                 work(lease)
                 return
             # Not kept while it waits: the suspect before it may end the process.
-            self._release(lease, outcome=Outcome.RELEASED, detail="waits to be checked alone")
-        with self._gate.alone(wait_s=wait_s):
+            self._release(lease, outcome=LeaseOutcome.RELEASED, detail="waits to be checked alone")
+        with self._isolation.exclusive(wait_s=wait_s):
             lease = self._lease(ask)
             if lease is not None:
                 work(lease)
 
-    def _lease(self, ask: Callable[[], Lease | Terminal | Busy]) -> Lease | None:
+    def _lease(self, ask: Callable[[], Lease | AlreadyDone | HeldElsewhere]) -> Lease | None:
         try:
             answer = self._patiently(ask, patience_s=_LEASE_PATIENCE_S)
         except UnknownImage:
             _log.error("unknown_image")
             self._metrics.messages.labels("unknown").inc()
             return None
-        if isinstance(answer, Terminal):
+        if isinstance(answer, AlreadyDone):
             _log.info("already_ended", state=answer.state.value)
             self._metrics.messages.labels(answer.state.value).inc()
             return None
-        if isinstance(answer, Busy):
+        if isinstance(answer, HeldElsewhere):
             _log.info("leased_elsewhere", until=answer.until.isoformat())
             self._metrics.messages.labels("busy").inc()
             return None
@@ -262,7 +262,7 @@ class Pipeline:
                 if self._evidence is not None:
                     self._evidence.copy(reused, known)
                 return
-            work = Work(
+            work = InferenceRequest(
                 lease=job.lease,
                 facts=decoded.facts,
                 pixels=decoded.pixels,
@@ -278,7 +278,7 @@ class Pipeline:
                 self._evidence.keep(verdict, work.pixels)
             self._shadow(work)
 
-    def _score(self, work: Work, wait_s: float) -> Verdict:
+    def _score(self, work: InferenceRequest, wait_s: float) -> Verdict:
         future = self._device.submit(work)
         try:
             return future.result(wait_s)
@@ -286,7 +286,7 @@ class Pipeline:
             future.cancel()
             raise ScoringTimeout from error
 
-    def _trace(self, work: Work, verdict: Verdict) -> None:
+    def _trace(self, work: InferenceRequest, verdict: Verdict) -> None:
         """Add what the device thread did; it only measures, and has no time for more."""
         batched = work.submitted_at + verdict.timings_ms["batch_wait"] / 1000
         forwarded = batched + verdict.timings_ms["forward"] / 1000
@@ -306,7 +306,7 @@ class Pipeline:
             total_ms=round(1000 * (time.monotonic() - job.begun), 1),
         )
 
-    def _shadow(self, work: Work) -> None:
+    def _shadow(self, work: InferenceRequest) -> None:
         """Have the challenger judge the image too, if that costs nobody anything.
 
         The image has its verdict: whatever goes wrong here is counted and forgotten.
@@ -329,7 +329,7 @@ class Pipeline:
             _log.warning("shadow_failed", error=f"{type(error).__name__}: {error}")
         self._metrics.shadow.labels(outcome).inc()
 
-    def _judge_in_shadow(self, work: Work, version: str) -> bool:
+    def _judge_in_shadow(self, work: InferenceRequest, version: str) -> bool:
         lease = self._ledger.lease_for_rescore(
             work.lease.image_id,
             model_version=version,
@@ -349,7 +349,7 @@ class Pipeline:
         try:
             verdict = self._score(wanted, self._settings.scoring.lease_s)
         except Exception as error:
-            self._release(lease, outcome=Outcome.RELEASED, detail=f"{type(error).__name__}")
+            self._release(lease, outcome=LeaseOutcome.RELEASED, detail=f"{type(error).__name__}")
             raise
         self._metrics.verdicts.labels(verdict.label, version, Role.SHADOW).inc()
         return True
@@ -365,8 +365,8 @@ class Pipeline:
                 max_bytes=self._settings.intake.max_bytes,
             )
         except AccessDenied as error:
-            raise self._breaker.denied(job.lease, error) from error
-        self._breaker.allowed(upload)
+            raise self._breaker.record_denial(job.lease, error) from error
+        self._breaker.record_success(upload)
         return data
 
     def _decode(self, job: _Job, data: bytes) -> Decoded:
@@ -417,13 +417,13 @@ class Pipeline:
 
     def _give_back(self, lease: Lease, error: TransientError | SchemaOutdated) -> None:
         paused = isinstance(error, StorageForbidden)
-        outcome = Outcome.RELEASED if paused else Outcome.RETRY
+        outcome = LeaseOutcome.RELEASED if paused else LeaseOutcome.RETRY
         detail = f"{type(error).__name__}: {error}"
         self._release(lease, outcome=outcome, detail=detail)
         self._metrics.retries.labels(type(error).__name__).inc()
         _log.warning("given_back", outcome=outcome.value, error=detail)
 
-    def _release(self, lease: Lease, *, outcome: Outcome, detail: str) -> None:
+    def _release(self, lease: Lease, *, outcome: LeaseOutcome, detail: str) -> None:
         self._close(lambda: self._ledger.release(lease, outcome=outcome, detail=detail))
 
     def _close(self, close: Callable[[], None]) -> None:

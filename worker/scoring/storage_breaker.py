@@ -36,7 +36,7 @@ class DenialUndecided(TransientError):
     """Object storage denied the object; whether it denies everything is not known yet."""
 
 
-class Breaker:
+class StorageBreaker:
     """`pause` and `resume` are called once each time the worker is paused and resumed."""
 
     def __init__(
@@ -65,18 +65,18 @@ class Breaker:
         """Whether the worker is paused."""
         return self._open
 
-    def check(self) -> None:
+    def raise_if_open(self) -> None:
         """Raise `StorageForbidden` while the worker is paused."""
         if self._open:
             raise StorageForbidden
 
-    def allowed(self, upload: Upload) -> None:
+    def record_success(self, upload: Upload) -> None:
         """Note that an object could be read."""
         with self._lock:
             self._readable = _object(upload)
             self._denied.clear()
 
-    def denied(self, lease: Lease, error: AccessDenied) -> Exception:
+    def record_denial(self, lease: Lease, error: AccessDenied) -> Exception:
         """Judge a denial: return the error to raise in its place."""
         if self._open:
             return StorageForbidden()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from worker.settings import Scoring
 
 
-class DetectorScorer:
+class TorchScorer:
     """Scores with a `detection.detector.Detector`."""
 
     def __init__(self, detector: Detector, *, device: str, dtype: str) -> None:
@@ -29,7 +29,7 @@ class DetectorScorer:
         self.model_version = detector.model_version
 
     @classmethod
-    def load(cls, settings: Scoring) -> DetectorScorer:
+    def load(cls, settings: Scoring) -> TorchScorer:
         """Load the bundle that the settings name onto the device that they name."""
         device = settings.device
         if device == "auto":

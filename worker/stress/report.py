@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from worker.stress.run import Outcome
+    from worker.stress.run import StressOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class StressLimits:
     """What a release must keep; None is no limit. Losing or doubling is never allowed."""
 
     p95_s: float | None = None
@@ -31,7 +31,7 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
+def summary(outcome: StressOutcome) -> dict[str, Any]:
     """Return the numbers of a run, ready for JSON."""
     ended = len(outcome.latencies_s)
     return {
@@ -58,7 +58,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def broken(numbers: dict[str, Any], limits: Limits) -> list[str]:
+def broken(numbers: dict[str, Any], limits: StressLimits) -> list[str]:
     """Say which limits the run broke."""
     problems = [
         f"{name} is {numbers[name]}, must be 0"
@@ -89,7 +89,7 @@ def table(numbers: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(outcome: Outcome, path: Path) -> None:
+def plot(outcome: StressOutcome, path: Path) -> None:
     """Draw the depth of the queue over time and the distribution of latencies."""
     from matplotlib.figure import Figure
 

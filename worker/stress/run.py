@@ -55,7 +55,7 @@ class _Sent(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
+class StressOutcome:
     """What was sent and what became of it; times in seconds since the start of the run.
 
     `latencies_s` are all of them, the two others the priority uploads' and the calm ones'.
@@ -93,11 +93,11 @@ class Stress:
         self._ingest = settings.redis.key_prefix + settings.redis.ingest_key
         self._since = datetime.now(UTC)
         self._sent: dict[str, _Sent] = {}
-        self._outcome = Outcome()
+        self._outcome = StressOutcome()
         self._lock = threading.Lock()
         self._held = threading.Semaphore(_HELD)
 
-    def run(self, items: Iterable[Item], *, drain_s: float) -> Outcome:
+    def run(self, items: Iterable[Item], *, drain_s: float) -> StressOutcome:
         """Send everything, wait at most `drain_s` for the rest to end, and count.
 
         The calm ones wait as long, and no longer, for the end of the others.

@@ -17,7 +17,7 @@ from tests.support.ledger_contract import (
     upload,
 )
 from worker.database.engine import LedgerUnavailable, build_engine
-from worker.ledger.interface import Busy, DeathPolicy, Lease, Ledger, Removal
+from worker.ledger.interface import DeathPolicy, HeldElsewhere, Lease, Ledger, Removal
 from worker.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class TestPostgresLedger(LedgerContract):
             for image_id in images:
                 answers = list(pool.map(ask, [image_id] * 6))
                 assert sum(isinstance(answer, Lease) for answer in answers) == 1
-                assert sum(isinstance(answer, Busy) for answer in answers) == 5
+                assert sum(isinstance(answer, HeldElsewhere) for answer in answers) == 5
 
     def test_bridges_with_overlapping_batches_make_one_row_each(
         self, ledger: Ledger, engine: Engine

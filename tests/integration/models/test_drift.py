@@ -11,10 +11,10 @@ from scipy import stats
 from sqlalchemy import text
 
 from training.data.selection import CollectPolicy
-from worker.models.drift import Reading, measure, record
+from worker.models.drift import DriftMeasurement, measure, record
 from worker.models.registry import ModelsRegistry, ModelVersion
 from worker.models.shadow import agreement
-from worker.monitoring.database_gauges import Oversight
+from worker.monitoring.database_gauges import DatabaseCollector
 from worker.retraining.triggers import due
 from worker.settings import Drift, Training
 
@@ -63,17 +63,17 @@ def judge(engine: Engine) -> Callable[..., None]:
 @pytest.fixture
 def page(engine: Engine) -> Callable[..., float | None]:
     """Read a gauge as a scrape of the bridge would, after a new reading."""
-    registry, oversight = CollectorRegistry(), Oversight(engine)
-    registry.register(oversight)
+    registry, gauges = CollectorRegistry(), DatabaseCollector(engine)
+    registry.register(gauges)
 
     def value(name: str, **labels: str) -> float | None:
-        oversight.read()
+        gauges.read()
         return registry.get_sample_value(f"unlatent_{name}", labels)
 
     return value
 
 
-def by_source(readings: list[Reading]) -> dict[str, Reading]:
+def by_source(readings: list[DriftMeasurement]) -> dict[str, DriftMeasurement]:
     """Name readings by their source."""
     return {reading.source: reading for reading in readings}
 
@@ -170,9 +170,9 @@ def test_a_challenger_is_compared_with_the_champion(
                 ),
                 {"before": before, "after": after},
             )
-    standing = registry.standing()
-    assert standing.shadow_since is not None
-    found: Any = agreement(engine, "m2", since=standing.shadow_since)
+    active = registry.active()
+    assert active.shadow_since is not None
+    found: Any = agreement(engine, "m2", since=active.shadow_since)
     expected = np.corrcoef(list(challenger), list(challenger.values()))[0, 1]
     assert (found.images, found.disagreements, found.accused, found.acquitted) == (4, 2, 1, 1)
     assert found.correlation == pytest.approx(expected)

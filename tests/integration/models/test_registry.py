@@ -48,12 +48,12 @@ def test_a_registered_model_comes_back_whole(registry: ModelsRegistry) -> None:
 def test_promotions_roll_back_one_by_one(registry: ModelsRegistry) -> None:
     """Each roll-back returns to the champion before, never to what was rolled back."""
     assert champion(registry) is None
-    assert registry.within_reach() == set()
+    assert registry.digests_in_use() == set()
     for digest in ("a", "b", "b", "c"):
         registry.promote(digest, actor="t", reason="better", forced=True)
-    assert registry.within_reach() == {"b", "c"}
+    assert registry.digests_in_use() == {"b", "c"}
     assert registry.roll_back(actor="t", reason="worse") == "b"
-    assert registry.within_reach() == {"a", "b"}
+    assert registry.digests_in_use() == {"a", "b"}
     assert registry.roll_back(actor="t", reason="worse") == "a"
     with pytest.raises(NothingToRollBack):
         registry.roll_back(actor="t", reason="worse")
@@ -146,20 +146,20 @@ def test_one_challenger_at_a_time_is_in_shadow(registry: ModelsRegistry, engine:
     registry.promote("a", actor="t", reason="first", forced=True)
     registry.put_in_shadow("b", actor="t", reason="passed")
     registry.put_in_shadow("c", actor="t", reason="newer")
-    standing = registry.standing()
-    assert standing.champion is not None
-    assert standing.shadow is not None
-    assert (standing.champion.digest, standing.shadow.digest) == ("a", "c")
-    assert registry.within_reach() == {"a", "c"}
-    assert standing.shadow_since is not None
+    active = registry.active()
+    assert active.champion is not None
+    assert active.shadow is not None
+    assert (active.champion.digest, active.shadow.digest) == ("a", "c")
+    assert registry.digests_in_use() == {"a", "c"}
+    assert active.shadow_since is not None
     registry.promote("c", actor="t", reason="better", forced=True)
-    assert registry.standing().shadow is None
+    assert registry.active().shadow is None
     registry.roll_back(actor="t", reason="worse")
-    assert registry.standing().shadow is None
+    assert registry.active().shadow is None
     registry.put_in_shadow("c", actor="t", reason="again")
     registry.end_shadow(actor="t", reason="enough")
     registry.end_shadow(actor="t", reason="twice")
-    assert registry.standing().shadow is None
+    assert registry.active().shadow is None
     with engine.connect() as connection:
         rows = connection.execute(
             text(

@@ -20,8 +20,8 @@ from worker.cli import moderation as commands
 from worker.cli.context import Context
 from worker.database.engine import connect
 from worker.ledger.interface import UnknownImage
-from worker.ledger.tables_moderation import QUEUES, TIERS
-from worker.models.evidence_on_demand import NothingToDraw
+from worker.ledger.tables_moderation import ACTION_TIERS, QUEUES
+from worker.models.evidence_on_demand import EvidenceUnavailable
 from worker.moderation import sql_settings
 from worker.moderation.retention import UnderHold
 from worker.settings import Moderation
@@ -128,7 +128,7 @@ def test_an_address_that_is_none_is_shown_what_one_is(url: str) -> None:
 def test_choices_are_those_of_the_schema() -> None:
     """The command line offers every queue, tier and label there is."""
     assert get_args(commands.Queue) == QUEUES
-    assert get_args(commands.Tier) == TIERS
+    assert get_args(commands.Tier) == ACTION_TIERS
     assert set(get_args(commands.Said)) == {label.value for label in Label}
 
 
@@ -176,7 +176,7 @@ def test_links_open_in_a_browser(
         image_url="https://console.example/{id}",
         evidence_url="https://store.example/{bucket}/{key}",
     )
-    sql_settings.write(
+    sql_settings.write_sql_settings(
         settings.postgres.owner_url.get_secret_value(),
         settings.model_copy(update={"moderation": base}),
     )
@@ -185,7 +185,7 @@ def test_links_open_in_a_browser(
         (f"https://console.example/{image}", f"https://store.example/{bucket}/evidence/a.png")
     ]
     keyed = Moderation(image_url="https://store.example/{bucket}/{key}")
-    sql_settings.write(
+    sql_settings.write_sql_settings(
         settings.postgres.owner_url.get_secret_value(),
         settings.model_copy(update={"moderation": keyed}),
     )
@@ -244,7 +244,7 @@ def test_a_lead_holds_an_image_against_everything(
     assert "1 erased" in unlatent("retain", "--erase", image)
     with pytest.raises(SettingsError, match="deleted on request"):
         unlatent("link", image)
-    with pytest.raises(NothingToDraw, match="is deleted"):
+    with pytest.raises(EvidenceUnavailable, match="is deleted"):
         unlatent("evidence", image)
     with pytest.raises(SettingsError, match="nothing left to hold"):
         unlatent("hold", image, "--reason", "too late", who=lead)

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from worker.ledger.tables_training import TrainingRun
 from worker.moderation import policies
 from worker.moderation.flagging_breaker import check_breakers
-from worker.moderation.policies import Draft
-from worker.monitoring.database_gauges import READINGS, RUN_STATES, Oversight
+from worker.moderation.policies import PolicyDraft
+from worker.monitoring.database_gauges import GAUGES, RUN_STATES, DatabaseCollector
 from worker.retraining.runs import Ending, Runs
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 def page(engine: Engine) -> Callable[..., float | None]:
     """Read once; return how a scrape sees one gauge."""
-    registry, oversight = CollectorRegistry(), Oversight(engine)
-    oversight.read()
-    registry.register(oversight)
+    registry, gauges = CollectorRegistry(), DatabaseCollector(engine)
+    gauges.read()
+    registry.register(gauges)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"unlatent_{name}", labels)
@@ -39,7 +39,7 @@ def test_an_empty_database_has_zeros_and_no_ages(engine: Engine) -> None:
     assert value("review_images", queue="appeal") == 0
     assert value("outbox_messages") == 0
     assert value("training_runs", state="failed") == 0
-    for reading in READINGS:
+    for reading in GAUGES:
         if reading.name.endswith("_seconds"):
             assert not any(value(reading.name, queue=queue) for queue in ("flagged", "appeal"))
             assert value(reading.name) is None
@@ -65,9 +65,9 @@ def test_reviews_and_decisions_are_counted(
 
 def test_a_stopped_source_is_named(scored: Callable[..., UUID], engine: Engine) -> None:
     """The breaker of a source that flags everything shows as 1 under the source's name."""
-    policies.enact(
+    policies.activate(
         engine,
-        Draft(
+        PolicyDraft(
             source="web",
             review=0.5,
             flag=0.9,

@@ -14,7 +14,7 @@ from worker.ledger.postgres import PostgresLedger
 from worker.moderation import policies
 from worker.moderation.flagging_breaker import check_breakers, resume_flagging
 from worker.moderation.intervals import wilson
-from worker.moderation.policies import Draft, TooFewDecisions
+from worker.moderation.policies import PolicyDraft, TooFewDecisions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,8 +57,10 @@ def test_the_policy_in_force_sets_the_tier(
 ) -> None:
     """A source's own policy beats the general one, past verdicts keep theirs, labels are heeded."""
     before = scored(0.95, source="forum")
-    policies.enact(
-        engine, Draft(source="forum", review=0.2, flag=0.97, flag_high=0.99), reason="stricter"
+    policies.activate(
+        engine,
+        PolicyDraft(source="forum", review=0.2, flag=0.97, flag_high=0.99),
+        reason="stricter",
     )
     after = scored(0.95, source="forum", label="real")
     let_through = scored(0.1, source="forum", label="unsure")
@@ -87,7 +89,7 @@ def test_a_preview_counts_changes_and_expects_a_precision(
             said = "generated" if score >= 0.99 else "real"
             reason = "generated_declared" if said == "generated" else "real_original"
             someone.value("SELECT moderation.decide(%s, %s, %s)", image, said, reason)
-    draft = Draft(review=0.5, flag=0.95, flag_high=0.98)
+    draft = PolicyDraft(review=0.5, flag=0.95, flag_high=0.98)
     seen = policies.preview(engine, draft)
     assert seen.verdicts == 100
     assert [(c.before, c.after, c.images) for c in seen.changes] == [("flag", "review", 20)]
@@ -127,9 +129,9 @@ def test_the_breaker_stops_flagging_and_a_person_resumes_it(
 ) -> None:
     """A flood of flags trips one source only; held flags are reviewed; resuming starts anew."""
     for source in ("web", "forum"):
-        policies.enact(
+        policies.activate(
             engine,
-            Draft(
+            PolicyDraft(
                 source=source,
                 review=0.5,
                 flag=0.9,
@@ -172,9 +174,9 @@ def test_the_breaker_stops_flagging_and_a_person_resumes_it(
 
 def test_the_breaker_trips_when_flags_vanish(engine: Engine) -> None:
     """A share under the band, for example of a broken model, is an alert as well."""
-    policies.enact(
+    policies.activate(
         engine,
-        Draft(review=0.5, flag=0.9, flag_high=0.98, min_flag_share=0.05, breaker_images=50),
+        PolicyDraft(review=0.5, flag=0.9, flag_high=0.98, min_flag_share=0.05, breaker_images=50),
         reason="band",
     )
     populate(engine, [0.1] * 60)
@@ -186,9 +188,9 @@ def test_the_audit_draws_its_share_of_unflagged_images_per_source(
     desk: Callable[..., Any], engine: Engine
 ) -> None:
     """About `audit_share` of each source's unflagged images queue for audit, and none flagged."""
-    policies.enact(
+    policies.activate(
         engine,
-        Draft(source="forum", review=0.5, flag=0.9, flag_high=0.98, audit_share=0.5),
+        PolicyDraft(source="forum", review=0.5, flag=0.9, flag_high=0.98, audit_share=0.5),
         reason="look closer",
     )
     populate(engine, [0.1] * 2000, "web")
@@ -218,8 +220,8 @@ def test_workers_know_what_waits_for_a_person(
 ) -> None:
     """A drawn photograph and a doubtful image wait until they are decided; others never do."""
     for source, share in (("web", 1.0), ("forum", 0.0)):
-        draft = Draft(source=source, review=0.5, flag=0.9, flag_high=0.98, audit_share=share)
-        policies.enact(engine, draft, reason="a test")
+        draft = PolicyDraft(source=source, review=0.5, flag=0.9, flag_high=0.98, audit_share=share)
+        policies.activate(engine, draft, reason="a test")
     ledger = PostgresLedger(engine)
     drawn, passed, doubtful = scored(0.1), scored(0.1, source="forum"), scored(0.6, source="forum")
     assert [ledger.in_review(image) for image in (drawn, passed, doubtful)] == [True, False, True]
@@ -235,9 +237,11 @@ def test_recall_is_estimated_within_its_interval(
     truth: dict[UUID, bool] = {}
     share = {"web": 0.3, "forum": 0.5}
     for source, misses in (("web", 0.02), ("forum", 0.10)):
-        policies.enact(
+        policies.activate(
             engine,
-            Draft(source=source, review=0.5, flag=0.9, flag_high=0.98, audit_share=share[source]),
+            PolicyDraft(
+                source=source, review=0.5, flag=0.9, flag_high=0.98, audit_share=share[source]
+            ),
             reason="audit",
         )
         made = populate(engine, [0.1] * 1500 + [0.95] * 300, source)
@@ -316,4 +320,4 @@ def test_wilson_in_sql_is_wilson_in_python(superuser: psycopg.Connection) -> Non
 def test_a_draft_that_falls_is_refused() -> None:
     """Thresholds in the wrong order never reach the database."""
     with pytest.raises(policies.SettingsError, match="must rise"):
-        Draft(review=0.9, flag=0.5, flag_high=0.98, breaker_window=timedelta(hours=1))
+        PolicyDraft(review=0.9, flag=0.5, flag_high=0.98, breaker_window=timedelta(hours=1))

@@ -12,7 +12,7 @@ from sqlalchemy import exc, text
 from detection.intake.provenance import C2pa, Exif, ManifestState, Signals
 from worker.ledger import provenance
 from worker.ledger.postgres import PostgresLedger
-from worker.moderation.retention import Keeper, Removed, UnderHold, request_erasure
+from worker.moderation.retention import Removed, RetentionJob, UnderHold, request_erasure
 from worker.settings import Retention, Settings
 from worker.storage.interface import StorageUnavailable
 from worker.storage.s3 import S3Storage
@@ -88,7 +88,7 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     shards = FakeShards()
     # The picture of a worker that was killed before the row knew of it.
     s3_client.put_object(Bucket=bucket, Key=f"evidence/{image}/model-1.png", Body=b"x")
-    keeper = Keeper(engine, storage, Retention(), shards=shards, evidence_bucket=bucket)
+    keeper = RetentionJob(engine, storage, Retention(), shards=shards, evidence_bucket=bucket)
     assert keeper.run() == Removed(originals=0, evidence=0, erased=1)
     assert keeper.run() == Removed(originals=0, evidence=0, erased=0)
     with engine.begin() as connection:
@@ -165,9 +165,9 @@ def test_an_erasure_that_was_cut_short_is_finished(
 
         away.setattr(storage, "delete", refuse)
         with pytest.raises(StorageUnavailable):
-            Keeper(engine, storage, Retention()).run()
+            RetentionJob(engine, storage, Retention()).run()
     assert superuser.execute("SELECT key FROM app.images").fetchone() == ("half.jpg",)
-    Keeper(engine, storage, Retention()).run()
+    RetentionJob(engine, storage, Retention()).run()
     assert keys(s3_client, bucket) == set()
     waiting = superuser.execute("SELECT rows_done_at, shards_done_at FROM app.erasures").fetchone()
     assert waiting is not None
@@ -198,8 +198,10 @@ def test_age_removes_evidence_and_originals_but_not_what_is_held(
             "WHERE image_id = %s",
             [days, image],
         )
-    assert Keeper(engine, storage, Retention()).run() == Removed(originals=0, evidence=0, erased=0)
-    keeper = Keeper(engine, storage, Retention(originals_days=90, evidence_days=10))
+    assert RetentionJob(engine, storage, Retention()).run() == Removed(
+        originals=0, evidence=0, erased=0
+    )
+    keeper = RetentionJob(engine, storage, Retention(originals_days=90, evidence_days=10))
     assert keeper.run() == Removed(originals=1, evidence=2, erased=0)
     assert keys(s3_client, bucket) == {"held.jpg", "evidence/held.png", "young.jpg"}
     with pytest.raises(UnderHold):
@@ -224,7 +226,7 @@ def test_a_hold_stops_an_erasure_that_was_asked_for_before(
     image, lead = stored("held"), desk(lead=True)
     request_erasure(engine, image, reason="request")
     lead.value("SELECT moderation.place_hold(%s, 'court order 7')", image)
-    assert Keeper(engine, storage, Retention()).run().erased == 0
+    assert RetentionJob(engine, storage, Retention()).run().erased == 0
     assert keys(s3_client, bucket) == {"held.jpg", "evidence/held.png"}
     refused = pytest.raises(exc.OperationalError, match="legal hold")
     with refused, engine.begin() as connection:
@@ -258,7 +260,7 @@ def test_a_hold_that_comes_while_others_are_deleted_still_counts(
         delete(bucket, key)
 
     monkeypatch.setattr(storage, "delete", hold_its_twin)
-    done = Keeper(engine, storage, Retention(evidence_days=1)).run()
+    done = RetentionJob(engine, storage, Retention(evidence_days=1)).run()
     assert done == Removed(originals=0, evidence=1, erased=1)
     assert len(held) == 2
     for name in held:

@@ -85,8 +85,8 @@ def test_beat_has_the_breaker_looked_at(
             "moderation": settings.moderation.model_copy(update={"check_breakers_every_s": 0.5})
         }
     )
-    draft = policies.Draft(review=0.5, flag=0.9, flag_high=0.98, breaker_images=50)
-    policies.enact(engine, draft, reason="band")
+    draft = policies.PolicyDraft(review=0.5, flag=0.9, flag_high=0.98, breaker_images=50)
+    policies.activate(engine, draft, reason="band")
     site, someone = Site(settings, engine), desk()
     stopped = "SELECT source, images, flag_share FROM moderation.breakers WHERE closed_at IS NULL"
     with (

@@ -24,7 +24,7 @@ from worker.moderation.webhooks import (
     outbox_counts,
     replay,
     sign,
-    verify,
+    verify_signature,
 )
 from worker.settings import Settings
 
@@ -105,7 +105,7 @@ def hooked(settings: Settings, receiver: Receiver) -> Settings:
         }
     )
     assert hooked.postgres.owner_url is not None
-    sql_settings.write(hooked.postgres.owner_url.get_secret_value(), hooked)
+    sql_settings.write_sql_settings(hooked.postgres.owner_url.get_secret_value(), hooked)
     return hooked
 
 
@@ -137,12 +137,12 @@ def test_what_happens_is_told_once_signed_and_dated(
     assert {told["type"] for told in receiver.told()} == {"verdict.flagged", "decision"}
     assert {told["data"]["image_id"] for told in receiver.told()} == {str(image)}
     for headers, body in receiver.got:
-        assert verify(SECRET, headers=headers, body=body)
-        assert verify(OLD_SECRET, headers=headers, body=body)
-        assert not verify("whsec_" + "AAAA" * 8, headers=headers, body=body)
-        assert not verify(SECRET, headers=headers, body=body + b" ")
+        assert verify_signature(SECRET, headers=headers, body=body)
+        assert verify_signature(OLD_SECRET, headers=headers, body=body)
+        assert not verify_signature("whsec_" + "AAAA" * 8, headers=headers, body=body)
+        assert not verify_signature(SECRET, headers=headers, body=body + b" ")
         late = headers | {"webhook-timestamp": str(int(headers["webhook-timestamp"]) - 900)}
-        assert not verify(SECRET, headers=late, body=body)
+        assert not verify_signature(SECRET, headers=late, body=body)
     assert outbox_counts(engine) == {"waiting": 0, "delivered": 2, "dead": 0}
 
 
@@ -165,8 +165,8 @@ def test_an_old_message_is_refused_however_well_it_is_signed() -> None:
         "webhook-timestamp": str(sent_at),
         "webhook-signature": sign(SECRET, message_id="msg_1", timestamp=sent_at, body=b"{}"),
     }
-    assert verify(SECRET, headers=headers, body=b"{}", tolerance_s=1000)
-    assert not verify(SECRET, headers=headers, body=b"{}")
+    assert verify_signature(SECRET, headers=headers, body=b"{}", tolerance_s=1000)
+    assert not verify_signature(SECRET, headers=headers, body=b"{}")
 
 
 def test_a_rolled_back_decision_is_never_told(
@@ -254,8 +254,8 @@ def test_every_topic_is_told(
     engine: Engine, hooked: Settings, desk: Callable[..., Any], scored: Callable[..., Any]
 ) -> None:
     """Whatever a site may subscribe to is written to the outbox when it happens."""
-    draft = policies.Draft(review=0.5, flag=0.9, flag_high=0.98, breaker_images=1)
-    policies.enact(engine, draft, reason="band")
+    draft = policies.PolicyDraft(review=0.5, flag=0.9, flag_high=0.98, breaker_images=1)
+    policies.activate(engine, draft, reason="band")
     image, clerk, lead = scored(0.99), desk(), desk(lead=True)
     clerk.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
     appeal = lead.value("SELECT moderation.open_appeal(%s)", image)

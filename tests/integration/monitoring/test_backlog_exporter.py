@@ -15,8 +15,8 @@ from worker.ingest.metrics import BridgeMetrics
 from worker.ledger.interface import Backlog, Upload
 from worker.ledger.memory import MemoryLedger
 from worker.ledger.postgres import PostgresLedger
-from worker.monitoring.backlog_exporter import Exporter
-from worker.monitoring.database_gauges import Oversight
+from worker.monitoring.backlog_exporter import BacklogExporter
+from worker.monitoring.database_gauges import DatabaseCollector
 from worker.queue import names as queues
 from worker.queue.app import build_app
 from worker.queue.publisher import CeleryPublisher
@@ -40,12 +40,12 @@ def test_what_is_in_flight_still_counts(
     ledger.lease(registered[0].image_id, worker="w", duration=timedelta(seconds=60))
     redis_client.lpop(settings.redis.key_prefix + queues.SCORE)
     metrics = BridgeMetrics()
-    Exporter(
+    BacklogExporter(
         ledger=ledger,
         redis=redis_client,
         key_prefix=settings.redis.key_prefix,
         metrics=metrics,
-        oversight=Oversight(engine),
+        gauges=DatabaseCollector(engine),
     ).read()
     value = metrics.registry.get_sample_value
     assert value("unlatent_backlog_images") == 3
@@ -75,12 +75,12 @@ def test_a_ledger_that_is_away_leaves_the_last_numbers(
 
     ledger = Flaky()
     metrics = BridgeMetrics()
-    exporter = Exporter(
+    exporter = BacklogExporter(
         ledger=ledger,
         redis=redis_client,
         key_prefix=settings.redis.key_prefix,
         metrics=metrics,
-        oversight=Oversight(engine),
+        gauges=DatabaseCollector(engine),
     )
     with exporter:
         eventually(lambda: ledger.asked == 1, what="a first reading")

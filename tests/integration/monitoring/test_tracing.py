@@ -19,7 +19,7 @@ from worker.ledger.interface import State
 from worker.ledger.postgres import PostgresLedger
 from worker.queue import names as queues
 from worker.queue.app import build_app
-from worker.queue.broker_state import RedisMessages
+from worker.queue.broker_state import RedisBrokerState
 from worker.queue.publisher import CeleryPublisher
 from worker.settings import Tracing
 from worker.storage.memory import MemoryStorage
@@ -76,7 +76,7 @@ def test_a_message_names_its_sender_and_stays_small(
             event = {"v": 1, "bucket": "uploads", "key": f"{traced}.png", "etag": "e"}
             redis_client.rpush(f"{settings.redis.key_prefix}ingest", json.dumps(event))
             assert bridge.step() == 1
-            (image_id,) = RedisMessages(settings.redis).images()
+            (image_id,) = RedisBrokerState(settings.redis).images()
             raw = redis_client.lpop(settings.redis.key_prefix + queues.SCORE)
             assert isinstance(raw, bytes)
             sizes[traced] = len(raw)

@@ -21,7 +21,7 @@ from tests.support.upload_site import Site, png
 from tests.support.waiting import eventually
 from worker.ledger.tables import VerdictRow
 from worker.localstack.processes import free_port
-from worker.models.evidence_on_demand import NothingToDraw, redraw
+from worker.models.evidence_on_demand import EvidenceUnavailable, render_evidence
 from worker.storage.interface import parse_uri
 
 if TYPE_CHECKING:
@@ -86,20 +86,20 @@ def test_the_command_scores_as_the_detector_does(
     assert site.storage.fetch(*parse_uri(twins.evidence_uri), max_bytes=10**7) == data
     # Forgotten, and drawn again by a process that never saw the image.
     forget(twins.evidence_uri, site, engine)
-    assert redraw(twin_id, settings=chosen, engine=engine, storage=site.storage) == (
+    assert render_evidence(twin_id, settings=chosen, engine=engine, storage=site.storage) == (
         twins.evidence_uri
     )
     assert alike(site.storage.fetch(*parse_uri(twins.evidence_uri), max_bytes=10**7), data)
     # Where a picture lies, none is drawn: no model is asked for.
     other = chosen.model_copy(update={"scoring": settings.scoring})
-    redraw(twin_id, settings=other, engine=engine, storage=site.storage)
+    render_evidence(twin_id, settings=other, engine=engine, storage=site.storage)
     forget(twins.evidence_uri, site, engine)
     with pytest.raises(SettingsError, match=f"{detector.model_version} judged .* neither"):
-        redraw(twin_id, settings=other, engine=engine, storage=site.storage)
+        render_evidence(twin_id, settings=other, engine=engine, storage=site.storage)
     with pytest.raises(SettingsError, match="EVIDENCE_BUCKET"):
-        redraw(twin_id, settings=settings, engine=engine, storage=site.storage)
-    with pytest.raises(NothingToDraw, match="no verdict"):
-        redraw(uuid4(), settings=chosen, engine=engine, storage=site.storage)
+        render_evidence(twin_id, settings=settings, engine=engine, storage=site.storage)
+    with pytest.raises(EvidenceUnavailable, match="no verdict"):
+        render_evidence(uuid4(), settings=chosen, engine=engine, storage=site.storage)
 
 
 def drawn(site: Site, image_id: UUID) -> None:

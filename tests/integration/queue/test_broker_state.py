@@ -9,7 +9,7 @@ import pytest
 
 from worker.queue import names as queues
 from worker.queue.app import build_app
-from worker.queue.broker_state import RedisMessages
+from worker.queue.broker_state import RedisBrokerState
 from worker.queue.publisher import QueueUnavailable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def test_waiting_and_handed_out_messages_name_their_images(
 ) -> None:
     """Every queue of pending images is read, and what a worker holds; nothing else counts."""
     app = build_app(settings)
-    messages = RedisMessages(settings.redis)
+    messages = RedisBrokerState(settings.redis)
     assert (messages.waiting(), messages.images()) == (0, frozenset())
     first, second, third, scored = (uuid4() for _ in range(4))
     for queue, image_id in (
@@ -48,7 +48,7 @@ def test_waiting_and_handed_out_messages_name_their_images(
 
 def test_a_broker_that_is_away_is_unavailable(settings: Settings, stack: LocalStack) -> None:
     """The sweeper's tick ends in an error that is tried again."""
-    messages = RedisMessages(settings.redis)
+    messages = RedisBrokerState(settings.redis)
     stack.redis.stop()
     with pytest.raises(QueueUnavailable):
         messages.waiting()

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.confirmed_decisions import Picture, confirm
-from tests.support.processes.challenge_process import POLICY, build_forge, tiny_recipe
+from tests.support.processes.challenge_process import POLICY, build_challenger_context, tiny_recipe
 from tests.support.waiting import eventually
 from training.bundles.challenger import ChallengerRecipe
 from training.data.shaders import renderings
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from worker.retraining.challenger_stages import Forge
+    from worker.retraining.challenger_stages import ChallengerContext
     from worker.retraining.runs import Run
     from worker.settings import Settings
     from worker.storage.s3 import S3Storage
@@ -50,9 +50,11 @@ LENIENT = GateLimits(
 
 
 @pytest.fixture
-def forge(engine: Engine, storage: S3Storage, settings: Settings, tmp_path: Path) -> Forge:
+def context(
+    engine: Engine, storage: S3Storage, settings: Settings, tmp_path: Path
+) -> ChallengerContext:
     """Tiny networks and short training over this test's services."""
-    return build_forge(engine, storage, settings.s3.buckets[0], tmp_path)
+    return build_challenger_context(engine, storage, settings.s3.buckets[0], tmp_path)
 
 
 @pytest.fixture
@@ -74,12 +76,12 @@ def images(engine: Engine, owner: Engine, storage: S3Storage, settings: Settings
     return confirm(engine, owner, storage, settings.s3.buckets[0], [*reals, *fakes])
 
 
-def loop(forge: Forge, slot: str = "one") -> Ending | None:
+def loop(context: ChallengerContext, slot: str = "one") -> Ending | None:
     """Run every stage in a slot."""
-    runs = Runs(forge.bench.engine, holder="trainer", lease=timedelta(minutes=5))
+    runs = Runs(context.dataset_context.engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin(slot, trigger="test")
     assert run is not None
-    stages = [*dataset_stages(forge.bench), *challenge_stages(forge)]
+    stages = [*dataset_stages(context.dataset_context), *challenge_stages(context)]
     return run_stages(run, stages, runs)
 
 
@@ -91,10 +93,10 @@ def run_row(engine: Engine) -> Any:
 
 @pytest.mark.timeout(600)
 def test_a_refused_challenger_is_registered_and_traceable(
-    engine: Engine, owner: Engine, forge: Forge, images: list[UUID]
+    engine: Engine, owner: Engine, context: ChallengerContext, images: list[UUID]
 ) -> None:
     """The gate refuses noise: the champion stays, and the challenger can be forced and traced."""
-    assert loop(forge) is Ending.REFUSED
+    assert loop(context) is Ending.REFUSED
 
     registry = ModelsRegistry(engine)
     run = run_row(engine)
@@ -104,10 +106,10 @@ def test_a_refused_challenger_is_registered_and_traceable(
     assert champion.digest == run.stages["train"]["champion"] != challenger
     assert run.stages["gate"]["passed"] is False
     assert run.reason == "; ".join(run.stages["gate"]["reasons"])
-    assert registry.standing().shadow is None
-    assert forge.champions.of(challenger).model_version == challenger
-    report = forge.bench.storage.fetch(
-        forge.bench.bucket, f"reports/run-{run.id}/report.md", max_bytes=2**20
+    assert registry.active().shadow is None
+    assert context.champions.of(challenger).model_version == challenger
+    report = context.dataset_context.storage.fetch(
+        context.dataset_context.bucket, f"reports/run-{run.id}/report.md", max_bytes=2**20
     )
     assert b"The gate refused it" in report
     with pytest.raises(GateNotPassed):
@@ -139,15 +141,15 @@ def test_a_refused_challenger_is_registered_and_traceable(
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_a_challenger_that_passes_goes_through_shadow(
-    engine: Engine, forge: Forge, images: list[UUID], settings: Settings
+    engine: Engine, context: ChallengerContext, images: list[UUID], settings: Settings
 ) -> None:
     """One that learnt what the champion does not know serves in shadow, then becomes champion."""
     assert images
     # Noise against renderings is learnt at once, and the random champion knows neither.
-    assert loop(replace(forge, limits=LENIENT, recipe=tiny_recipe(steps=40))) is Ending.FINISHED
+    assert loop(replace(context, limits=LENIENT, recipe=tiny_recipe(steps=40))) is Ending.FINISHED
 
     registry = ModelsRegistry(engine)
-    shadow = registry.standing().shadow
+    shadow = registry.active().shadow
     assert shadow is not None
     assert shadow.digest == run_row(engine).stages["register"]["model_version"]
     training = settings.training.model_copy(update={"promote_after_s": 0.001})
@@ -161,7 +163,11 @@ def test_a_challenger_that_passes_goes_through_shadow(
 
 @pytest.mark.full
 def test_too_few_photographs_to_calibrate_end_the_run_before_training(
-    engine: Engine, owner: Engine, storage: S3Storage, settings: Settings, forge: Forge
+    engine: Engine,
+    owner: Engine,
+    storage: S3Storage,
+    settings: Settings,
+    context: ChallengerContext,
 ) -> None:
     """Without generated images on the calibration side nothing is trained, and it is said."""
     pictures = [
@@ -169,7 +175,7 @@ def test_too_few_photographs_to_calibrate_end_the_run_before_training(
     ]
     confirm(engine, owner, storage, settings.s3.buckets[0], pictures)
 
-    assert loop(forge) is Ending.REFUSED
+    assert loop(context) is Ending.REFUSED
 
     row = run_row(engine)
     assert "0 generated images" in row.reason
@@ -187,7 +193,7 @@ def test_too_few_photographs_to_calibrate_end_the_run_before_training(
 def test_a_killed_stage_is_done_again(
     engine: Engine,
     settings: Settings,
-    forge: Forge,
+    context: ChallengerContext,
     images: list[UUID],
     tmp_path: Path,
     stage: str,
@@ -208,7 +214,7 @@ def test_a_killed_stage_is_done_again(
         process.wait()
     registry = ModelsRegistry(engine)
     for left in registry.versions():
-        assert forge.champions.of(left.digest).model_version == left.digest
+        assert context.champions.of(left.digest).model_version == left.digest
 
     runs = Runs(engine, holder="survivor", lease=timedelta(minutes=5))
     taken: list[Run] = []
@@ -221,7 +227,7 @@ def test_a_killed_stage_is_done_again(
 
     eventually(took)
     assert stage not in taken[0].stages
-    stages = [*dataset_stages(forge.bench), *challenge_stages(forge)]
+    stages = [*dataset_stages(context.dataset_context), *challenge_stages(context)]
     assert run_stages(taken[0], stages, runs) is Ending.REFUSED
 
     row = run_row(engine)
@@ -239,7 +245,7 @@ def test_a_poisoned_batch_never_reaches_the_champion(
     owner: Engine,
     storage: S3Storage,
     settings: Settings,
-    forge: Forge,
+    context: ChallengerContext,
     images: list[UUID],
 ) -> None:
     """One account confirms 500 generated images as real: few get in, and the gate refuses."""
@@ -255,7 +261,7 @@ def test_a_poisoned_batch_never_reaches_the_champion(
     ]
     poisoned = set(confirm(engine, owner, storage, settings.s3.buckets[0], poison))
 
-    assert loop(replace(forge, limits=LENIENT, recipe=tiny_recipe(steps=40))) is Ending.REFUSED
+    assert loop(replace(context, limits=LENIENT, recipe=tiny_recipe(steps=40))) is Ending.REFUSED
 
     row = run_row(engine)
     with engine.connect() as connection:

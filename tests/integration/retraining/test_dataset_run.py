@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, text
 
 from tests.support.confirmed_decisions import Picture, confirm
-from tests.support.processes.challenge_process import build_forge
+from tests.support.processes.challenge_process import build_challenger_context
 from training.data.alignment import AlignmentConfig
 from training.data.selection import CollectPolicy, Side
 from training.data.shaders import SHADERS, renderings, series
@@ -19,7 +19,7 @@ from training.data.shards import load_dataset, read_samples
 from training.evaluation.shortcut_audit import Limits
 from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem, TrainingRun
 from worker.retraining.candidates import collect_policy
-from worker.retraining.dataset_stages import Bench, Tools, dataset_stages
+from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
 from worker.retraining.erasure import SnapshotShards
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.snapshots import Snapshots
@@ -74,20 +74,22 @@ class Imitator:
         return made
 
 
-def bench(engine: Engine, storage: S3Storage, settings: Settings, aligner: Imitator) -> Bench:
+def dataset_context(
+    engine: Engine, storage: S3Storage, settings: Settings, aligner: Imitator
+) -> DatasetContext:
     """The stages' surroundings with networks that cost nothing."""
-    tools = Tools(
+    tools = AlignmentModels(
         aligners=[aligner],
         features=lambda images: np.array([image.mean((0, 1)) for image in images]),
         space="means",
     )
-    return Bench(
+    return DatasetContext(
         engine=engine,
         storage=storage,
         bucket=settings.s3.buckets[0],
         policy=POLICY,
         max_bytes=2**20,
-        load_tools=lambda: tools,
+        load_models=lambda: tools,
         alignment=AlignmentConfig(shard_images=8),
         # So few pairs, in the order of their random ids, leave the probe's AUC a wide spread.
         limits=Limits(probe_auc=0.9),
@@ -115,7 +117,7 @@ def images(engine: Engine, owner: Engine, storage: S3Storage, settings: Settings
     return confirmed(engine, owner, storage, settings, *pictures, audit_share=0.25)
 
 
-def loop(bench_: Bench, slot: str) -> Ending | None:
+def loop(bench_: DatasetContext, slot: str) -> Ending | None:
     """Run the stages in a slot of their own."""
     runs = Runs(bench_.engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin(slot, trigger="test")
@@ -123,7 +125,7 @@ def loop(bench_: Bench, slot: str) -> Ending | None:
     return run_stages(run, dataset_stages(bench_), runs)
 
 
-def aligned(bench_: Bench) -> Progress:
+def aligned(bench_: DatasetContext) -> Progress:
     """Choose the images and write the shards, in a run that goes on."""
     run = Runs(bench_.engine, holder="trainer", lease=timedelta(minutes=5)).begin("s", trigger="t")
     assert run is not None
@@ -155,7 +157,7 @@ def test_decisions_become_a_sealed_data_set(
     with owner.begin() as connection:
         key = connection.scalar(text("SELECT key FROM app.images WHERE id = :id"), {"id": lost})
     storage.delete(settings.s3.buckets[0], str(key))
-    place = bench(engine, storage, settings, Imitator())
+    place = dataset_context(engine, storage, settings, Imitator())
 
     assert loop(place, "one") is Ending.FINISHED
 
@@ -189,7 +191,7 @@ def test_renderings_join_the_photographs(
     engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID], tmp_path: Path
 ) -> None:
     """They are pairs of the training side that no snapshot lists and that no later run reads."""
-    place = replace(bench(engine, storage, settings, Imitator()), shaders=5)
+    place = replace(dataset_context(engine, storage, settings, Imitator()), shaders=5)
     progress = aligned(place)
     drawn = {
         sample.key: sample
@@ -205,9 +207,11 @@ def test_renderings_join_the_photographs(
 
     assert progress.snapshot_id is not None
     Snapshots(engine).seal(progress.snapshot_id, digest="d", report={})
-    forge = replace(build_forge(engine, storage, place.bucket, tmp_path), bench=place)
+    context = replace(
+        build_challenger_context(engine, storage, place.bucket, tmp_path), dataset_context=place
+    )
     for reader, read in ((progress, drawn.keys()), (replace(progress, run_id=99), set())):
-        taught = forge.files(reader, Side.TRAINING)
+        taught = context.files(reader, Side.TRAINING)
         assert {sample.key for sample in taught if sample.source == SHADERS} == read
 
 
@@ -215,13 +219,15 @@ def test_a_refused_data_set_is_not_sealed(
     engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
 ) -> None:
     """An aligner that moves the picture is refused; its images are there for the next run."""
-    assert loop(bench(engine, storage, settings, Imitator(moved=1)), "one") is Ending.REFUSED
+    assert (
+        loop(dataset_context(engine, storage, settings, Imitator(moved=1)), "one") is Ending.REFUSED
+    )
 
     (run,) = rows(engine, TrainingRun)
     assert "crop betrays the side" in run.reason
     assert rows(engine, DatasetSnapshot)[0].digest is None
 
-    assert loop(bench(engine, storage, settings, Imitator()), "two") is Ending.FINISHED
+    assert loop(dataset_context(engine, storage, settings, Imitator()), "two") is Ending.FINISHED
     assert len(rows(engine, SnapshotItem)) == 2 * len(images)
 
 
@@ -240,7 +246,7 @@ def test_an_appealed_image_stays_out(
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
     assert run is not None
-    collect = dataset_stages(bench(engine, storage, settings, Imitator()))[:1]
+    collect = dataset_stages(dataset_context(engine, storage, settings, Imitator()))[:1]
     assert run_stages(run, collect, runs) is Ending.FINISHED
 
     assert images[0] not in {item.image_id for item in rows(engine, SnapshotItem)}
@@ -262,7 +268,9 @@ def test_enough_confirmed_images_are_a_reason(
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
     assert run is not None
-    run_stages(run, dataset_stages(bench(engine, storage, settings, Imitator()))[:1], runs)
+    run_stages(
+        run, dataset_stages(dataset_context(engine, storage, settings, Imitator()))[:1], runs
+    )
     assert asked(1) == []
 
 
@@ -275,16 +283,18 @@ def test_what_was_revoked_teaches_no_more(
     tmp_path: Path,
 ) -> None:
     """Withdrawn, appealed, called generated, pinned: no later run reads it from the shards."""
-    place = bench(engine, storage, settings, Imitator())
+    place = dataset_context(engine, storage, settings, Imitator())
     progress = aligned(place)
     assert progress.snapshot_id is not None
     Snapshots(engine).seal(progress.snapshot_id, digest="d", report={})
     with owner.begin() as connection:
         for number, change in enumerate(REVOCATIONS):
             connection.execute(text(change), {"image": images[number]})
-    forge = replace(build_forge(engine, storage, place.bucket, tmp_path), bench=place)
+    context = replace(
+        build_challenger_context(engine, storage, place.bucket, tmp_path), dataset_context=place
+    )
 
-    files = forge.files(progress, Side.TRAINING)
+    files = context.files(progress, Side.TRAINING)
 
     kept = {str(image) for image in images[len(REVOCATIONS) :]}
     assert {sample.key for sample in files} == kept
@@ -305,7 +315,7 @@ def test_photographs_say_whether_the_audit_drew_them(
     trusting = CollectPolicy(
         sources=both, trusted_sources=frozenset({"camera"}), evaluation=0.0, calibration=1.0
     )
-    place = replace(bench(engine, storage, settings, Imitator()), policy=trusting)
+    place = replace(dataset_context(engine, storage, settings, Imitator()), policy=trusting)
     store = place.store(aligned(place).run_id)
 
     drawn = [(file.source, file.audited) for file in read_samples(store, load_dataset(store))]
@@ -316,7 +326,7 @@ def test_an_erased_image_leaves_the_data_sets(
     engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
 ) -> None:
     """Erasing waits for a run that writes; then the image is in no shard, under a tombstone."""
-    place = bench(engine, storage, settings, Imitator())
+    place = dataset_context(engine, storage, settings, Imitator())
     shards = SnapshotShards(engine, storage, place.bucket)
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
@@ -339,7 +349,7 @@ def test_the_rest_of_a_dead_run_is_erased(
     engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
 ) -> None:
     """Shards of a run that failed before its data set was whole go when an image in it goes."""
-    place = bench(engine, storage, settings, Imitator())
+    place = dataset_context(engine, storage, settings, Imitator())
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
     assert run is not None

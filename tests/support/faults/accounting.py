@@ -25,7 +25,7 @@ from worker.ledger.postgres import PostgresLedger
 from worker.ledger.tables import Image, LeaseRow, VerdictRow
 from worker.queue import names as queues
 from worker.queue.app import build_app
-from worker.queue.broker_state import RedisMessages
+from worker.queue.broker_state import RedisBrokerState
 from worker.queue.publisher import CeleryPublisher
 from worker.queue.sweeper import Sweeper
 from worker.telemetry.metrics import Metrics
@@ -59,7 +59,7 @@ class Accounts:
         self.sweeper = Sweeper(
             ledger=ledger,
             publisher=CeleryPublisher(build_app(settings), ledger),
-            messages=RedisMessages(settings.redis),
+            messages=RedisBrokerState(settings.redis),
             settings=settings.queue,
             metrics=Metrics(),
         )

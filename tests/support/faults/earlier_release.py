@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from worker.ledger import provenance, tables
 from worker.models import registry
-from worker.monitoring.database_gauges import Oversight
+from worker.monitoring.database_gauges import DatabaseCollector
 
 #: The migration that created the ledger, and its release.
 REVISION = "0001"
@@ -26,6 +26,6 @@ def forget_what_came_later() -> None:
         columns = model.__table__._columns
         for name in names:
             columns.remove(columns[name])
-    Oversight.read = lambda _: None  # type: ignore[method-assign]  # no moderation yet
+    DatabaseCollector.read = lambda _: None  # type: ignore[method-assign]  # no moderation yet
     provenance.store = lambda _connection, _found: None
     registry._in_shadow = lambda _connection: (None, None)

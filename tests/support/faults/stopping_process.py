@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 #: Phase → the class and the method around which the process stops, and on which side.
 WORKER_PHASES = {
-    "popped": ("worker.queue.redis_qos:Places", "append", "before"),
+    "popped": ("worker.queue.redis_qos:LeakFreeQoS", "append", "before"),
     "leased": ("worker.ledger.postgres:PostgresLedger", "lease", "after"),
     "fetching": ("worker.storage.s3:S3Storage", "fetch", "before"),
     "decoding": ("worker.decoding.pool:_Process", "ask", "before"),
-    "waiting": ("worker.scoring.device_thread:Device", "submit", "after"),
-    "forward": ("worker.scoring.device_thread:Device", "_forward", "before"),
+    "waiting": ("worker.scoring.device_thread:InferenceThread", "submit", "after"),
+    "forward": ("worker.scoring.device_thread:InferenceThread", "_forward", "before"),
     "committing": ("worker.ledger.postgres:PostgresLedger", "record", "before"),
     "acknowledging": ("worker.ledger.postgres:PostgresLedger", "record", "after"),
 }
@@ -36,7 +36,7 @@ BRIDGE_PHASES = {
     "registered": ("worker.ledger.postgres:PostgresLedger", "register", "after"),
     "sent": ("worker.ledger.postgres:PostgresLedger", "mark_published", "before"),
     "published": ("worker.queue.publisher:CeleryPublisher", "publish", "after"),
-    "removed": ("worker.ingest.bridge:Bridge", "_work_on", "after"),
+    "removed": ("worker.ingest.bridge:Bridge", "_register_entries", "after"),
 }
 
 
@@ -69,16 +69,16 @@ def _stop() -> None:
 
 def slow_down(forward_s: float) -> None:
     """Make every forward pass of uploaded images take so much longer."""
-    from worker.scoring.device_thread import Device
+    from worker.scoring.device_thread import InferenceThread
 
-    quick = Device._forward
+    quick = InferenceThread._forward
 
     @functools.wraps(quick)
     def slow(*arguments: Any) -> Any:
         time.sleep(forward_s)
         return quick(*arguments)
 
-    Device._forward = slow  # type: ignore[method-assign]  # the device is this slow
+    InferenceThread._forward = slow  # type: ignore[method-assign]  # the device is this slow
 
 
 def main() -> int:

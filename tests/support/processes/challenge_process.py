@@ -30,9 +30,9 @@ from training.fit.early_stopping import Patience
 from worker.database.engine import build_engine
 from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry
-from worker.retraining.bundle_access import Champions
-from worker.retraining.challenger_stages import Forge, challenge_stages
-from worker.retraining.dataset_stages import Bench, Tools, dataset_stages
+from worker.retraining.bundle_access import BundleAccess
+from worker.retraining.challenger_stages import ChallengerContext, challenge_stages
+from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
 from worker.retraining.runs import Runs
 from worker.retraining.stage_runner import run_stages
 from worker.settings import load_settings
@@ -81,36 +81,38 @@ def tiny_recipe(steps: int = 2) -> ChallengerRecipe:
     return replace(recipe, loop=loop)
 
 
-def build_forge(engine: Engine, storage: Storage, bucket: str, folder: Path) -> Forge:
+def build_challenger_context(
+    engine: Engine, storage: Storage, bucket: str, folder: Path
+) -> ChallengerContext:
     """Put tiny networks and this test's services together; the bundle is made once a folder."""
     if not (folder / "champion" / MANIFEST).is_file():
         build_tiny_bundle(folder / "champion")
-    champions = Champions(
+    champions = BundleAccess(
         registry=ModelsRegistry(engine),
         bundles=BundleStore(storage, bucket),
         default=str(folder / "champion"),
         cache=folder / "cache",
     )
 
-    def load_tools() -> Tools:
-        return Tools(
+    def load_models() -> AlignmentModels:
+        return AlignmentModels(
             aligners=[bundle_round_trip(champions.current())],
             features=lambda images: np.array([image.mean((0, 1)) for image in images]),
             space="means",
         )
 
-    bench = Bench(
+    dataset_context = DatasetContext(
         engine=engine,
         storage=storage,
         bucket=bucket,
         policy=POLICY,
         max_bytes=2**20,
-        load_tools=load_tools,
+        load_models=load_models,
         alignment=AlignmentConfig(shard_images=64),
         limits=LIMITS,
     )
-    return Forge(
-        bench=bench,
+    return ChallengerContext(
+        dataset_context=dataset_context,
         champions=champions,
         work_dir=folder / "work",
         device="cpu",
@@ -144,11 +146,11 @@ def main() -> None:
     folder, hangs_in = Path(sys.argv[1]), sys.argv[2]
     settings = load_settings()
     engine, storage = build_engine(settings.postgres), S3Storage(settings.s3)
-    forge = build_forge(engine, storage, settings.s3.buckets[0], folder)
+    context = build_challenger_context(engine, storage, settings.s3.buckets[0], folder)
     runs = Runs(engine, holder=f"killed in {hangs_in}", lease=timedelta(seconds=2))
     run = runs.begin("one", trigger="test") or runs.resume()
     assert run is not None
-    stages = [*dataset_stages(forge.bench), *challenge_stages(forge)]
+    stages = [*dataset_stages(context.dataset_context), *challenge_stages(context)]
     run_stages(
         run,
         [

@@ -16,7 +16,7 @@ from detection.errors import PermanentError
 from tests.support.rendered_manifests import DEPLOY, REPOSITORY, find, rules
 from worker.ingest.metrics import BridgeMetrics
 from worker.ledger.interface import State
-from worker.monitoring.database_gauges import READINGS
+from worker.monitoring.database_gauges import GAUGES
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def published() -> set[str]:
                 "gauge": ("",),
             }[family.type]
             names |= {family.name + suffix for suffix in suffixes}
-    names |= {f"unlatent_{reading.name}" for reading in READINGS}
+    names |= {f"unlatent_{reading.name}" for reading in GAUGES}
     service = (REPOSITORY / "worker" / "processes" / "worker.py").read_text()
     names |= {f"unlatent_{name}" for name in re.findall(r'metrics\.watch\(\s*"(\w+)"', service)}
     return names

@@ -18,7 +18,7 @@ from detection.score import Label, Score
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from worker import cli
 from worker.cli.check import _record
-from worker.scoring.files import Checked, check_files, find_files, intake_limits
+from worker.scoring.files import ScoredFile, check_files, find_files, intake_limits
 from worker.settings import Intake
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def test_a_line_says_why_an_image_could_not_be_judged() -> None:
     )
     outside = replace(score, outside="nearly nothing to look at")
     plain, doubted = (
-        _record(Checked(path=Path("a.png"), score=one), "version") for one in (score, outside)
+        _record(ScoredFile(path=Path("a.png"), score=one), "version") for one in (score, outside)
     )
     assert plain["outside"] is None
     assert doubted == plain | {"outside": "nearly nothing to look at"}

@@ -10,9 +10,9 @@ import pytest
 from detection.errors import TransientError
 from worker.database.engine import LedgerUnavailable
 from worker.ledger.memory import MemoryLedger
-from worker.models.registry import ModelVersion, Standing
-from worker.models.reloader import Succession, first_model
-from worker.scoring.device_thread import Device
+from worker.models.registry import ActiveModels, ModelVersion
+from worker.models.reloader import ModelReloader, first_model
+from worker.scoring.device_thread import InferenceThread
 from worker.scoring.memory import MemoryScorer
 from worker.scoring.pipeline import in_share
 from worker.settings import Scoring
@@ -32,10 +32,10 @@ class Registry:
     """Pointers that a test sets; `away` is the database's absence."""
 
     def __init__(self) -> None:
-        self.now = Standing()
+        self.now = ActiveModels()
         self.away = 0
 
-    def standing(self) -> Standing:
+    def active(self) -> ActiveModels:
         """Return the pointers."""
         if self.away:
             self.away -= 1
@@ -44,7 +44,7 @@ class Registry:
 
     def champion(self) -> ModelVersion | None:
         """Return the champion."""
-        return self.standing().champion
+        return self.active().champion
 
 
 class Fleet:
@@ -53,11 +53,11 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.registry = Registry()
         self.loaded: list[str] = []
-        self.tidied: list[set[str]] = []
+        self.pruned: list[set[str]] = []
         self.fault: Exception | None = None
         self.imposter: MemoryScorer | None = None
         self.metrics = Metrics()
-        self.device = Device(
+        self.device = InferenceThread(
             lambda: MemoryScorer("old"),
             ledger=MemoryLedger(),
             settings=Scoring(max_batch=2),
@@ -65,10 +65,10 @@ class Fleet:
             metrics=self.metrics,
         )
         self.device.start()
-        self.succession = Succession(
+        self.succession = ModelReloader(
             registry=self.registry,  # type: ignore[arg-type]  # the pointers are all it asks for
             load=self.load,
-            tidy=self.tidied.append,
+            prune=self.pruned.append,
             device=self.device,
             metrics=self.metrics,
             every_s=0.01,
@@ -105,34 +105,34 @@ def test_a_shadow_comes_is_promoted_and_rolled_back(fleet: Fleet) -> None:
     """A promoted challenger is not loaded again; a rolled back champion is."""
     fleet.succession.follow()
     assert fleet.models == ("old", None)
-    fleet.registry.now = Standing(champion=OLD, shadow=NEW)
+    fleet.registry.now = ActiveModels(champion=OLD, shadow=NEW)
     fleet.succession.follow()
     assert fleet.models == ("old", "new")
-    fleet.registry.now = Standing(champion=NEW)
+    fleet.registry.now = ActiveModels(champion=NEW)
     fleet.succession.follow()
     assert fleet.models == ("new", None)
     assert fleet.loaded == ["new"]
-    fleet.registry.now = Standing(champion=OLD)
+    fleet.registry.now = ActiveModels(champion=OLD)
     fleet.succession.follow()
     assert fleet.models == ("old", None)
     assert fleet.loaded == ["new", "old"]
     assert fleet.changes("champion", "done") == 2
     fleet.succession.follow()
-    used = [digests - {""} for digests in fleet.tidied]
+    used = [digests - {""} for digests in fleet.pruned]
     assert used == [{"old"}, {"old", "new"}, {"new"}, {"old"}]  # once a change, not at every look
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_old_one(fleet: Fleet) -> None:
     """It is refused once, counted, and not loaded again at every look."""
     fleet.fault = ValueError("a hash is wrong")
-    fleet.registry.now = Standing(champion=NEW)
+    fleet.registry.now = ActiveModels(champion=NEW)
     for _ in range(3):
         fleet.succession.follow()
     assert fleet.models == ("old", None)
     assert fleet.loaded == ["new"]
     assert fleet.changes("champion", "refused") == 1
     fleet.fault = None
-    fleet.registry.now = Standing(champion=OTHER)
+    fleet.registry.now = ActiveModels(champion=OTHER)
     fleet.succession.follow()
     assert fleet.models == ("other", None)
 
@@ -140,7 +140,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(fleet: Fleet) -> None:
 def test_storage_that_is_away_is_asked_again(fleet: Fleet) -> None:
     """An outage is no fault of the model: the next look loads it."""
     fleet.fault = TransientError("no storage")
-    fleet.registry.now = Standing(champion=NEW)
+    fleet.registry.now = ActiveModels(champion=NEW)
     fleet.succession.follow()
     assert fleet.changes("champion", "unavailable") == 1
     fleet.fault = None
@@ -151,7 +151,7 @@ def test_storage_that_is_away_is_asked_again(fleet: Fleet) -> None:
 def test_another_model_than_was_asked_for_is_refused(fleet: Fleet) -> None:
     """A verdict's version is what the registry promoted, or there is no swap."""
     fleet.imposter = MemoryScorer("imposter")
-    fleet.registry.now = Standing(champion=NEW)
+    fleet.registry.now = ActiveModels(champion=NEW)
     fleet.succession.follow()
     assert fleet.models == ("old", None)
 
@@ -171,7 +171,7 @@ def test_the_first_model_is_the_champion(monkeypatch: pytest.MonkeyPatch) -> Non
         return scorer.model_version
 
     assert start() == "default"
-    registry.now = Standing(champion=NEW)
+    registry.now = ActiveModels(champion=NEW)
     registry.away = 2
     assert start() == "new"
     assert waits == [1.0, 2.0]

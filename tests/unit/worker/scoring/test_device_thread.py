@@ -12,17 +12,17 @@ import pytest
 
 from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable
-from worker.ledger.interface import ImageFacts, Lease, Role, State, Terminal, Upload, Verdict
+from worker.ledger.interface import AlreadyDone, ImageFacts, Lease, Role, State, Upload, Verdict
 from worker.ledger.memory import MemoryLedger
 from worker.scoring.device_thread import (
     EXIT_DEVICE_LOST,
     EXIT_STUCK,
-    Device,
     GoldenMismatch,
+    InferenceRequest,
+    InferenceThread,
     ModelReplaced,
     OutOfDeviceMemory,
     ScoringFailed,
-    Work,
 )
 from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded, Golden
 from worker.scoring.memory import MemoryScorer
@@ -54,12 +54,12 @@ class Bench:
         self.metrics = Metrics()
         self._health = Health(folder)
         self._settings = Scoring.model_validate({"max_batch": 4, "max_wait_s": 0.2, **settings})
-        self.device: Device
+        self.device: InferenceThread
         self._count = 0
 
-    def start(self, scorer: MemoryScorer) -> Device:
+    def start(self, scorer: MemoryScorer) -> InferenceThread:
         """Start a device with a scorer."""
-        self.device = Device(
+        self.device = InferenceThread(
             lambda: scorer,
             ledger=self.ledger,
             settings=self._settings,
@@ -79,7 +79,7 @@ class Bench:
         body: bytes | None = None,
         role: Role = Role.CHAMPION,
         model_version: str | None = None,
-    ) -> Work:
+    ) -> InferenceRequest:
         """Register and lease an upload, as if its grey image had just been decoded."""
         self._count += 1
         key = f"{self._count}.png"
@@ -93,7 +93,7 @@ class Bench:
                 alone=True,
             )
         sha256 = hashlib.sha256(key.encode() if body is None else body).hexdigest()
-        return Work(
+        return InferenceRequest(
             lease=lease,
             facts=ImageFacts(sha256=sha256, size=1, format="PNG", width=64, height=64),
             pixels=np.full((64, 64, 3), value, np.uint8),
@@ -103,12 +103,12 @@ class Bench:
             model_version=model_version,
         )
 
-    def state(self, work: Work) -> State:
+    def state(self, work: InferenceRequest) -> State:
         """Return the state of the work's image."""
         answer = self.ledger.lease(
             work.lease.image_id, worker="other", duration=timedelta(minutes=1)
         )
-        return answer.state if isinstance(answer, Terminal) else State.PENDING
+        return answer.state if isinstance(answer, AlreadyDone) else State.PENDING
 
     def _end(self, code: int) -> None:
         self.exits.append(code)
@@ -397,7 +397,7 @@ def test_models_change_between_two_batches(make_bench: Callable[..., Bench]) -> 
     armed.set()
     before = device.submit(bench.work(10))
     assert entered.wait(LONG_S)
-    swapped = device.appoint(Role.CHAMPION, MemoryScorer("memory-2"))
+    swapped = device.swap_model(Role.CHAMPION, MemoryScorer("memory-2"))
     after = device.submit(bench.work(20))
     bound = device.submit(bench.work(30, role=Role.RESCORE, model_version="memory-1"))
     freed.set()
@@ -424,7 +424,7 @@ def test_a_model_with_a_wrong_golden_score_takes_no_role(make_bench: Callable[..
     bench = make_bench()
     device = bench.start(MemoryScorer())
     for role in (Role.CHAMPION, Role.SHADOW):
-        refused = device.appoint(role, Broken("memory-2")).exception(LONG_S)
+        refused = device.swap_model(role, Broken("memory-2")).exception(LONG_S)
         assert isinstance(refused, GoldenMismatch)
     assert (device.model_version, device.shadow_version) == ("memory-1", None)
     assert device.submit(bench.work(5)).result(LONG_S).model_version == "memory-1"
@@ -438,13 +438,13 @@ def test_the_shadow_scores_what_is_left_for_it(make_bench: Callable[..., Bench])
     for_shadow = {"role": Role.SHADOW, "model_version": "memory-2"}
     orphan = device.submit(bench.work(5, **for_shadow))
     assert isinstance(orphan.exception(LONG_S), ModelReplaced)
-    device.appoint(Role.SHADOW, MemoryScorer("memory-2")).result(LONG_S)
+    device.swap_model(Role.SHADOW, MemoryScorer("memory-2")).result(LONG_S)
     assert (device.model_version, device.shadow_version) == ("memory-1", "memory-2")
     work = bench.work(6, **for_shadow)
     verdict = device.submit(work).result(LONG_S)
     assert (verdict.role, verdict.model_version) == (Role.SHADOW, "memory-2")
     assert bench.state(work) is State.PENDING
-    device.appoint(Role.SHADOW, None).result(LONG_S)
+    device.swap_model(Role.SHADOW, None).result(LONG_S)
     assert device.shadow_version is None
 
 
@@ -458,7 +458,7 @@ def test_a_fault_of_the_shadow_is_no_fault_of_the_device(make_bench: Callable[..
 
     bench = make_bench()
     device = bench.start(MemoryScorer())
-    device.appoint(Role.SHADOW, MemoryScorer("memory-2", before=fail)).result(LONG_S)
+    device.swap_model(Role.SHADOW, MemoryScorer("memory-2", before=fail)).result(LONG_S)
     broken.set()
     lost = device.submit(bench.work(5, role=Role.SHADOW, model_version="memory-2"))
     assert isinstance(lost.exception(LONG_S), ZeroDivisionError)

@@ -17,12 +17,12 @@ from tests.support.trace_collector import Collector, attributes
 from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable, SchemaOutdated
 from worker.decoding.pool import Decoded
-from worker.ledger.interface import ImageFacts, Lease, Outcome, Role, State, Upload
+from worker.ledger.interface import ImageFacts, Lease, LeaseOutcome, Role, State, Upload
 from worker.ledger.memory import MemoryLedger
-from worker.scoring.device_thread import Device, ModelReplaced
+from worker.scoring.device_thread import InferenceThread, ModelReplaced
 from worker.scoring.memory import MemoryScorer
 from worker.scoring.pipeline import Pipeline
-from worker.scoring.storage_breaker import Breaker, DenialUndecided
+from worker.scoring.storage_breaker import DenialUndecided, StorageBreaker
 from worker.settings import Settings, Tracing
 from worker.storage.interface import StorageForbidden, StorageUnavailable
 from worker.storage.memory import MemoryStorage
@@ -76,7 +76,7 @@ class Rig:
         settings = Settings.model_validate(
             {"scoring": {"max_wait_s": 0, "max_batch": 2, "shadow_share": 1}}
         )
-        self.device = Device(
+        self.device = InferenceThread(
             lambda: self.scorer,
             ledger=self.ledger,
             settings=settings.scoring,
@@ -85,7 +85,7 @@ class Rig:
         )
         self.device.start()
         self.scorer.batches.clear()
-        self.breaker = Breaker(
+        self.breaker = StorageBreaker(
             self.storage,
             limit=3,
             pause=lambda: self.paused.append(True),
@@ -116,7 +116,7 @@ class Rig:
         """Return what the ledger knows of an image."""
         return self.ledger.images[image_id]
 
-    def outcomes(self, image_id: UUID) -> list[Outcome | None]:
+    def outcomes(self, image_id: UUID) -> list[LeaseOutcome | None]:
         """Return how each lease of an image was closed."""
         return [
             lease.outcome for lease in self.ledger.leases.values() if lease.image_id == image_id
@@ -143,7 +143,7 @@ def test_a_check_ends_with_a_verdict_and_a_closed_lease(rig: Rig) -> None:
     rig.pipeline.score(image_id)
     rig.pipeline.score(image_id)
     assert rig.image(image_id).state == State.SCORED
-    assert rig.outcomes(image_id) == [Outcome.SCORED]
+    assert rig.outcomes(image_id) == [LeaseOutcome.SCORED]
     assert rig.scorer.batches == [1]
     told = rig.decoder.told[0]
     assert (told["declared_type"], told["key"], told["sha256"]) == ("image/png", "a.png", "c" * 64)
@@ -168,7 +168,7 @@ def test_a_permanent_fault_ends_the_image_with_its_reason(
     image_id = rig.upload("a.png", body, **fields)
     rig.pipeline.score(image_id)
     assert (rig.image(image_id).state, rig.image(image_id).reason) == (state, reason)
-    assert rig.outcomes(image_id) == [Outcome(state.value)]
+    assert rig.outcomes(image_id) == [LeaseOutcome(state.value)]
     assert rig.count("failures_total", reason=reason) == 1
 
 
@@ -184,7 +184,7 @@ def test_a_transient_fault_gives_the_image_back(rig: Rig, monkeypatch: pytest.Mo
         with pytest.raises(StorageUnavailable):
             rig.pipeline.score(image_id)
     assert rig.image(image_id).state == State.PENDING
-    assert rig.outcomes(image_id) == [Outcome.RETRY]
+    assert rig.outcomes(image_id) == [LeaseOutcome.RETRY]
     rig.pipeline.score(image_id)
     assert rig.image(image_id).state == State.SCORED
 
@@ -204,7 +204,7 @@ def test_a_schema_that_is_too_old_gives_the_image_back(
             rig.pipeline.score(image_id)
     assert rig.image(image_id).state is State.PENDING
     rig.pipeline.score(image_id)
-    assert rig.outcomes(image_id) == [Outcome.RETRY, Outcome.SCORED]
+    assert rig.outcomes(image_id) == [LeaseOutcome.RETRY, LeaseOutcome.SCORED]
 
 
 def test_an_image_leased_elsewhere_is_left_alone(rig: Rig) -> None:
@@ -257,7 +257,7 @@ def test_a_ledger_that_is_away_is_waited_for(rig: Rig, monkeypatch: pytest.Monke
     monkeypatch.setattr(rig.ledger, "end", flaky("end", end))
     rig.pipeline.score(image_id)
     assert rig.image(image_id).state == State.FAILED
-    assert rig.outcomes(image_id) == [Outcome.FAILED]
+    assert rig.outcomes(image_id) == [LeaseOutcome.FAILED]
 
 
 def test_one_denied_object_among_others_fails(rig: Rig) -> None:
@@ -297,7 +297,7 @@ def test_denials_of_everything_pause_the_worker(rig: Rig, *, read_before: bool) 
     assert rig.paused == [True]
     assert rig.breaker.is_open
     assert [rig.image(image_id).state for image_id in images] == [State.PENDING] * 5
-    assert rig.outcomes(images[2]) == [Outcome.RELEASED]
+    assert rig.outcomes(images[2]) == [LeaseOutcome.RELEASED]
     assert rig.outcomes(images[4]) == []  # not even leased
     rig.storage.all_denied = False
     assert rig.resumed.wait(10)
@@ -327,7 +327,7 @@ def test_shutdown_fails_what_waits_as_transient(rig: Rig) -> None:
     with pytest.raises(TransientError):
         rig.pipeline.score(image_id)
     assert rig.image(image_id).state == State.PENDING
-    assert rig.outcomes(image_id) == [Outcome.RETRY]
+    assert rig.outcomes(image_id) == [LeaseOutcome.RETRY]
 
 
 def test_a_suspect_is_checked_while_no_other_lease_is_held(
@@ -354,7 +354,7 @@ def test_a_suspect_is_checked_while_no_other_lease_is_held(
     threads[0].start()
     assert begun.wait(10)
     threads[1].start()
-    eventually(lambda: Outcome.RELEASED in rig.outcomes(suspect))
+    eventually(lambda: LeaseOutcome.RELEASED in rig.outcomes(suspect))
     free.set()
     for thread in threads:
         thread.join(10)
@@ -365,13 +365,13 @@ def test_a_suspect_is_checked_while_no_other_lease_is_held(
 
 def test_a_challenger_in_shadow_judges_after_the_champion(rig: Rig) -> None:
     """Both verdicts are there, each with its role, and the challenger's lease is closed."""
-    rig.device.appoint(Role.SHADOW, MemoryScorer("memory-2")).result(10)
+    rig.device.swap_model(Role.SHADOW, MemoryScorer("memory-2")).result(10)
     image_id = rig.upload("a.png")
     rig.pipeline.score(image_id)
     verdicts = {version: v.role for (_, version), v in rig.ledger.verdicts.items()}
     assert verdicts == {"memory-1": Role.CHAMPION, "memory-2": Role.SHADOW}
     assert rig.image(image_id).state == State.SCORED
-    assert rig.outcomes(image_id) == [Outcome.SCORED, Outcome.SCORED]
+    assert rig.outcomes(image_id) == [LeaseOutcome.SCORED, LeaseOutcome.SCORED]
     assert rig.count("shadow_checks_total", outcome="scored") == 1
 
 
@@ -383,12 +383,12 @@ def test_a_failing_challenger_costs_no_image(rig: Rig) -> None:
         if broken.is_set():
             raise ZeroDivisionError
 
-    rig.device.appoint(Role.SHADOW, MemoryScorer("memory-2", before=fail)).result(10)
+    rig.device.swap_model(Role.SHADOW, MemoryScorer("memory-2", before=fail)).result(10)
     broken.set()
     image_id = rig.upload("a.png")
     rig.pipeline.score(image_id)
     assert rig.image(image_id).state == State.SCORED
-    assert rig.outcomes(image_id) == [Outcome.SCORED, Outcome.RELEASED]
+    assert rig.outcomes(image_id) == [LeaseOutcome.SCORED, LeaseOutcome.RELEASED]
     assert rig.count("shadow_checks_total", outcome="failed") == 1
 
 
@@ -397,12 +397,12 @@ def test_under_load_the_shadow_is_dropped_first(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """While images wait for a batch or for a worker, the challenger takes not even a lease."""
-    rig.device.appoint(Role.SHADOW, MemoryScorer("memory-2")).result(10)
-    monkeypatch.setattr(Device, "busy", where == "device")
+    rig.device.swap_model(Role.SHADOW, MemoryScorer("memory-2")).result(10)
+    monkeypatch.setattr(InferenceThread, "busy", where == "device")
     rig.waiting = int(where == "queue")
     image_id = rig.upload("a.png")
     rig.pipeline.score(image_id)
-    assert rig.outcomes(image_id) == [Outcome.SCORED]
+    assert rig.outcomes(image_id) == [LeaseOutcome.SCORED]
     assert rig.count("shadow_checks_total", outcome="dropped") == 1
 
 
@@ -410,16 +410,16 @@ def test_a_rescore_that_meets_another_model_is_tried_again(rig: Rig) -> None:
     """A lease for one version never ends with another's verdict; the next try asks anew."""
     image_id = rig.upload("a.png")
     rig.pipeline.score(image_id)
-    rig.device.appoint(Role.CHAMPION, MemoryScorer("memory-2")).result(10)
+    rig.device.swap_model(Role.CHAMPION, MemoryScorer("memory-2")).result(10)
 
     def overtaken(*_: object, **__: object) -> Decoded:
-        rig.device.appoint(Role.CHAMPION, MemoryScorer("memory-3")).result(10)
+        rig.device.swap_model(Role.CHAMPION, MemoryScorer("memory-3")).result(10)
         return decode(b"\x33")
 
     decode, rig.decoder.decode = rig.decoder.decode, overtaken  # type: ignore[method-assign]
     with pytest.raises(ModelReplaced):
         rig.pipeline.rescore(image_id)
-    assert rig.outcomes(image_id) == [Outcome.SCORED, Outcome.RETRY]
+    assert rig.outcomes(image_id) == [LeaseOutcome.SCORED, LeaseOutcome.RETRY]
     rig.decoder.decode = decode  # type: ignore[method-assign]
     rig.pipeline.rescore(image_id)
     assert {version for _, version in rig.ledger.verdicts} == {"memory-1", "memory-3"}

@@ -9,7 +9,7 @@ import torch
 
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded
-from worker.scoring.torch_scorer import DetectorScorer
+from worker.scoring.torch_scorer import TorchScorer
 from worker.settings import Scoring
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def test_the_golden_image_scores_within_its_tolerance(tmp_path: Path, dtype: str
     """The branch logits that the bundle states are those that scoring gives."""
     folder = build_tiny_bundle(tmp_path / "tiny").folder
     settings = Scoring.model_validate({"bundle": str(folder), "device": "cpu", "dtype": dtype})
-    scorer = DetectorScorer.load(settings)
+    scorer = TorchScorer.load(settings)
     golden = scorer.golden()
     (score,) = scorer.score([golden.image])
     assert golden.branches
@@ -48,7 +48,7 @@ def test_device_errors_get_their_names(raised: Exception, error: type[Exception]
         def score(self, _: object) -> None:
             raise raised
 
-    scorer = DetectorScorer(Failing(), device="cpu", dtype="float32")  # type: ignore[arg-type]
+    scorer = TorchScorer(Failing(), device="cpu", dtype="float32")  # type: ignore[arg-type]
     with pytest.raises(error) as caught:
         scorer.score([])
     assert type(caught.value) is error

@@ -7,8 +7,8 @@ import pytest
 from detection.errors import PermanentError, SettingsError
 from detection.intake.decode import IntakeLimits, decode
 from worker.stress.load import Step, items, parse_steps
-from worker.stress.report import Limits, broken, percentile, summary, table
-from worker.stress.run import Outcome
+from worker.stress.report import StressLimits, broken, percentile, summary, table
+from worker.stress.run import StressOutcome
 
 LIMITS = IntakeLimits(max_bytes=2**24, max_pixels=10**7, max_frames=10, max_metadata_bytes=2**20)
 
@@ -68,21 +68,25 @@ def test_percentiles_are_values_that_occurred() -> None:
 
 def test_broken_limits_are_named() -> None:
     """A lost upload and a slow one each break theirs; a run that kept all breaks none."""
-    fine = Outcome(events=2, elapsed_s=1.0, latencies_s=[0.1, 0.2])
-    limits = Limits(p95_s=1.0, p99_s=1.0, min_rate_per_s=1.0)
+    fine = StressOutcome(events=2, elapsed_s=1.0, latencies_s=[0.1, 0.2])
+    limits = StressLimits(p95_s=1.0, p99_s=1.0, min_rate_per_s=1.0)
     assert broken(summary(fine), limits) == []
-    slow = Outcome(events=3, elapsed_s=10.0, latencies_s=[5.0, 6.0], lost=1)
+    slow = StressOutcome(events=3, elapsed_s=10.0, latencies_s=[5.0, 6.0], lost=1)
     problems = broken(summary(slow), limits)
     assert [problem.split()[0] for problem in problems] == ["lost", "p95_s", "p99_s", "ended_per_s"]
     assert "lost               1" in table(summary(slow))
-    assert broken(summary(Outcome()), Limits(p99_s=1.0))
+    assert broken(summary(StressOutcome()), StressLimits(p99_s=1.0))
 
 
 def test_priority_uploads_and_those_in_calm_have_limits_of_their_own() -> None:
     """A crowd may wait for long while both of them did not, or the other way round."""
-    limits = Limits(priority_p95_s=1.0, calm_p95_s=1.0)
-    crowded = Outcome(elapsed_s=1.0, latencies_s=[0.1, 0.2, 300.0], priority_s=[0.1], calm_s=[0.2])
+    limits = StressLimits(priority_p95_s=1.0, calm_p95_s=1.0)
+    crowded = StressOutcome(
+        elapsed_s=1.0, latencies_s=[0.1, 0.2, 300.0], priority_s=[0.1], calm_s=[0.2]
+    )
     assert broken(summary(crowded), limits) == []
-    passed_over = Outcome(elapsed_s=1.0, latencies_s=[0.1, 5.0], priority_s=[5.0], calm_s=[5.0])
+    passed_over = StressOutcome(
+        elapsed_s=1.0, latencies_s=[0.1, 5.0], priority_s=[5.0], calm_s=[5.0]
+    )
     problems = broken(summary(passed_over), limits)
     assert [problem.split()[0] for problem in problems] == ["priority_p95_s", "calm_p95_s"]
