@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 #: From this share of what is read on, an image is outside. Images that the detector trained on stay
 #: below it, however they are saved: no generated one of hundreds reached it, of photographs one in
 #: a hundred.
-MOSTLY = 0.75
+MAX_FLAT_SHARE = 0.75
 
 
-def outside(image: NDArray[np.uint8], config: AlignedConfig | None = None) -> str | None:
+def rejection_reason(image: NDArray[np.uint8], config: AlignedConfig | None = None) -> str | None:
     """Say why RGB uint8 (H, W, 3) is nothing to accuse, or return None.
 
     Looked at is what the aligned branch reads of it; without a `config`, with the default tiles.
@@ -33,9 +33,9 @@ def outside(image: NDArray[np.uint8], config: AlignedConfig | None = None) -> st
     if min(height, width) < config.tile:
         return f"smaller than the {config.tile} pixels a side that the detector reads at once"
     tiles = read_tiles(image, config)
-    if (share := blank_share(tiles)) >= MOSTLY:
+    if (share := blank_share(tiles)) >= MAX_FLAT_SHARE:
         return f"nearly nothing to look at: {share:.0%} of what was read is blank"
-    if (share := even_share(tiles)) >= MOSTLY:
+    if (share := even_share(tiles)) >= MAX_FLAT_SHARE:
         return f"drawn rather than photographed: {share:.0%} of what was read is even colour"
     return None
 

@@ -25,7 +25,7 @@ from detection.lare import LareConfig  # pydantic resolves it at run time
 SCHEMA_VERSION: Final = 1
 #: Raised with every change of intake or views that could move a score.
 PREPROCESSING_VERSION: Final = 1
-MANIFEST: Final = "bundle.json"
+BUNDLE_FILE: Final = "bundle.json"
 SUFFIXES: Final = frozenset({".safetensors", ".json", ".md", ".txt"})
 
 
@@ -59,7 +59,7 @@ class GeneratorReference(_Record):
         return self
 
 
-class Provenance(_Record):
+class BundleProvenance(_Record):
     """What the bundle was made from."""
 
     snapshot_digest: str
@@ -69,7 +69,7 @@ class Provenance(_Record):
     data_licence: str
 
 
-class Manifest(_Record):
+class BundleManifest(_Record):
     """The content of `bundle.json`."""
 
     schema_version: int
@@ -83,7 +83,7 @@ class Manifest(_Record):
     operating_points: tuple[OperatingPoint, ...]
     policy: LabelPolicy
     metrics: dict[str, Any]
-    provenance: Provenance
+    provenance: BundleProvenance
     files: dict[str, str]
 
 
@@ -92,7 +92,7 @@ class Bundle:
     """A verified bundle on disk."""
 
     folder: Path
-    manifest: Manifest
+    manifest: BundleManifest
     model_version: str
 
     def path(self, name: str) -> Path:
@@ -108,7 +108,7 @@ def embedded_folder(name: str) -> Path:
 def embedded_names() -> list[str]:
     """List the bundles that ship in the package."""
     root = embedded_folder("")
-    return sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    return sorted(path.parent.name for path in root.glob(f"*/{BUNDLE_FILE}"))
 
 
 def load_bundle(name_or_folder: str | Path) -> Bundle:
@@ -118,19 +118,21 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
     preprocessing version, or weights in a format that can run code.
     """
     folder = Path(name_or_folder)
-    if not (folder / MANIFEST).is_file() and str(name_or_folder) in embedded_names():
+    if not (folder / BUNDLE_FILE).is_file() and str(name_or_folder) in embedded_names():
         folder = embedded_folder(str(name_or_folder))
-    file = folder / MANIFEST
+    file = folder / BUNDLE_FILE
     if not file.is_file():
         known = ", ".join(embedded_names()) or "none"
-        raise BundleError(f"no bundle at {folder}: no {MANIFEST} there (embedded bundles: {known})")
+        raise BundleError(
+            f"no bundle at {folder}: no {BUNDLE_FILE} there (embedded bundles: {known})"
+        )
     raw = file.read_bytes()
     manifest = _parse(file, raw)
     _verify(folder, manifest)
     return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
 
 
-def _parse(file: Path, raw: bytes) -> Manifest:
+def _parse(file: Path, raw: bytes) -> BundleManifest:
     try:
         content = json.loads(raw)
     except ValueError as error:
@@ -144,7 +146,7 @@ def _parse(file: Path, raw: bytes) -> Manifest:
             " upgrade unlatent"
         )
     try:
-        manifest = Manifest.model_validate(content)
+        manifest = BundleManifest.model_validate(content)
     except ValidationError as error:
         raise BundleError(f"{file} is not a valid bundle: {error}") from error
     if manifest.preprocessing_version != PREPROCESSING_VERSION:
@@ -157,11 +159,11 @@ def _parse(file: Path, raw: bytes) -> Manifest:
     return manifest
 
 
-def _verify(folder: Path, manifest: Manifest) -> None:
+def _verify(folder: Path, manifest: BundleManifest) -> None:
     present = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and path != folder / MANIFEST
+        if path.is_file() and path != folder / BUNDLE_FILE
     }
     for name in sorted(present | manifest.files.keys()):
         if Path(name).suffix not in SUFFIXES:
@@ -169,9 +171,9 @@ def _verify(folder: Path, manifest: Manifest) -> None:
                 f"{folder / name}: only safetensors weights are loaded, never pickles"
             )
         if name not in manifest.files:
-            raise BundleError(f"{folder / name} is not listed in {MANIFEST}")
+            raise BundleError(f"{folder / name} is not listed in {BUNDLE_FILE}")
         if name not in present:
-            raise BundleError(f"{folder / name} is missing: {MANIFEST} lists it")
+            raise BundleError(f"{folder / name} is missing: {BUNDLE_FILE} lists it")
         if sha256_of(folder / name) != manifest.files[name]:
             raise BundleError(f"{folder / name} has changed: its sha256 is not the one listed")
 
@@ -182,14 +184,14 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+def write_manifest(folder: Path, manifest: BundleManifest) -> Bundle:
     """Write `bundle.json` for the files in `folder`, hashing each, and load the result."""
     hashes = {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
+        if path.is_file() and path != folder / BUNDLE_FILE
     }
     listed = manifest.model_copy(update={"files": hashes})
     text = json.dumps(listed.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / BUNDLE_FILE).write_text(text, encoding="utf-8")
     return load_bundle(folder)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lare:
+class LareComponents:
     """What error maps are computed with; noises are float32 (E, C, h, w), one a pass."""
 
     config: LareConfig
@@ -36,7 +36,7 @@ class Lare:
     noises: Tensor
 
 
-def load_lare(bundle: Bundle, *, generators: Path | None = None) -> Lare | None:
+def load_lare(bundle: Bundle, *, generators: Path | None = None) -> LareComponents | None:
     """Load what a bundle's lare branch computes error maps with; None without that branch.
 
     Raises as `load_bundle_generator` does, and `BundleError` when the noise bank is too small.
@@ -51,7 +51,7 @@ def load_lare(bundle: Bundle, *, generators: Path | None = None) -> Lare | None:
     conditioning = {
         name.removeprefix("conditioning."): value.float() for name, value in constants.items()
     }
-    return Lare(
+    return LareComponents(
         config=manifest.lare,
         generator=load_bundle_generator(bundle, conditioning, generators=generators),
         noises=noises[: manifest.lare.ensemble],

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
-from detection.applicability import outside
+from detection.applicability import rejection_reason
 from detection.bundle import Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
 from detection.conv_bn_fusion import fold_batch_norms
 from detection.egre import Egre
 from detection.errors import PermanentError, UnlatentError
-from detection.fusion import label_of
-from detection.lare import lare_map, lare_view, to_unit
+from detection.fusion import assign_label
+from detection.lare import center_crop_resize, lare_map, to_minus_one_one
 from detection.reencoding import mild_copies
 from detection.score import Label, Score
 
@@ -128,10 +128,10 @@ class Detector:
         for image in images:
             _check(image)
         scores = self._score_once(images)
-        scores = [self._within_domain(*pair) for pair in zip(images, scores, strict=True)]
+        scores = [self._apply_applicability(*pair) for pair in zip(images, scores, strict=True)]
         if not self.bundle.manifest.policy.steady:
             return scores
-        return [self._steadied(*pair) for pair in zip(images, scores, strict=True)]
+        return [self._require_stable_label(*pair) for pair in zip(images, scores, strict=True)]
 
     def tile_logits(self, image: NDArray[np.uint8]) -> list[TileLogit]:
         """Say what the aligned branch saw in each tile of one image; empty without that branch."""
@@ -193,14 +193,16 @@ class Detector:
                     branches[index]["aligned"] = logit
         return [self._verdict(*pair) for pair in zip(branches, maps, strict=True)]
 
-    def _within_domain(self, image: NDArray[np.uint8], score: Score) -> Score:
+    def _apply_applicability(self, image: NDArray[np.uint8], score: Score) -> Score:
         """Accuse nothing that the thresholds do not hold for: no evidence leaves the prior."""
-        if score.label is Label.REAL or not (why := outside(image, self.bundle.manifest.aligned)):
+        if score.label is Label.REAL or not (
+            why := rejection_reason(image, self.bundle.manifest.aligned)
+        ):
             return score
         probability = min(score.probability, score.prior)
         return replace(score, label=Label.UNSURE, probability=probability, outside=why)
 
-    def _steadied(self, image: NDArray[np.uint8], score: Score) -> Score:
+    def _require_stable_label(self, image: NDArray[np.uint8], score: Score) -> Score:
         if score.label is not Label.GENERATED:
             return score
         copies = self._score_once(mild_copies(image, min_side=MIN_SIDE))
@@ -217,8 +219,8 @@ class Detector:
         results = []
         for start in range(0, len(images), self._chunk):
             chunk = images[start : start + self._chunk]
-            stacked = [lare_view(image, config.side) for image in chunk]
-            views = self._move(to_unit(np.stack(stacked)))
+            stacked = [center_crop_resize(image, config.side) for image in chunk]
+            views = self._move(to_minus_one_one(np.stack(stacked)))
             with self._autocast():
                 maps = lare_map(self._generator, views, self._noises, config.step)
                 logits = self._egre(views, maps).float()
@@ -250,7 +252,7 @@ class Detector:
                     " (half precision may overflow: float32 does not)"
                 )
         logit = manifest.fusion.logit(branches)
-        label, point = label_of(logit, manifest.operating_points, manifest.policy)
+        label, point = assign_label(logit, manifest.operating_points, manifest.policy)
         return Score(
             probability=manifest.fusion.probability(logit, manifest.policy.prior),
             label=label,

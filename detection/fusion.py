@@ -125,20 +125,20 @@ def convert_prior(probability: float, *, assumed: float, wanted: float) -> float
     return generated / (generated + real)
 
 
-def label_of(
+def assign_label(
     logit: float, points: Sequence[OperatingPoint], policy: LabelPolicy
 ) -> tuple[Label, OperatingPoint]:
     """Label a fused logit; returns the operating point that the label rests on."""
-    flag = find_point(points, policy.flag)
+    flag = select_operating_point(points, policy.flag)
     if logit >= flag.threshold:
         return Label.GENERATED, flag
-    doubt = find_point(points, policy.doubt)
+    doubt = select_operating_point(points, policy.doubt)
     if logit >= doubt.threshold:
         return Label.UNSURE, doubt
     return Label.REAL, doubt
 
 
-def find_point(points: Sequence[OperatingPoint], target: float) -> OperatingPoint:
+def select_operating_point(points: Sequence[OperatingPoint], target: float) -> OperatingPoint:
     """Return the strictest supported point that is not stricter than `target`, else the loosest.
 
     A rate that the photographs at hand cannot support is never used: the next looser supported

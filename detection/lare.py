@@ -30,7 +30,7 @@ class LareConfig:
     ensemble: int = 4
 
 
-def lare_view(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def center_crop_resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Scale RGB uint8 (H, W, 3) so that its shorter side is `side`, and cut the centre square.
 
     Antialiased bicubic, aspect ratio kept; returns uint8 (side, side, 3).
@@ -52,12 +52,12 @@ def lare_map(generator: Generator, views: Tensor, noises: Tensor, step: int) -> 
     latents = generator.encode(views)
     repeated = latents.repeat_interleave(len(noises), dim=0)
     bank = noises.to(latents).repeat(len(latents), 1, 1, 1)
-    noised, target = generator.mix(repeated, bank, step)
+    noised, target = generator.add_noise(repeated, bank, step)
     error = (generator.predict(noised, step) - target).float().square()
     averaged: Tensor = error.unflatten(0, (len(latents), len(noises))).mean(dim=1)
     return averaged
 
 
-def to_unit(views: NDArray[np.uint8]) -> Tensor:
+def to_minus_one_one(views: NDArray[np.uint8]) -> Tensor:
     """Map uint8 views (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(views).permute(0, 3, 1, 2).float() / 127.5 - 1

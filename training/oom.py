@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-def in_halves(
+def retry_in_halves(
     compute: Callable[[Sequence[Item]], Sequence[Found]], items: Sequence[Item]
 ) -> list[Found]:
     """Compute one result an item at once; out of device memory, in halves down to single items.
@@ -30,4 +30,4 @@ def in_halves(
             raise
         log.warning("out_of_device_memory", size=len(items))
     half = (len(items) + 1) // 2
-    return in_halves(compute, items[:half]) + in_halves(compute, items[half:])
+    return retry_in_halves(compute, items[:half]) + retry_in_halves(compute, items[half:])

@@ -25,7 +25,7 @@ EPSILON, VELOCITY, FLOW = "epsilon", "v_prediction", "flow"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
+class NoiseSchedule:
     """The forward process: how clean latents and noise mix at a step, and what is predicted.
 
     `alphas_cumprod` is float32 (T,) for the variance-preserving kinds and None for flow, whose
@@ -37,18 +37,18 @@ class Process:
     steps: int
     alphas_cumprod: Tensor | None = None
 
-    def mix(self, latents: Tensor, noise: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def add_noise(self, latents: Tensor, noise: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Noise latents (B, C, h, w) to `step`; returns them and the prediction target."""
         if self.prediction == FLOW:
             sigma = step / self.steps
             return (1 - sigma) * latents + sigma * noise, noise - latents
-        signal, spread = self.levels(step)
+        signal, spread = self.alpha_sigma(step)
         noised = signal * latents + spread * noise
         if self.prediction == VELOCITY:
             return noised, signal * noise - spread * latents
         return noised, noise
 
-    def levels(self, step: int) -> tuple[float, float]:
+    def alpha_sigma(self, step: int) -> tuple[float, float]:
         """Return (sqrt(a_t), sqrt(1 - a_t)) of the variance-preserving process."""
         if self.alphas_cumprod is None:
             raise SettingsError("a flow process has no variance-preserving levels")
@@ -56,7 +56,7 @@ class Process:
         return kept**0.5, (1 - kept) ** 0.5
 
 
-def process_from_scheduler(config: Mapping[str, Any]) -> Process:
+def noise_schedule_from_scheduler(config: Mapping[str, Any]) -> NoiseSchedule:
     """Build the process from a diffusers scheduler configuration.
 
     Raises `SettingsError` for a prediction type that this detector does not know.
@@ -66,7 +66,7 @@ def process_from_scheduler(config: Mapping[str, Any]) -> Process:
     steps = int(config.get("num_train_timesteps", 1000))
     prediction = str(config.get("prediction_type", EPSILON))
     if "Flow" in str(config.get("_class_name", "")) or prediction == "flow_prediction":
-        return Process(prediction=FLOW, steps=steps)
+        return NoiseSchedule(prediction=FLOW, steps=steps)
     if prediction not in {EPSILON, VELOCITY}:
         raise SettingsError(f"prediction type {prediction!r} is not supported: epsilon, v or flow")
     known = {
@@ -81,7 +81,9 @@ def process_from_scheduler(config: Mapping[str, Any]) -> Process:
         if config.get(name) is not None
     }
     scheduler = DDPMScheduler(num_train_timesteps=steps, **known)
-    return Process(prediction=prediction, steps=steps, alphas_cumprod=scheduler.alphas_cumprod)
+    return NoiseSchedule(
+        prediction=prediction, steps=steps, alphas_cumprod=scheduler.alphas_cumprod
+    )
 
 
 class Generator(nn.Module):
@@ -95,7 +97,7 @@ class Generator(nn.Module):
         self,
         autoencoder: Any,
         predictor: Any = None,
-        process: Process | None = None,
+        process: NoiseSchedule | None = None,
         conditioning: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -141,11 +143,11 @@ class Generator(nn.Module):
         images: Tensor = self.autoencoder.decode(latents / self.scaling + self.shift).sample
         return images.clamp(-1, 1)
 
-    def mix(self, latents: Tensor, noise: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def add_noise(self, latents: Tensor, noise: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Noise scaled latents (B, C, h, w) to `step`; returns them and the prediction target."""
         if self.process is None:
             raise SettingsError("this generator has no forward process: it can only reconstruct")
-        return self.process.mix(latents, noise, step)
+        return self.process.add_noise(latents, noise, step)
 
     def predict(self, noised: Tensor, step: int) -> Tensor:
         """Ask the predictor about noised latents (B, C, h, w) at `step`; same shape."""

@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from detection.errors import SettingsError
-from detection.generators.generator import Generator, process_from_scheduler
+from detection.generators.generator import Generator, noise_schedule_from_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +51,9 @@ def load_generator_folder(
         if predictor and (folder / part).is_dir():
             network = _load_part(folder, part, PREDICTORS, variant)
             scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
-            return Generator(autoencoder, network, process_from_scheduler(scheduler), conditioning)
+            return Generator(
+                autoencoder, network, noise_schedule_from_scheduler(scheduler), conditioning
+            )
     return Generator(autoencoder)
 
 

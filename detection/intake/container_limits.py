@@ -11,7 +11,7 @@ _MAX_PIECES = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class ContainerLimits:
     """The limits that a walk over a container checks as it goes."""
 
     max_frames: int

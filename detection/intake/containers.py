@@ -18,7 +18,7 @@ from detection.intake.tiff_ifd import directories, integer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from detection.intake.container_limits import Bounds
+    from detection.intake.container_limits import ContainerLimits
 
 # A progressive JPEG has about ten scans; each one visits every pixel however few bytes it has.
 _MAX_SCANS = 200
@@ -100,7 +100,7 @@ def identify(data: bytes) -> str | None:
     return _text_kind(data[:4096])
 
 
-def survey(kind: str, data: bytes, bounds: Bounds) -> Survey:
+def survey(kind: str, data: bytes, bounds: ContainerLimits) -> Survey:
     """Walk a container of a supported kind; raises the refusals that its structure deserves."""
     walk = _WALKS.get(kind)
     if walk is None:
@@ -146,7 +146,7 @@ def _text_kind(head: bytes) -> str | None:
 # ---------------------------------------------------------------- JPEG
 
 
-def _walk_jpeg(data: bytes, bounds: Bounds) -> Survey:  # noqa: C901 - one branch a marker kind
+def _walk_jpeg(data: bytes, bounds: ContainerLimits) -> Survey:  # noqa: C901 - one branch a marker kind
     at, metadata, pieces = 2, 0, 0
     size: tuple[int, int] | None = None
     exif = xmp = b""
@@ -193,7 +193,7 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # ---------------------------------------------------------------- PNG
 
 
-def _walk_png(data: bytes, bounds: Bounds) -> Survey:
+def _walk_png(data: bytes, bounds: ContainerLimits) -> Survey:
     at, metadata, frames, pieces = 8, 0, 0, 0
     size: tuple[int, int] | None = None
     exif = xmp = b""
@@ -224,7 +224,7 @@ def _walk_png(data: bytes, bounds: Bounds) -> Survey:
     return Survey(size=size, frames=max(1, frames), exif=exif, xmp=xmp)
 
 
-def _inflated(name: bytes, body: bytes, bounds: Bounds) -> int:
+def _inflated(name: bytes, body: bytes, bounds: ContainerLimits) -> int:
     """Bytes that a compressed text or profile chunk unpacks to, stopping at the limit."""
     if name in {b"zTXt", b"iCCP"}:
         packed = body[body.find(b"\0") + 2 :]
@@ -252,7 +252,7 @@ def _inflated(name: bytes, body: bytes, bounds: Bounds) -> int:
 # ---------------------------------------------------------------- GIF
 
 
-def _walk_gif(data: bytes, bounds: Bounds) -> Survey:
+def _walk_gif(data: bytes, bounds: ContainerLimits) -> Survey:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _gif_palette(flags)
     frames, metadata, pieces = 0, 0, 0
@@ -288,7 +288,7 @@ def _gif_palette(flags: int) -> int:
 # ---------------------------------------------------------------- WebP
 
 
-def _walk_webp(data: bytes, bounds: Bounds) -> Survey:  # noqa: C901 - one branch a chunk kind
+def _walk_webp(data: bytes, bounds: ContainerLimits) -> Survey:  # noqa: C901 - one branch a chunk kind
     (total,) = struct.unpack_from("<I", data, 4)
     if total + 8 > len(data):
         message = f"The WebP file says {total + 8} bytes and has {len(data)}."
@@ -334,7 +334,7 @@ def _u24(data: bytes, at: int) -> int:
 # ---------------------------------------------------------------- BMP
 
 
-def _walk_bmp(data: bytes, bounds: Bounds) -> Survey:
+def _walk_bmp(data: bytes, bounds: ContainerLimits) -> Survey:
     del bounds
     if data[14] == 12:  # the OS/2 1.x header's size
         width, height = struct.unpack_from("<HH", data, 18)
@@ -346,7 +346,7 @@ def _walk_bmp(data: bytes, bounds: Bounds) -> Survey:
 # ---------------------------------------------------------------- AVIF and HEIF
 
 
-def _walk_isobmff(data: bytes, bounds: Bounds) -> Survey:
+def _walk_isobmff(data: bytes, bounds: ContainerLimits) -> Survey:
     at, pieces, described = 0, 0, False
     while at < len(data):
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -384,7 +384,7 @@ _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 0x0100, 0x0101, 0x0142, 0x0143
 _XMP, _DNG_VERSION = 0x02BC, 0xC612
 
 
-def _walk_tiff(data: bytes, bounds: Bounds) -> Survey:
+def _walk_tiff(data: bytes, bounds: ContainerLimits) -> Survey:
     frames, xmp = 0, b""
     first: dict[int, int] = {}
     for entries in directories(data, bounds):
@@ -408,7 +408,7 @@ def _walk_tiff(data: bytes, bounds: Bounds) -> Survey:
     return Survey(size=(first[_WIDTH], first[_HEIGHT]), frames=frames, xmp=xmp)
 
 
-def _check_exif(exif: bytes, bounds: Bounds) -> None:
+def _check_exif(exif: bytes, bounds: ContainerLimits) -> None:
     try:
         for _ in directories(exif, bounds):
             pass
@@ -416,7 +416,7 @@ def _check_exif(exif: bytes, bounds: Bounds) -> None:
         return  # unreadable EXIF is ignored, as every viewer does
 
 
-_WALKS: dict[str, Callable[[bytes, Bounds], Survey]] = {
+_WALKS: dict[str, Callable[[bytes, ContainerLimits], Survey]] = {
     "JPEG": _walk_jpeg,
     "PNG": _walk_png,
     "GIF": _walk_gif,

@@ -69,7 +69,7 @@ _FOREIGN = _names(
 _KNOWN_EXTENSIONS = _FOREIGN.union(*(names.extensions for names in _KINDS.values()))
 
 
-def check_claims(kind: str, *, declared_type: str | None, key: str | None) -> None:
+def check_declared_type(kind: str, *, declared_type: str | None, key: str | None) -> None:
     """Raise `TypeMismatch` when the content type or the key's extension names another kind.
 
     A missing or generic type and a missing or unknown extension claim nothing. Kinds without names

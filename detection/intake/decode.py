@@ -18,16 +18,16 @@ import numpy as np
 from PIL import Image
 
 from detection.intake.colour import to_srgb, upright
-from detection.intake.container_limits import Bounds
+from detection.intake.container_limits import ContainerLimits
 from detection.intake.containers import SUPPORTED, identify, survey
-from detection.intake.declared_type import check_claims
+from detection.intake.declared_type import check_declared_type
 from detection.intake.errors import (
     ChecksumMismatch,
     Corrupt,
     DecompressionBomb,
     EmptyFile,
+    ImageRejected,
     NotAnImage,
-    Refusal,
     TooManyBytes,
     TooManyPixels,
     TooSmall,
@@ -101,7 +101,7 @@ def decode(
     if kind is None:
         message = "The bytes are not an image of any kind we know."
         raise NotAnImage(message)
-    check_claims(kind, declared_type=declared_type, key=key)
+    check_declared_type(kind, declared_type=declared_type, key=key)
     if kind not in SUPPORTED:
         message = f"The file is {kind}, which is not checked; see the list of supported formats."
         raise UnsupportedFormat(message)
@@ -138,7 +138,7 @@ def _check_bytes(data: bytes, limits: IntakeLimits, claimed: str | None) -> str:
 def _decode_first_frame(
     kind: str, data: bytes, limits: IntakeLimits
 ) -> tuple[NDArray[np.uint8], int]:
-    bounds = Bounds(
+    bounds = ContainerLimits(
         max_frames=limits.max_frames,
         max_metadata_bytes=limits.max_metadata_bytes,
         max_pixels=limits.max_pixels,
@@ -189,7 +189,7 @@ def _refusing(kind: str) -> Iterator[None]:
         # A hostile file can make Pillow warn thousands of times; what matters ends as an error.
         with warnings.catch_warnings(action="ignore"):
             yield
-    except Refusal:
+    except ImageRejected:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
         message = f"Decoding the {kind} file needs more memory than a decoder is given."

@@ -7,85 +7,85 @@ from typing import ClassVar
 from detection.errors import PermanentError
 
 
-class Refusal(PermanentError):
+class ImageRejected(PermanentError):
     """The bytes cannot be checked as an image; trying again would not help."""
 
     reason: ClassVar[str] = "refused"
 
 
-class EmptyFile(Refusal):
+class EmptyFile(ImageRejected):
     """The file holds no bytes."""
 
     reason: ClassVar[str] = "empty_file"
 
 
-class TooManyBytes(Refusal):
+class TooManyBytes(ImageRejected):
     """The file is larger than the limit on bytes."""
 
     reason: ClassVar[str] = "too_many_bytes"
 
 
-class ChecksumMismatch(Refusal):
+class ChecksumMismatch(ImageRejected):
     """The bytes do not have the sha256 that the producer gave."""
 
     reason: ClassVar[str] = "checksum_mismatch"
 
 
-class NotAnImage(Refusal):
+class NotAnImage(ImageRejected):
     """The bytes are not an image of any kind we know."""
 
     reason: ClassVar[str] = "not_an_image"
 
 
-class UnsupportedFormat(Refusal):
+class UnsupportedFormat(ImageRejected):
     """The file is of a known kind that is not checked."""
 
     reason: ClassVar[str] = "unsupported_format"
 
 
-class TypeMismatch(Refusal):
+class TypeMismatch(ImageRejected):
     """The file claims one type and its bytes are another."""
 
     reason: ClassVar[str] = "type_mismatch"
 
 
-class Truncated(Refusal):
+class Truncated(ImageRejected):
     """The file ends before its image does."""
 
     reason: ClassVar[str] = "truncated"
 
 
-class Corrupt(Refusal):
+class Corrupt(ImageRejected):
     """The file starts as an image but its contents cannot be decoded."""
 
     reason: ClassVar[str] = "corrupt"
 
 
-class TooManyPixels(Refusal):
+class TooManyPixels(ImageRejected):
     """The image has more pixels than the limit."""
 
     reason: ClassVar[str] = "too_many_pixels"
 
 
-class TooSmall(Refusal):
+class TooSmall(ImageRejected):
     """The image is smaller than the detector's minimum side."""
 
     reason: ClassVar[str] = "too_small"
 
 
-class DecompressionBomb(Refusal):
+class DecompressionBomb(ImageRejected):
     """A small file would unpack to far more than any photograph of its size."""
 
     reason: ClassVar[str] = "decompression_bomb"
 
 
-class TooManyFrames(Refusal):
+class TooManyFrames(ImageRejected):
     """The animation has more frames than the limit."""
 
     reason: ClassVar[str] = "too_many_frames"
 
 
-class MetadataBomb(Refusal):
+class MetadataBomb(ImageRejected):
     """The file carries more metadata than the limit, or metadata that refers to itself."""
 
     reason: ClassVar[str] = "metadata_bomb"

@@ -13,9 +13,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 from xml.parsers import expat
 
-from detection.intake.container_limits import Bounds
+from detection.intake.container_limits import ContainerLimits
 from detection.intake.containers import identify, survey
-from detection.intake.errors import Refusal
+from detection.intake.errors import ImageRejected
 from detection.intake.pillow_plugins import OPENERS
 from detection.intake.tiff_ifd import texts
 
@@ -87,7 +87,7 @@ class C2pa:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signals:
+class ProvenanceRecord:
     """Everything found; absent facts are None or empty."""
 
     exif: Exif = field(default_factory=Exif)
@@ -120,21 +120,23 @@ class Signals:
         )
 
 
-def read_signals(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> Signals:
+def read_provenance(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> ProvenanceRecord:
     """Read the signals of one file. Never raises for any bytes: what cannot be read is absent.
 
     The C2PA library fetches nothing: a manifest that lies elsewhere counts as unreadable.
     """
     kind = identify(data)
     if kind not in _C2PA_TYPES:
-        return Signals()
-    bounds = Bounds(max_frames=_MAX_FRAMES, max_metadata_bytes=max_metadata_bytes, max_pixels=2**62)
+        return ProvenanceRecord()
+    bounds = ContainerLimits(
+        max_frames=_MAX_FRAMES, max_metadata_bytes=max_metadata_bytes, max_pixels=2**62
+    )
     try:
         exif, xmp = _blocks(kind, data, bounds)
-    except Refusal:
-        return Signals()
+    except ImageRejected:
+        return ProvenanceRecord()
     source_type = _xmp_source_type(xmp)
-    return Signals(
+    return ProvenanceRecord(
         exif=_read_exif(exif),
         iptc_digital_source_type=source_type,
         iptc_asserts_ai=_is_ai(source_type),
@@ -157,7 +159,7 @@ def _is_ai(source_type: str | None) -> bool:
     return source_type is not None and source_type.rstrip("/").rsplit("/", 1)[-1] in _AI_TERMS
 
 
-def _blocks(kind: str, data: bytes, bounds: Bounds) -> tuple[bytes, bytes]:
+def _blocks(kind: str, data: bytes, bounds: ContainerLimits) -> tuple[bytes, bytes]:
     """The EXIF block and the XMP packet, empty when there is none."""
     found = survey(kind, data, bounds)
     if kind == "TIFF":

@@ -10,7 +10,7 @@ from detection.intake.errors import MetadataBomb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from detection.intake.container_limits import Bounds
+    from detection.intake.container_limits import ContainerLimits
 
 _MAX_IFDS = 10_000
 _ORIENTATION, _EXIF_IFD = 0x0112, 0x8769
@@ -66,7 +66,7 @@ def texts(exif: bytes, wanted: frozenset[int]) -> dict[int, str]:
     return found
 
 
-def directories(data: bytes, bounds: Bounds) -> Iterator[list[Entry]]:
+def directories(data: bytes, bounds: ContainerLimits) -> Iterator[list[Entry]]:
     """Yield every page's entries, following each page's sub-directories on the way."""
     for entries in _chain(data, _first_ifd(data), bounds):
         for tag, kind, _, value in entries:
@@ -76,7 +76,7 @@ def directories(data: bytes, bounds: Bounds) -> Iterator[list[Entry]]:
         yield entries
 
 
-def _chain(data: bytes, start: int, bounds: Bounds) -> Iterator[list[Entry]]:
+def _chain(data: bytes, start: int, bounds: ContainerLimits) -> Iterator[list[Entry]]:
     """Yield the entries of each directory of a chain, bounding what they refer to."""
     seen: set[int] = set()
     at, referred = start, 0

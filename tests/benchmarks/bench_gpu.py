@@ -27,7 +27,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
 from detection.detector import Detector
-from detection.generators.generator import Generator, noise_bank, process_from_scheduler
+from detection.generators.generator import Generator, noise_bank, noise_schedule_from_scheduler
 from detection.lare import LareConfig, lare_map
 from worker.decoding.pool import DecodePool
 from worker.scoring.batcher import Batcher
@@ -180,7 +180,7 @@ def random_generator(sizes: Sizes) -> Generator:
         cross_attention_dim=sizes.text,
         norm_num_groups=sizes.groups,
     )
-    process = process_from_scheduler(DDPMScheduler().config)
+    process = noise_schedule_from_scheduler(DDPMScheduler().config)
     text = noise_bank((1, 77, sizes.text), seed=3)
     return Generator(autoencoder, predictor, process, {"encoder_hidden_states": text})
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.bundle import load_bundle
-from training.bundles.challenger import ChallengerRecipe, Origin, calibrated
-from training.bundles.folder_run import Terms, teach
+from training.bundles.challenger import ChallengerOrigin, ChallengerRecipe, calibrate_challenger
+from training.bundles.folder_run import FolderRunOptions, run_on_folder
 from training.data.manifest import load_manifest
-from training.data.selection import CollectPolicy, Side, side_of
+from training.data.selection import CollectPolicy, Split, split_of
 from training.data.splits import HELD_PROMPTS, hash_fraction, make_folds
 from training.data.taef2 import taef2_aligner
 from worker.settings import load_settings
@@ -51,12 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     fold = next(one for one in make_folds(entries) if one.family == options.family)
     options.out.mkdir(parents=True, exist_ok=True)
     champion = champion_of(fold, entries, options.run, options.out / "champion")
-    outcome = teach(
+    outcome = run_on_folder(
         listed([entry for entry in entries if fold.left_out(entry)], options.out / "data"),
         champion,
         options.out / "turn",
         ChallengerRecipe().at_most(options.steps),
-        Terms(
+        FolderRunOptions(
             data_licence="the terms of the folder's images",
             aligner=None if options.taef2 is None else taef2_aligner(options.taef2),
             shares=SHARES,
@@ -89,7 +89,7 @@ def champion_of(fold: Fold, entries: Sequence[Entry], run: Path, folder: Path) -
         for entry in entries
         if not entry.generated
         and fold.left_out(entry)
-        and side_of(entry.group, SHARES) is Side.CALIBRATION
+        and split_of(entry.group, SHARES) is Split.CALIBRATION
     ]
     known = [entry for entry in entries if entry.generated and not fold.left_out(entry)]
     # The order of a hash: as many as there are photographs, of every family.
@@ -99,10 +99,10 @@ def champion_of(fold: Fold, entries: Sequence[Entry], run: Path, folder: Path) -
     )
     chosen = [*reals, *held[: len(reals)]]
     draft = load_bundle(run / fold.name / "draft")
-    origin = Origin(
+    origin = ChallengerOrigin(
         snapshot_digest="", families=families, data_licence="none", facts={"fold": fold.name}
     )
-    return calibrated(folder, draft, {}, chosen, origin)
+    return calibrate_challenger(folder, draft, {}, chosen, origin)
 
 
 def listed(entries: Sequence[Entry], folder: Path) -> Path:

@@ -22,15 +22,15 @@ from structlog.testing import capture_logs
 from detection.bundle import load_bundle, sha256_of
 from detection.detector import Detector
 from training.bundles.challenger import ChallengerRecipe, fine_tune, lare_of
-from training.bundles.challenger_data import LessonPlan
-from training.data.alignment import AlignmentConfig, align, batch_for
-from training.data.bundle_aligner import bundle_round_trip
+from training.bundles.challenger_data import SamplingPlan
+from training.data.alignment import AlignmentConfig, batch_for, build_pairs
+from training.data.bundle_aligner import bundle_aligner
 from training.data.diffusion_sampling import sample
 from training.data.manifest import GENERATED
 from training.data.originals import lossless
 from training.data.shaders import renderings
-from training.data.shards import FolderStore, lay_out, read_samples
-from training.evaluation.score_cache import LogitCache
+from training.data.shards import FolderStore, extract, read_samples
+from training.evaluation.score_cache import ScoreCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", default="small")
     bundle = load_bundle(parser.parse_args(arguments).bundle)
     torch.set_num_threads(1)
-    aligner, lare = bundle_round_trip(bundle), lare_of(bundle)
+    aligner, lare = bundle_aligner(bundle), lare_of(bundle)
     if lare is None:
         parser.error(f"bundle {bundle.manifest.name} has no noise predictor to sample with")
     originals = [
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             config = AlignmentConfig(shard_images=IMAGES, batch_size=batch)
             sources = [Rendered(original) for original in originals]
-            align(sources, [aligner], FolderStore(Path(folder)), config=config)
+            build_pairs(sources, [aligner], FolderStore(Path(folder)), config=config)
 
     def one_by_one() -> None:
         for original in originals:
@@ -122,20 +122,20 @@ def stage_rates(
         replace(one, key=f"fake-{one.key}", group=f"fake-{one.group}", label=GENERATED)
         for one in originals
     ]
-    recipe = ChallengerRecipe(lessons=LessonPlan(validation=0.0, partial_noise_images=4))
+    recipe = ChallengerRecipe(sampling=SamplingPlan(validation=0.0, partial_noise_images=4))
     loop = replace(recipe.loop, steps=2 * STEPS, log_every=STEPS)
     with tempfile.TemporaryDirectory() as folder, capture_logs() as logs:
         root = Path(folder)
-        align(
+        build_pairs(
             [Rendered(original) for original in originals], [aligner], FolderStore(root / "pairs")
         )
         store = FolderStore(root / "mixed")
-        dataset = align([Rendered(one) for one in (*originals, *fakes)], [aligner], store)
+        dataset = build_pairs([Rendered(one) for one in (*originals, *fakes)], [aligner], store)
         files = list(read_samples(store, dataset))
         fine_tune(files, bundle, replace(recipe, loop=loop), root / "run")
-        entries = lay_out(files, root / "images")
+        entries = extract(files, root / "images")
         digests = {entry.path: sha256_of(entry.path) for entry in entries}
-        cache = LogitCache(root / "scores.jsonl", bundle.model_version)
+        cache = ScoreCache(root / "scores.jsonl", bundle.model_version)
         cache.score(Detector(bundle), entries, digests, "clean")
     rates: dict[str, float] = {}
     for line in logs:

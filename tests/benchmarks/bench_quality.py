@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.detector import Detector
-from training.evaluation.quality.run import evaluate
+from training.evaluation.quality.run import evaluate_bundle
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     configure(load_settings().observability)  # log lines: standard output is the record's
     detector = Detector.load(options.bundle, device=options.device)
-    quality = evaluate(
+    quality = evaluate_bundle(
         detector, options.data, options.out, limit=options.limit, on_progress=show_progress
     )
     for warning in quality.warnings:

@@ -62,8 +62,8 @@ def invert(generator: Generator, latents: Tensor, *, stop: int, passes: int) -> 
     steps = np.linspace(0, stop, passes + 1).round().astype(int).tolist()
     for now, following in pairwise(steps):
         noise = generator.predict(latents, now)
-        signal, spread = generator.process.levels(now)
-        next_signal, next_spread = generator.process.levels(following)
+        signal, spread = generator.process.alpha_sigma(now)
+        next_signal, next_spread = generator.process.alpha_sigma(following)
         latents = next_signal * (latents - spread * noise) / signal + next_spread * noise
     return latents
 

@@ -24,12 +24,12 @@ from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles
 from detection.bundle import load_bundle
 from detection.detector import Detector
 from detection.egre import Egre, EgreConfig
-from detection.fusion import label_of
-from detection.lare import to_unit
+from detection.fusion import assign_label
+from detection.lare import to_minus_one_one
 from detection.score import Label
-from training.bundles.recipe import BundleRecipe, Workshop
-from training.data.augmentation import Recipe
-from training.data.bundle_aligner import bundle_round_trip
+from training.bundles.recipe import BundleRecipe, BundleTrainingRun
+from training.data.augmentation import AugmentationConfig
+from training.data.bundle_aligner import bundle_aligner
 from training.data.manifest import GENERATED, Entry, load_manifest
 from training.data.samples import Sample
 from training.data.shaders import shader_samples
@@ -113,12 +113,12 @@ class Bench:
         self.training = limited(training, laboratory.images)
         self.tested = limited(tested, laboratory.images)
         if laboratory.taef2 is None:
-            aligner = bundle_round_trip(load_bundle(laboratory.bundle))
+            aligner = bundle_aligner(load_bundle(laboratory.bundle))
             run = laboratory.run / load_bundle(laboratory.bundle).model_version[:12]
         else:
             aligner, run = taef2_aligner(laboratory.taef2), laboratory.run / "taef2"
         self._run = run / f"{laboratory.minutes:g}-minutes-{laboratory.images}-images"
-        self._workshop = Workshop(self.training, self._run, BundleRecipe(), [aligner])
+        self._workshop = BundleTrainingRun(self.training, self._run, BundleRecipe(), [aligner])
 
     @cached_property
     def detector(self) -> Detector:
@@ -155,12 +155,16 @@ class Bench:
         network.eval()
 
     def aligned_arm(
-        self, arm: str, samples: Sequence[Sample], batch: AlignedBatch, recipe: Recipe | None = None
+        self,
+        arm: str,
+        samples: Sequence[Sample],
+        batch: AlignedBatch,
+        recipe: AugmentationConfig | None = None,
     ) -> dict[str, Any]:
         """Train an aligned network on samples and test it, unless another row did."""
         torch.manual_seed(0)
         network = AlignedNet(NETWORK)
-        self.train(arm, network, AlignedTask(samples, recipe or Recipe(), batch))
+        self.train(arm, network, AlignedTask(samples, recipe or AugmentationConfig(), batch))
         file = self._run / arm / "areas.json"
         if not file.is_file():
             file.write_text(json.dumps(self.areas(network)))
@@ -222,7 +226,7 @@ def webp_false_positives(bench: Bench) -> Found:
     for tier in ("clean", "webp80"):
         scored = score_tier(bench.detector, photographs, tier)
         fused = scored.logits.fused(manifest.fusion)
-        labels = [label_of(one, manifest.operating_points, manifest.policy)[0] for one in fused]
+        labels = [assign_label(one, manifest.operating_points, manifest.policy)[0] for one in fused]
         hits = labels.count(Label.GENERATED)
         low, high = clopper_pearson(hits, len(labels))
         figures[tier] = {"flagged": hits, "photographs": len(labels), "low": low, "high": high}
@@ -292,7 +296,7 @@ def shader_content(bench: Bench) -> Found:
 def webp_augmentation(bench: Bench) -> Found:
     """WebP among the augmentations, and not."""
     samples = bench.pairs(bench.training)
-    without = Recipe(webp_p=0.0)
+    without = AugmentationConfig(webp_p=0.0)
     return bench_arms(
         {
             "with WebP": lambda: bench.aligned_arm("aligned", samples, PAIRED),
@@ -304,7 +308,7 @@ def webp_augmentation(bench: Bench) -> Found:
 
 def error_map(bench: Bench) -> Found:
     """EGRE with its error map, and with zeros in its place."""
-    config, recipe = bench.detector.bundle.manifest.lare, Recipe()
+    config, recipe = bench.detector.bundle.manifest.lare, AugmentationConfig()
     assert config is not None
     generator, noises = bench.detector._generator, bench.detector._noises
     crop = config.side * 7 // 8
@@ -327,7 +331,7 @@ def error_map(bench: Bench) -> Found:
         with torch.inference_mode():
             for item in tested:
                 error = torch.from_numpy(item.error)[None].float()
-                logits.append(network(to_unit(np.stack([item.view])), error).item())
+                logits.append(network(to_minus_one_one(np.stack([item.view])), error).item())
         figures[name] = asdict(auc(np.array(logits), generated))
     return compared(figures), figures
 

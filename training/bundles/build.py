@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import structlog
 
-from detection.bundle import Provenance
+from detection.bundle import BundleProvenance
 from detection.detector import Detector
-from detection.fusion import LabelPolicy, find_point
+from detection.fusion import LabelPolicy, select_operating_point
 from training.bundles.cards import bundle_card
 from training.bundles.writer import write_bundle
 from training.data.manifest import sampling_weights, snapshot_digest
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from detection.bundle import Bundle
     from detection.fusion import Fusion, OperatingPoint
-    from training.bundles.recipe import Workshop
+    from training.bundles.recipe import BundleTrainingRun
     from training.data.manifest import Entry
     from training.data.splits import Fold
 
@@ -60,7 +60,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Forms:
+class ScoredVariants:
     """The same N images scored in several forms: form name to scored images, in one order."""
 
     scored: Mapping[str, Scored]
@@ -82,15 +82,15 @@ class Forms:
         return np.where(generated, fused["clean"], highest)
 
 
-def score_forms(detector: Detector, entries: Sequence[Entry]) -> Forms:
+def score_variants(detector: Detector, entries: Sequence[Entry]) -> ScoredVariants:
     """Score entries in the calibration tiers, and as uploaded."""
     scored = {tier: score_tier(detector, entries, tier) for tier in CALIBRATION_TIERS}
     scored[RAW] = score_tier(detector, entries, "clean", read=untouched)
-    return Forms(scored)
+    return ScoredVariants(scored)
 
 
-def release(
-    workshop: Workshop, folder: Path, *, data_licence: str, with_folds: bool = True
+def build_bundle(
+    workshop: BundleTrainingRun, folder: Path, *, data_licence: str, with_folds: bool = True
 ) -> Bundle:
     """Train what is missing, calibrate, and write the bundle with its card to `folder`.
 
@@ -101,7 +101,7 @@ def release(
     aligned = workshop.aligned("final", training)
     egre = workshop.lare("final", training)
     draft = write_bundle(workshop.run_dir / "final" / "draft", workshop, aligned, egre)
-    forms = score_forms(Detector(draft, device=workshop.device), calibration)
+    forms = score_variants(Detector(draft, device=workshop.device), calibration)
     fusion = fit_fusion(forms.pooled(), workshop.recipe.calibration)
     worst = forms.worst(fusion)
     generated = forms.scored["clean"].logits.generated
@@ -113,7 +113,7 @@ def release(
         "unseen": [fold_figures(workshop, fold) for fold in folds],
     }
     families = sorted({entry.family for entry in training if entry.generated})
-    provenance = Provenance(
+    provenance = BundleProvenance(
         snapshot_digest=snapshot_digest(workshop.entries),
         code_revision=code_revision(),
         recipe=f"training.recipe.BundleRecipe {workshop.recipe.name}",
@@ -140,11 +140,11 @@ def release(
 
 
 def _calibration_figures(
-    forms: Forms, fusion: Fusion, points: Sequence[OperatingPoint], policy: LabelPolicy
+    forms: ScoredVariants, fusion: Fusion, points: Sequence[OperatingPoint], policy: LabelPolicy
 ) -> dict[str, Any]:
     clean = forms.scored["clean"]
     generated = clean.logits.generated
-    flag = find_point(points, policy.flag)
+    flag = select_operating_point(points, policy.flag)
     figures: dict[str, Any] = {"flag_point": flag.name, "flag_threshold": flag.threshold}
     for name, part in forms.scored.items():
         fused = part.logits.fused(fusion)
@@ -178,7 +178,7 @@ def _calibration_figures(
     return figures
 
 
-def fold_figures(workshop: Workshop, fold: Fold) -> dict[str, Any]:
+def fold_figures(workshop: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
     """Train the fold's branches and state their figures on what the fold left out.
 
     The fusion is the plain sum of the branch logits, each scaled by the mean and spread of the
@@ -193,7 +193,7 @@ def fold_figures(workshop: Workshop, fold: Fold) -> dict[str, Any]:
     return kept
 
 
-def _measure_fold(workshop: Workshop, fold: Fold) -> dict[str, Any]:
+def _measure_fold(workshop: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
     training, tested = fold.divide(workshop.entries)
     aligned = workshop.aligned(fold.name, training, steps=workshop.recipe.fold_steps)
     egre = workshop.lare(fold.name, training, steps=workshop.recipe.fold_steps)

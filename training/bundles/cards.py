@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from detection.fusion import find_point
+from detection.fusion import select_operating_point
 from training.evaluation.scoring import CALIBRATION_TIERS, RAW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from detection.bundle import Bundle, Provenance
+    from detection.bundle import Bundle, BundleProvenance
     from detection.fusion import LabelPolicy, OperatingPoint
-    from training.bundles.recipe import Workshop
+    from training.bundles.recipe import BundleTrainingRun
 
 
 def bundle_card(
-    workshop: Workshop,
+    workshop: BundleTrainingRun,
     metrics: Mapping[str, Any],
     points: Sequence[OperatingPoint],
     policy: LabelPolicy,
-    provenance: Provenance,
+    provenance: BundleProvenance,
 ) -> str:
     """Write the bundle's card from its figures."""
     calibration = metrics["calibration"]
@@ -41,8 +41,8 @@ def bundle_card(
         *_operating_points(points),
         "",
         (
-            f"`generated` is said from {find_point(points, policy.flag).name} on, `unsure` from"
-            f" {find_point(points, policy.doubt).name} on. Probabilities assume that"
+            f"`generated` is said from {select_operating_point(points, policy.flag).name} on, `unsure` from"
+            f" {select_operating_point(points, policy.doubt).name} on. Probabilities assume that"
             f" {policy.prior:.0%} of the images are generated."
         ),
         "",
@@ -96,7 +96,7 @@ def bundle_card(
 def challenger_card(
     champion: Bundle,
     points: Sequence[OperatingPoint],
-    provenance: Provenance,
+    provenance: BundleProvenance,
     figures: Mapping[str, Any],
 ) -> str:
     """Write the challenger's card from its figures."""
@@ -116,7 +116,7 @@ def challenger_card(
         "",
         *_operating_points(points),
         "",
-        f"`generated` is said from {find_point(points, manifest.policy.flag).name} on.",
+        f"`generated` is said from {select_operating_point(points, manifest.policy.flag).name} on.",
         "",
         "* families seen in training: " + (", ".join(provenance.seen_families) or "none"),
         f"* training data digest: `{provenance.snapshot_digest}`",
@@ -140,7 +140,7 @@ def _operating_points(points: Sequence[OperatingPoint]) -> list[str]:
     return lines
 
 
-def _unseen_lines(workshop: Workshop, folds: Sequence[Mapping[str, Any]]) -> list[str]:
+def _unseen_lines(workshop: BundleTrainingRun, folds: Sequence[Mapping[str, Any]]) -> list[str]:
     title = ["", "## Autoencoder families and photo sources it never saw (leave one out)", ""]
     if not folds:
         return [*title, "Not measured for this bundle."]

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detection.aligned import AlignedNet
-from detection.bundle import Bundle, Provenance
+from detection.bundle import Bundle, BundleProvenance
 from detection.bundle_generator import load_lare
 from detection.detector import Detector
 from detection.egre import Egre
-from training.bundles.build import code_revision, score_forms
+from training.bundles.build import code_revision, score_variants
 from training.bundles.cards import challenger_card
-from training.bundles.challenger_data import LessonPlan, Lessons, prepare
+from training.bundles.challenger_data import ChallengerData, SamplingPlan, load_challenger_data
 from training.bundles.writer import DRAFT_POINT, derive_bundle, draft_fusion
 from training.data.manifest import sampling_weights
 from training.evaluation.calibration import (
@@ -40,7 +40,7 @@ from training.fit.aligned_task import AlignedBatch, AlignedTask
 from training.fit.early_stopping import EarlyStopping, Patience, mean_loss
 from training.fit.lare_task import LareTask
 from training.fit.loop import LoopConfig, fit
-from training.fit.tensorboard import HELD_BACK, Curves
+from training.fit.tensorboard import HELD_BACK, CurveWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from detection.bundle_generator import Lare
+    from detection.bundle_generator import LareComponents
     from training.data.manifest import Entry
     from training.data.shards import SampleFiles
     from training.evaluation.calibration import CalibrationKind
@@ -63,7 +63,7 @@ LOADERS_BESIDE_GPU = 4
 class ChallengerRecipe:
     """Every number that shapes a challenger."""
 
-    lessons: LessonPlan = field(default_factory=LessonPlan)
+    sampling: SamplingPlan = field(default_factory=SamplingPlan)
     aligned_batch: AlignedBatch = field(default_factory=lambda: AlignedBatch(pairs=6, unpaired=6))
     lare_batch_size: int = 16
     loop: LoopConfig = LoopConfig(
@@ -83,7 +83,7 @@ class ChallengerRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
+class TrainedBranch:
     """A branch's weights, and its loss on groups held back by step (empty without any)."""
 
     weights: dict[str, Tensor]
@@ -91,7 +91,7 @@ class Tuned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class ChallengerOrigin:
     """What a challenger is made from, for its provenance."""
 
     snapshot_digest: str
@@ -108,14 +108,16 @@ def fine_tune(
     *,
     device: str = "cpu",
     on_step: Callable[[str, int], None] | None = None,
-) -> dict[str, Tuned]:
+) -> dict[str, TrainedBranch]:
     """Teach the champion's branches on the training side; returns each branch by its file's name.
 
     Resumes from `run_dir`. `on_step` hears the file's name and the steps done. Raises
     `TrainingDiverged` when a loss stops being finite.
     """
-    lessons = prepare(files, recipe.lessons, run_dir, lare=lare_of(champion, device), device=device)
-    training, held = lessons.divided(recipe.lessons.validation)
+    lessons = load_challenger_data(
+        files, recipe.sampling, run_dir, lare=lare_of(champion, device), device=device
+    )
+    training, held = lessons.divided(recipe.sampling.validation)
     tuned = {}
     for name, network in networks(champion).items():
         tasks = [_task(name, part, recipe) for part in (training, held)]
@@ -147,7 +149,7 @@ def networks(bundle: Bundle) -> dict[str, nn.Module]:
     return built
 
 
-def lare_of(champion: Bundle, device: str = "cpu") -> Lare | None:
+def lare_of(champion: Bundle, device: str = "cpu") -> LareComponents | None:
     """Load what a bundle's lare branch is taught with; None for a bundle without it."""
     lare = load_lare(champion)
     if lare is not None:
@@ -155,14 +157,14 @@ def lare_of(champion: Bundle, device: str = "cpu") -> Lare | None:
     return lare
 
 
-def _task(name: str, lessons: Lessons, recipe: ChallengerRecipe) -> Task | None:
+def _task(name: str, lessons: ChallengerData, recipe: ChallengerRecipe) -> Task | None:
     """Return the task of a branch, or None where a class that it needs is missing."""
     if name == ALIGNED:
         if not any(sample.reconstructions for sample in lessons.samples):
             return None
         fakes = any(sample.entry.generated for sample in lessons.samples)
         batch = recipe.aligned_batch if fakes else replace(recipe.aligned_batch, unpaired=0)
-        return AlignedTask(lessons.samples, recipe.lessons.augmentation, batch)
+        return AlignedTask(lessons.samples, recipe.sampling.augmentation, batch)
     labels = {item.entry.generated for item in lessons.items}
     if len(labels) < 2:
         return None
@@ -185,14 +187,14 @@ def _tuned(
     *,
     device: str,
     on_step: Callable[[int], None] | None,
-) -> Tuned:
+) -> TrainedBranch:
     file = run_dir / "final.safetensors"
     twin = copy.deepcopy(network)
 
     def loss_of(task: Task, weights: Mapping[str, Tensor]) -> float:
         return mean_loss(twin, task, weights, batches=recipe.validation_batches, device=device)
 
-    with Curves(run_dir, HELD_BACK) as curves:
+    with CurveWriter(run_dir, HELD_BACK) as curves:
         stopping = None
         if held is not None:
             stopping = EarlyStopping(
@@ -214,7 +216,9 @@ def _tuned(
             aside = file.with_suffix(".part")
             save_file(kept, aside)
             aside.replace(file)
-    return Tuned(weights=load_file(file), losses={} if stopping is None else stopping.history())
+    return TrainedBranch(
+        weights=load_file(file), losses={} if stopping is None else stopping.history()
+    )
 
 
 def require_calibration(entries: Sequence[Entry]) -> None:
@@ -239,12 +243,12 @@ def require_calibration(entries: Sequence[Entry]) -> None:
     )
 
 
-def calibrated(
+def calibrate_challenger(
     folder: Path,
     champion: Bundle,
     weights: Mapping[str, Mapping[str, Tensor]],
     entries: Sequence[Entry],
-    origin: Origin,
+    origin: ChallengerOrigin,
     *,
     device: str = "cpu",
 ) -> Bundle:
@@ -264,7 +268,7 @@ def calibrated(
         fusion=draft_fusion(champion.manifest.fusion.weights),
         operating_points=(DRAFT_POINT,),
     )
-    forms = score_forms(Detector(draft, device=device), entries)
+    forms = score_variants(Detector(draft, device=device), entries)
     kind: CalibrationKind = "isotonic" if champion.manifest.fusion.isotonic else "temperature"
     worth = forms.weights
     fusion = fit_fusion(forms.pooled(), kind, np.tile(worth, len(forms.scored)))
@@ -290,7 +294,7 @@ def calibrated(
         ),
     }
     seen = {*champion.manifest.provenance.seen_families, *origin.families}
-    provenance = Provenance(
+    provenance = BundleProvenance(
         snapshot_digest=origin.snapshot_digest,
         code_revision=code_revision(),
         recipe=f"training.challenger.ChallengerRecipe from {champion.model_version}",

@@ -22,21 +22,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from detection.lare import lare_view
-from training.data.augmentation import GRID, Recipe
+from detection.lare import center_crop_resize
+from training.data.augmentation import GRID, AugmentationConfig
 from training.data.diffusion_sampling import PartialNoise
 from training.data.manifest import GENERATED, REAL, Entry
 from training.data.samples import Sample, shrink
 from training.data.shaders import SHADERS
 from training.data.shards import training_samples
 from training.data.splits import hash_fraction
-from training.fit.lare_task import LareItem, augmented_views, with_maps
-from training.oom import in_halves
+from training.fit.lare_task import LareSample, augmented_views, with_maps
+from training.oom import retry_in_halves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from detection.bundle_generator import Lare
+    from detection.bundle_generator import LareComponents
     from detection.generators.generator import Generator
     from training.data.shards import SampleFiles
 
@@ -49,29 +49,29 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LessonPlan:
+class SamplingPlan:
     """How many images are learnt from, and how much is made of each."""
 
     most_images: int = 4000
-    augmentation: Recipe = field(default_factory=Recipe)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     validation: float = 0.15
     view_copies: int = 2
     partial_noise_images: int = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class ChallengerData:
     """Samples for the aligned branch and stored views for the lare branch."""
 
     samples: list[Sample]
-    items: list[LareItem]
+    items: list[LareSample]
 
-    def divided(self, share: float) -> tuple[Lessons, Lessons]:
+    def divided(self, share: float) -> tuple[ChallengerData, ChallengerData]:
         """Return what is trained on, and what a share of the groups holds back."""
         return self._of(share, held=False), self._of(share, held=True)
 
-    def _of(self, share: float, *, held: bool) -> Lessons:
-        return Lessons(
+    def _of(self, share: float, *, held: bool) -> ChallengerData:
+        return ChallengerData(
             [sample for sample in self.samples if _held(sample.entry, share) is held],
             [item for item in self.items if _held(item.entry, share) is held],
         )
@@ -82,14 +82,14 @@ def _held(entry: Entry, share: float) -> bool:
     return hash_fraction(entry.group, salt="early-stopping") < share
 
 
-def prepare(
+def load_challenger_data(
     files: Iterable[SampleFiles],
-    plan: LessonPlan,
+    plan: SamplingPlan,
     run_dir: Path,
     *,
-    lare: Lare | None,
+    lare: LareComponents | None,
     device: str = "cpu",
-) -> Lessons:
+) -> ChallengerData:
     """Read files once; views and their maps are stored in `run_dir` and read back after a kill.
 
     Without `lare` there is nothing for that branch.
@@ -109,7 +109,7 @@ def prepare(
                 seed=_seed(whole.entry),
             )
             if not whole.entry.generated and len(origins) < plan.partial_noise_images:
-                view = np.array(lare_view(whole.pixels, lare.config.side))
+                view = np.array(center_crop_resize(whole.pixels, lare.config.side))
                 origins.append(Sample(whole.entry, view, lossy=False))
         samples.append(_windowed(whole))
     if views and lare is not None:
@@ -119,7 +119,7 @@ def prepare(
         )
         made = with_maps(views, lare.generator, lare.noises, lare.config, device=device)
         _store(list(made), run_dir)
-    return Lessons(samples, _stored(stored) if lare is not None and stored.is_file() else [])
+    return ChallengerData(samples, _stored(stored) if lare is not None and stored.is_file() else [])
 
 
 def _seed(entry: Entry) -> int:
@@ -154,7 +154,7 @@ def _partial_noise(origins: Sequence[Sample], generator: Generator) -> Iterator[
     for number, start in enumerate(range(0, len(origins), _AT_ONCE)):
         part = origins[start : start + _AT_ONCE]
         aligner = PartialNoise(PARTIAL_NOISE, generator, step=100 + 50 * (number % 7))
-        made = in_halves(aligner.reconstruct, [origin.pixels for origin in part])
+        made = retry_in_halves(aligner.reconstruct, [origin.pixels for origin in part])
         for origin, pixels in zip(part, made, strict=True):
             entry = Entry(
                 path=Path(PARTIAL_NOISE) / origin.entry.path.name,
@@ -167,7 +167,7 @@ def _partial_noise(origins: Sequence[Sample], generator: Generator) -> Iterator[
             yield Sample(entry, pixels, lossy=False)
 
 
-def _store(items: Sequence[LareItem], run_dir: Path) -> None:
+def _store(items: Sequence[LareSample], run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     tensors = {
         "view": torch.from_numpy(np.stack([item.view for item in items])),
@@ -181,7 +181,7 @@ def _store(items: Sequence[LareItem], run_dir: Path) -> None:
     aside.replace(run_dir / _VIEWS)
 
 
-def _stored(file: Path) -> list[LareItem]:
+def _stored(file: Path) -> list[LareSample]:
     with safe_open(str(file), "pt") as handle:
         listed = json.loads(handle.metadata()["entries"])
     tensors = load_file(file)
@@ -196,4 +196,4 @@ def _stored(file: Path) -> list[LareItem]:
         for path, label, set_, group in listed
     ]
     views, errors = tensors["view"].numpy(), tensors["error"].numpy()
-    return [LareItem(*row) for row in zip(entries, views, errors, strict=True)]
+    return [LareSample(*row) for row in zip(entries, views, errors, strict=True)]

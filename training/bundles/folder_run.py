@@ -13,20 +13,25 @@ from typing import TYPE_CHECKING
 import structlog
 
 from detection.detector import Detector
-from training.bundles.challenger import Origin, calibrated, fine_tune, require_calibration
-from training.data.alignment import AlignmentConfig, align, batch_for
-from training.data.bundle_aligner import bundle_round_trip
+from training.bundles.challenger import (
+    ChallengerOrigin,
+    calibrate_challenger,
+    fine_tune,
+    require_calibration,
+)
+from training.data.alignment import AlignmentConfig, batch_for, build_pairs
+from training.data.bundle_aligner import bundle_aligner
 from training.data.manifest import load_manifest
 from training.data.originals import read_original
-from training.data.samples import take_stock
-from training.data.selection import CollectPolicy, Side, side_of
+from training.data.samples import check_images
+from training.data.selection import CollectPolicy, Split, split_of
 from training.data.shaders import series
-from training.data.shards import FolderStore, lay_out, read_samples
-from training.evaluation.comparison import compete
+from training.data.shards import FolderStore, extract, read_samples
+from training.evaluation.comparison import compare_models
 from training.evaluation.comparison_page import write_report
 from training.evaluation.features import BundleFeatures
 from training.evaluation.promotion_gate import GateDecision, decide
-from training.evaluation.shortcut_audit import audit, pair_files
+from training.evaluation.shortcut_audit import pair_files, run_audit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,14 +45,14 @@ if TYPE_CHECKING:
     from training.data.originals import Original
     from training.data.shards import SampleFiles
     from training.evaluation.promotion_gate import GateLimits
-    from training.evaluation.shortcut_audit import Limits
+    from training.evaluation.shortcut_audit import AuditLimits
 
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class FolderRunResult:
     """What a turn left: the challenger, what the gate says of it, and the page."""
 
     bundle: Bundle
@@ -56,7 +61,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class FolderRunOptions:
     """How a folder is used: which pairs are made, the shares of its groups, what the audit may do.
 
     Without an aligner pairs are made by the champion's own autoencoder; of `shaders` procedural
@@ -66,14 +71,14 @@ class Terms:
     data_licence: str
     aligner: Aligner | None = None
     shares: CollectPolicy = field(default_factory=CollectPolicy)
-    alignment_limits: Limits | None = None
+    alignment_limits: AuditLimits | None = None
     shaders: int = 0
     despite_audit: bool = False
     gate_limits: GateLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _ListedImage:
     """A listed image; its key is its content's."""
 
     entry: Entry
@@ -87,48 +92,48 @@ class _File:
             group=self.entry.group,
             source=self.entry.set,
             label=self.entry.label,
-            side=side_of(self.entry.group, self.shares),
+            side=split_of(self.entry.group, self.shares),
         )
 
 
-def teach(
+def run_on_folder(
     data: Path,
     champion: Bundle,
     out: Path,
     recipe: ChallengerRecipe,
-    terms: Terms,
+    terms: FolderRunOptions,
     *,
     device: str = "cpu",
     on_progress: Callable[[str, int, int], None],
-) -> Outcome:
+) -> FolderRunResult:
     """Make a challenger in `out/challenger` of a folder's images; the page is in `out/report`.
 
     `on_progress` hears the part of the work, how much is done and how much there is. What is
     missing, broken or too small is left out: the page counts it, the log names it. Raises
     `DatasetRefused` when files betray a side, and `CalibrationError` with too few images.
     """
-    stock = take_stock(load_manifest(data), data)
+    stock = check_images(load_manifest(data), data)
     for name, why in stock.refused.items():
         log.warning("image_left_out", file=name, why=why)
     digests = {stock.digests[entry.path]: entry for entry in stock.entries}
-    listed = [_File(entry, digest, terms.shares) for digest, entry in digests.items()]
+    listed = [_ListedImage(entry, digest, terms.shares) for digest, entry in digests.items()]
     sources: list[Source] = [*listed, *series(terms.shaders)]
     store = FolderStore(out / "dataset")
-    dataset = align(
+    dataset = build_pairs(
         sources,
-        [terms.aligner or bundle_round_trip(champion, device=device)],
+        [terms.aligner or bundle_aligner(champion, device=device)],
         store,
         config=AlignmentConfig(batch_size=batch_for(device)),
         on_image=lambda done: on_progress("reconstructing", done, len(sources)),
     )
 
-    def files(side: Side) -> Iterator[SampleFiles]:
+    def files(side: Split) -> Iterator[SampleFiles]:
         return (sample for sample in read_samples(store, dataset) if sample.side == side)
 
-    calibration = lay_out(files(Side.CALIBRATION), out / Side.CALIBRATION)
+    calibration = extract(files(Split.CALIBRATION), out / Split.CALIBRATION)
     require_calibration(calibration)
     features = BundleFeatures(champion, device=device)
-    alignment = audit(
+    alignment = run_audit(
         pair_files(read_samples(store, dataset)),
         limits=terms.alignment_limits,
         features=features,
@@ -140,20 +145,20 @@ def teach(
     refused = "; ".join(alignment.refusals)
     facts = {"taught although the audit refused": refused} if refused else {}
     tuned = fine_tune(
-        files(Side.TRAINING),
+        files(Split.TRAINING),
         champion,
         recipe,
         out / "run",
         device=device,
         on_step=lambda name, step: on_progress(f"training {name}", step, recipe.loop.steps),
     )
-    families = {sample.source for sample in files(Side.TRAINING) if sample.label == "generated"}
-    challenger = calibrated(
+    families = {sample.source for sample in files(Split.TRAINING) if sample.label == "generated"}
+    challenger = calibrate_challenger(
         out / "challenger",
         champion,
         {name: branch.weights for name, branch in tuned.items()},
         calibration,
-        Origin(
+        ChallengerOrigin(
             snapshot_digest=dataset.digest,
             families=sorted(families),
             data_licence=terms.data_licence,
@@ -161,9 +166,9 @@ def teach(
         ),
         device=device,
     )
-    entries = lay_out(files(Side.EVALUATION), out / Side.EVALUATION)
+    entries = extract(files(Split.EVALUATION), out / Split.EVALUATION)
     tiers = (
-        compete(
+        compare_models(
             Detector(champion, device=device),
             Detector(challenger, device=device),
             entries,
@@ -189,4 +194,4 @@ def teach(
             **facts,
         },
     )
-    return Outcome(bundle=challenger, decision=decision, report=report)
+    return FolderRunResult(bundle=challenger, decision=decision, report=report)

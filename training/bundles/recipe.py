@@ -29,11 +29,11 @@ from torch import nn
 from detection.aligned import AlignedConfig, AlignedNet
 from detection.egre import Egre, EgreConfig
 from detection.errors import SettingsError
-from detection.generators.generator import Generator, noise_bank, process_from_scheduler
+from detection.generators.generator import Generator, noise_bank, noise_schedule_from_scheduler
 from detection.generators.loading import load_generator_folder
-from detection.lare import LareConfig, lare_view
-from training.data.aligners import RoundTrip, to_tensor
-from training.data.augmentation import Recipe
+from detection.lare import LareConfig, center_crop_resize
+from training.data.aligners import AutoencoderReconstruction, to_tensor
+from training.data.augmentation import AugmentationConfig
 from training.data.diffusion_sampling import PartialNoise, sample
 from training.data.manifest import GENERATED, Entry
 from training.data.samples import Sample, load_samples
@@ -48,7 +48,7 @@ from training.fit.generator_tasks import (
     build_autoencoder,
     build_predictor,
 )
-from training.fit.lare_task import LareItem, LareTask, augmented_views, with_maps
+from training.fit.lare_task import LareSample, LareTask, augmented_views, with_maps
 from training.fit.loop import LoopConfig, fit
 from training.fit.stay_positive import retrain_head
 
@@ -76,7 +76,7 @@ class BundleRecipe:
     name: str = "small"
     validation: float = VALIDATION
     calibration_sources: float = CALIBRATION_SOURCES
-    augmentation: Recipe = field(default_factory=Recipe)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     lare: LareConfig = field(default_factory=LareConfig)
     egre: EgreConfig = field(default_factory=EgreConfig)
     aligned: AlignedConfig = field(default_factory=AlignedConfig)
@@ -121,7 +121,7 @@ RECIPES = {
 
 
 @dataclass(slots=True)
-class Workshop:
+class BundleTrainingRun:
     """One run of the recipe: its data, its folder, and the stages.
 
     `aligners` and the recipe's own autoencoders make the pairs; without one the embedded does.
@@ -176,7 +176,7 @@ class Workshop:
     def _train_generator(self, folder: Path) -> None:
         reals = self._training_reals()
         autoencoder = self._autoencoder(AutoencoderSpec(), self.run_dir / "autoencoder")
-        views = np.stack([lare_view(s.pixels, self.recipe.lare.side) for s in reals])
+        views = np.stack([center_crop_resize(s.pixels, self.recipe.lare.side) for s in reals])
         latents = _encode(autoencoder, views, self.device)
         # Latents are scaled to unit spread, as the large families' scaling factors do.
         autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
@@ -185,7 +185,7 @@ class Workshop:
         scheduler.save_pretrained(folder / "scheduler")
         task = PredictorTask(
             latents * autoencoder.config.scaling_factor,
-            process_from_scheduler(scheduler.config),
+            noise_schedule_from_scheduler(scheduler.config),
             self.conditioning(),
         )
         torch.manual_seed(1)
@@ -244,13 +244,13 @@ class Workshop:
                 restored = generator.decode(generator.encode(images.to(self.device) * 2 - 1))
             return restored.float().cpu() / 2 + 0.5
 
-        return RoundTrip(name, round_trip, generator.factor)
+        return AutoencoderReconstruction(name, round_trip, generator.factor)
 
-    def views(self) -> list[LareItem]:
+    def views(self) -> list[LareSample]:
         """Stage 3: augmented views with error maps of every image, stored as they are made."""
         folder = self.run_dir / "views"
         folder.mkdir(parents=True, exist_ok=True)
-        items: list[LareItem] = []
+        items: list[LareSample] = []
         everything = self.samples(self.entries)
         parts = [everything[start : start + 200] for start in range(0, len(everything), 200)]
         for index, part in enumerate([*parts, None]):
@@ -261,7 +261,7 @@ class Workshop:
             tensors = load_file(file)
             for row, number in enumerate(tensors["sample"].tolist()):
                 view, error = tensors["view"][row].numpy(), tensors["error"][row].numpy()
-                items.append(LareItem(members[number].entry, view, error))
+                items.append(LareSample(members[number].entry, view, error))
         return items
 
     def _make_views(self, members: Sequence[Sample], file: Path, *, seed: int) -> None:
@@ -292,7 +292,7 @@ class Workshop:
         fakes: list[Sample] = []
         for number, one in enumerate(self.samples([reals[index] for index in picks])):
             aligner = PartialNoise("partial", generator, step=int(100 + 50 * (number % 7)))
-            view = lare_view(one.pixels, recipe.lare.side)
+            view = center_crop_resize(one.pixels, recipe.lare.side)
             # The group of the original: a derivative stays on its original's side for ever.
             entry = _own(f"partial-{number}", "partial-noise", one.entry.group, one.entry.set)
             fakes.append(Sample(entry, aligner.reconstruct([view])[0], lossy=False))

@@ -13,9 +13,9 @@ from detection.bundle import (
     PREPROCESSING_VERSION,
     SCHEMA_VERSION,
     Bundle,
+    BundleManifest,
+    BundleProvenance,
     GeneratorReference,
-    Manifest,
-    Provenance,
     write_manifest,
 )
 from detection.detector import Detector
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     from detection.aligned import AlignedNet
     from detection.egre import Egre
-    from training.bundles.recipe import Workshop
+    from training.bundles.recipe import BundleTrainingRun
 
 #: Of a bundle that is only trained, not calibrated: its logits are read, its labels never.
 DRAFT_POINT = OperatingPoint(
     target=0.5, threshold=0.0, measured=0.5, low=0.0, high=1.0, reals=0, recall=0.0, supported=True
 )
-DRAFT_PROVENANCE = Provenance(
+DRAFT_PROVENANCE = BundleProvenance(
     snapshot_digest="", code_revision="", recipe="", seen_families=(), data_licence=""
 )
 
@@ -49,7 +49,7 @@ def draft_fusion(branches: Iterable[str]) -> Fusion:
 
 def write_bundle(
     folder: Path,
-    workshop: Workshop,
+    workshop: BundleTrainingRun,
     aligned: AlignedNet,
     egre: Egre,
     *,
@@ -57,7 +57,7 @@ def write_bundle(
     points: tuple[OperatingPoint, ...] = (DRAFT_POINT,),
     policy: LabelPolicy | None = None,
     metrics: Mapping[str, Any] | None = None,
-    provenance: Provenance = DRAFT_PROVENANCE,
+    provenance: BundleProvenance = DRAFT_PROVENANCE,
     texts: Mapping[str, str] | None = None,
 ) -> Bundle:
     """Write a bundle, replacing what is in `folder`, and load it back.
@@ -70,9 +70,9 @@ def write_bundle(
     shutil.copytree(workshop.run_dir / "generator", folder / "generator")
     for file in (folder / "generator").rglob("*.safetensors"):
         # diffusers refuses weights whose metadata does not name their framework.
-        save_file(halved(load_file(file)), file, metadata={"format": "pt"})
-    save_file(halved(aligned.state_dict()), folder / "aligned.safetensors")
-    save_file(halved(egre.state_dict()), folder / "egre.safetensors")
+        save_file(to_float16(load_file(file)), file, metadata={"format": "pt"})
+    save_file(to_float16(aligned.state_dict()), folder / "aligned.safetensors")
+    save_file(to_float16(egre.state_dict()), folder / "egre.safetensors")
     constants = {
         "noise_bank": workshop.noises(),
         "conditioning.encoder_hidden_states": workshop.conditioning(),
@@ -80,7 +80,7 @@ def write_bundle(
     save_file(constants, folder / "constants.safetensors")
     for name, text in (texts or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
-    manifest = Manifest(
+    manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,
         name=recipe.name,
         preprocessing_version=PREPROCESSING_VERSION,
@@ -113,12 +113,12 @@ def derive_bundle(
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(champion.folder, folder)
     for name, tensors in weights.items():
-        save_file(halved(tensors), folder / name)
+        save_file(to_float16(tensors), folder / name)
     (folder / "card.md").write_text(card, encoding="utf-8")
     return _with_golden(folder, champion.manifest.model_copy(update=changes))
 
 
-def _with_golden(folder: Path, manifest: Manifest) -> Bundle:
+def _with_golden(folder: Path, manifest: BundleManifest) -> Bundle:
     """Write the manifest, score the golden image with what it describes, and keep the logits.
 
     Every file may be read by anybody, as a worker without rights must; safetensors leaves its own
@@ -136,7 +136,7 @@ def _with_golden(folder: Path, manifest: Manifest) -> Bundle:
     return bundle
 
 
-def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_float16(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Store matrices and kernels in float16; vectors and running statistics as they are."""
     return {
         name: (value.half() if value.is_floating_point() and value.ndim > 1 else value)

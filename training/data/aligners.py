@@ -52,7 +52,7 @@ def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundTrip:
+class AutoencoderReconstruction:
     """Encode and decode, no denoising.
 
     `round_trip` maps float (B, 3, H, W) in [0, 1] to the same, sides multiples of `factor`.

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from training.data.manifest import REAL
 from training.data.originals import Unreadable
 from training.data.shards import Dataset, SampleFiles, Shard, record_name, save_dataset, write_shard
-from training.oom import in_halves
+from training.oom import retry_in_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +68,7 @@ class _Finished(BaseModel):
     shard: Shard
 
 
-def align(
+def build_pairs(
     sources: Sequence[Source],
     aligners: Sequence[Aligner],
     store: Store,
@@ -148,7 +148,7 @@ def _build(
     made: dict[str, dict[str, bytes]] = {original.key: {} for original in originals}
     for aligner in aligners:
         for batch in _batches([one for one in originals if one.label == REAL], batch_size):
-            images = in_halves(aligner.reconstruct, [original.pixels for original in batch])
+            images = retry_in_halves(aligner.reconstruct, [original.pixels for original in batch])
             for original, image in zip(batch, images, strict=True):
                 made[original.key][aligner.name] = original.coding.encode(image)
     samples = (

@@ -30,7 +30,7 @@ FILTERS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class AugmentationConfig:
     """Probabilities and ranges of the augmentation; ranges are inclusive."""
 
     crop: int = 96
@@ -51,7 +51,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class AugmentedCrop:
     """Every choice of one augmented crop, in the order in which they act."""
 
     top: int
@@ -119,13 +119,13 @@ class View:
         return rounded
 
 
-def draw(
+def sample_crop(
     rng: np.random.Generator,
     shape: tuple[int, ...],
-    recipe: Recipe,
+    recipe: AugmentationConfig,
     *,
     first: Codec | None = None,
-) -> View:
+) -> AugmentedCrop:
     """Draw one view of an image of `shape` (H, W, ...).
 
     The scale is raised where the image is too small to fill the crop.
@@ -145,7 +145,7 @@ def draw(
     swing = recipe.colour_range
     base = rng.uniform(1 - swing, 1 + swing) if coloured else 1.0
     gain = tuple(float(base * rng.uniform(0.95, 1.05)) if coloured else 1.0 for _ in range(3))
-    return View(
+    return AugmentedCrop(
         top=top,
         left=left,
         height=height,
@@ -171,7 +171,7 @@ def _maybe(rng: np.random.Generator, chance: float, limits: tuple[float, float])
     return float(rng.uniform(*limits)) if rng.random() < chance else 0.0
 
 
-def _last_codec(rng: np.random.Generator, recipe: Recipe) -> Codec | None:
+def _last_codec(rng: np.random.Generator, recipe: AugmentationConfig) -> Codec | None:
     pick = rng.random()
     if pick < recipe.jpeg_p:
         quality = int(rng.integers(recipe.jpeg_quality[0], recipe.jpeg_quality[1] + 1))
@@ -182,7 +182,9 @@ def _last_codec(rng: np.random.Generator, recipe: Recipe) -> Codec | None:
     return None
 
 
-def _cutout(rng: np.random.Generator, recipe: Recipe) -> tuple[float, float, float] | None:
+def _cutout(
+    rng: np.random.Generator, recipe: AugmentationConfig
+) -> tuple[float, float, float] | None:
     if rng.random() >= recipe.cutout_p:
         return None
     return float(rng.uniform(0, 0.7)), float(rng.uniform(0, 0.7)), float(rng.uniform(0.1, 0.3))

@@ -8,13 +8,13 @@ import torch
 
 from detection.bundle import Bundle, BundleError
 from detection.generators.loading import load_generator_folder
-from training.data.aligners import RoundTrip
+from training.data.aligners import AutoencoderReconstruction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def bundle_round_trip(bundle: Bundle, *, device: str = "cpu") -> RoundTrip:
+def bundle_aligner(bundle: Bundle, *, device: str = "cpu") -> AutoencoderReconstruction:
     """Build the aligner, named after the bundle; raises `BundleError` without a generator in it."""
     reference = bundle.manifest.generator
     if reference is None or reference.folder is None:
@@ -28,4 +28,4 @@ def bundle_round_trip(bundle: Bundle, *, device: str = "cpu") -> RoundTrip:
             restored = generator.decode(generator.encode(images.to(device) * 2 - 1))
         return restored.float().cpu() / 2 + 0.5
 
-    return RoundTrip(bundle.manifest.name, round_trip, generator.factor)
+    return AutoencoderReconstruction(bundle.manifest.name, round_trip, generator.factor)

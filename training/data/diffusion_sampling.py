@@ -36,12 +36,12 @@ def denoise(generator: Generator, latents: Tensor, *, start: int, passes: int) -
         if process.prediction == FLOW:
             latents = latents + (following - now) / process.steps * answer
             continue
-        signal, spread = process.levels(now)
+        signal, spread = process.alpha_sigma(now)
         if process.prediction == VELOCITY:
             clean, noise = signal * latents - spread * answer, signal * answer + spread * latents
         else:
             clean, noise = (latents - spread * answer) / signal, answer
-        next_signal, next_spread = process.levels(following) if following else (1.0, 0.0)
+        next_signal, next_spread = process.alpha_sigma(following) if following else (1.0, 0.0)
         latents = next_signal * clean + next_spread * noise
     return latents
 
@@ -78,7 +78,7 @@ class PartialNoise:
             # One noise for all: neither batch nor order may change a reconstruction.
             noise = noise_bank((1, *latents.shape[1:]), seed=self.seed).to(latents)
             noise = noise.expand_as(latents)
-            noised, _ = self.generator.mix(latents, noise, self.step)
+            noised, _ = self.generator.add_noise(latents, noise, self.step)
             latents = denoise(self.generator, noised, start=self.step, passes=self.passes)
             restored = self.generator.decode(latents) / 2 + 0.5
         return to_images(restored[..., :height, :width].cpu())

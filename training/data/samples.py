@@ -103,7 +103,7 @@ class HasEntry(Protocol):
 Item = TypeVar("Item", bound=HasEntry)
 
 
-class BalancedPicker(Generic[Item]):
+class BalancedSampler(Generic[Item]):
     """Picks items so that no large set drowns a small one: weight of a set is sqrt(size).
 
     Generated sets are first balanced over their autoencoder families in the same way.
@@ -143,7 +143,7 @@ MIN_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class ImageInventory:
     """What a folder holds: readable entries, their sha256 by path, and why others were refused."""
 
     entries: list[Entry]
@@ -151,7 +151,7 @@ class Stock:
     refused: dict[str, str]
 
 
-def take_stock(entries: Sequence[Entry], data: Path) -> Stock:
+def check_images(entries: Sequence[Entry], data: Path) -> ImageInventory:
     """Hash and decode every file once; what is missing, broken or too small is refused by name."""
     kept: list[Entry] = []
     digests: dict[Path, str] = {}
@@ -168,4 +168,4 @@ def take_stock(entries: Sequence[Entry], data: Path) -> Stock:
             continue
         kept.append(entry)
         digests[entry.path] = sha256_of(entry.path)
-    return Stock(kept, digests, refused)
+    return ImageInventory(kept, digests, refused)

@@ -30,7 +30,7 @@ NEAR_BITS = 31
 MIN_PDQ_QUALITY = 50
 
 
-class Side(StrEnum):
+class Split(StrEnum):
     """What a snapshot uses an image for."""
 
     TRAINING = "training"
@@ -38,7 +38,7 @@ class Side(StrEnum):
     EVALUATION = "evaluation"
 
 
-class Why(StrEnum):
+class LabelSource(StrEnum):
     """What lets an image in."""
 
     DECISION = "decision"
@@ -46,7 +46,7 @@ class Why(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ruling:
+class ModeratorDecision:
     """One decision of one moderator."""
 
     moderator: str
@@ -67,7 +67,7 @@ class Candidate:
     sha256: str
     source: str
     uploader: str | None
-    rulings: tuple[Ruling, ...] = ()
+    rulings: tuple[ModeratorDecision, ...] = ()
     pdq: bytes | None = None
     pdq_quality: int = 0
     group: str | None = None
@@ -99,7 +99,7 @@ class KnownGroup:
 
     pdq: bytes
     group: str
-    side: Side | None = None
+    side: Split | None = None
     pinned: bool = False
 
 
@@ -111,9 +111,9 @@ class Selected:
     sha256: str
     source: str
     label: Label
-    why: Why
+    why: LabelSource
     group: str
-    side: Side
+    side: Split
     weight: float
 
 
@@ -124,7 +124,7 @@ class Selection:
     items: tuple[Selected, ...]
     left_out: Mapping[str, int]
 
-    def of(self, wanted: Side, label: Label) -> list[Selected]:
+    def of(self, wanted: Split, label: Label) -> list[Selected]:
         """Return the images of one side and label."""
         return [item for item in self.items if item.side is wanted and item.label is label]
 
@@ -142,14 +142,14 @@ def select(
     not on their order: where a cap leaves some out, a hash decides which.
     """
     left_out: Counter[str] = Counter()
-    admitted: list[tuple[Candidate, Label, Why]] = []
+    admitted: list[tuple[Candidate, Label, LabelSource]] = []
     # A hash of the id shuffles for ever the same way: neither early nor late uploads win.
     for candidate in sorted(candidates, key=lambda one: _rank(one.image_id)):
-        label, why = _ruled(candidate, policy)
+        label, why = _exclusion(candidate, policy)
         if label is None:
             left_out[why] += 1
         else:
-            admitted.append((candidate, label, Why(why)))
+            admitted.append((candidate, label, LabelSource(why)))
     groups = _Groups(known)
     caps = _Caps(policy, set(known_sha256))
     items = []
@@ -159,8 +159,8 @@ def select(
             continue
         group = groups.find(candidate)
         reason = caps.refuse(candidate, label, why, group)
-        where = groups.sides.get(group) or side_of(group, policy)
-        if not reason and where is Side.CALIBRATION and not _fairly_sampled(candidate, label, why):
+        where = groups.sides.get(group) or split_of(group, policy)
+        if not reason and where is Split.CALIBRATION and not _fairly_sampled(candidate, label, why):
             # Reviewed photographs are mostly flagged ones: false-positive rates that rest on them
             # are wrong.
             reason = "not_sampled_for_calibration"
@@ -196,7 +196,7 @@ def revoked(
     return {
         candidate.image_id
         for candidate, label in taken
-        if _ruled(candidate, policy)[0] is not label or groups.near_pinned(candidate)
+        if _exclusion(candidate, policy)[0] is not label or groups.near_pinned(candidate)
     }
 
 
@@ -204,7 +204,7 @@ def _rank(image_id: str) -> bytes:
     return hashlib.sha256(f"collect:{image_id}".encode()).digest()
 
 
-def _ruled(candidate: Candidate, policy: CollectPolicy) -> tuple[Label | None, str]:
+def _exclusion(candidate: Candidate, policy: CollectPolicy) -> tuple[Label | None, str]:
     """Return the label and what proves it, or None and why the image stays out."""
     for refused, reason in (
         (candidate.source not in policy.sources, "source_not_opted_in"),
@@ -217,7 +217,7 @@ def _ruled(candidate: Candidate, policy: CollectPolicy) -> tuple[Label | None, s
     latest = {ruling.moderator: ruling.label for ruling in _by_time(candidate)}
     if not latest:
         if candidate.source in policy.trusted_sources:
-            return Label.REAL, Why.TRUSTED_SOURCE
+            return Label.REAL, LabelSource.TRUSTED_SOURCE
         return None, "not_confirmed"
     label = _by_time(candidate)[-1].label
     if label is Label.UNSURE:
@@ -229,35 +229,35 @@ def _ruled(candidate: Candidate, policy: CollectPolicy) -> tuple[Label | None, s
     agreeing = sum(said is label for said in latest.values())
     if label is Label.REAL and sure and not vouched and agreeing < 2:
         return None, "needs_second_person"
-    return label, Why.TRUSTED_SOURCE if vouched else Why.DECISION
+    return label, LabelSource.TRUSTED_SOURCE if vouched else LabelSource.DECISION
 
 
-def _by_time(candidate: Candidate) -> list[Ruling]:
+def _by_time(candidate: Candidate) -> list[ModeratorDecision]:
     return sorted(candidate.rulings, key=lambda ruling: ruling.at)
 
 
-def _fairly_sampled(candidate: Candidate, label: Label, why: Why) -> bool:
+def _fairly_sampled(candidate: Candidate, label: Label, why: LabelSource) -> bool:
     # No threshold rests on generated images, and the audit draws only those that were missed.
     if label is Label.GENERATED:
         return True
-    return candidate.audit_share is not None or why is Why.TRUSTED_SOURCE
+    return candidate.audit_share is not None or why is LabelSource.TRUSTED_SOURCE
 
 
-def _weight(candidate: Candidate, why: Why) -> float:
+def _weight(candidate: Candidate, why: LabelSource) -> float:
     # All photographs of a trusted source are taken, whatever the audit drew of them.
-    if why is Why.TRUSTED_SOURCE or not candidate.audit_share:
+    if why is LabelSource.TRUSTED_SOURCE or not candidate.audit_share:
         return 1.0
     return 1 / candidate.audit_share
 
 
-def side_of(group: str, policy: CollectPolicy) -> Side:
+def split_of(group: str, policy: CollectPolicy) -> Split:
     """Return the side of a group: the same for ever, as long as the shares stay."""
     place = hash_fraction(group)
     if place < policy.evaluation:
-        return Side.EVALUATION
+        return Split.EVALUATION
     if place < policy.evaluation + policy.calibration:
-        return Side.CALIBRATION
-    return Side.TRAINING
+        return Split.CALIBRATION
+    return Split.TRAINING
 
 
 class _Groups:
@@ -320,7 +320,7 @@ class _Caps:
         self._bytes = known_sha256
         self._taken: Counter[tuple[str, str]] = Counter()
 
-    def refuse(self, candidate: Candidate, label: Label, why: Why, group: str) -> str:
+    def refuse(self, candidate: Candidate, label: Label, why: LabelSource, group: str) -> str:
         """Return why the image is one too many, or nothing."""
         if candidate.sha256 in self._bytes:
             return "exact_duplicate"
@@ -329,14 +329,14 @@ class _Caps:
                 return f"{kind}_cap"
         return ""
 
-    def count(self, candidate: Candidate, label: Label, why: Why, group: str) -> None:
+    def count(self, candidate: Candidate, label: Label, why: LabelSource, group: str) -> None:
         """Take the image."""
         self._bytes.add(candidate.sha256)
         for kind, name, _ in self._limits(candidate, label, why, group):
             self._taken[kind, name] += 1
 
     def _limits(
-        self, candidate: Candidate, label: Label, why: Why, group: str
+        self, candidate: Candidate, label: Label, why: LabelSource, group: str
     ) -> Iterator[tuple[str, str, int]]:
         policy = self._policy
         yield "source", candidate.source, policy.max_per_source
@@ -344,7 +344,7 @@ class _Caps:
             yield "uploader", f"{candidate.source}/{candidate.uploader}", policy.max_per_uploader
         # Whoever stands for the label: a second person's vote spends their share too. For what a
         # trusted source vouches for nobody else does, however many of it they had to clear.
-        if why is Why.DECISION:
+        if why is LabelSource.DECISION:
             for moderator in sorted({r.moderator for r in candidate.rulings if r.label is label}):
                 yield "moderator", moderator, policy.max_per_moderator
         yield "near_duplicate", f"{label}/{group}", policy.max_near_duplicates

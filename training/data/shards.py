@@ -239,7 +239,7 @@ def training_samples(files: Iterable[SampleFiles]) -> Iterator[Sample]:
         yield Sample(entry, _decode(file.image), lossy=lossy, reconstructions=made)
 
 
-def lay_out(files: Iterable[SampleFiles], folder: Path) -> list[Entry]:
+def extract(files: Iterable[SampleFiles], folder: Path) -> list[Entry]:
     """Write the originals of samples into a folder and list them; reconstructions stay behind."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -267,7 +267,7 @@ def _decode(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return np.array(image.convert("RGB"))
 
 
-def withdraw(store: Store, keys: Iterable[str], *, reason: str, at: datetime) -> Dataset:
+def remove_samples(store: Store, keys: Iterable[str], *, reason: str, at: datetime) -> Dataset:
     """Cut images out of a data set for good and return what is left of it.
 
     A shard that changes gets another name; the manifest that names it is written before the old

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detection.errors import SettingsError
-from training.data.aligners import RoundTrip
+from training.data.aligners import AutoencoderReconstruction
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,7 +128,7 @@ def load_taef2(folder: Path) -> TinyAutoencoder:
     return model.float().eval()
 
 
-def taef2_aligner(folder: Path) -> RoundTrip:
+def taef2_aligner(folder: Path) -> AutoencoderReconstruction:
     """Build the aligner that sends images through TAEF2, in bfloat16 arithmetic on the CPU."""
     network = load_taef2(folder)
 
@@ -137,4 +137,4 @@ def taef2_aligner(folder: Path) -> RoundTrip:
             restored: Tensor = network(images)
         return restored.float()
 
-    return RoundTrip("taef2", round_trip, TinyAutoencoder.factor)
+    return AutoencoderReconstruction("taef2", round_trip, TinyAutoencoder.factor)

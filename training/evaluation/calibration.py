@@ -82,7 +82,7 @@ def effective_count(weights: Floats) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
+class FlaggedRate:
     """A share of weighted images, with its 95 % interval."""
 
     measured: float
@@ -90,7 +90,7 @@ class Rate:
     high: float
 
 
-def flagged_rate(flagged: Flags, weights: Floats) -> Rate:
+def flagged_rate(flagged: Flags, weights: Floats) -> FlaggedRate:
     """Return the weighted share of flagged images, from masks and weights (N,).
 
     Clopper and Pearson's interval at the effective number of images, as Korn and Graubard (Survey
@@ -107,7 +107,7 @@ def flagged_rate(flagged: Flags, weights: Floats) -> Rate:
         spread = (inside**2).sum() * light / heavy + (outside**2).sum() * heavy / light
         worth = min(worth, float(weights.sum() ** 2 / spread))
     low, high = clopper_pearson(float(heavy * worth / weights.sum()), worth)
-    return Rate(
+    return FlaggedRate(
         measured=float(heavy / weights.sum()), low=min(low, plain_low), high=max(high, plain_high)
     )
 
@@ -270,17 +270,17 @@ def reals_needed(target: float) -> int:
     return total
 
 
-def _rates(flagged: Flags, weights: Floats, *groups: Flags) -> list[Rate]:
+def _rates(flagged: Flags, weights: Floats, *groups: Flags) -> list[FlaggedRate]:
     """Return the rate of each group of photographs; of none, nothing is known."""
     return [
         flagged_rate(flagged[group], weights[group])
         if group.any()
-        else Rate(measured=0.0, low=0.0, high=1.0)
+        else FlaggedRate(measured=0.0, low=0.0, high=1.0)
         for group in groups
     ]
 
 
-def _supports(rates: Sequence[Rate], target: float) -> bool:
+def _supports(rates: Sequence[FlaggedRate], target: float) -> bool:
     return all(rate.measured <= target and rate.high <= SUPPORT_FACTOR * target for rate in rates)
 
 

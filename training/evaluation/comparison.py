@@ -13,9 +13,9 @@ import numpy as np
 
 from detection.bundle import sha256_of
 from detection.detector import MIN_SIDE
-from detection.fusion import find_point
-from training.evaluation.promotion_gate import Judgement, Paired, PinnedReport
-from training.evaluation.score_cache import LogitCache
+from detection.fusion import select_operating_point
+from training.evaluation.promotion_gate import ModelPredictions, PairedPredictions, PinnedReport
+from training.evaluation.score_cache import ScoreCache
 from training.evaluation.scoring import BATCH
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ClosedReport:
     pixels: NDArray[np.uint8]
 
 
-def compete(
+def compare_models(
     champion: Detector,
     challenger: Detector,
     entries: Sequence[Entry],
@@ -53,7 +53,7 @@ def compete(
     *,
     new: Iterable[Path] = (),
     on_image: Callable[[str, int], None] | None = None,
-) -> dict[str, Paired]:
+) -> dict[str, PairedPredictions]:
     """Score entries with both under every form; `new` are the paths of the newest data set's.
 
     Scores are kept in `run_dir`: a killed run goes on where it stopped. `on_image` hears the form
@@ -63,7 +63,7 @@ def compete(
     digests = {entry.path: sha256_of(entry.path) for entry in entries}
     scored: dict[str, dict[str, Scored]] = {form: {} for form in FORMS}
     for role, detector in (("champion", champion), ("challenger", challenger)):
-        cache = LogitCache(run_dir / f"{role}.jsonl", detector.model_version)
+        cache = ScoreCache(run_dir / f"{role}.jsonl", detector.model_version)
         for form in FORMS:
 
             def heard(done: int, form: str = form) -> None:
@@ -82,25 +82,25 @@ def compete(
     return tiers
 
 
-def _paired(champion: Scored, challenger: Scored, old: Bundle, new: Bundle) -> Paired:
-    return Paired(
+def _paired(champion: Scored, challenger: Scored, old: Bundle, new: Bundle) -> PairedPredictions:
+    return PairedPredictions(
         sources=champion.sets,
         generated=champion.logits.generated,
-        champion=judgement(champion, old),
-        challenger=judgement(challenger, new),
+        champion=predictions(champion, old),
+        challenger=predictions(challenger, new),
     )
 
 
-def judgement(scored: Scored, bundle: Bundle) -> Judgement:
+def predictions(scored: Scored, bundle: Bundle) -> ModelPredictions:
     """Say what a bundle says of scored images; probabilities are at even odds."""
     manifest = bundle.manifest
     fused = scored.logits.fused(manifest.fusion)
-    return Judgement(
+    return ModelPredictions(
         logits=fused,
         probabilities=np.array(
             [manifest.fusion.probability(value, 0.5) for value in fused.tolist()]
         ),
-        threshold=find_point(manifest.operating_points, manifest.policy.flag).threshold,
+        threshold=select_operating_point(manifest.operating_points, manifest.policy.flag).threshold,
     )
 
 
@@ -123,7 +123,7 @@ def pinned_reports(
     return said
 
 
-def share_found(tiers: Mapping[str, Paired]) -> dict[str, dict[str, float]]:
+def share_found(tiers: Mapping[str, PairedPredictions]) -> dict[str, dict[str, float]]:
     """Return, by tier and model, recall and false-positive rate at the threshold it serves."""
     found: dict[str, dict[str, float]] = {}
     for tier, paired in tiers.items():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from training.evaluation.promotion_gate import GateDecision, Paired
+    from training.evaluation.promotion_gate import GateDecision, PairedPredictions
 
 DPI = 110
 _BINS = 30
@@ -22,7 +22,7 @@ _BINS = 30
 def write_report(
     folder: Path,
     decision: GateDecision,
-    tiers: Mapping[str, Paired],
+    tiers: Mapping[str, PairedPredictions],
     losses: Mapping[str, Mapping[int, float]],
     *,
     facts: Mapping[str, object],
@@ -77,7 +77,7 @@ def _lines(decision: GateDecision, facts: Mapping[str, object], plots: list[str]
     return lines
 
 
-def _scores(paired: Paired) -> Figure:
+def _scores(paired: PairedPredictions) -> Figure:
     """One panel a model: fused logits of photographs and generated images, and its threshold."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -96,7 +96,7 @@ def _scores(paired: Paired) -> Figure:
     return figure
 
 
-def _tiers(tiers: Mapping[str, Paired]) -> Figure:
+def _tiers(tiers: Mapping[str, PairedPredictions]) -> Figure:
     """Bars by tier: recall and false positives of both at the thresholds they serve."""
     found = share_found(tiers)
     figure = Figure(figsize=(11, 3.6), layout="constrained")

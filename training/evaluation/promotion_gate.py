@@ -48,7 +48,7 @@ class GateLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class ModelPredictions:
     """What one model says of N images: fused logits, probabilities, and its served threshold."""
 
     logits: Floats
@@ -61,9 +61,9 @@ class Judgement:
         found: Flags = self.logits >= self.threshold
         return found
 
-    def of(self, rows: Rows) -> Judgement:
+    def of(self, rows: Rows) -> ModelPredictions:
         """Return what it says of the images at these indices."""
-        return Judgement(
+        return ModelPredictions(
             logits=self.logits[rows],
             probabilities=self.probabilities[rows],
             threshold=self.threshold,
@@ -71,17 +71,17 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Paired:
+class PairedPredictions:
     """N images of one tier as both models judge them; `sources` and `generated` are (N,)."""
 
     sources: NDArray[np.str_]
     generated: Flags
-    champion: Judgement
-    challenger: Judgement
+    champion: ModelPredictions
+    challenger: ModelPredictions
 
-    def of(self, rows: Rows) -> Paired:
+    def of(self, rows: Rows) -> PairedPredictions:
         """Return the images at these indices."""
-        return Paired(
+        return PairedPredictions(
             sources=self.sources[rows],
             generated=self.generated[rows],
             champion=self.champion.of(rows),
@@ -106,7 +106,7 @@ class PinnedReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class MetricChange:
     """A figure of the champion and of the challenger, and the interval of the difference."""
 
     champion: float
@@ -123,7 +123,7 @@ class GateDecision:
     passed: bool
     reasons: tuple[str, ...]
     false_positive_rate: float
-    figures: dict[str, Change]
+    figures: dict[str, MetricChange]
     reopened: tuple[str, ...]
 
     @classmethod
@@ -143,7 +143,7 @@ class GateDecision:
 
 
 def decide(
-    tiers: Mapping[str, Paired],
+    tiers: Mapping[str, PairedPredictions],
     pinned: Sequence[PinnedReport],
     *,
     limits: GateLimits | None = None,
@@ -178,7 +178,7 @@ def decide(
     )
 
 
-def _missing(clean: Paired, limits: GateLimits) -> Iterator[str]:
+def _missing(clean: PairedPredictions, limits: GateLimits) -> Iterator[str]:
     for name, count in (
         ("real", int((~clean.generated).sum())),
         ("generated", int(clean.generated.sum())),
@@ -190,7 +190,9 @@ def _missing(clean: Paired, limits: GateLimits) -> Iterator[str]:
             )
 
 
-def _figures(tiers: Mapping[str, Paired], limits: GateLimits, seed: int) -> dict[str, Change]:
+def _figures(
+    tiers: Mapping[str, PairedPredictions], limits: GateLimits, seed: int
+) -> dict[str, MetricChange]:
     clean = tiers[CLEAN]
     figures = {
         "recall": _change(clean, _matched_recall, limits, seed),
@@ -205,7 +207,7 @@ def _figures(tiers: Mapping[str, Paired], limits: GateLimits, seed: int) -> dict
     return figures
 
 
-def _refusals(figures: Mapping[str, Change], limits: GateLimits) -> Iterator[str]:
+def _refusals(figures: Mapping[str, MetricChange], limits: GateLimits) -> Iterator[str]:
     recall = figures["recall"]
     if recall.low <= 0:
         yield (
@@ -228,11 +230,11 @@ def _refusals(figures: Mapping[str, Change], limits: GateLimits) -> Iterator[str
 
 
 def _change(
-    paired: Paired,
-    figure: Callable[[Paired, Rows], tuple[float, float]],
+    paired: PairedPredictions,
+    figure: Callable[[PairedPredictions, Rows], tuple[float, float]],
     limits: GateLimits,
     seed: int,
-) -> Change:
+) -> MetricChange:
     """Compute a figure of both models and bootstrap its difference, stratified by class."""
     reals, fakes = np.flatnonzero(~paired.generated), np.flatnonzero(paired.generated)
     champion, challenger = figure(paired, np.r_[reals, fakes])
@@ -244,7 +246,7 @@ def _change(
         differences.append(now - before)
     tail = (1 - limits.confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
-    return Change(
+    return MetricChange(
         champion=champion,
         challenger=challenger,
         low=float(low),
@@ -253,7 +255,7 @@ def _change(
     )
 
 
-def _matched_recall(paired: Paired, rows: Rows) -> tuple[float, float]:
+def _matched_recall(paired: PairedPredictions, rows: Rows) -> tuple[float, float]:
     """Recall of the champion as served, and of the challenger at the same false-positive rate."""
     generated = paired.generated[rows]
     flagged = paired.champion.flagged[rows]
@@ -264,7 +266,7 @@ def _matched_recall(paired: Paired, rows: Rows) -> tuple[float, float]:
     return float(flagged[generated].mean()), float(found.mean())
 
 
-def _balanced(paired: Paired, rows: Rows) -> tuple[float, float]:
+def _balanced(paired: PairedPredictions, rows: Rows) -> tuple[float, float]:
     """Balanced accuracy of both at their served thresholds."""
     generated = paired.generated[rows]
     figures = []
@@ -275,7 +277,7 @@ def _balanced(paired: Paired, rows: Rows) -> tuple[float, float]:
     return figures[0], figures[1]
 
 
-def _right(paired: Paired, rows: Rows) -> tuple[float, float]:
+def _right(paired: PairedPredictions, rows: Rows) -> tuple[float, float]:
     """Share of images that both call what they are, at their served thresholds."""
     generated = paired.generated[rows]
     return (
@@ -284,7 +286,7 @@ def _right(paired: Paired, rows: Rows) -> tuple[float, float]:
     )
 
 
-def _calibration(paired: Paired, rows: Rows) -> tuple[float, float]:
+def _calibration(paired: PairedPredictions, rows: Rows) -> tuple[float, float]:
     """Expected calibration error of both, classes weighted alike."""
     generated = paired.generated[rows]
     weights = np.where(generated, 0.5 / generated.sum(), 0.5 / (~generated).sum())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-class LogitCache:
+class ScoreCache:
     """Branch logits by form, label and sha256 of the file."""
 
     def __init__(self, file: Path, model_version: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from training.data.samples import GENERATOR_CODEC, read_pixels
 from training.evaluation.calibration import Logits
 from training.evaluation.tiers import TIERS
-from training.oom import in_halves
+from training.oom import retry_in_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ def score_tier(
     rows: list[dict[str, float]] = []
     for start in range(0, len(entries), BATCH):
         images = [TIERS[tier](read(entry)) for entry in entries[start : start + BATCH]]
-        rows += [dict(score.branches) for score in in_halves(detector.score, images)]
+        rows += [dict(score.branches) for score in retry_in_halves(detector.score, images)]
         if on_image is not None:
             on_image(len(rows))
     branches = {name: np.array([row[name] for row in rows]) for name in rows[0]}

@@ -22,11 +22,11 @@ from detection.errors import SettingsError, UnlatentError
 from training.data.originals import Unreadable
 from training.evaluation.distances import frechet, maximum_mean_discrepancy, sliced_wasserstein
 from training.evaluation.shortcut_features import (
-    Drift,
-    Nuisances,
+    PairDifference,
+    ShortcutFeatures,
     SourceFile,
-    drift,
-    read_nuisances,
+    measure_pair_difference,
+    read_shortcut_features,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class DatasetRefused(UnlatentError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class AuditLimits:
     """What a data set may show; a probe is over its limit when its interval's lower end is.
 
     Sharpness has a limit of its own: a decoder's smoothing is part of what is to be learnt.
@@ -77,7 +77,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairDrift:
+class PairDifferences:
     """Medians over the pairs: displacement (pixels), largest change of tone (grey levels).
 
     `resized` counts pairs whose sides differ in size; they have neither.
@@ -118,10 +118,10 @@ class AlignmentReport:
     sources: dict[str, dict[str, int]]
     sizes: dict[str, tuple[int, int, int]]
     probes: dict[str, Probe]
-    pairs: PairDrift | None
+    pairs: PairDifferences | None
     distances: Distances | None
     unreadable: tuple[str, ...]
-    limits: Limits
+    limits: AuditLimits
     refusals: tuple[str, ...]
 
     def require(self) -> None:
@@ -180,10 +180,10 @@ class AlignmentReport:
         return "\n".join([*lines, "", "## Refused" if self.refusals else "## Passed", "", *verdict])
 
 
-def audit(
+def run_audit(
     files: Iterable[SourceFile],
     *,
-    limits: Limits | None = None,
+    limits: AuditLimits | None = None,
     features: Features | None = None,
     space: str = "",
     seed: int = 0,
@@ -194,14 +194,14 @@ def audit(
     distances are computed. Files that cannot be read are listed, not counted. Raises
     `SettingsError` when a side has too few images.
     """
-    limits = limits or Limits()
-    read: list[tuple[SourceFile, Nuisances]] = []
+    limits = limits or AuditLimits()
+    read: list[tuple[SourceFile, ShortcutFeatures]] = []
     unreadable: list[str] = []
     vectors: list[NDArray[np.float64]] = []
     pairs = _Pairs()
     for file in files:
         try:
-            found = read_nuisances(file)
+            found = read_shortcut_features(file)
         except Unreadable:
             unreadable.append(file.name)
             continue
@@ -209,7 +209,7 @@ def audit(
             vectors.append(features([found.pixels])[0])
         pairs.add(file, found)
         # Pixels are needed for pairing only: a data set does not fit into memory.
-        read.append((file, Nuisances(found.groups, found.pixels[:0], found.kind)))
+        read.append((file, ShortcutFeatures(found.groups, found.pixels[:0], found.kind)))
     labels = np.array([file.generated for file, _ in read], dtype=bool)
     _require_both(labels)
     groups = [file.group for file, _ in read]
@@ -254,10 +254,10 @@ class _Pairs:
 
     def __init__(self) -> None:
         self._waiting: dict[str, tuple[bool, NDArray[np.uint8]]] = {}
-        self._drifts: list[Drift] = []
+        self._drifts: list[PairDifference] = []
         self._resized = 0
 
-    def add(self, file: SourceFile, found: Nuisances) -> None:
+    def add(self, file: SourceFile, found: ShortcutFeatures) -> None:
         """Take one side; a group of more than one real and one generated image is no pair."""
         other = self._waiting.pop(file.group, None)
         if other is None or other[0] == file.generated:
@@ -267,16 +267,16 @@ class _Pairs:
         if real.shape != generated.shape:
             self._resized += 1
         else:
-            self._drifts.append(drift(real, generated))
+            self._drifts.append(measure_pair_difference(real, generated))
 
-    def measured(self) -> PairDrift | None:
+    def measured(self) -> PairDifferences | None:
         """Return the medians, or None without pairs."""
         total = self._resized + len(self._drifts)
         if not total:
             return None
         shifts = np.array([one.shift for one in self._drifts] or [(0.0, 0.0)])
         tones = np.array([one.tone for one in self._drifts] or [(0.0,)])
-        return PairDrift(
+        return PairDifferences(
             pairs=total,
             resized=self._resized,
             shift_px=float(np.abs(np.median(shifts, axis=0)).max()),
@@ -294,7 +294,7 @@ def _require_both(labels: NDArray[np.bool_]) -> None:
 
 
 def _probes(
-    found: Sequence[Nuisances], labels: NDArray[np.bool_], groups: Sequence[str], seed: int
+    found: Sequence[ShortcutFeatures], labels: NDArray[np.bool_], groups: Sequence[str], seed: int
 ) -> dict[str, Probe]:
     names = list(found[0].groups)
     columns = {name: np.array([one.groups[name] for one in found]) for name in names}
@@ -376,7 +376,7 @@ def _by_side(named: Iterable[tuple[bool, str]]) -> dict[str, dict[str, int]]:
     }
 
 
-def _sizes(read: Sequence[tuple[SourceFile, Nuisances]]) -> dict[str, tuple[int, int, int]]:
+def _sizes(read: Sequence[tuple[SourceFile, ShortcutFeatures]]) -> dict[str, tuple[int, int, int]]:
     sizes = {}
     for side, flag in SIDES.items():
         shorter = sorted(
@@ -390,7 +390,9 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name or 'not stated'} {count}" for name, count in sorted(counts.items()))
 
 
-def _refusals(probes: dict[str, Probe], pairs: PairDrift | None, limits: Limits) -> Iterable[str]:
+def _refusals(
+    probes: dict[str, Probe], pairs: PairDifferences | None, limits: AuditLimits
+) -> Iterable[str]:
     for name, probe in sorted(probes.items(), key=lambda item: -item[1].low):
         if name != "all" and probe.low > limits.of(name):
             yield (

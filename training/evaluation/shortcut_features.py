@@ -56,7 +56,7 @@ def source_files(entries: Iterable[Entry]) -> Iterator[SourceFile]:
 
 
 @dataclass(frozen=True, slots=True)
-class Nuisances:
+class ShortcutFeatures:
     """The figures of one file by group, and its pixels, RGB uint8 (H, W, 3)."""
 
     groups: dict[str, list[float]]
@@ -64,7 +64,7 @@ class Nuisances:
     kind: str
 
 
-def read_nuisances(file: SourceFile) -> Nuisances:
+def read_shortcut_features(file: SourceFile) -> ShortcutFeatures:
     """Measure one file; raises `Unreadable` naming it."""
     try:
         with Image.open(io.BytesIO(file.data)) as image:
@@ -83,7 +83,7 @@ def read_nuisances(file: SourceFile) -> Nuisances:
         "sharpness": sharpness(luma),
         "colour": colour(pixels),
     }
-    return Nuisances(groups, pixels, kind)
+    return ShortcutFeatures(groups, pixels, kind)
 
 
 def _container(image: Image.Image) -> list[float]:
@@ -149,7 +149,7 @@ def colour(pixels: Pixels) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class PairDifference:
     """How far the second picture of a pair lies from the first: pixels (down, right), grey levels.
 
     `tone` holds the differences of the channel means and of the luminance's quantiles.
@@ -159,7 +159,7 @@ class Drift:
     tone: tuple[float, ...]
 
 
-def drift(first: Pixels, second: Pixels) -> Drift:
+def measure_pair_difference(first: Pixels, second: Pixels) -> PairDifference:
     """Measure the displacement and the change of tone between pictures of one size.
 
     The displacement is the least-squares solution of the optical-flow equation with one vector for
@@ -176,7 +176,7 @@ def drift(first: Pixels, second: Pixels) -> Drift:
     matrix[1, 0] = matrix[0, 1]
     matrix += np.eye(2) * 1e-3
     moved = np.linalg.solve(matrix, np.array([(down * change).sum(), (right * change).sum()]))
-    return Drift((float(moved[0]), float(moved[1])), tuple(float(value) for value in tone))
+    return PairDifference((float(moved[0]), float(moved[1])), tuple(float(value) for value in tone))
 
 
 def _smoothed(pixels: Pixels) -> Plane:

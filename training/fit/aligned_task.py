@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.data.augmentation import Recipe, draw
-from training.data.samples import BalancedPicker, Sample, upload_codec
+from training.data.augmentation import AugmentationConfig, sample_crop
+from training.data.samples import BalancedSampler, Sample, upload_codec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,15 +39,15 @@ class AlignedTask:
     def __init__(
         self,
         samples: Sequence[Sample],
-        recipe: Recipe,
+        recipe: AugmentationConfig,
         composition: AlignedBatch,
         paired_only: Sequence[Sample] = (),
     ) -> None:
         real = [sample for sample in samples if not sample.entry.generated]
         self._recipe, self._composition = recipe, composition
-        self._real = BalancedPicker(real)
-        self._paired = BalancedPicker([s for s in (*real, *paired_only) if s.reconstructions])
-        self._generated = BalancedPicker([s for s in samples if s.entry.generated])
+        self._real = BalancedSampler(real)
+        self._paired = BalancedSampler([s for s in (*real, *paired_only) if s.reconstructions])
+        self._generated = BalancedSampler([s for s in samples if s.entry.generated])
         # No method: other processes get it without the samples.
         self.loss = partial(crop_loss, smoothing=composition.smoothing)
 
@@ -70,19 +70,19 @@ class AlignedTask:
         partners = sorted(sample.reconstructions)
         partner = sample.reconstructions[partners[int(rng.integers(len(partners)))]]
         first = upload_codec(rng) if rng.random() < 0.6 else None
-        view = draw(rng, sample.pixels.shape, self._recipe, first=first)
+        view = sample_crop(rng, sample.pixels.shape, self._recipe, first=first)
         return [view.apply(sample.pixels), view.apply(partner)]
 
     def _unpaired_real(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         sample = self._real.pick(rng)
         versions = [sample.pixels, sample.pixels, *sample.shrunk]
         pixels = versions[int(rng.integers(len(versions)))]
-        return draw(rng, pixels.shape, self._recipe, first=upload_codec(rng)).apply(pixels)
+        return sample_crop(rng, pixels.shape, self._recipe, first=upload_codec(rng)).apply(pixels)
 
     def _unpaired_generated(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         sample = self._generated.pick(rng)
         first = None if sample.lossy else upload_codec(rng)
-        return draw(rng, sample.pixels.shape, self._recipe, first=first).apply(sample.pixels)
+        return sample_crop(rng, sample.pixels.shape, self._recipe, first=first).apply(sample.pixels)
 
 
 def crop_loss(model: nn.Module, batch: dict[str, Tensor], *, smoothing: float) -> dict[str, Tensor]:

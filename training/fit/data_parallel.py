@@ -35,7 +35,7 @@ WAIT = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Lesson:
+class _TrainingStart:
     """What a training begins with: the network and its loss, as torch saves them."""
 
     saved: bytes
@@ -50,7 +50,7 @@ class _Step:
 
 
 @contextmanager
-def gathered(device: str) -> Iterator[bool]:
+def process_group(device: str) -> Iterator[bool]:
     """Join the processes of a launch; yields whether this one leads.
 
     In the others it returns when the leader is done: what they had to do has been done by then. A
@@ -67,14 +67,14 @@ def gathered(device: str) -> Iterator[bool]:
     PartialState(cpu=on_cpu)  # makes "cuda" mean another device in each process
     leads = distributed.get_rank() == 0
     if not leads:
-        _help(device)
+        _follower_loop(device)
     yield leads
     if leads:
-        _tell(None)
+        _broadcast(None)
     distributed.destroy_process_group()
 
 
-def gradients_with_others(
+def build_gradients(
     model: nn.Module, loss: Loss, *, seed: int, bfloat16: bool, device: str
 ) -> Gradients | SharedGradients:
     """Return what computes a training's gradients: together with the others, if there are any."""
@@ -83,7 +83,7 @@ def gradients_with_others(
         return own
     saved = io.BytesIO()
     torch.save((model, loss), saved)
-    _tell(_Lesson(saved=saved.getvalue(), seed=seed, bfloat16=bfloat16))
+    _broadcast(_TrainingStart(saved=saved.getvalue(), seed=seed, bfloat16=bfloat16))
     return SharedGradients(own)
 
 
@@ -100,17 +100,17 @@ class SharedGradients:
                 f"a batch of {rows(batch)} cannot be shared by {distributed.get_world_size()}"
                 " processes: launch fewer"
             )
-        _tell(_Step(number=step, batch=dict(batch)))
+        _broadcast(_Step(number=step, batch=dict(batch)))
         return _together(self._own, model, batch, step)
 
 
-def _help(device: str) -> None:
+def _follower_loop(device: str) -> None:
     """Compute shares of gradients until the leader is done."""
     rank = distributed.get_rank()
     log.info("helps_to_train", process=rank, of=distributed.get_world_size())
     model, own = nn.Module(), None
-    while (told := _hear()) is not None:
-        if isinstance(told, _Lesson):
+    while (told := _receive()) is not None:
+        if isinstance(told, _TrainingStart):
             model, loss = torch.load(
                 io.BytesIO(told.saved),
                 map_location=device,
@@ -154,11 +154,11 @@ def _fill(tensors: list[Tensor], flat: Tensor) -> None:
         tensor.copy_(part.view(tensor.shape))
 
 
-def _tell(message: _Lesson | _Step | None) -> None:
+def _broadcast(message: _TrainingStart | _Step | None) -> None:
     distributed.broadcast_object_list([message], src=0, device=torch.device("cpu"))
 
 
-def _hear() -> _Lesson | _Step | None:
-    box: list[_Lesson | _Step | None] = [None]
+def _receive() -> _TrainingStart | _Step | None:
+    box: list[_TrainingStart | _Step | None] = [None]
     distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from training.fit.loop import Task
-    from training.fit.tensorboard import Curves
+    from training.fit.tensorboard import CurveWriter
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class EarlyStopping:
         patience: Patience,
         *,
         last: int,
-        curves: Curves,
+        curves: CurveWriter,
     ) -> None:
         """Measure by `loss_of`; step `last`, the run's last, is measured whatever its number."""
         self._file = run_dir / BEST

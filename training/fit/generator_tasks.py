@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detection.generators.generator import noise_bank
-from training.data.augmentation import Recipe, draw
-from training.data.samples import BalancedPicker, Sample
+from training.data.augmentation import AugmentationConfig, sample_crop
+from training.data.samples import BalancedSampler, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from detection.generators.generator import Process
+    from detection.generators.generator import NoiseSchedule
 
 #: Weight of the KL term: keeps the latents near a unit Gaussian without blurring them.
 KL_WEIGHT = 1e-6
@@ -112,9 +112,9 @@ class AutoencoderTask:
     """Reconstruction of random crops: absolute error, gradient error and a light KL term."""
 
     def __init__(self, samples: Sequence[Sample], *, crop: int = 96, batch_size: int = 16) -> None:
-        self._picker = BalancedPicker(samples)
+        self._picker = BalancedSampler(samples)
         self._batch_size = batch_size
-        self._recipe = Recipe(
+        self._recipe = AugmentationConfig(
             crop=crop, margin=0, jpeg_p=0, webp_p=0, blur_p=0, noise_p=0, cutout_p=0
         )
 
@@ -124,7 +124,7 @@ class AutoencoderTask:
         crops = []
         for _ in range(self._batch_size):
             sample = self._picker.pick(rng)
-            crops.append(draw(rng, sample.pixels.shape, self._recipe).apply(sample.pixels))
+            crops.append(sample_crop(rng, sample.pixels.shape, self._recipe).apply(sample.pixels))
         images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         return {"images": images.contiguous().float() / 127.5 - 1}
 
@@ -147,7 +147,7 @@ class PredictorTask:
     """Noise prediction on stored latents, with the constant conditioning of the bundle."""
 
     def __init__(
-        self, latents: Tensor, process: Process, conditioning: Tensor, *, batch_size: int = 16
+        self, latents: Tensor, process: NoiseSchedule, conditioning: Tensor, *, batch_size: int = 16
     ) -> None:
         self._latents, self._process = latents, process
         self._conditioning, self._batch_size = conditioning, batch_size
@@ -162,7 +162,7 @@ class PredictorTask:
         noise = noise_bank(tuple(latents.shape), seed=int(rng.integers(2**31)))
         steps = rng.integers(self._process.steps, size=self._batch_size)
         mixed = [
-            self._process.mix(latent, draw_, int(at))
+            self._process.add_noise(latent, draw_, int(at))
             for latent, draw_, at in zip(latents, noise, steps, strict=True)
         ]
         return {

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detection.lare import lare_map, lare_view, to_unit
-from training.data.augmentation import draw
-from training.data.samples import BalancedPicker, Sample, upload_codec
-from training.oom import in_halves
+from detection.lare import center_crop_resize, lare_map, to_minus_one_one
+from training.data.augmentation import sample_crop
+from training.data.samples import BalancedSampler, Sample, upload_codec
+from training.oom import retry_in_halves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from detection.generators.generator import Generator
     from detection.lare import LareConfig
-    from training.data.augmentation import Recipe
+    from training.data.augmentation import AugmentationConfig
     from training.data.manifest import Entry
 
 
 @dataclass(slots=True)
-class LareItem:
+class LareSample:
     """One stored view uint8 (S, S, 3) with its error map float16 (C, S/f, S/f)."""
 
     entry: Entry
@@ -40,7 +40,12 @@ class LareItem:
 
 
 def augmented_views(
-    samples: Iterable[Sample], recipe: Recipe, config: LareConfig, *, copies: int, seed: int
+    samples: Iterable[Sample],
+    recipe: AugmentationConfig,
+    config: LareConfig,
+    *,
+    copies: int,
+    seed: int,
 ) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:
     """Make `copies` augmented views of every sample, codec-harmonised as the crops are."""
     for index, sample in enumerate(samples):
@@ -49,8 +54,8 @@ def augmented_views(
             versions = [sample.pixels, *sample.shrunk]
             pixels = versions[int(rng.integers(len(versions)))]
             first = None if sample.lossy else upload_codec(rng)
-            view = draw(rng, pixels.shape, recipe, first=first)
-            yield sample, lare_view(view.distort(pixels), config.side)
+            view = sample_crop(rng, pixels.shape, recipe, first=first)
+            yield sample, center_crop_resize(view.distort(pixels), config.side)
 
 
 def with_maps(
@@ -61,20 +66,20 @@ def with_maps(
     *,
     device: str = "cpu",
     batch_size: int = 16,
-) -> Iterator[LareItem]:
+) -> Iterator[LareSample]:
     """Compute the error maps of views, `batch_size` a forward pass (bfloat16 arithmetic)."""
     waiting: list[tuple[Sample, NDArray[np.uint8]]] = []
 
     def maps_of(stack: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        stacked = to_unit(np.stack(stack)).to(device)
+        stacked = to_minus_one_one(np.stack(stack)).to(device)
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
             maps = lare_map(generator, stacked, noises.to(device), config.step)
         return list(maps.cpu().numpy())
 
-    def flush() -> Iterator[LareItem]:
-        maps = in_halves(maps_of, [view for _, view in waiting])
+    def flush() -> Iterator[LareSample]:
+        maps = retry_in_halves(maps_of, [view for _, view in waiting])
         for (sample, view), error in zip(waiting, maps, strict=True):
-            yield LareItem(sample.entry, view, error.astype(np.float16))
+            yield LareSample(sample.entry, view, error.astype(np.float16))
         waiting.clear()
 
     for pair in views:
@@ -89,10 +94,10 @@ class LareTask:
     """Balanced batches of stored views and maps, and the loss on their logits."""
 
     def __init__(
-        self, items: Sequence[LareItem], *, crop: int = 224, batch_size: int = 32, factor: int = 8
+        self, items: Sequence[LareSample], *, crop: int = 224, batch_size: int = 32, factor: int = 8
     ) -> None:
-        self._real = BalancedPicker([item for item in items if not item.entry.generated])
-        self._generated = BalancedPicker([item for item in items if item.entry.generated])
+        self._real = BalancedSampler([item for item in items if not item.entry.generated])
+        self._generated = BalancedSampler([item for item in items if item.entry.generated])
         self._crop, self._batch_size, self._factor = crop, batch_size, factor
 
     def batch(self, seed: int, step: int) -> dict[str, Tensor]:
@@ -112,7 +117,7 @@ class LareTask:
         }
 
     def _crop_both(
-        self, rng: np.random.Generator, item: LareItem
+        self, rng: np.random.Generator, item: LareSample
     ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         factor, cells = self._factor, self._crop // self._factor
         room = item.error.shape[1] - cells

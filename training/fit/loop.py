@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from detection.errors import UnlatentError
-from training.fit.data_parallel import gradients_with_others
+from training.fit.data_parallel import build_gradients
 from training.fit.gradients import rows
-from training.fit.tensorboard import TRAINING, Curves
+from training.fit.tensorboard import TRAINING, CurveWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -124,11 +124,11 @@ def fit(
     start = _resume(run_dir, model, optimiser, ema)
     if stop is not None and stop(start, ema.state):
         return ema.state
-    gradients = gradients_with_others(
+    gradients = build_gradients(
         model, task.loss, seed=config.seed, bfloat16=config.bfloat16, device=device
     )
-    with Curves(run_dir, TRAINING) as curves:
-        journal = _Journal(run_dir.name, config, curves)
+    with CurveWriter(run_dir, TRAINING) as curves:
+        journal = _ProgressLog(run_dir.name, config, curves)
         for step, batch in enumerate(_batches(task, config, start), start):
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * schedule(step, config)
@@ -152,13 +152,13 @@ def fit(
     return ema.state
 
 
-class _Journal:
+class _ProgressLog:
     """What a run says of itself: a log line and a point of its curves, every so many steps.
 
     Rates are those since the last line.
     """
 
-    def __init__(self, run: str, config: LoopConfig, curves: Curves) -> None:
+    def __init__(self, run: str, config: LoopConfig, curves: CurveWriter) -> None:
         self._run, self._config, self._curves = run, config, curves
         self._smooth = math.nan
         self._since, self._steps, self._images = time.monotonic(), 0, 0

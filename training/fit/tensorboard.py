@@ -18,7 +18,7 @@ CURVES = "curves"
 TRAINING, HELD_BACK = "training", "held-back"
 
 
-class Curves:
+class CurveWriter:
     """Figures by step; a run that was resumed goes on with the curves of the killed one."""
 
     def __init__(self, run_dir: Path, name: str) -> None:

@@ -69,19 +69,19 @@ def bundle(
     The manifest has the columns path, label (real or generated), set, and optionally family and
     group.
     """
-    from training.bundles.build import release
-    from training.bundles.recipe import RECIPES, Workshop, write_recipe
+    from training.bundles.build import build_bundle
+    from training.bundles.recipe import RECIPES, BundleTrainingRun, write_recipe
     from training.data.manifest import load_manifest
-    from training.data.samples import take_stock
+    from training.data.samples import check_images
     from training.data.taef2 import taef2_aligner
-    from training.fit.data_parallel import gathered
+    from training.fit.data_parallel import process_group
     from training.fit.stay_positive import HEAD_LOOP
 
     configure(load_settings().observability)
     entries = load_manifest(data)
     if len({entry.label for entry in entries}) == 1:
         raise SettingsError(f"{data} holds {entries[0].label} images only: both kinds are needed")
-    if refused := take_stock(entries, data).refused:
+    if refused := check_images(entries, data).refused:
         name, why = next(iter(refused.items()))
         raise SettingsError(
             f"{data}: {len(refused)} of the images listed cannot be used ({name}: {why}):"
@@ -93,14 +93,17 @@ def bundle(
         positive_head_loop=HEAD_LOOP if stay_positive else None,
         steady=steady,
     )
-    with gathered("cpu") as leads:
+    with process_group("cpu") as leads:
         if not leads:
             return
         run.mkdir(parents=True, exist_ok=True)
         write_recipe(resolved, run / "recipe.json")
         aligners = [] if taef2 is None else [taef2_aligner(taef2)]
-        released = release(
-            Workshop(entries, run, resolved, aligners), out, data_licence=licence, with_folds=folds
+        released = build_bundle(
+            BundleTrainingRun(entries, run, resolved, aligners),
+            out,
+            data_licence=licence,
+            with_folds=folds,
         )
     typer.echo(f"{released.folder}: model version {released.model_version}")
 
@@ -150,21 +153,21 @@ def train(
     """
     from detection.bundle import load_bundle
     from training.bundles.challenger import ChallengerRecipe
-    from training.bundles.folder_run import Terms, teach
+    from training.bundles.folder_run import FolderRunOptions, run_on_folder
     from training.data.selection import CollectPolicy
     from training.data.taef2 import taef2_aligner
-    from training.fit.data_parallel import gathered
+    from training.fit.data_parallel import process_group
 
     configure(load_settings().observability)
-    with gathered(device) as leads, _bars() as heard:
+    with process_group(device) as leads, _bars() as heard:
         if not leads:
             return
-        outcome = teach(
+        outcome = run_on_folder(
             data,
             load_bundle(champion),
             out,
             ChallengerRecipe().at_most(steps),
-            Terms(
+            FolderRunOptions(
                 data_licence=licence,
                 aligner=None if taef2 is None else taef2_aligner(taef2),
                 shares=CollectPolicy(evaluation=evaluation, calibration=calibration),
@@ -223,7 +226,7 @@ def evaluate(
     bundle: the report says what it could tell.
     """
     from detection.detector import Detector
-    from training.evaluation.quality.run import evaluate as run_evaluation
+    from training.evaluation.quality.run import evaluate_bundle as run_evaluation
 
     detector = Detector.load(bundle, device=device)
     quality = run_evaluation(detector, data, out, limit=limit, on_progress=_show_progress)

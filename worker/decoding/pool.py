@@ -35,8 +35,8 @@ import numpy as np
 import structlog
 
 from detection.errors import PermanentError, TransientError, UnlatentError
-from detection.intake.errors import Refusal
-from detection.intake.provenance import Signals
+from detection.intake.errors import ImageRejected
+from detection.intake.provenance import ProvenanceRecord
 from worker.decoding.byte_budget import ByteBudget
 from worker.decoding.process import anonymous_file, receive, send, write_all
 from worker.ledger.interface import ImageFacts
@@ -97,7 +97,7 @@ class _ProcessDied(UnlatentError):
 _REFUSALS: tuple[type[PermanentError], ...] = (
     DecodeMemory,
     DecodeError,
-    *Refusal.__subclasses__(),
+    *ImageRejected.__subclasses__(),
 )
 _ERRORS: dict[str, type[PermanentError]] = {error.reason: error for error in _REFUSALS}
 
@@ -347,12 +347,12 @@ class DecodePool:
             finally:
                 os.close(result)
 
-    def _signals(self, process: _Process, *, key: str | None) -> Signals | None:
+    def _signals(self, process: _Process, *, key: str | None) -> ProvenanceRecord | None:
         """Hear what the file says of its origin; whatever goes wrong here costs only that."""
         try:
             told = process.read_answer(timeout_s=self._signals_timeout_s)
             if "unread" not in told:
-                return Signals.from_dict(told["signals"])
+                return ProvenanceRecord.from_dict(told["signals"])
             why = told["unread"]
         except (TimeoutError, _ProcessDied, LookupError, TypeError, ValueError) as error:
             process.kill()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from detection.intake.decode import DecodedImage, IntakeLimits
-    from detection.intake.provenance import Signals
+    from detection.intake.provenance import ProvenanceRecord
 
 #: More than the longest signals take: 38 texts of 200 characters, at 12 bytes each in JSON.
 MAX_LINE_BYTES = 256 * 1024
@@ -77,7 +77,7 @@ def main(config: dict[str, Any]) -> None:
     """Serve one parent until it hangs up."""
     connection = socket.socket(fileno=config["socket"])
     decoder: Callable[..., DecodedImage] = _named(config["decoder"])
-    reader: Callable[..., Signals] = _named(config["signals"])
+    reader: Callable[..., ProvenanceRecord] = _named(config["signals"])
     limits: IntakeLimits = importlib.import_module("detection.intake.decode").IntakeLimits(
         **config["limits"]
     )
@@ -96,7 +96,7 @@ def _serve(
     connection: socket.socket,
     config: dict[str, Any],
     decoder: Callable[..., DecodedImage],
-    reader: Callable[..., Signals],
+    reader: Callable[..., ProvenanceRecord],
     limits: IntakeLimits,
 ) -> None:
     request, source = receive(connection)
@@ -150,7 +150,7 @@ def _answer(
 
 
 def _signals(
-    reader: Callable[..., Signals], limits: IntakeLimits, source: int | None
+    reader: Callable[..., ProvenanceRecord], limits: IntakeLimits, source: int | None
 ) -> dict[str, Any]:
     try:
         found = reader(_read(source), max_metadata_bytes=limits.max_metadata_bytes)

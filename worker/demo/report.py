@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from detection.bundle import Manifest
+    from detection.bundle import BundleManifest
 
 COLOURS = {Label.REAL: "green", Label.GENERATED: "red", Label.UNSURE: "yellow"}
 #: Longest name a table shows; the end of a path says more than its beginning.
@@ -78,7 +78,7 @@ def name(upload: DemoUpload) -> str:
     return text if len(text) <= SHOWN else f"…{text[1 - SHOWN :]}"
 
 
-def summary(rows: Sequence[Row], manifest: Manifest) -> list[str]:
+def summary(rows: Sequence[Row], manifest: BundleManifest) -> list[str]:
     """Say what the numbers mean and what they do not."""
     says = {
         Kind.PHOTOGRAPH: _of_photographs,
@@ -120,7 +120,7 @@ def _of_own(labels: Counter[Label | None]) -> str:
     )
 
 
-def _of_scores(manifest: Manifest) -> str:
+def _of_scores(manifest: BundleManifest) -> str:
     policy = manifest.policy
     return (
         f"Score: probability of generated if {policy.prior:.0%} of all images are. Label: generated"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from detection.intake.provenance import Signals
+    from detection.intake.provenance import ProvenanceRecord
 
 
 class UnknownImage(PermanentError):
@@ -171,7 +171,7 @@ class ImageFacts:
     height: int
     pdq: bytes | None = None
     pdq_quality: int | None = None
-    signals: Signals | None = None
+    signals: ProvenanceRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

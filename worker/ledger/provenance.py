@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from detection.intake.provenance import Signals
+    from detection.intake.provenance import ProvenanceRecord
 
 
-def store(connection: Connection, found: Mapping[UUID, Signals]) -> None:
+def store(connection: Connection, found: Mapping[UUID, ProvenanceRecord]) -> None:
     """Store the signals of images that were not erased; what was stored before stays."""
     if not found:
         return
@@ -31,7 +31,7 @@ def store(connection: Connection, found: Mapping[UUID, Signals]) -> None:
         connection.execute(insert(Provenance).values(rows).on_conflict_do_nothing())
 
 
-def _row(image_id: UUID, signals: Signals) -> dict[str, Any]:
+def _row(image_id: UUID, signals: ProvenanceRecord) -> dict[str, Any]:
     return {
         "image_id": image_id,
         "exif_make": signals.exif.make,

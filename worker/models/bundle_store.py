@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from detection.bundle import MANIFEST, Bundle, BundleError, load_bundle
+from detection.bundle import BUNDLE_FILE, Bundle, BundleError, load_bundle
 from detection.errors import PermanentError
 from worker.models.registry import ModelVersion
 from worker.storage.s3 import open_storage
@@ -46,7 +46,7 @@ class BundleStore:
         `bundle.json` goes last: an address that can be fetched is complete.
         """
         prefix = f"models/{bundle.model_version}/"
-        for name in (*sorted(bundle.manifest.files), MANIFEST):
+        for name in (*sorted(bundle.manifest.files), BUNDLE_FILE):
             body = bundle.path(name).read_bytes()
             self._storage.put(
                 self._bucket, f"{prefix}{name}", body, content_type="application/octet-stream"
@@ -81,15 +81,15 @@ class BundleStore:
         return replace(bundle, folder=target)
 
     def _download(self, uri: str, digest: str, folder: Path) -> None:
-        raw = self._read(uri, MANIFEST, max_bytes=_MAX_MANIFEST_BYTES)
+        raw = self._read(uri, BUNDLE_FILE, max_bytes=_MAX_MANIFEST_BYTES)
         if hashlib.sha256(raw).hexdigest() != digest:
-            raise BundleError(f"{uri}/{MANIFEST} is not that of model version {digest}")
+            raise BundleError(f"{uri}/{BUNDLE_FILE} is not that of model version {digest}")
         folder.mkdir()
         for name in _listed(raw, uri):
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(self._read(uri, name, max_bytes=_MAX_FILE_BYTES))
-        (folder / MANIFEST).write_bytes(raw)
+        (folder / BUNDLE_FILE).write_bytes(raw)
 
     def _read(self, uri: str, name: str, *, max_bytes: int) -> bytes:
         scheme, _, address = uri.partition("://")
@@ -134,9 +134,9 @@ def _listed(raw: bytes, uri: str) -> Iterable[str]:
     try:
         names = list(json.loads(raw)["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{uri}/{MANIFEST} lists no files: {error}") from error
+        raise BundleError(f"{uri}/{BUNDLE_FILE} lists no files: {error}") from error
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise BundleError(f"{uri}/{MANIFEST} names a file outside of the bundle: {name!r}")
+            raise BundleError(f"{uri}/{BUNDLE_FILE} names a file outside of the bundle: {name!r}")
     return names

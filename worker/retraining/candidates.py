@@ -14,8 +14,8 @@ from training.data.selection import (
     Candidate,
     CollectPolicy,
     KnownGroup,
-    Ruling,
-    Side,
+    ModeratorDecision,
+    Split,
     revoked,
 )
 from worker.database.engine import transaction
@@ -122,7 +122,7 @@ def revoked_images(engine: Engine, policy: CollectPolicy) -> set[str]:
 
 def _candidate(row: Row[Any], *, withdrawn: bool) -> Candidate:
     rulings = tuple(
-        Ruling(moderator=moderator, label=Label(label), at=datetime.fromisoformat(at))
+        ModeratorDecision(moderator=moderator, label=Label(label), at=datetime.fromisoformat(at))
         for moderator, label, at in row.rulings or ()
     )
     return Candidate(
@@ -156,7 +156,7 @@ def known_groups(engine: Engine) -> list[KnownGroup]:
         KnownGroup(
             pdq=row.pdq,
             group=row.group_key,
-            side=None if row.side is None else Side(row.side),
+            side=None if row.side is None else Split(row.side),
             pinned=row.pinned,
         )
         for row in rows

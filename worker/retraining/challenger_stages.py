@@ -19,13 +19,18 @@ from safetensors.torch import load, save
 
 from detection.detector import Detector
 from detection.score import Label
-from training.bundles.challenger import Origin, calibrated, fine_tune, require_calibration
+from training.bundles.challenger import (
+    ChallengerOrigin,
+    calibrate_challenger,
+    fine_tune,
+    require_calibration,
+)
 from training.data.originals import Unreadable
-from training.data.selection import Side
+from training.data.selection import Split
 from training.data.shaders import SHADERS, series
-from training.data.shards import DatasetError, lay_out, load_dataset, read_samples
+from training.data.shards import DatasetError, extract, load_dataset, read_samples
 from training.evaluation.calibration import CalibrationError
-from training.evaluation.comparison import ClosedReport, compete, pinned_reports, share_found
+from training.evaluation.comparison import ClosedReport, compare_models, pinned_reports, share_found
 from training.evaluation.comparison_page import write_report
 from training.evaluation.promotion_gate import GateDecision, decide
 from worker.retraining.bundle_access import ACTOR
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
     from training.bundles.challenger import ChallengerRecipe
     from training.data.manifest import Entry
     from training.data.shards import SampleFiles
-    from training.evaluation.promotion_gate import GateLimits, Paired
+    from training.evaluation.promotion_gate import GateLimits, PairedPredictions
     from worker.retraining.bundle_access import BundleAccess
     from worker.retraining.dataset_stages import DatasetContext
     from worker.retraining.stage_runner import Progress, Stage
@@ -84,7 +89,7 @@ class ChallengerContext:
             for digest, uri in Snapshots(self.dataset_context.engine).sealed(progress.snapshot_id)
         ]
 
-    def files(self, progress: Progress, side: Side) -> Iterator[SampleFiles]:
+    def files(self, progress: Progress, side: Split) -> Iterator[SampleFiles]:
         """Read one side of every sealed data set, the newest first, without what was revoked.
 
         Nor with the renderings of earlier runs: each has new ones.
@@ -97,9 +102,9 @@ class ChallengerContext:
                 if sample.side == side and sample.key not in gone and not stale:
                     yield sample
 
-    def laid_out(self, progress: Progress, side: Side) -> list[Entry]:
+    def laid_out(self, progress: Progress, side: Split) -> list[Entry]:
         """Write one side of every sealed data set into the work folder."""
-        return lay_out(self.files(progress, side), self.folder(progress) / side)
+        return extract(self.files(progress, side), self.folder(progress) / side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +119,12 @@ class Train:
         context, began = self.context, time.monotonic()
         context.remove_other_runs(progress)
         try:
-            require_calibration(context.laid_out(progress, Side.CALIBRATION))
+            require_calibration(context.laid_out(progress, Split.CALIBRATION))
         except CalibrationError as error:
             raise RunEnds(Ending.REFUSED, str(error)) from error
         champion = context.champions.current()
         tuned = fine_tune(
-            islice(context.files(progress, Side.TRAINING), context.recipe.lessons.most_images),
+            islice(context.files(progress, Split.TRAINING), context.recipe.sampling.most_images),
             champion,
             context.recipe,
             context.folder(progress),
@@ -164,7 +169,7 @@ class Calibrate:
             weights[name] = load(data)
         families = {
             sample.source
-            for sample in context.files(progress, Side.TRAINING)
+            for sample in context.files(progress, Split.TRAINING)
             if sample.label == Label.GENERATED
         }
         digest = progress.facts["align"]["digest"]
@@ -174,12 +179,12 @@ class Calibrate:
             "replayed": trained["replayed"],
         }
         try:
-            bundle = calibrated(
+            bundle = calibrate_challenger(
                 context.folder(progress) / "challenger",
                 context.champions.of(trained["champion"]),
                 weights,
-                context.laid_out(progress, Side.CALIBRATION),
-                Origin(
+                context.laid_out(progress, Split.CALIBRATION),
+                ChallengerOrigin(
                     snapshot_digest=digest,
                     families=sorted(families),
                     data_licence="the site's own images",
@@ -228,13 +233,13 @@ def _rivals(context: ChallengerContext, progress: Progress) -> tuple[Detector, D
 
 def _contest(
     context: ChallengerContext, progress: Progress, champion: Detector, challenger: Detector
-) -> dict[str, Paired]:
+) -> dict[str, PairedPredictions]:
     """Compare both on the evaluation side; empty when there is no image on it."""
-    entries = context.laid_out(progress, Side.EVALUATION)
+    entries = context.laid_out(progress, Split.EVALUATION)
     if not entries:
         return {}
     added = set(load_dataset(context.dataset_context.store(progress.run_id)).keys)
-    return compete(
+    return compare_models(
         champion,
         challenger,
         entries,
@@ -285,7 +290,7 @@ class Gate:
         return closed, unreadable
 
     def _report(
-        self, progress: Progress, decision: GateDecision, tiers: Mapping[str, Paired]
+        self, progress: Progress, decision: GateDecision, tiers: Mapping[str, PairedPredictions]
     ) -> str:
         """Write the page with its plots, store it and return its address."""
         context, bucket = self.context, self.context.dataset_context.bucket

@@ -10,12 +10,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from training.data.alignment import AlignmentConfig, align
+from training.data.alignment import AlignmentConfig, build_pairs
 from training.data.manifest import REAL
 from training.data.selection import select
 from training.data.shaders import series
 from training.data.shards import load_dataset, read_samples
-from training.evaluation.shortcut_audit import MIN_SIDE_IMAGES, audit, pair_files
+from training.evaluation.shortcut_audit import MIN_SIDE_IMAGES, pair_files, run_audit
 from worker.retraining.candidates import candidates, known_bytes, known_groups
 from worker.retraining.dataset_store import BucketStore, StoredOriginal
 from worker.retraining.runs import Ending
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from training.data.aligners import Aligner
     from training.data.selection import CollectPolicy
-    from training.evaluation.shortcut_audit import Features, Limits
+    from training.evaluation.shortcut_audit import AuditLimits, Features
     from worker.retraining.stage_runner import Progress, Stage
     from worker.storage.interface import Storage
 
@@ -54,7 +54,7 @@ class DatasetContext:
     max_bytes: int
     load_models: Callable[[], AlignmentModels]
     alignment: AlignmentConfig
-    limits: Limits
+    limits: AuditLimits
     shaders: int = 0
 
     def prefix(self, run_id: int) -> str:
@@ -112,7 +112,7 @@ class Align:
         sources = [
             StoredOriginal(item, self.context.storage, self.context.max_bytes) for item in items
         ]
-        dataset = align(
+        dataset = build_pairs(
             [*sources, *series(self.context.shaders, seed=progress.run_id)],
             self.context.load_models().aligners,
             self.context.store(progress.run_id),
@@ -137,7 +137,7 @@ class Audit:
         store = self.context.store(progress.run_id)
         dataset = load_dataset(store)
         tools = self.context.load_models()
-        report = audit(
+        report = run_audit(
             pair_files(read_samples(store, dataset)),
             limits=self.context.limits,
             features=tools.features,

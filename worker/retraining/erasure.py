@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import exists, select
 
-from training.data.shards import MANIFEST, withdraw
+from training.data.shards import MANIFEST, remove_samples
 from worker.database.engine import transaction
 from worker.ledger.tables_training import TrainingRun
 from worker.retraining.dataset_store import BucketStore
@@ -37,7 +37,7 @@ class SnapshotShards:
             prefix = uri.removeprefix(f"s3://{self._bucket}/")
             store = BucketStore(self._storage, self._bucket, prefix)
             if store.read(MANIFEST) is not None:
-                withdraw(store, [str(image_id)], reason="erased", at=datetime.now(UTC))
+                remove_samples(store, [str(image_id)], reason="erased", at=datetime.now(UTC))
             elif self._running():
                 clean = False
             else:

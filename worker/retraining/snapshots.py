@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, insert, select, update
 
 from detection.score import Label
-from training.data.selection import Side, Why
+from training.data.selection import LabelSource, Split
 from worker.database.engine import transaction
 from worker.ledger.tables import Decision, Image, RegressionItem
 from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem
@@ -72,7 +72,7 @@ def _item(
 
 def _audited(row: Row[*tuple[Any, ...]]) -> bool:
     """Whether a photograph calibrates because the audit drew it: decisions let in no other."""
-    return (row.side, row.label, row.why) == (Side.CALIBRATION, Label.REAL, Why.DECISION)
+    return (row.side, row.label, row.why) == (Split.CALIBRATION, Label.REAL, LabelSource.DECISION)
 
 
 class Snapshots:
@@ -139,7 +139,7 @@ class Snapshots:
                 .where(RegressionItem.pinned, Image.state == "scored", Image.sha256.is_not(None))
                 .order_by(Image.id)
             ).all()
-        return [_item(row, Side.EVALUATION) for row in rows]
+        return [_item(row, Split.EVALUATION) for row in rows]
 
     def sealed(self, first: int | None) -> list[tuple[str, str]]:
         """Return digest and place of every sealed data set: one snapshot's, then newest first."""

@@ -8,10 +8,10 @@ import torch
 
 from training.bundles.challenger import ChallengerRecipe
 from training.data.alignment import AlignmentConfig, batch_for
-from training.data.bundle_aligner import bundle_round_trip
+from training.data.bundle_aligner import bundle_aligner
 from training.evaluation.features import BundleFeatures
 from training.evaluation.promotion_gate import GateLimits
-from training.evaluation.shortcut_audit import Limits
+from training.evaluation.shortcut_audit import AuditLimits
 from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry
 from worker.retraining.bundle_access import BundleAccess
@@ -59,7 +59,7 @@ def dataset_context(
             shard_images=training.shard_images,
             batch_size=training.batch_size or batch_for(_device(settings)),
         ),
-        limits=Limits(
+        limits=AuditLimits(
             probe_auc=training.max_probe_auc,
             sharpness_auc=training.max_sharpness_auc,
             shift_px=training.max_shift_px,
@@ -87,7 +87,7 @@ def challenger_context(
 def load_alignment_models(champion: Bundle, device: str) -> AlignmentModels:
     """Load the aligner and the feature space of the champion."""
     features = BundleFeatures(champion, device=device)
-    aligner = bundle_round_trip(champion, device=device)
+    aligner = bundle_aligner(champion, device=device)
     return AlignmentModels(aligners=[aligner], features=features, space=features.name)
 
 

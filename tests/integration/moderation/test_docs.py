@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from detection.intake.provenance import Exif, Signals
+from detection.intake.provenance import Exif, ProvenanceRecord
 from worker.ledger import provenance
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def busy_week(
     scored(0.96, source="forum")
     scored(0.1, pdq=bytes([1, *range(1, 32)]))
     with engine.begin() as connection:
-        found = Signals(exif=Exif(make="Canon", model="EOS R6"))
+        found = ProvenanceRecord(exif=Exif(make="Canon", model="EOS R6"))
         provenance.store(connection, {wrong: found})
     clerk.rows("SELECT * FROM moderation.claim_next(100)")
     clerk.value("SELECT moderation.release(%s)", waiting)

@@ -9,7 +9,7 @@ import pytest
 from psycopg import errors
 from sqlalchemy import exc, text
 
-from detection.intake.provenance import C2pa, Exif, ManifestState, Signals
+from detection.intake.provenance import C2pa, Exif, ManifestState, ProvenanceRecord
 from worker.ledger import provenance
 from worker.ledger.postgres import PostgresLedger
 from worker.moderation.retention import Removed, RetentionJob, UnderHold, request_erasure
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-SIGNALS = Signals(
+SIGNALS = ProvenanceRecord(
     exif=Exif(make="Canon", model="EOS R6", software="GIMP", taken_at="2026:01:31 12:00:00"),
     iptc_digital_source_type="trainedAlgorithmicMedia",
     iptc_asserts_ai=True,
@@ -272,7 +272,7 @@ def test_provenance_stands_beside_the_verdict_and_changes_nothing(
 ) -> None:
     """Signals are shown as the file's claims; the score, the label and the tier stay."""
     image = scored(0.2)
-    for found in ({image: SIGNALS}, {image: Signals()}, {}):
+    for found in ({image: SIGNALS}, {image: ProvenanceRecord()}, {}):
         with engine.begin() as connection:
             provenance.store(connection, found)
     seen = desk().rows(

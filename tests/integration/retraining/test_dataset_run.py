@@ -13,10 +13,10 @@ from sqlalchemy import select, text
 from tests.support.confirmed_decisions import Picture, confirm
 from tests.support.processes.challenge_process import build_challenger_context
 from training.data.alignment import AlignmentConfig
-from training.data.selection import CollectPolicy, Side
+from training.data.selection import CollectPolicy, Split
 from training.data.shaders import SHADERS, renderings, series
 from training.data.shards import load_dataset, read_samples
-from training.evaluation.shortcut_audit import Limits
+from training.evaluation.shortcut_audit import AuditLimits
 from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem, TrainingRun
 from worker.retraining.candidates import collect_policy
 from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
@@ -92,7 +92,7 @@ def dataset_context(
         load_models=lambda: tools,
         alignment=AlignmentConfig(shard_images=8),
         # So few pairs, in the order of their random ids, leave the probe's AUC a wide spread.
-        limits=Limits(probe_auc=0.9),
+        limits=AuditLimits(probe_auc=0.9),
     )
 
 
@@ -211,7 +211,7 @@ def test_renderings_join_the_photographs(
         build_challenger_context(engine, storage, place.bucket, tmp_path), dataset_context=place
     )
     for reader, read in ((progress, drawn.keys()), (replace(progress, run_id=99), set())):
-        taught = context.files(reader, Side.TRAINING)
+        taught = context.files(reader, Split.TRAINING)
         assert {sample.key for sample in taught if sample.source == SHADERS} == read
 
 
@@ -294,7 +294,7 @@ def test_what_was_revoked_teaches_no_more(
         build_challenger_context(engine, storage, place.bucket, tmp_path), dataset_context=place
     )
 
-    files = context.files(progress, Side.TRAINING)
+    files = context.files(progress, Split.TRAINING)
 
     kept = {str(image) for image in images[len(REVOCATIONS) :]}
     assert {sample.key for sample in files} == kept

@@ -8,8 +8,8 @@ from detection.bundle import (
     PREPROCESSING_VERSION,
     SCHEMA_VERSION,
     Bundle,
-    Manifest,
-    Provenance,
+    BundleManifest,
+    BundleProvenance,
     write_manifest,
 )
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
@@ -32,7 +32,7 @@ def build_hollow_bundle(folder: Path, name: str) -> Bundle:
         supported=True,
         needs_reals=None,
     )
-    manifest = Manifest(
+    manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,
         name=name,
         preprocessing_version=PREPROCESSING_VERSION,
@@ -44,7 +44,7 @@ def build_hollow_bundle(folder: Path, name: str) -> Bundle:
         operating_points=(point,),
         policy=LabelPolicy(),
         metrics={},
-        provenance=Provenance(
+        provenance=BundleProvenance(
             snapshot_digest="0" * 64,
             code_revision="test",
             recipe="none",

@@ -17,9 +17,9 @@ from detection.bundle import (
     PREPROCESSING_VERSION,
     SCHEMA_VERSION,
     Bundle,
+    BundleManifest,
+    BundleProvenance,
     GeneratorReference,
-    Manifest,
-    Provenance,
     write_manifest,
 )
 from detection.detector import Detector
@@ -106,7 +106,7 @@ def build_tiny_bundle(
         save_file(AlignedNet(ALIGNED).state_dict(), folder / "aligned.safetensors")
     image = np.random.default_rng(6).integers(0, 256, (96, 80, 3), dtype=np.uint8)
     save_file({"image": torch.from_numpy(image)}, folder / "golden.safetensors")
-    manifest = Manifest(
+    manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,
         name=name,
         preprocessing_version=PREPROCESSING_VERSION,
@@ -122,7 +122,7 @@ def build_tiny_bundle(
         operating_points=operating_points(),
         policy=LabelPolicy(),
         metrics={},
-        provenance=Provenance(
+        provenance=BundleProvenance(
             snapshot_digest="0" * 64,
             code_revision="test",
             recipe="random weights",

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detection.bundle import MANIFEST
+from detection.bundle import BUNDLE_FILE
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from training.bundles.challenger import ChallengerRecipe
-from training.bundles.challenger_data import LessonPlan
+from training.bundles.challenger_data import SamplingPlan
 from training.data.alignment import AlignmentConfig
-from training.data.augmentation import Recipe
-from training.data.bundle_aligner import bundle_round_trip
+from training.data.augmentation import AugmentationConfig
+from training.data.bundle_aligner import bundle_aligner
 from training.data.selection import CollectPolicy
 from training.evaluation.promotion_gate import GateLimits
-from training.evaluation.shortcut_audit import Limits
+from training.evaluation.shortcut_audit import AuditLimits
 from training.fit.aligned_task import AlignedBatch
 from training.fit.early_stopping import Patience
 from worker.database.engine import build_engine
@@ -53,14 +53,14 @@ POLICY = CollectPolicy(
     calibration=0.5,
 )
 #: Random networks move and blur more than an autoencoder may: what is tested is not the audit.
-LIMITS = Limits(probe_auc=1.0, sharpness_auc=1.0, shift_px=1e3, tone_levels=1e3)
+LIMITS = AuditLimits(probe_auc=1.0, sharpness_auc=1.0, shift_px=1e3, tone_levels=1e3)
 
 
 def tiny_recipe(steps: int = 2) -> ChallengerRecipe:
     """A recipe that trains for a second."""
     recipe = ChallengerRecipe(
-        lessons=LessonPlan(
-            augmentation=Recipe(crop=32, margin=8),
+        sampling=SamplingPlan(
+            augmentation=AugmentationConfig(crop=32, margin=8),
             validation=0.4,
             view_copies=1,
             partial_noise_images=4,
@@ -85,7 +85,7 @@ def build_challenger_context(
     engine: Engine, storage: Storage, bucket: str, folder: Path
 ) -> ChallengerContext:
     """Put tiny networks and this test's services together; the bundle is made once a folder."""
-    if not (folder / "champion" / MANIFEST).is_file():
+    if not (folder / "champion" / BUNDLE_FILE).is_file():
         build_tiny_bundle(folder / "champion")
     champions = BundleAccess(
         registry=ModelsRegistry(engine),
@@ -96,7 +96,7 @@ def build_challenger_context(
 
     def load_models() -> AlignmentModels:
         return AlignmentModels(
-            aligners=[bundle_round_trip(champions.current())],
+            aligners=[bundle_aligner(champions.current())],
             features=lambda images: np.array([image.mean((0, 1)) for image in images]),
             space="means",
         )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.fit.data_parallel import gathered
+from training.fit.data_parallel import process_group
 from training.fit.loop import LoopConfig, fit
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def network() -> nn.Module:
 def main() -> None:
     """Train in the folder named; another process than the leader leaves `helped` there."""
     folder = Path(sys.argv[1])
-    with gathered("cpu") as leads:
+    with process_group("cpu") as leads:
         if leads:
             fit(network(), Points(), CONFIG, folder)
     if not leads:

@@ -14,7 +14,7 @@ import numpy as np
 
 from detection.intake.decode import DecodedImage
 from detection.intake.errors import Truncated
-from detection.intake.provenance import C2pa, Exif, Signals
+from detection.intake.provenance import C2pa, Exif, ProvenanceRecord
 
 
 def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a line
@@ -53,7 +53,7 @@ def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a
     return image(data, pixels)
 
 
-def read_signals(data: bytes, *, max_metadata_bytes: int) -> Signals:
+def read_signals(data: bytes, *, max_metadata_bytes: int) -> ProvenanceRecord:
     """Do what the bytes say after the word "signals"."""
     match data.decode().split():
         case ["signals", "hang"]:
@@ -65,13 +65,13 @@ def read_signals(data: bytes, *, max_metadata_bytes: int) -> Signals:
         case ["signals", "die"]:
             os.kill(os.getpid(), signal.SIGSEGV)
         case ["signals", "mistyped"]:
-            return Signals(c2pa=C2pa(state="certified"))  # type: ignore[arg-type]
+            return ProvenanceRecord(c2pa=C2pa(state="certified"))  # type: ignore[arg-type]
         case ["signals", "long"]:
             many = ("\N{PILE OF POO}" * 200,) * 16
-            return Signals(c2pa=C2pa(digital_source_types=many, problems=many))
+            return ProvenanceRecord(c2pa=C2pa(digital_source_types=many, problems=many))
         case ["signals", "unstorable"]:
-            return Signals(exif=Exif(make="a\0b", model="\ud800", software="s" * 999))
-    return Signals(exif=Exif(model=str(max_metadata_bytes)))
+            return ProvenanceRecord(exif=Exif(make="a\0b", model="\ud800", software="s" * 999))
+    return ProvenanceRecord(exif=Exif(model=str(max_metadata_bytes)))
 
 
 def image(data: bytes, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> DecodedImage:

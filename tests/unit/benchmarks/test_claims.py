@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from detection.aligned import AlignedConfig
-from detection.generators.generator import EPSILON, Generator, noise_bank, process_from_scheduler
+from detection.generators.generator import (
+    EPSILON,
+    Generator,
+    noise_bank,
+    noise_schedule_from_scheduler,
+)
 from tests.benchmarks import bench_claims, claims_trained
 from tests.benchmarks.claims_costs import invert
 from tests.support.bundles.tiny_bundle import build_tiny_bundle, tiny_autoencoder, tiny_predictor
@@ -33,7 +38,7 @@ COST = {
 
 def test_inversion_is_undone_by_sampling() -> None:
     """Carried to a step and back in as many passes, latents return to about where they were."""
-    process = process_from_scheduler({"prediction_type": EPSILON})
+    process = noise_schedule_from_scheduler({"prediction_type": EPSILON})
     text = {"encoder_hidden_states": noise_bank((1, 3, 8), seed=1)}
     generator = Generator(tiny_autoencoder(), tiny_predictor(), process, text).eval()
     latents = noise_bank((2, 4, 8, 8), seed=2)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from detection.bundle import BundleError, Manifest, load_bundle, write_manifest
+from detection.bundle import BundleError, BundleManifest, load_bundle, write_manifest
 from detection.detector import Detector, ImageTooSmall, NotFinite
 from detection.fusion import at_prior
 from detection.score import Label
@@ -237,9 +237,9 @@ def test_a_bank_smaller_than_the_ensemble_is_refused(tmp_path: Path) -> None:
         Detector(write_manifest(folder, load_manifest_of(folder)))
 
 
-def load_manifest_of(folder: Path) -> Manifest:
+def load_manifest_of(folder: Path) -> BundleManifest:
     """Read the manifest without checking the files."""
-    return Manifest.model_validate_json((folder / "bundle.json").read_text())
+    return BundleManifest.model_validate_json((folder / "bundle.json").read_text())
 
 
 def test_loading_verifies(folder: Path) -> None:

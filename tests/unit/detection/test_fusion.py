@@ -13,10 +13,10 @@ from detection.fusion import (
     Fusion,
     LabelPolicy,
     OperatingPoint,
+    assign_label,
     at_prior,
     convert_prior,
-    find_point,
-    label_of,
+    select_operating_point,
 )
 from detection.score import Label
 
@@ -84,7 +84,7 @@ def test_labels_come_from_the_two_thresholds() -> None:
     """From the flag's threshold on generated, from the doubt's on unsure, below it real."""
     points = [point(0.01, 2.0), point(0.05, 0.5)]
     policy = LabelPolicy()
-    labels = [label_of(logit, points, policy) for logit in (2.0, 1.999, 0.5, 0.499)]
+    labels = [assign_label(logit, points, policy) for logit in (2.0, 1.999, 0.5, 0.499)]
     assert [label for label, _ in labels] == [
         Label.GENERATED,
         Label.UNSURE,
@@ -97,14 +97,14 @@ def test_labels_come_from_the_two_thresholds() -> None:
 def test_an_unsupported_point_is_never_used() -> None:
     """The next looser supported point stands in; beyond the loosest, the loosest."""
     points = [point(0.001, 5.0, supported=False), point(0.05, 0.5), point(0.01, 2.0)]
-    assert find_point(points, 0.001).target == 0.01
-    assert find_point(points, 0.02).target == 0.05
-    assert find_point(points, 0.5).target == 0.05
-    label, used = label_of(4.0, points, LabelPolicy(flag=0.001))
+    assert select_operating_point(points, 0.001).target == 0.01
+    assert select_operating_point(points, 0.02).target == 0.05
+    assert select_operating_point(points, 0.5).target == 0.05
+    label, used = assign_label(4.0, points, LabelPolicy(flag=0.001))
     assert (label, used.target) == (Label.GENERATED, 0.01)
 
 
 def test_no_supported_point_is_an_error() -> None:
     """Without a point that photographs support there is no label."""
     with pytest.raises(SettingsError, match="no operating point is supported"):
-        find_point([point(0.01, 2.0, supported=False)], 0.01)
+        select_operating_point([point(0.01, 2.0, supported=False)], 0.01)

@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.generators.generator import EPSILON, FLOW, VELOCITY, Generator, Process, noise_bank
-from detection.lare import lare_map, lare_view, to_unit
+from detection.generators.generator import (
+    EPSILON,
+    FLOW,
+    VELOCITY,
+    Generator,
+    NoiseSchedule,
+    noise_bank,
+)
+from detection.lare import center_crop_resize, lare_map, to_minus_one_one
 from tests.support.bundles.tiny_bundle import tiny_autoencoder, tiny_predictor
 
 STEP = 200
@@ -31,7 +38,7 @@ def alphas() -> torch.Tensor:
 
 def build(prediction: str) -> Generator:
     """A tiny generator with scaling 0.5 and shift 0.1."""
-    process = Process(
+    process = NoiseSchedule(
         prediction=prediction,
         steps=1000,
         alphas_cumprod=None if prediction == FLOW else alphas(),
@@ -115,7 +122,7 @@ def test_the_view_is_the_scaled_centre_square(height: int, width: int, side: int
     """It is the centre square cut out and scaled, and what lies well outside has no influence."""
     rng = np.random.default_rng(height * 301 + width)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    view = lare_view(image, side)
+    view = center_crop_resize(image, side)
     assert view.shape == (side, side, 3)
     assert view.dtype == np.uint8
     square = min(height, width)
@@ -131,14 +138,14 @@ def test_the_view_is_the_scaled_centre_square(height: int, width: int, side: int
     rows = slice(max(0, top - reach), top + square + reach)
     columns = slice(max(0, left - reach), left + square + reach)
     changed[rows, columns] = image[rows, columns]
-    np.testing.assert_array_equal(lare_view(changed, side), view)
+    np.testing.assert_array_equal(center_crop_resize(changed, side), view)
 
 
 def test_views_enter_the_network_between_minus_one_and_one() -> None:
     """Black is -1, white is 1, and channels come first."""
     views = np.zeros((1, 2, 2, 3), np.uint8)
     views[0, 0, 1] = (255, 0, 255)
-    tensor = to_unit(views)
+    tensor = to_minus_one_one(views)
     assert tensor.shape == (1, 3, 2, 2)
     assert tensor[0, :, 0, 1].tolist() == [1, -1, 1]
     assert tensor[0, :, 1, 1].tolist() == [-1, -1, -1]

@@ -17,7 +17,7 @@ from training.data.samples import Sample
 from training.evaluation.scoring import score_tier
 from training.fit import lare_task
 from training.fit.lare_task import with_maps
-from training.oom import in_halves
+from training.oom import retry_in_halves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def checked(items: Sequence[Any]) -> Sequence[Any]:
 
 def test_halves_come_in_order() -> None:
     """Whatever fits is computed, and each result is at its item's place."""
-    assert in_halves(lambda items: [-one for one in checked(items)], range(10)) == [
+    assert retry_in_halves(lambda items: [-one for one in checked(items)], range(10)) == [
         -number for number in range(10)
     ]
 
@@ -57,7 +57,7 @@ def test_one_item_that_does_not_fit_is_an_error() -> None:
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        in_halves(full, [1, 2])
+        retry_in_halves(full, [1, 2])
 
 
 def test_scoring_halves_its_batches(tmp_path: Path) -> None:

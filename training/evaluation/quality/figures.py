@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detection.errors import SettingsError
-from detection.fusion import find_point, label_of
+from detection.fusion import assign_label, select_operating_point
 from detection.score import Label
 from training.data.samples import GENERATOR_CODEC, read_pixels
 from training.evaluation.calibration import (
@@ -22,11 +22,11 @@ from training.evaluation.quality.report import (
     Group,
     Mistake,
     Quality,
-    Rate,
+    RateWithInterval,
     published,
 )
 from training.evaluation.scoring import auc, auc_gain
-from training.evaluation.shortcut_audit import audit
+from training.evaluation.shortcut_audit import run_audit
 from training.evaluation.shortcut_features import SourceFile
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def measure(
         bundle=manifest.name,
         model_version=bundle.model_version,
         seen_families=seen,
-        flag_point=find_point(manifest.operating_points, manifest.policy.flag).name,
-        doubt_point=find_point(manifest.operating_points, manifest.policy.doubt).name,
+        flag_point=select_operating_point(manifest.operating_points, manifest.policy.flag).name,
+        doubt_point=select_operating_point(manifest.operating_points, manifest.policy.doubt).name,
         operating_points=manifest.operating_points,
         images=dict(Counter(entry.label for entry in entries)),
         families={
@@ -124,14 +124,14 @@ def labels_of(bundle: Bundle, fused: NDArray[np.float64]) -> NDArray[np.str_]:
     """Label fused logits (N,) by the bundle's policy, without its check for steadiness."""
     manifest = bundle.manifest
     points, policy = manifest.operating_points, manifest.policy
-    return np.array([label_of(float(value), points, policy)[0].value for value in fused])
+    return np.array([assign_label(float(value), points, policy)[0].value for value in fused])
 
 
-def rate(flags: NDArray[np.bool_]) -> Rate:
+def rate(flags: NDArray[np.bool_]) -> RateWithInterval:
     """Return the share of true flags (N,), N at least 1."""
     hits, total = int(flags.sum()), len(flags)
     low, high = clopper_pearson(hits, total)
-    return Rate(hits=hits, total=total, value=hits / total, low=low, high=high)
+    return RateWithInterval(hits=hits, total=total, value=hits / total, low=low, high=high)
 
 
 def _groups(bundle: Bundle, scored: Scored, fused: NDArray[np.float64]) -> Iterator[Group]:
@@ -229,7 +229,7 @@ def shortcut_probes(entries: Sequence[Entry]) -> dict[str, Probe]:
     A detector's area under the ROC curve means something only above what these reach.
     """
     try:
-        return audit(_harmonised_files(entries)).probes
+        return run_audit(_harmonised_files(entries)).probes
     except SettingsError:
         return {}
 

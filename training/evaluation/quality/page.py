@@ -8,7 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from training.evaluation.quality.report import FormFigures, Group, Mistake, Quality, Rate
+    from training.evaluation.quality.report import (
+        FormFigures,
+        Group,
+        Mistake,
+        Quality,
+        RateWithInterval,
+    )
     from training.evaluation.scoring import Interval
 
 NONE = "n/a"
@@ -217,12 +223,12 @@ def _signed(figure: Interval | None) -> str:
     return f"{figure.value:+.3f} ({figure.low:+.3f} to {figure.high:+.3f})"
 
 
-def _rate(found: Rate | None) -> str:
+def _rate(found: RateWithInterval | None) -> str:
     if found is None:
         return NONE
     interval = f"{found.low:.1%} to {found.high:.1%}"
     return f"{found.hits}/{found.total} = {found.value:.1%} ({interval})"
 
 
-def _percent(found: Rate | None) -> str:
+def _percent(found: RateWithInterval | None) -> str:
     return NONE if found is None else f"{found.value:.1%}"

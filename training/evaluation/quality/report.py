@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
+class RateWithInterval:
     """A share of images with its exact 95 % interval (Clopper and Pearson)."""
 
     hits: int
@@ -46,9 +46,9 @@ class Group:
     branches: Mapping[str, Interval]
     best_branch: str | None
     gain: Interval | None
-    at: Mapping[str, Rate]
-    flagged: Rate
-    unsure: Rate
+    at: Mapping[str, RateWithInterval]
+    flagged: RateWithInterval
+    unsure: RateWithInterval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

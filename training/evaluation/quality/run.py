@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from detection.errors import SettingsError
 from training.data.manifest import load_manifest, snapshot_digest
-from training.data.samples import take_stock
+from training.data.samples import check_images
 from training.data.splits import divide
 from training.evaluation.quality.figures import measure
-from training.evaluation.score_cache import LogitCache
+from training.evaluation.score_cache import ScoreCache
 from training.evaluation.scoring import RAW
 from training.evaluation.tiers import TIERS
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMS = (*TIERS, RAW)
 
 
-def evaluate(
+def evaluate_bundle(
     detector: Detector,
     data: Path,
     out: Path,
@@ -53,14 +53,14 @@ def evaluate(
 
     bundle = detector.bundle
     listed = load_manifest(data)
-    stock = take_stock(listed, data)
-    entries, matches = held_back(listed, bundle)
+    stock = check_images(listed, data)
+    entries, matches = evaluation_subset(listed, bundle)
     usable = [entry for entry in entries if entry.path in stock.digests]
-    chosen = limited(usable, stock.digests, limit)
+    chosen = limit_per_set(usable, stock.digests, limit)
     if not chosen:
         raise SettingsError(f"{data}: none of the images listed can be read and evaluated")
     out.mkdir(parents=True, exist_ok=True)
-    cache = LogitCache(out / "logits.jsonl", bundle.model_version)
+    cache = ScoreCache(out / "logits.jsonl", bundle.model_version)
     scored: dict[str, Scored] = {}
     for form in FORMS:
 
@@ -76,7 +76,7 @@ def evaluate(
     return quality
 
 
-def held_back(entries: Sequence[Entry], bundle: Bundle) -> tuple[list[Entry], bool]:
+def evaluation_subset(entries: Sequence[Entry], bundle: Bundle) -> tuple[list[Entry], bool]:
     """Return what may be evaluated, and whether the folder is the bundle's training snapshot.
 
     Of the snapshot only the calibration side of the recipe's split is; of any other folder all.
@@ -87,7 +87,7 @@ def held_back(entries: Sequence[Entry], bundle: Bundle) -> tuple[list[Entry], bo
     return divide(present)[1], True
 
 
-def limited(
+def limit_per_set(
     entries: Sequence[Entry], digests: Mapping[Path, str], limit: int | None
 ) -> list[Entry]:
     """Keep at most `limit` images of every set: those whose sha256 come first, the same always."""

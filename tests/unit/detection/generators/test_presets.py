@@ -20,7 +20,12 @@ from diffusers import (
     VQModel,
 )
 
-from detection.generators.generator import FLOW, Generator, noise_bank, process_from_scheduler
+from detection.generators.generator import (
+    FLOW,
+    Generator,
+    noise_bank,
+    noise_schedule_from_scheduler,
+)
 from detection.generators.loading import GeneratorError, load_generator_folder
 from detection.generators.predictors import pack, positions, required_conditioning, unpack
 from detection.generators.presets import (
@@ -233,7 +238,9 @@ def test_flux_is_called_on_patches_with_their_positions() -> None:
     torch.testing.assert_close(unpack(tokens, 6, 8), latents)
     assert positions(6, 8).tolist() == [[0, row, column] for row, column in places]
     network, scheduler, constants = flux(guidance=True)
-    process = process_from_scheduler({"_class_name": type(scheduler).__name__, **scheduler.config})
+    process = noise_schedule_from_scheduler(
+        {"_class_name": type(scheduler).__name__, **scheduler.config}
+    )
     assert process.prediction == FLOW
     generator = Generator(tiny_autoencoder(), shift_of(network), process, constants)
     with torch.inference_mode():
@@ -265,7 +272,7 @@ def test_a_learned_variance_is_cut_off() -> None:
         use_additional_conditions=False,
         norm_num_groups=1,
     )
-    process = process_from_scheduler(DDPMScheduler().config)
+    process = noise_schedule_from_scheduler(DDPMScheduler().config)
     generator = Generator(tiny_autoencoder(), network, process, {"encoder_hidden_states": TEXT})
     noised = noise_bank((2, 4, 8, 8), seed=4)
     with torch.inference_mode():
@@ -470,19 +477,23 @@ def test_the_process_is_the_schedulers() -> None:
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
     ):
         scheduler = DDPMScheduler(**options)
-        noised, target = process_from_scheduler(scheduler.config).mix(latents, noise, 200)
+        noised, target = noise_schedule_from_scheduler(scheduler.config).add_noise(
+            latents, noise, 200
+        )
         torch.testing.assert_close(noised, scheduler.add_noise(latents, noise, step))
         wanted = (
             scheduler.get_velocity(latents, noise, step) if "prediction_type" in options else noise
         )
         torch.testing.assert_close(target, wanted)
-    flow = process_from_scheduler({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    flow = noise_schedule_from_scheduler(
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    )
     scheduler = FlowMatchEulerDiscreteScheduler()
     at = scheduler.timesteps[800:801]
     assert float(at) == 200
-    noised, target = flow.mix(latents, noise, 200)
+    noised, target = flow.add_noise(latents, noise, 200)
     torch.testing.assert_close(noised, scheduler.scale_noise(latents, at, noise))
     np.testing.assert_allclose(target.numpy(), (noise - latents).numpy())
     with pytest.raises(Exception, match="'sample' is not supported"):
-        process_from_scheduler({"prediction_type": "sample"})
+        noise_schedule_from_scheduler({"prediction_type": "sample"})
     assert isinstance(tiny_autoencoder(), AutoencoderKL)

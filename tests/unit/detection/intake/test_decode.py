@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from detection.intake.container_limits import Bounds
+from detection.intake.container_limits import ContainerLimits
 from detection.intake.containers import identify, survey
 from detection.intake.decode import decode
-from detection.intake.errors import Refusal, TooManyFrames, TypeMismatch
+from detection.intake.errors import ImageRejected, TooManyFrames, TypeMismatch
 from detection.intake.pdq import hamming
 from tests.support.images import bad_files
 from tests.support.images.bad_files import HEIGHT, LIMITS, WIDTH, encoded, picture, tiff
@@ -45,7 +45,7 @@ def test_every_format_and_mode_gives_the_same_picture(name: str) -> None:
 def test_every_bad_file_is_refused_with_its_reason(name: str) -> None:
     """Each bad input ends in its own class of refusal, with a message for people."""
     bad = bad_files.refused()[name]
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ImageRejected) as caught:
         decode(
             bad.data,
             limits=LIMITS,
@@ -287,7 +287,7 @@ def test_frames_are_refused_before_any_decoder_opens_the_file(name: str) -> None
     bad = bad_files.refused()[f"frames {name}"]
     kind = identify(bad.data)
     assert kind is not None
-    bounds = Bounds(max_frames=50, max_metadata_bytes=2**20, max_pixels=2**24)
+    bounds = ContainerLimits(max_frames=50, max_metadata_bytes=2**20, max_pixels=2**24)
     with pytest.raises(TooManyFrames):
         survey(kind, bad.data, bounds)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection.intake.decode import decode
-from detection.intake.errors import Refusal
+from detection.intake.errors import ImageRejected
 from detection.intake.pdq import HASH_BYTES
 from tests.support.images import bad_files
 from tests.support.images.bad_files import LIMITS
@@ -33,7 +33,7 @@ _MAGIC = [
 def _decode_or_refuse(data: bytes) -> None:
     try:
         image = decode(data, limits=LIMITS)
-    except Refusal:
+    except ImageRejected:
         return
     assert image.pixels.shape == (image.height, image.width, 3)
     assert min(image.pixels.shape[:2]) >= LIMITS.min_side

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from detection.intake.provenance import ManifestState, Signals, read_signals
+from detection.intake.provenance import ManifestState, ProvenanceRecord, read_provenance
 from tests.support.images import bad_files
 from tests.support.images.bad_files import encoded, picture
 from tests.support.images.signed_files import signed, signer
@@ -47,7 +47,7 @@ def test_camera_is_read(kind: str) -> None:
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0131] = "Lumen", "L-7", "Darkroom 3"
     exif.get_ifd(0x8769)[0x9003] = "2026:01:31 12:00:00"
-    found = read_signals(encoded(picture(), kind, exif=exif.tobytes())).exif
+    found = read_provenance(encoded(picture(), kind, exif=exif.tobytes())).exif
     assert (found.make, found.model, found.software) == ("Lumen", "L-7", "Darkroom 3")
     assert found.taken_at == "2026:01:31 12:00:00"
 
@@ -63,7 +63,7 @@ def test_camera_is_read(kind: str) -> None:
 )
 def test_source_type_is_read_however_it_is_written(packet: bytes) -> None:
     """Attribute, text and resource are the same property."""
-    found = read_signals(encoded(picture(), "JPEG", xmp=packet))
+    found = read_provenance(encoded(picture(), "JPEG", xmp=packet))
     assert found.iptc_digital_source_type == _TRAINED
     assert found.iptc_asserts_ai
 
@@ -78,13 +78,13 @@ def test_source_type_is_read_from_every_container(kind: str) -> None:
         options = {"pnginfo": info}
     elif kind == "TIFF":
         options = {"tiffinfo": {700: _ATTRIBUTE}}
-    assert read_signals(encoded(picture(), kind, **options)).iptc_digital_source_type == _TRAINED
+    assert read_provenance(encoded(picture(), kind, **options)).iptc_digital_source_type == _TRAINED
 
 
 def test_a_camera_source_type_asserts_no_ai() -> None:
     """A digital capture is reported as what it is."""
     packet = xmp(attribute=f' i:DigitalSourceType="{_TERMS}digitalCapture"')
-    found = read_signals(encoded(picture(), "JPEG", xmp=packet))
+    found = read_provenance(encoded(picture(), "JPEG", xmp=packet))
     assert found.iptc_digital_source_type == _TERMS + "digitalCapture"
     assert not found.iptc_asserts_ai
 
@@ -101,15 +101,15 @@ def test_a_camera_source_type_asserts_no_ai() -> None:
 )
 def test_words_outside_the_property_say_nothing(packet: bytes) -> None:
     """The vocabulary's words elsewhere, entities and broken packets are no source type."""
-    found = read_signals(encoded(picture(), "JPEG", xmp=packet))
+    found = read_provenance(encoded(picture(), "JPEG", xmp=packet))
     assert found.iptc_digital_source_type is None
 
 
 def test_words_behind_the_picture_say_nothing() -> None:
     """Appending provenance words to a photograph changes nothing that is read from it."""
     plain = encoded(picture(), "JPEG")
-    assert read_signals(plain + b"c2pa jumbf trainedAlgorithmicMedia") == read_signals(plain)
-    assert read_signals(plain) == Signals()
+    assert read_provenance(plain + b"c2pa jumbf trainedAlgorithmicMedia") == read_provenance(plain)
+    assert read_provenance(plain) == ProvenanceRecord()
 
 
 # ---------------------------------------------------------------- C2PA
@@ -126,7 +126,7 @@ def signer_info() -> c2pa.C2paSignerInfo:
 )
 def test_signed_manifest_is_valid(signer_info: c2pa.C2paSignerInfo, kind: str, media: str) -> None:
     """A manifest whose hashes hold is valid, and what it asserts is reported."""
-    found = read_signals(signed(signer_info, _TRAINED, kind, media)).c2pa
+    found = read_provenance(signed(signer_info, _TRAINED, kind, media)).c2pa
     assert found.state is ManifestState.VALID
     assert found.asserts_ai
     assert found.digital_source_types == (_TRAINED,)
@@ -137,7 +137,7 @@ def test_signed_manifest_is_valid(signer_info: c2pa.C2paSignerInfo, kind: str, m
 
 def test_signed_capture_asserts_no_ai(signer_info: c2pa.C2paSignerInfo) -> None:
     """A camera's manifest is valid and asserts no model."""
-    found = read_signals(signed(signer_info, _TERMS + "digitalCapture")).c2pa
+    found = read_provenance(signed(signer_info, _TERMS + "digitalCapture")).c2pa
     assert found.state is ManifestState.VALID
     assert not found.asserts_ai
 
@@ -146,7 +146,7 @@ def test_changed_pixels_make_the_manifest_invalid(signer_info: c2pa.C2paSignerIn
     """A manifest that does not fit its pixels is invalid, and says which hash failed."""
     data = bytearray(signed(signer_info, _TRAINED))
     data[-40] ^= 1
-    found = read_signals(bytes(data)).c2pa
+    found = read_provenance(bytes(data)).c2pa
     assert found.state is ManifestState.INVALID
     assert "assertion.dataHash.mismatch" in found.problems
 
@@ -155,14 +155,14 @@ def test_broken_manifest_is_unreadable(signer_info: c2pa.C2paSignerInfo) -> None
     """A manifest store that cannot be parsed is told apart from none at all."""
     data = signed(signer_info, _TRAINED)
     at = data.index(b"jumb") + 100
-    found = read_signals(data[:at] + bytes(60) + data[at + 60 :]).c2pa
+    found = read_provenance(data[:at] + bytes(60) + data[at + 60 :]).c2pa
     assert found.state is ManifestState.UNREADABLE
     assert not found.asserts_ai
 
 
 def test_no_manifest_is_absent() -> None:
     """A picture without a manifest has none."""
-    assert read_signals(encoded(picture(), "PNG")).c2pa.state is ManifestState.ABSENT
+    assert read_provenance(encoded(picture(), "PNG")).c2pa.state is ManifestState.ABSENT
 
 
 # ---------------------------------------------------------------- hostile bytes
@@ -171,7 +171,7 @@ def test_no_manifest_is_absent() -> None:
 @pytest.mark.parametrize("name", bad_files.refused())
 def test_bad_files_raise_nothing(name: str) -> None:
     """No bad input makes the reader raise, and what it says goes into JSON."""
-    json.dumps(read_signals(bad_files.refused()[name].data).as_dict())
+    json.dumps(read_provenance(bad_files.refused()[name].data).as_dict())
 
 
 @settings(max_examples=150, deadline=None)
@@ -186,4 +186,4 @@ def test_mutated_files_raise_nothing(at: float, patch: bytes, kind: str) -> None
     exif[0x010F] = "Lumen"
     data = encoded(picture(), kind, exif=exif, xmp=_ATTRIBUTE)
     start = int(at * (len(data) - 1))
-    json.dumps(read_signals(data[:start] + patch + data[start + len(patch) :]).as_dict())
+    json.dumps(read_provenance(data[:start] + patch + data[start + len(patch) :]).as_dict())

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from detection.bundle import Provenance
+from detection.bundle import BundleProvenance
 from detection.fusion import LabelPolicy
-from training.bundles.build import Forms, _calibration_figures, fusion_gain
+from training.bundles.build import ScoredVariants, _calibration_figures, fusion_gain
 from training.bundles.cards import bundle_card
-from training.bundles.recipe import BundleRecipe, Workshop
+from training.bundles.recipe import BundleRecipe, BundleTrainingRun
 from training.data.manifest import Entry
 from training.evaluation.calibration import Logits, fit_fusion, operating_points
 from training.evaluation.scoring import CALIBRATION_TIERS, RAW, Scored
@@ -61,15 +61,17 @@ def test_every_row_of_the_card_fills_its_header(tmp_path: Path) -> None:
         )
         for index, generated in enumerate(logits.generated)
     )
-    forms = Forms({name: Scored(entries, logits, name) for name in (*CALIBRATION_TIERS, RAW)})
+    forms = ScoredVariants(
+        {name: Scored(entries, logits, name) for name in (*CALIBRATION_TIERS, RAW)}
+    )
     fusion = fit_fusion(forms.pooled(), "isotonic")
     points = operating_points(forms.worst(fusion), logits.generated)
     figures = _calibration_figures(forms, fusion, points, LabelPolicy())
     tier = {name: figures["clean"][name] for name in ("auc", "auc_by_branch", "fusion_gain")}
     tier |= {"recall_at_1_percent": tier["auc"], "recall_at_5_percent": tier["auc"]}
     unseen = [{"family": "beta", "source": "street", "tiers": {"clean": tier}}]
-    workshop = Workshop(entries, tmp_path, BundleRecipe())
-    provenance = Provenance(
+    workshop = BundleTrainingRun(entries, tmp_path, BundleRecipe())
+    provenance = BundleProvenance(
         snapshot_digest="", code_revision="", recipe="", seen_families=("alpha",), data_licence=""
     )
     text = bundle_card(

@@ -17,16 +17,21 @@ from tests.support.processes.challenge_process import tiny_recipe
 from training.bundles.challenger import (
     ALIGNED,
     EGRE,
-    Origin,
-    calibrated,
+    ChallengerOrigin,
+    calibrate_challenger,
     fine_tune,
     lare_of,
     require_calibration,
 )
-from training.bundles.challenger_data import PARTIAL_NOISE, WINDOW, LessonPlan, prepare
+from training.bundles.challenger_data import (
+    PARTIAL_NOISE,
+    WINDOW,
+    SamplingPlan,
+    load_challenger_data,
+)
 from training.data.originals import Coding
 from training.data.shaders import SHADERS, renderings
-from training.data.shards import SampleFiles, lay_out, pack, unpack
+from training.data.shards import SampleFiles, extract, pack, unpack
 from training.evaluation.calibration import CalibrationError, clopper_pearson
 from training.fit.tensorboard import CURVES, HELD_BACK
 
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from detection.bundle import Bundle
-    from training.bundles.challenger import Tuned
+    from training.bundles.challenger import TrainedBranch
 
 STEPS = 4
 
@@ -72,12 +77,12 @@ def files(count: int = 12, *, side: int = 64, label: str | None = None) -> list[
     return made
 
 
-def tuned(champion: Bundle, folder: Path, **options: object) -> dict[str, Tuned]:
+def tuned(champion: Bundle, folder: Path, **options: object) -> dict[str, TrainedBranch]:
     """Teach for a few steps."""
     return fine_tune(files(), champion, tiny_recipe(STEPS), folder, **options)
 
 
-def assert_equal(first: dict[str, Tuned], second: dict[str, Tuned]) -> None:
+def assert_equal(first: dict[str, TrainedBranch], second: dict[str, TrainedBranch]) -> None:
     """Both branches have the same weights to the bit, and the same losses on the way."""
     assert first.keys() == second.keys() == {ALIGNED, EGRE}
     for name, branch in first.items():
@@ -123,11 +128,11 @@ def test_without_generated_images_the_pairs_teach(champion: Bundle, tmp_path: Pa
 def test_pairs_do_not_reach_the_lare_branch(champion: Bundle, tmp_path: Path) -> None:
     """Views are of photographs, confirmed fakes and partial-noise reconstructions only."""
     fine_tune(files(), champion, tiny_recipe(1), tmp_path)
-    lessons = prepare(files(), tiny_recipe().lessons, tmp_path, lare=None)
+    lessons = load_challenger_data(files(), tiny_recipe().sampling, tmp_path, lare=None)
     assert lessons.items == []
 
-    plan = LessonPlan(view_copies=1)
-    wide = prepare(files(2, side=WINDOW + 64, label="real"), plan, tmp_path, lare=None)
+    plan = SamplingPlan(view_copies=1)
+    wide = load_challenger_data(files(2, side=WINDOW + 64, label="real"), plan, tmp_path, lare=None)
     for sample in wide.samples:
         assert sample.pixels.shape == (WINDOW, WINDOW, 3)
         assert sample.reconstructions["imitator"].shape == (WINDOW, WINDOW, 3)
@@ -138,13 +143,13 @@ def test_pairs_do_not_reach_the_lare_branch(champion: Bundle, tmp_path: Path) ->
 def test_renderings_teach_the_aligned_branch_alone(champion: Bundle, tmp_path: Path) -> None:
     """Their pairs are learnt from; no view of them is made, and of them alone none at all."""
     drawn = [replace(one, source=SHADERS) for one in files(3, label="real")]
-    plan = LessonPlan(view_copies=1, partial_noise_images=2)
+    plan = SamplingPlan(view_copies=1, partial_noise_images=2)
     lare = lare_of(champion)
-    lessons = prepare([*drawn, *files(6)], plan, tmp_path / "both", lare=lare)
+    lessons = load_challenger_data([*drawn, *files(6)], plan, tmp_path / "both", lare=lare)
     assert [sample.entry.set for sample in lessons.samples].count(SHADERS) == 3
     assert {item.entry.set for item in lessons.items} == {"camera", "feed", PARTIAL_NOISE}
 
-    alone = prepare(drawn, plan, tmp_path / "alone", lare=lare)
+    alone = load_challenger_data(drawn, plan, tmp_path / "alone", lare=lare)
     assert len(alone.samples) == 3
     assert alone.items == []
 
@@ -170,12 +175,12 @@ def test_the_challenger_is_a_bundle_of_its_own(champion: Bundle, tmp_path: Path)
     sampled = [
         replace(file, weight=2.0 if index < 30 else 1.0) for index, file in enumerate(files(60))
     ]
-    entries = lay_out(unpack(pack(sampled)), tmp_path / "calibration")
+    entries = extract(unpack(pack(sampled)), tmp_path / "calibration")
     doubled = sum(entry.weight == 2 for entry in entries if not entry.generated)
-    origin = Origin(
+    origin = ChallengerOrigin(
         snapshot_digest="d" * 64, families=["feed"], data_licence="none", facts={"run": 7}
     )
-    made = calibrated(tmp_path / "challenger", champion, weights, entries, origin)
+    made = calibrate_challenger(tmp_path / "challenger", champion, weights, entries, origin)
 
     Detector(made).self_check()
     assert made.model_version != champion.model_version
@@ -198,20 +203,20 @@ def test_one_class_missing_is_said(champion: Bundle, tmp_path: Path) -> None:
 
     Photographs that the champion let through are too few, however many they are.
     """
-    reals = lay_out(files(40, label="real"), tmp_path / "reals")
+    reals = extract(files(40, label="real"), tmp_path / "reals")
     with pytest.raises(CalibrationError, match="40 photographs and 0 generated"):
         require_calibration(reals)
-    few = lay_out(files(12), tmp_path / "few")
+    few = extract(files(12), tmp_path / "few")
     with pytest.raises(CalibrationError, match="at least 28 photographs"):
         require_calibration(few)
     assert champion.manifest.operating_points
-    enough = lay_out(files(60), tmp_path / "enough")
+    enough = extract(files(60), tmp_path / "enough")
     require_calibration(enough)
     first = next(index for index, entry in enumerate(enough) if not entry.generated)
     enough[first] = replace(enough[first], weight=100.0)
     with pytest.raises(CalibrationError, match="worth 2 by how they were sampled"):
         require_calibration(enough)
-    drawn = lay_out((replace(file, audited=True) for file in files(60)), tmp_path / "drawn")
+    drawn = extract((replace(file, audited=True) for file in files(60)), tmp_path / "drawn")
     with pytest.raises(CalibrationError, match="40 of them were drawn by the random audit"):
         require_calibration(drawn)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from detection.bundle import load_bundle
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.processes.challenge_process import LIMITS, tiny_recipe
-from training.bundles.folder_run import Terms, teach
-from training.data.aligners import RoundTrip
+from training.bundles.folder_run import FolderRunOptions, run_on_folder
+from training.data.aligners import AutoencoderReconstruction
 from training.data.selection import CollectPolicy
 from training.data.shaders import renderings
 from training.data.shards import FolderStore, load_dataset
@@ -59,12 +59,12 @@ def test_a_folder_teaches_a_bundle(tmp_path: Path) -> None:
     data, heard = labelled(tmp_path / "data"), set[str]()
 
     def turn() -> str:
-        outcome = teach(
+        outcome = run_on_folder(
             data,
             champion,
             tmp_path / "out",
             tiny_recipe(steps=40),
-            Terms(data_licence="none", alignment_limits=LIMITS, gate_limits=GATE),
+            FolderRunOptions(data_licence="none", alignment_limits=LIMITS, gate_limits=GATE),
             on_progress=lambda part, _done, _total: heard.add(part),
         )
         assert outcome.decision.passed, outcome.decision.reasons
@@ -79,12 +79,12 @@ def test_a_folder_teaches_a_bundle(tmp_path: Path) -> None:
 
     strict = replace(LIMITS, tone_levels=0.0)
     with pytest.raises(DatasetRefused):
-        teach(
+        run_on_folder(
             data,
             champion,
             tmp_path / "strict",
             tiny_recipe(),
-            Terms(data_licence="none", alignment_limits=strict),
+            FolderRunOptions(data_licence="none", alignment_limits=strict),
             on_progress=lambda _part, _done, _total: None,
         )
 
@@ -99,8 +99,8 @@ def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> No
     Of 100 groups about 20 are evaluated and 60 calibrate: five standard deviations are 20 and 24.
     """
     champion = build_tiny_bundle(tmp_path / "champion")
-    mirror = RoundTrip("mirror", lambda images: images, 8)
-    terms = Terms(
+    mirror = AutoencoderReconstruction("mirror", lambda images: images, 8)
+    terms = FolderRunOptions(
         data_licence="none",
         aligner=mirror,
         shares=CollectPolicy(evaluation=0.2, calibration=0.6),
@@ -114,7 +114,7 @@ def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> No
     with (data / "manifest.tsv").open("a", encoding="utf-8") as manifest:
         for name in ("narrow.png", "broken.png", "missing.png"):
             manifest.write(f"{name}\treal\treal\t\t{name}\n")
-    outcome = teach(
+    outcome = run_on_folder(
         data,
         champion,
         tmp_path / "out",

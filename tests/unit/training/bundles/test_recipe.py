@@ -21,9 +21,9 @@ from detection.generators.generator import noise_bank
 from detection.lare import LareConfig
 from tests.support.images.labelled_folder import write_folder
 from training.bundles import recipe as recipe_module
-from training.bundles.build import release
-from training.bundles.recipe import RECIPES, BundleRecipe, Workshop, write_recipe
-from training.data.augmentation import Recipe
+from training.bundles.build import build_bundle
+from training.bundles.recipe import RECIPES, BundleRecipe, BundleTrainingRun, write_recipe
+from training.data.augmentation import AugmentationConfig
 from training.data.manifest import load_manifest
 from training.data.shaders import shader_samples
 from training.fit.aligned_task import AlignedBatch, AlignedTask
@@ -47,7 +47,7 @@ STEP = LoopConfig(steps=1, loader_workers=0)
 KINDS: tuple[Upsampling, ...] = get_args(Upsampling)
 TINY = BundleRecipe(
     name="tiny",
-    augmentation=Recipe(crop=32, margin=8),
+    augmentation=AugmentationConfig(crop=32, margin=8),
     lare=LareConfig(side=64, ensemble=2),
     egre=EgreConfig(heads=1),
     aligned=AlignedConfig(widths=(16, 16), depths=(1, 1), max_tiles=1),
@@ -122,9 +122,9 @@ def test_every_real_and_every_shader_is_paired_by_every_autoencoder(
 
     monkeypatch.setattr(recipe_module, "fit", watched)
     with pytest.raises(KeyboardInterrupt):
-        Workshop(entries, tmp_path / "run", recipe).aligned("final", entries)
-    Workshop(entries, tmp_path / "run", recipe).aligned("final", entries)
-    Workshop(entries, tmp_path / "run", recipe).aligned("final", entries)
+        BundleTrainingRun(entries, tmp_path / "run", recipe).aligned("final", entries)
+    BundleTrainingRun(entries, tmp_path / "run", recipe).aligned("final", entries)
+    BundleTrainingRun(entries, tmp_path / "run", recipe).aligned("final", entries)
     names = [spec.name for spec in recipe.autoencoders]
     assert trained == [names[0], names[1], names[1], "aligned"]
     folders = {folder.name: folder for folder in (tmp_path / "run" / "pairs").iterdir()}
@@ -145,7 +145,7 @@ def test_shaders_enter_in_pairs_alone(tmp_path: Path) -> None:
     rendered = shader_samples(1)
     rendered[0].pixels[:] = 255
     rendered[0].reconstructions["own"] = np.zeros_like(rendered[0].pixels)
-    plain = Recipe(
+    plain = AugmentationConfig(
         crop=32,
         margin=0,
         resize_p=0,
@@ -212,8 +212,8 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
     # So many that the loosest operating point is supported by one source that is held back whole.
     folder = write_folder(tmp_path / "data", each=72, sets=("lake", "street", "alpha1", "beta"))
     entries, recipe = load_manifest(folder), replace(TINY, calibration_sources=0.5, steady=True)
-    made = release(
-        Workshop(entries, tmp_path / "run", recipe),
+    made = build_bundle(
+        BundleTrainingRun(entries, tmp_path / "run", recipe),
         tmp_path / "bundle",
         data_licence="made by a test",
         with_folds=False,
@@ -222,7 +222,7 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
     assert made.manifest.provenance.recipe == "training.recipe.BundleRecipe tiny"
     assert made.manifest.policy.steady
     # The lare branch learns from the images and from what the generator made, from no pair.
-    seen = [item.entry for item in Workshop(entries, tmp_path / "run", recipe).views()]
+    seen = [item.entry for item in BundleTrainingRun(entries, tmp_path / "run", recipe).views()]
     own = sorted(entry.set for entry in seen if entry.family == "embedded")
     assert own == ["partial-noise", "partial-noise", "sampled"]
     assert sorted(str(entry.path) for entry in seen if entry.family != "embedded") == sorted(
@@ -233,8 +233,8 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
         raise AssertionError("nothing is left to train")
 
     monkeypatch.setattr(recipe_module, "fit", refuse)
-    again = release(
-        Workshop(entries, tmp_path / "run", recipe),
+    again = build_bundle(
+        BundleTrainingRun(entries, tmp_path / "run", recipe),
         tmp_path / "again",
         data_licence="made by a test",
         with_folds=False,

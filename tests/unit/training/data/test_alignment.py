@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from training.data.alignment import AlignmentConfig, align
+from training.data.alignment import AlignmentConfig, build_pairs
 from training.data.originals import Original, Unreadable, lossless, read_original
 from training.data.shaders import render
 from training.data.shards import (
@@ -23,8 +23,8 @@ from training.data.shards import (
     FolderStore,
     load_dataset,
     read_samples,
+    remove_samples,
     training_samples,
-    withdraw,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def sources(count: int) -> list[Rendered]:
 def test_pairs_come_back_exactly(tmp_path: Path) -> None:
     """A stored pair decodes to the very original and to what the aligner made of it."""
     store = FolderStore(tmp_path)
-    dataset = align(sources(5), [Darker()], store, config=CONFIG)
+    dataset = build_pairs(sources(5), [Darker()], store, config=CONFIG)
 
     samples = list(training_samples(read_samples(store, load_dataset(store))))
     assert [str(sample.entry.path) for sample in samples] == dataset.keys
@@ -115,7 +115,7 @@ def test_a_jpeg_partner_gets_the_original_tables(tmp_path: Path) -> None:
             return original
 
     store = FolderStore(tmp_path)
-    align([Ready()], [Darker()], store)
+    build_pairs([Ready()], [Darker()], store)
     (pair,) = read_samples(store, load_dataset(store))
     with (
         Image.open(buffer) as source,
@@ -147,7 +147,7 @@ def test_what_lies_under_transparency_teaches_nothing() -> None:
 
 def test_an_unreadable_original_is_skipped_and_listed(tmp_path: Path) -> None:
     """An original that cannot be decoded costs itself only, and the manifest names it."""
-    dataset = align([*sources(4), Broken("broken")], [Darker()], FolderStore(tmp_path))
+    dataset = build_pairs([*sources(4), Broken("broken")], [Darker()], FolderStore(tmp_path))
 
     assert dataset.unreadable == ["broken"]
     assert len(dataset.keys) == 4
@@ -165,15 +165,15 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
                 raise Cut
             return super().reconstruct(images)
 
-    whole = align(sources(8), [Darker()], FolderStore(tmp_path / "whole"), config=CONFIG)
+    whole = build_pairs(sources(8), [Darker()], FolderStore(tmp_path / "whole"), config=CONFIG)
     store = FolderStore(tmp_path / "cut")
     with pytest.raises(Cut):
-        align(sources(8), [Interrupted()], store, config=CONFIG)
+        build_pairs(sources(8), [Interrupted()], store, config=CONFIG)
     with pytest.raises(DatasetError):
         load_dataset(store)
 
     rest = Darker()
-    resumed = align(sources(8), [rest], store, config=CONFIG)
+    resumed = build_pairs(sources(8), [rest], store, config=CONFIG)
     assert resumed.digest == whole.digest
     assert sum(rest.sizes) == 5
 
@@ -181,8 +181,8 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
 def test_another_set_of_images_is_another_digest(tmp_path: Path) -> None:
     """A finished shard is not reused for other originals."""
     store = FolderStore(tmp_path)
-    first = align(sources(3), [Darker()], store, config=CONFIG)
-    second = align(sources(4)[:3], [Darker()], store, config=CONFIG)
+    first = build_pairs(sources(3), [Darker()], store, config=CONFIG)
+    second = build_pairs(sources(4)[:3], [Darker()], store, config=CONFIG)
 
     assert first.digest != second.digest
     assert second.keys == ["image-01", "image-02", "image-03"]
@@ -191,9 +191,9 @@ def test_another_set_of_images_is_another_digest(tmp_path: Path) -> None:
 def test_a_withdrawn_image_leaves_a_tombstone(tmp_path: Path) -> None:
     """A withdrawn image is in no shard any more; the tombstone and the old digest stay."""
     store = FolderStore(tmp_path)
-    before = align(sources(5), [Darker()], store, config=CONFIG)
+    before = build_pairs(sources(5), [Darker()], store, config=CONFIG)
 
-    after = withdraw(store, ["image-01", "unknown"], reason="erasure", at=NOW)
+    after = remove_samples(store, ["image-01", "unknown"], reason="erasure", at=NOW)
 
     assert after == load_dataset(store)
     assert [stone.key for stone in after.tombstones] == ["image-01"]
@@ -203,14 +203,14 @@ def test_a_withdrawn_image_leaves_a_tombstone(tmp_path: Path) -> None:
     for file in tmp_path.glob("*.tar"):
         assert b"image-01" not in file.read_bytes()
     assert not any(b"image-01" in file.read_bytes() for file in tmp_path.glob("*.record.json"))
-    again = withdraw(store, ["image-02"], reason="erasure", at=NOW)
+    again = remove_samples(store, ["image-02"], reason="erasure", at=NOW)
     assert len(list(read_samples(store, again))) == 3
 
 
 def test_a_changed_shard_is_refused(tmp_path: Path) -> None:
     """A shard whose bytes are not those listed is an error that names it."""
     store = FolderStore(tmp_path)
-    dataset = align(sources(2), [Darker()], store)
+    dataset = build_pairs(sources(2), [Darker()], store)
     file = tmp_path / dataset.shards[0].name
     file.write_bytes(file.read_bytes() + b"\0")
 
@@ -220,7 +220,7 @@ def test_a_changed_shard_is_refused(tmp_path: Path) -> None:
 
 def test_other_tools_read_the_shards(tmp_path: Path) -> None:
     """A shard is what webdataset and tar expect."""
-    align(sources(2), [Darker()], FolderStore(tmp_path))
+    build_pairs(sources(2), [Darker()], FolderStore(tmp_path))
     file = tmp_path / "shard-00000.tar"
 
     with tarfile.open(file) as tar:
@@ -241,8 +241,8 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
             return super().reconstruct(images)
 
     aligner, config = Small(), AlignmentConfig(shard_images=5, batch_size=5)
-    halved = align(sources(5), [aligner], FolderStore(tmp_path / "halved"), config=config)
-    whole = align(sources(5), [Darker()], FolderStore(tmp_path / "whole"), config=config)
+    halved = build_pairs(sources(5), [aligner], FolderStore(tmp_path / "halved"), config=config)
+    whole = build_pairs(sources(5), [Darker()], FolderStore(tmp_path / "whole"), config=config)
 
     assert aligner.sizes == [2, 1, 2]
     assert halved.digest == whole.digest
@@ -275,7 +275,7 @@ def test_a_generated_image_has_no_partner(tmp_path: Path) -> None:
 
     aligner = Darker()
     store = FolderStore(tmp_path)
-    dataset = align([*sources(1), Fake()], [aligner], store)
+    dataset = build_pairs([*sources(1), Fake()], [aligner], store)
 
     fake, real = training_samples(read_samples(store, dataset))
     assert fake.entry.generated

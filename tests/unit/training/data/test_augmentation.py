@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.augmentation import GRID, Recipe, View, draw
+from training.data.augmentation import GRID, AugmentationConfig, AugmentedCrop, sample_crop
 from training.data.codecs import Codec
 
 #: Everything at once, so that each choice shows.
-EVERYTHING = Recipe(
+EVERYTHING = AugmentationConfig(
     crop=64, resize_p=1, blur_p=1, noise_p=1, colour_p=1, jpeg_p=0.5, webp_p=0.5, cutout_p=1
 )
 
@@ -23,12 +23,12 @@ def picture(height: int = 200, width: int = 240, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def plain(**changes: object) -> View:
+def plain(**changes: object) -> AugmentedCrop:
     """A view that cuts 64 x 64 at (32, 16) and does nothing else."""
-    view = draw(
+    view = sample_crop(
         np.random.default_rng(0),
         (200, 240),
-        Recipe(
+        AugmentationConfig(
             crop=64,
             margin=0,
             resize_p=0,
@@ -50,14 +50,14 @@ def test_a_view_is_a_pure_function_of_the_image(seed: int, height: int, width: i
     """Any draw gives the same crop twice, and the same to an image and its copy."""
     image = picture(height, width, seed)
     original = image.copy()
-    view = draw(np.random.default_rng(seed), image.shape, EVERYTHING)
+    view = sample_crop(np.random.default_rng(seed), image.shape, EVERYTHING)
     crop = view.apply(image)
     assert crop.shape == (64, 64, 3)
     assert crop.dtype == np.uint8
     assert crop.flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(crop, view.apply(image.copy()))
     np.testing.assert_array_equal(image, original)
-    again = draw(np.random.default_rng(seed), image.shape, EVERYTHING)
+    again = sample_crop(np.random.default_rng(seed), image.shape, EVERYTHING)
     np.testing.assert_array_equal(crop, again.apply(image))
 
 
@@ -65,11 +65,13 @@ def test_a_view_is_a_pure_function_of_the_image(seed: int, height: int, width: i
 @settings(max_examples=40, deadline=None)
 def test_both_sides_of_a_pair_are_cut_at_the_same_place(seed: int) -> None:
     """A partner that differs in one marked square keeps its mark where the image has it."""
-    recipe = Recipe(crop=64, colour_p=0, noise_p=0, blur_p=0, jpeg_p=0, webp_p=0, cutout_p=0)
+    recipe = AugmentationConfig(
+        crop=64, colour_p=0, noise_p=0, blur_p=0, jpeg_p=0, webp_p=0, cutout_p=0
+    )
     image = np.full((160, 160, 3), 90, np.uint8)
     image[64:96, 64:96] = 200
     partner = image // 2
-    view = draw(np.random.default_rng(seed), image.shape, recipe)
+    view = sample_crop(np.random.default_rng(seed), image.shape, recipe)
     first, second = view.apply(image).astype(int), view.apply(partner).astype(int)
     assert np.abs(first - 2 * second).max() <= 4
 
@@ -106,8 +108,8 @@ def test_codecs_act_on_the_images_own_grid() -> None:
 @settings(max_examples=100, deadline=None)
 def test_regions_start_on_the_grid_and_lie_inside(seed: int, height: int, width: int) -> None:
     """Every drawn region is inside the image, on the 16-pixel grid, and fills the crop."""
-    recipe = Recipe()
-    view = draw(np.random.default_rng(seed), (height, width), recipe)
+    recipe = AugmentationConfig()
+    view = sample_crop(np.random.default_rng(seed), (height, width), recipe)
     assert view.top % GRID == 0
     assert view.left % GRID == 0
     assert 0 <= view.top <= height - view.height

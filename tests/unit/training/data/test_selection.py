@@ -15,10 +15,10 @@ from training.data.selection import (
     Candidate,
     CollectPolicy,
     KnownGroup,
-    Ruling,
+    LabelSource,
+    ModeratorDecision,
     Selection,
-    Side,
-    Why,
+    Split,
     revoked,
     select,
 )
@@ -27,12 +27,12 @@ DAY = datetime(2026, 3, 1, tzinfo=UTC)
 POLICY = CollectPolicy(sources=frozenset({"web", "studio"}), trusted_sources=frozenset({"studio"}))
 
 
-def ruling(label: Label, moderator: str = "mia", hour: int = 0) -> Ruling:
+def ruling(label: Label, moderator: str = "mia", hour: int = 0) -> ModeratorDecision:
     """A decision of one moderator at one hour."""
-    return Ruling(moderator=moderator, label=label, at=DAY + timedelta(hours=hour))
+    return ModeratorDecision(moderator=moderator, label=label, at=DAY + timedelta(hours=hour))
 
 
-def candidate(number: int, *rulings: Ruling, **changes: Any) -> Candidate:
+def candidate(number: int, *rulings: ModeratorDecision, **changes: Any) -> Candidate:
     """An image of its own picture, bytes and uploader, unless said otherwise."""
     digest = hashlib.sha256(str(number).encode()).digest()
     plain = Candidate(
@@ -116,8 +116,8 @@ def test_confirmed_images_enter() -> None:
         "image-6": Label.REAL,
     }
     why = {item.image_id: item.why for item in selection.items}
-    assert why["image-3"] is Why.TRUSTED_SOURCE
-    assert why["image-4"] is Why.DECISION
+    assert why["image-3"] is LabelSource.TRUSTED_SOURCE
+    assert why["image-4"] is LabelSource.DECISION
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_group_keeps_its_side_for_ever() -> None:
         (moved,) = select([near(1000 + number, number, 5)], ELSEWHERE, known=[known]).items
         assert (moved.group, moved.side) == (first.group, first.side)
         sides[number] = first.side
-    assert set(sides.values()) == {Side.TRAINING, Side.EVALUATION}
+    assert set(sides.values()) == {Split.TRAINING, Split.EVALUATION}
 
 
 def test_near_a_pinned_report_stays_out() -> None:
@@ -249,7 +249,7 @@ def test_a_false_accusation_in_a_trusted_source_stays_in_calibration() -> None:
     accused = candidate(1, REAL, source="studio", champion=0.99)
     (taken,) = select([accused], policy).items
 
-    assert (taken.label, taken.why, taken.weight) == (Label.REAL, Why.TRUSTED_SOURCE, 1.0)
+    assert (taken.label, taken.why, taken.weight) == (Label.REAL, LabelSource.TRUSTED_SOURCE, 1.0)
 
 
 def test_a_poisoned_batch_is_cut_down() -> None:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from detection.score import Label
-from training.evaluation.promotion_gate import GateLimits, Judgement, Paired, PinnedReport, decide
+from training.evaluation.promotion_gate import (
+    GateLimits,
+    ModelPredictions,
+    PairedPredictions,
+    PinnedReport,
+    decide,
+)
 
 LIMITS = GateLimits(bootstraps=200)
 SOURCES = ("camera", "family-a", "family-b")
@@ -21,7 +27,7 @@ def labels() -> tuple[np.ndarray, np.ndarray]:
     return sources, np.isin(sources, SOURCES[1:])
 
 
-def judged(separation: dict[str, float], *, seed: int, stretch: float = 1.0) -> Judgement:
+def judged(separation: dict[str, float], *, seed: int, stretch: float = 1.0) -> ModelPredictions:
     """A model with Gaussian logits: unit spread, a mean for each source; threshold at 1.645."""
     sources, _ = labels()
     rng = np.random.default_rng(seed)
@@ -29,13 +35,15 @@ def judged(separation: dict[str, float], *, seed: int, stretch: float = 1.0) -> 
     logits = means + rng.standard_normal(len(sources))
     # For unit Gaussians around 0 and 3 the true log odds are 3 x - 4.5.
     odds = stretch * (3 * logits - 4.5)
-    return Judgement(logits=logits, probabilities=1 / (1 + np.exp(-odds)), threshold=1.645)
+    return ModelPredictions(logits=logits, probabilities=1 / (1 + np.exp(-odds)), threshold=1.645)
 
 
-def paired(champion: Judgement, challenger: Judgement) -> Paired:
+def paired(champion: ModelPredictions, challenger: ModelPredictions) -> PairedPredictions:
     """Both models on the same images."""
     sources, generated = labels()
-    return Paired(sources=sources, generated=generated, champion=champion, challenger=challenger)
+    return PairedPredictions(
+        sources=sources, generated=generated, champion=champion, challenger=challenger
+    )
 
 
 GOOD = {"family-a": 3.0, "family-b": 3.0}
@@ -139,10 +147,12 @@ def test_one_class_missing_is_said() -> None:
     whole = paired(judged(WEAK, seed=1), judged(GOOD, seed=2))
     keep = ~whole.generated
     champion, challenger = (
-        Judgement(logits=side.logits[keep], probabilities=side.probabilities[keep], threshold=1.0)
+        ModelPredictions(
+            logits=side.logits[keep], probabilities=side.probabilities[keep], threshold=1.0
+        )
         for side in (whole.champion, whole.challenger)
     )
-    only_real = Paired(
+    only_real = PairedPredictions(
         sources=whole.sources[keep],
         generated=whole.generated[keep],
         champion=champion,

@@ -20,12 +20,12 @@ from tests.benchmarks import bench_quality
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.images.labelled_folder import write_folder
 from training.data.manifest import Entry, load_manifest, snapshot_digest
-from training.data.samples import take_stock
+from training.data.samples import check_images
 from training.data.splits import divide
 from training.evaluation.calibration import Logits
 from training.evaluation.quality.figures import UNKNOWN_MEMBERSHIP, form_figures, worst_mistakes
-from training.evaluation.quality.run import FORMS, evaluate, held_back, limited
-from training.evaluation.score_cache import LogitCache
+from training.evaluation.quality.run import FORMS, evaluate_bundle, evaluation_subset, limit_per_set
+from training.evaluation.score_cache import ScoreCache
 from training.evaluation.scoring import RAW, Scored
 from worker.cli.training import commands
 
@@ -155,8 +155,8 @@ def test_photographs_alone_have_rates_but_no_areas(bundle: Bundle) -> None:
 def test_a_limit_takes_the_same_images_of_every_set(data: Path) -> None:
     """Two a set, the same whatever the order, in the order given."""
     entries = load_manifest(data)
-    digests = take_stock(entries, data).digests
-    kept = limited(entries, digests, 2)
+    digests = check_images(entries, data).digests
+    kept = limit_per_set(entries, digests, 2)
     assert {name: [one.set for one in kept].count(name) for name in {e.set for e in entries}} == {
         "lake": 2,
         "street": 2,
@@ -165,7 +165,7 @@ def test_a_limit_takes_the_same_images_of_every_set(data: Path) -> None:
         "beta": 2,
     }
     assert kept == [entry for entry in entries if entry in kept]
-    assert set(limited(entries[::-1], digests, 2)) == set(kept)
+    assert set(limit_per_set(entries[::-1], digests, 2)) == set(kept)
 
 
 def test_unusable_files_are_named(data: Path) -> None:
@@ -173,7 +173,7 @@ def test_unusable_files_are_named(data: Path) -> None:
     (data / "lake-0.jpg").unlink()
     (data / "lake-1.jpg").write_bytes(b"no image")
     Image.new("RGB", (63, 80)).save(data / "lake-2.jpg")
-    stock = take_stock(load_manifest(data), data)
+    stock = check_images(load_manifest(data), data)
     assert stock.refused == {
         "lake-0.jpg": "cannot be read: FileNotFoundError",
         "lake-1.jpg": "cannot be read: UnidentifiedImageError",
@@ -187,14 +187,14 @@ def test_of_its_own_snapshot_only_what_was_held_back_is_evaluated(
 ) -> None:
     """A folder whose digest the bundle names is cut down to the recipe's calibration side."""
     entries = load_manifest(data)
-    assert held_back(entries, bundle) == (entries, False)
+    assert evaluation_subset(entries, bundle) == (entries, False)
     provenance = bundle.manifest.provenance.model_copy(
         update={"snapshot_digest": snapshot_digest(entries)}
     )
     manifest = bundle.manifest.model_copy(update={"provenance": provenance})
     own = Bundle(tmp_path, manifest, "version")
     training, calibration = divide(entries)
-    held, matches = held_back(entries, own)
+    held, matches = evaluation_subset(entries, own)
     assert matches
     assert held == calibration
     assert training
@@ -220,12 +220,12 @@ class Counting:
 def test_a_killed_run_goes_on(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     """What was scored before the kill is not scored again, a cut line is; figures are the same."""
     entries = load_manifest(data)
-    digests = take_stock(entries, data).digests
+    digests = check_images(entries, data).digests
     detector = Detector(bundle)
     file = tmp_path / "logits.jsonl"
 
     def score(counting: Counting) -> Scored:
-        cache = LogitCache(file, bundle.model_version)
+        cache = ScoreCache(file, bundle.model_version)
         return cache.score(counting, entries, digests, "clean")  # type: ignore[arg-type]  # a double
 
     with pytest.raises(RuntimeError, match="killed"):
@@ -238,7 +238,7 @@ def test_a_killed_run_goes_on(bundle: Bundle, data: Path, tmp_path: Path) -> Non
     assert second.scored == 15
     third = Counting(detector, 0)
     again = score(third)
-    fresh = LogitCache(tmp_path / "other.jsonl", bundle.model_version)
+    fresh = ScoreCache(tmp_path / "other.jsonl", bundle.model_version)
     whole = fresh.score(detector, entries, digests, "clean")
     for branch, values in whole.logits.branches.items():
         np.testing.assert_allclose(resumed.logits.branches[branch], values, atol=1e-4)
@@ -250,13 +250,13 @@ def test_a_killed_run_goes_on(bundle: Bundle, data: Path, tmp_path: Path) -> Non
 def test_another_model_version_scores_afresh(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     """Logits of one bundle are never taken for those of another, nor one form's for another's."""
     entries = load_manifest(data)[:3]
-    digests = take_stock(entries, data).digests
+    digests = check_images(entries, data).digests
     file = tmp_path / "logits.jsonl"
     detector = Detector(bundle)
-    LogitCache(file, bundle.model_version).score(detector, entries, digests, "clean")
+    ScoreCache(file, bundle.model_version).score(detector, entries, digests, "clean")
     for version, form in (("another", "clean"), (bundle.model_version, RAW)):
         with pytest.raises(RuntimeError, match="killed"):
-            LogitCache(file, version).score(Counting(detector, 0), entries, digests, form)  # type: ignore[arg-type]  # a double
+            ScoreCache(file, version).score(Counting(detector, 0), entries, digests, form)  # type: ignore[arg-type]  # a double
 
 
 def test_a_whole_run(
@@ -292,7 +292,7 @@ def test_a_run_on_photographs_alone(bundle: Bundle, tmp_path: Path) -> None:
     """Without generated images the report still states false accusations, and draws what it can."""
     data = write_folder(tmp_path / "data", each=2, sets=("lake", "street"))
     out = tmp_path / "out"
-    found = evaluate(Detector(bundle), data, out)
+    found = evaluate_bundle(Detector(bundle), data, out)
     assert found.images == {"real": 4}
     assert {path.name for path in out.glob("*.png")} == PLOTS - {"roc.png", "reliability.png"}
     assert "False accusations by label" in (out / "quality.md").read_text("utf-8")
@@ -303,4 +303,4 @@ def test_nothing_to_evaluate_is_an_error(bundle: Bundle, data: Path, tmp_path: P
     for file in data.glob("*.jpg"):
         file.unlink()
     with pytest.raises(SettingsError, match="can be read"):
-        evaluate(Detector(bundle), data, tmp_path / "out")
+        evaluate_bundle(Detector(bundle), data, tmp_path / "out")

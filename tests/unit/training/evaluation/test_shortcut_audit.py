@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from detection.errors import SettingsError
 from training.data.codecs import Codec
 from training.evaluation.distances import frechet, maximum_mean_discrepancy, sliced_wasserstein
-from training.evaluation.shortcut_audit import DatasetRefused, audit
+from training.evaluation.shortcut_audit import DatasetRefused, run_audit
 from training.evaluation.shortcut_features import SourceFile
 from worker import cli
 
@@ -95,7 +95,7 @@ def brightened(pixels: Pixels) -> Pixels:
 @pytest.mark.parametrize("encode", [png, jpeg])
 def test_sound_pairs_pass(encode: Callable[[Pixels], bytes]) -> None:
     """Pairs in one codec that differ by a faint pattern alone are not refused."""
-    report = audit(pairs(real=encode, generated=encode))
+    report = run_audit(pairs(real=encode, generated=encode))
 
     report.require()
     assert report.probes["container"].auc == 0.5
@@ -128,7 +128,7 @@ def test_sound_pairs_pass(encode: Callable[[Pixels], bytes]) -> None:
 )
 def test_a_planted_misalignment_is_refused_by_name(files: list[SourceFile], betrayer: str) -> None:
     """Each planted misalignment refuses the data set, and the refusal names it."""
-    report = audit(files)
+    report = run_audit(files)
 
     assert any(reason.startswith(betrayer) for reason in report.refusals), report.refusals
     with pytest.raises(DatasetRefused, match=betrayer):
@@ -139,7 +139,7 @@ def test_unreadable_files_are_listed() -> None:
     """A file that is no image is left out of the figures and named."""
     broken = SourceFile(name="broken.png", data=b"no image", generated=True, group="x")
 
-    report = audit([*pairs(), broken])
+    report = run_audit([*pairs(), broken])
 
     assert report.unreadable == ("broken.png",)
     assert (report.reals, report.generated) == (PAIRS, PAIRS)
@@ -148,7 +148,7 @@ def test_unreadable_files_are_listed() -> None:
 def test_one_side_missing_is_an_error() -> None:
     """A data set without generated images cannot be audited, and the error says so."""
     with pytest.raises(SettingsError, match="0 readable generated"):
-        audit([file for file in pairs() if not file.generated])
+        run_audit([file for file in pairs() if not file.generated])
 
 
 def test_distances_follow_their_closed_forms() -> None:
@@ -168,7 +168,7 @@ def test_distances_follow_their_closed_forms() -> None:
 
 def test_the_report_states_sides_and_distances() -> None:
     """Codecs, sizes and sources of either side, and distances in the named feature space."""
-    report = audit(
+    report = run_audit(
         pairs(), features=lambda images: np.array([i.mean((0, 1)) for i in images]), space="means"
     )
 

@@ -18,12 +18,12 @@ from detection.aligned import AlignedNet
 from detection.egre import Egre, EgreConfig
 from tests.support.bundles.tiny_bundle import ALIGNED, tiny_autoencoder, tiny_predictor
 from tests.support.processes.data_parallel_process import CONFIG, STEPS, Points, network
-from training.data.augmentation import Recipe
+from training.data.augmentation import AugmentationConfig
 from training.data.manifest import Entry
 from training.data.samples import Sample
 from training.fit.aligned_task import AlignedBatch, AlignedTask
-from training.fit.data_parallel import gathered
-from training.fit.lare_task import LareItem, LareTask
+from training.fit.data_parallel import process_group
+from training.fit.lare_task import LareSample, LareTask
 from training.fit.loop import CHECKPOINT, fit, read_checkpoint
 from training.fit.stay_positive import HeadOnly
 from training.fit.tensorboard import CURVES, TRAINING
@@ -85,7 +85,7 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
 
 def test_a_process_alone_leads() -> None:
     """Without a launcher nothing is joined and nobody is waited for."""
-    with gathered("cpu") as leads:
+    with process_group("cpu") as leads:
         assert leads
 
 
@@ -97,8 +97,8 @@ def tasks() -> list[AlignedTask | LareTask]:
     ]
     pixels = np.zeros((512, 512, 3), dtype=np.uint8)
     samples = [Sample(entry, pixels, lossy=False) for entry in entries]
-    items = [LareItem(entry, pixels, np.zeros((4, 64, 64), np.float16)) for entry in entries]
-    return [AlignedTask(samples, Recipe(), AlignedBatch(pairs=0)), LareTask(items)]
+    items = [LareSample(entry, pixels, np.zeros((4, 64, 64), np.float16)) for entry in entries]
+    return [AlignedTask(samples, AugmentationConfig(), AlignedBatch(pairs=0)), LareTask(items)]
 
 
 def test_images_are_not_sent_to_other_processes() -> None:

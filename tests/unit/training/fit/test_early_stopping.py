@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from training.fit.early_stopping import EarlyStopping, Patience, mean_loss
-from training.fit.tensorboard import HELD_BACK, Curves
+from training.fit.tensorboard import HELD_BACK, CurveWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ def early_stopping(
     folder: Path, last: int, measure: Callable[[Mapping[str, Tensor]], float] = loss_of
 ) -> EarlyStopping:
     """What stops a run of `last` steps early."""
-    curves = Curves(folder, HELD_BACK)
+    curves = CurveWriter(folder, HELD_BACK)
     return EarlyStopping(folder, measure, PATIENCE, last=last, curves=curves)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from detection.generators.generator import EPSILON, Generator, Process, noise_bank
-from detection.lare import LareConfig, lare_map, to_unit
+from detection.generators.generator import EPSILON, Generator, NoiseSchedule, noise_bank
+from detection.lare import LareConfig, lare_map, to_minus_one_one
 from tests.support.bundles.tiny_bundle import tiny_autoencoder, tiny_predictor
-from training.data.augmentation import Recipe
+from training.data.augmentation import AugmentationConfig
 from training.data.manifest import Entry
 from training.data.samples import Sample
-from training.fit.lare_task import LareItem, LareTask, augmented_views, with_maps
+from training.fit.lare_task import LareSample, LareTask, augmented_views, with_maps
 
 SIDE, FACTOR = 64, 4
 CONFIG = LareConfig(side=SIDE, step=200, ensemble=2)
@@ -26,13 +26,13 @@ def entry(label: str) -> Entry:
     return Entry(path=Path(label), label=label, set="s", family="", group=label)
 
 
-def numbered(label: str) -> LareItem:
+def numbered(label: str) -> LareSample:
     """A view whose pixels say which cell of the map they lie in, and the map of those numbers."""
     cells = np.arange(64).reshape(8, 8)
     view = np.zeros((SIDE, SIDE, 3), np.uint8)
     view[..., 0] = np.kron(cells, np.ones((8, 8)))
     view[..., 1] = 200 if label == "generated" else 10
-    return LareItem(entry(label), view, np.stack([cells, cells]).astype(np.float16))
+    return LareSample(entry(label), view, np.stack([cells, cells]).astype(np.float16))
 
 
 def test_crops_and_flips_act_on_view_and_map_alike() -> None:
@@ -54,7 +54,7 @@ def test_crops_and_flips_act_on_view_and_map_alike() -> None:
 
 def test_maps_are_computed_after_photometric_changes() -> None:
     """The stored map is that of the stored view, which is no longer the sample's own picture."""
-    process = Process(
+    process = NoiseSchedule(
         prediction=EPSILON, steps=1000, alphas_cumprod=torch.linspace(0.99, 0.01, 1000)
     )
     text = {"encoder_hidden_states": noise_bank((1, 3, 8), seed=1)}
@@ -62,16 +62,16 @@ def test_maps_are_computed_after_photometric_changes() -> None:
     generator.eval().requires_grad_(requires_grad=False)
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     sample = Sample(entry("real"), pixels, lossy=False)
-    recipe = Recipe(crop=SIDE, margin=0, resize_p=0, noise_p=1, noise_sigma=(20, 20))
+    recipe = AugmentationConfig(crop=SIDE, margin=0, resize_p=0, noise_p=1, noise_sigma=(20, 20))
     views = augmented_views([sample], recipe, CONFIG, copies=3, seed=0)
     items = list(with_maps(views, generator, NOISES, CONFIG, batch_size=2))
     assert [item.entry.label for item in items] == ["real"] * 3
     with torch.inference_mode():
-        own = lare_map(generator, to_unit(pixels[None]), NOISES, CONFIG.step)[0].numpy()
+        own = lare_map(generator, to_minus_one_one(pixels[None]), NOISES, CONFIG.step)[0].numpy()
         for item in items:
-            expected = lare_map(generator, to_unit(np.stack([item.view])), NOISES, CONFIG.step)[
-                0
-            ].numpy()
+            expected = lare_map(
+                generator, to_minus_one_one(np.stack([item.view])), NOISES, CONFIG.step
+            )[0].numpy()
             assert item.error == pytest.approx(expected, rel=0.2, abs=0.2)
             far = np.abs(item.error - own).mean()
             assert far > 4 * np.abs(item.error - expected).mean()

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from training.fit.tensorboard import CURVES, HELD_BACK, TRAINING, Curves
+from training.fit.tensorboard import CURVES, HELD_BACK, TRAINING, CurveWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,10 +27,10 @@ def test_a_resumed_run_goes_on_with_its_curve(
     """What the killed process drew beyond the checkpoint is drawn anew; the rest stays."""
     # Files of one second are told apart, and read in the order, by this process's count of them.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    with Curves(tmp_path, TRAINING) as killed:
+    with CurveWriter(tmp_path, TRAINING) as killed:
         for step in (10, 20, 30):
             killed.add(step, {"loss": step / 100})
-    with Curves(tmp_path, TRAINING) as resumed:
+    with CurveWriter(tmp_path, TRAINING) as resumed:
         for step in (20, 30, 40):
             resumed.add(step, {"loss": step / 50})
 
@@ -41,6 +41,6 @@ def test_a_resumed_run_goes_on_with_its_curve(
 
 def test_a_run_without_a_step_leaves_no_curves(tmp_path: Path) -> None:
     """A run that was finished before adds no empty file when it is asked for again."""
-    with Curves(tmp_path, HELD_BACK):
+    with CurveWriter(tmp_path, HELD_BACK):
         pass
     assert list(tmp_path.iterdir()) == []

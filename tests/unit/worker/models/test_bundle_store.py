@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from detection.bundle import MANIFEST, Bundle, BundleError, embedded_names, load_bundle
+from detection.bundle import BUNDLE_FILE, Bundle, BundleError, embedded_names, load_bundle
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from worker.models.bundle_store import BundleStore
 from worker.storage.interface import StorageUnavailable
@@ -81,8 +81,8 @@ def test_a_changed_byte_is_refused_by_address(
     storage.put(BUCKET, f"{prefix}/egre.safetensors", b"other", content_type="x")
     with pytest.raises(BundleError, match=f"{uri} cannot be used.*egre.safetensors has changed"):
         store.fetch(uri, bundle.model_version, tmp_path)
-    storage.put(BUCKET, f"{prefix}/{MANIFEST}", b"{}", content_type="x")
-    with pytest.raises(BundleError, match=f"{uri}/{MANIFEST} is not that of model version"):
+    storage.put(BUCKET, f"{prefix}/{BUNDLE_FILE}", b"{}", content_type="x")
+    with pytest.raises(BundleError, match=f"{uri}/{BUNDLE_FILE} is not that of model version"):
         store.fetch(uri, bundle.model_version, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -108,7 +108,7 @@ def test_an_upload_that_is_cut_off_has_no_manifest(bundle: Bundle) -> None:
     storage = Failing([BUCKET])
     with pytest.raises(StorageUnavailable):
         BundleStore(storage, BUCKET).upload(bundle)
-    assert not any(facts.key.endswith(MANIFEST) for facts in storage.list(BUCKET))
+    assert not any(facts.key.endswith(BUNDLE_FILE) for facts in storage.list(BUCKET))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_manifest_cannot_write_elsewhere(storage: MemoryStorage, tmp_path: Pat
     """A file name that leads out of the bundle is refused before anything is fetched."""
     raw = json.dumps({"files": {"../outside.txt": "0" * 64}}).encode()
     digest = hashlib.sha256(raw).hexdigest()
-    storage.put(BUCKET, f"models/{digest}/{MANIFEST}", raw, content_type="x")
+    storage.put(BUCKET, f"models/{digest}/{BUNDLE_FILE}", raw, content_type="x")
     with pytest.raises(BundleError, match=r"outside of the bundle: '\.\./outside.txt'"):
         BundleStore(storage, BUCKET).fetch(f"s3://training/models/{digest}", digest, tmp_path / "c")
 
