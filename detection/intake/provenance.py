@@ -121,7 +121,7 @@ class ProvenanceRecord:
 
 
 def read_provenance(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> ProvenanceRecord:
-    """Read the signals of one file. Never raises for any bytes: what cannot be read is absent.
+    """Read the provenance of one file. Never raises for any bytes: what cannot be read is absent.
 
     The C2PA library fetches nothing: a manifest that lies elsewhere counts as unreadable.
     """

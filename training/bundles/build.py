@@ -90,39 +90,39 @@ def score_variants(detector: Detector, entries: Sequence[Entry]) -> ScoredVarian
 
 
 def build_bundle(
-    workshop: BundleTrainingRun, folder: Path, *, data_licence: str, with_folds: bool = True
+    training_run: BundleTrainingRun, folder: Path, *, data_licence: str, with_folds: bool = True
 ) -> Bundle:
     """Train what is missing, calibrate, and write the bundle with its card to `folder`.
 
     `with_folds` also trains the leave-one-autoencoder-out folds, which say what the bundle is worth
     on generators it never saw and take longer than the bundle itself.
     """
-    training, calibration = workshop.divided()
-    aligned = workshop.aligned("final", training)
-    egre = workshop.lare("final", training)
-    draft = write_bundle(workshop.run_dir / "final" / "draft", workshop, aligned, egre)
-    forms = score_variants(Detector(draft, device=workshop.device), calibration)
-    fusion = fit_fusion(forms.pooled(), workshop.recipe.calibration)
+    training, calibration = training_run.divided()
+    aligned = training_run.aligned("final", training)
+    egre = training_run.lare("final", training)
+    draft = write_bundle(training_run.run_dir / "final" / "draft", training_run, aligned, egre)
+    forms = score_variants(Detector(draft, device=training_run.device), calibration)
+    fusion = fit_fusion(forms.pooled(), training_run.recipe.calibration)
     worst = forms.worst(fusion)
     generated = forms.scored["clean"].logits.generated
     points = operating_points(worst, generated)
-    policy = LabelPolicy(steady=workshop.recipe.steady)
-    folds = make_folds(workshop.entries) if with_folds else []
+    policy = LabelPolicy(steady=training_run.recipe.steady)
+    folds = make_folds(training_run.entries) if with_folds else []
     metrics = {
         "calibration": _calibration_figures(forms, fusion, points, policy),
-        "unseen": [fold_figures(workshop, fold) for fold in folds],
+        "unseen": [fold_figures(training_run, fold) for fold in folds],
     }
     families = sorted({entry.family for entry in training if entry.generated})
     provenance = BundleProvenance(
-        snapshot_digest=snapshot_digest(workshop.entries),
+        snapshot_digest=snapshot_digest(training_run.entries),
         code_revision=code_revision(),
-        recipe=f"training.recipe.BundleRecipe {workshop.recipe.name}",
+        recipe=f"training.recipe.BundleRecipe {training_run.recipe.name}",
         seen_families=tuple(families),
         data_licence=data_licence,
     )
     return write_bundle(
         folder,
-        workshop,
+        training_run,
         aligned,
         egre,
         fusion=fusion,
@@ -134,7 +134,7 @@ def build_bundle(
             "LICENSE-weights.md": (files("training.bundles") / "weights_licence.md").read_text(
                 "utf-8"
             ),
-            "card.md": bundle_card(workshop, metrics, points, policy, provenance),
+            "card.md": bundle_card(training_run, metrics, points, policy, provenance),
         },
     )
 
@@ -178,27 +178,27 @@ def _calibration_figures(
     return figures
 
 
-def fold_figures(workshop: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
+def fold_figures(training_run: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
     """Train the fold's branches and state their figures on what the fold left out.
 
     The fusion is the plain sum of the branch logits, each scaled by the mean and spread of the
     left-out photographs: no label of what the fold leaves out enters it. Kept in the run folder, as
     every stage is.
     """
-    file = workshop.run_dir / fold.name / "figures.json"
+    file = training_run.run_dir / fold.name / "figures.json"
     if not file.is_file():
-        figures = _measure_fold(workshop, fold)
+        figures = _measure_fold(training_run, fold)
         file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return kept
 
 
-def _measure_fold(workshop: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
-    training, tested = fold.divide(workshop.entries)
-    aligned = workshop.aligned(fold.name, training, steps=workshop.recipe.fold_steps)
-    egre = workshop.lare(fold.name, training, steps=workshop.recipe.fold_steps)
-    draft = write_bundle(workshop.run_dir / fold.name / "draft", workshop, aligned, egre)
-    detector = Detector(draft, device=workshop.device)
+def _measure_fold(training_run: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
+    training, tested = fold.divide(training_run.entries)
+    aligned = training_run.aligned(fold.name, training, steps=training_run.recipe.fold_steps)
+    egre = training_run.lare(fold.name, training, steps=training_run.recipe.fold_steps)
+    draft = write_bundle(training_run.run_dir / fold.name / "draft", training_run, aligned, egre)
+    detector = Detector(draft, device=training_run.device)
     figures: dict[str, Any] = {"family": fold.family, "source": fold.source, "tiers": {}}
     for tier in CALIBRATION_TIERS:
         scored = score_tier(detector, tested, tier)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def bundle_card(
-    workshop: BundleTrainingRun,
+    training_run: BundleTrainingRun,
     metrics: Mapping[str, Any],
     points: Sequence[OperatingPoint],
     policy: LabelPolicy,
@@ -24,8 +24,10 @@ def bundle_card(
 ) -> str:
     """Write the bundle's card from its figures."""
     calibration = metrics["calibration"]
+    flag = select_operating_point(points, policy.flag)
+    doubt = select_operating_point(points, policy.doubt)
     lines = [
-        f"# The bundle `{workshop.recipe.name}`",
+        f"# The bundle `{training_run.recipe.name}`",
         "",
         "A latent-diffusion detector that fits a CPU: the lare branch (LaRE², arXiv 2403.17465) on",
         "an autoencoder and a predictor of our own, and the aligned branch (arXiv 2410.11835) on",
@@ -41,9 +43,8 @@ def bundle_card(
         *_operating_points(points),
         "",
         (
-            f"`generated` is said from {select_operating_point(points, policy.flag).name} on, `unsure` from"
-            f" {select_operating_point(points, policy.doubt).name} on. Probabilities assume that"
-            f" {policy.prior:.0%} of the images are generated."
+            f"`generated` is said from {flag.name} on, `unsure` from {doubt.name} on. Probabilities"
+            f" assume that {policy.prior:.0%} of the images are generated."
         ),
         "",
         "## Images of generator families it trained on, prompts it did not",
@@ -69,7 +70,7 @@ def bundle_card(
     lines += [
         f"| {name} | {_show(value)} |" for name, value in calibration["clean"]["auc_by_set"].items()
     ]
-    lines += _unseen_lines(workshop, metrics["unseen"])
+    lines += _unseen_lines(training_run, metrics["unseen"])
     lines += [
         "",
         "## Limits",
@@ -80,7 +81,7 @@ def bundle_card(
         "* Not measured: GANs, pixel-space diffusion, inpainted parts of photographs, drawings.",
         (
             "* Large photographs are read in at most"
-            f" {workshop.recipe.aligned.max_tiles} tiles of {workshop.recipe.aligned.tile} pixels."
+            f" {training_run.recipe.aligned.max_tiles} tiles of {training_run.recipe.aligned.tile} pixels."
         ),
         "",
         "## Provenance",
@@ -140,15 +141,15 @@ def _operating_points(points: Sequence[OperatingPoint]) -> list[str]:
     return lines
 
 
-def _unseen_lines(workshop: BundleTrainingRun, folds: Sequence[Mapping[str, Any]]) -> list[str]:
+def _unseen_lines(training_run: BundleTrainingRun, folds: Sequence[Mapping[str, Any]]) -> list[str]:
     title = ["", "## Autoencoder families and photo sources it never saw (leave one out)", ""]
     if not folds:
         return [*title, "Not measured for this bundle."]
     lines = [
         *title,
         (
-            f"Each fold trains from scratch for {workshop.recipe.fold_steps} steps (the released"
-            f" network: {workshop.recipe.aligned_loop.steps}) without one family and one source."
+            f"Each fold trains from scratch for {training_run.recipe.fold_steps} steps (the released"
+            f" network: {training_run.recipe.aligned_loop.steps}) without one family and one source."
             " The generator is that of the bundle: it learnt from photographs alone, those of the"
             " source left out among them."
         ),

@@ -114,10 +114,10 @@ def fine_tune(
     Resumes from `run_dir`. `on_step` hears the file's name and the steps done. Raises
     `TrainingDiverged` when a loss stops being finite.
     """
-    lessons = load_challenger_data(
+    data = load_challenger_data(
         files, recipe.sampling, run_dir, lare=lare_of(champion, device), device=device
     )
-    training, held = lessons.divided(recipe.sampling.validation)
+    training, held = data.divided(recipe.sampling.validation)
     tuned = {}
     for name, network in networks(champion).items():
         tasks = [_task(name, part, recipe) for part in (training, held)]
@@ -157,21 +157,21 @@ def lare_of(champion: Bundle, device: str = "cpu") -> LareComponents | None:
     return lare
 
 
-def _task(name: str, lessons: ChallengerData, recipe: ChallengerRecipe) -> Task | None:
+def _task(name: str, data: ChallengerData, recipe: ChallengerRecipe) -> Task | None:
     """Return the task of a branch, or None where a class that it needs is missing."""
     if name == ALIGNED:
-        if not any(sample.reconstructions for sample in lessons.samples):
+        if not any(sample.reconstructions for sample in data.samples):
             return None
-        fakes = any(sample.entry.generated for sample in lessons.samples)
+        fakes = any(sample.entry.generated for sample in data.samples)
         batch = recipe.aligned_batch if fakes else replace(recipe.aligned_batch, unpaired=0)
-        return AlignedTask(lessons.samples, recipe.sampling.augmentation, batch)
-    labels = {item.entry.generated for item in lessons.items}
+        return AlignedTask(data.samples, recipe.sampling.augmentation, batch)
+    labels = {item.entry.generated for item in data.items}
     if len(labels) < 2:
         return None
-    side = lessons.items[0].view.shape[0]
-    factor = side // lessons.items[0].error.shape[1]
+    side = data.items[0].view.shape[0]
+    factor = side // data.items[0].error.shape[1]
     return LareTask(
-        lessons.items,
+        data.items,
         crop=side - side // 8,
         batch_size=recipe.lare_batch_size,
         factor=factor,

@@ -92,7 +92,7 @@ class _ListedImage:
             group=self.entry.group,
             source=self.entry.set,
             label=self.entry.label,
-            side=split_of(self.entry.group, self.shares),
+            split=split_of(self.entry.group, self.shares),
         )
 
 
@@ -112,10 +112,10 @@ def run_on_folder(
     missing, broken or too small is left out: the page counts it, the log names it. Raises
     `DatasetRefused` when files betray a side, and `CalibrationError` with too few images.
     """
-    stock = check_images(load_manifest(data), data)
-    for name, why in stock.refused.items():
+    inventory = check_images(load_manifest(data), data)
+    for name, why in inventory.refused.items():
         log.warning("image_left_out", file=name, why=why)
-    digests = {stock.digests[entry.path]: entry for entry in stock.entries}
+    digests = {inventory.digests[entry.path]: entry for entry in inventory.entries}
     listed = [_ListedImage(entry, digest, terms.shares) for digest, entry in digests.items()]
     sources: list[Source] = [*listed, *series(terms.shaders)]
     store = FolderStore(out / "dataset")
@@ -127,8 +127,8 @@ def run_on_folder(
         on_image=lambda done: on_progress("reconstructing", done, len(sources)),
     )
 
-    def files(side: Split) -> Iterator[SampleFiles]:
-        return (sample for sample in read_samples(store, dataset) if sample.side == side)
+    def files(split: Split) -> Iterator[SampleFiles]:
+        return (sample for sample in read_samples(store, dataset) if sample.split == split)
 
     calibration = extract(files(Split.CALIBRATION), out / Split.CALIBRATION)
     require_calibration(calibration)
@@ -190,7 +190,7 @@ def run_on_folder(
             "champion": champion.model_version,
             "challenger": challenger.model_version,
             "data set": dataset.digest,
-            "images missing, unreadable or too small": len(stock.refused),
+            "images missing, unreadable or too small": len(inventory.refused),
             **facts,
         },
     )

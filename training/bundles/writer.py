@@ -49,7 +49,7 @@ def draft_fusion(branches: Iterable[str]) -> Fusion:
 
 def write_bundle(
     folder: Path,
-    workshop: BundleTrainingRun,
+    training_run: BundleTrainingRun,
     aligned: AlignedNet,
     egre: Egre,
     *,
@@ -65,17 +65,17 @@ def write_bundle(
     Weights are stored in half precision and computed with in float32; without `fusion` it is a
     draft; `texts` are the card and the licence by file name.
     """
-    recipe = workshop.recipe
+    recipe = training_run.recipe
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(workshop.run_dir / "generator", folder / "generator")
+    shutil.copytree(training_run.run_dir / "generator", folder / "generator")
     for file in (folder / "generator").rglob("*.safetensors"):
         # diffusers refuses weights whose metadata does not name their framework.
         save_file(to_float16(load_file(file)), file, metadata={"format": "pt"})
     save_file(to_float16(aligned.state_dict()), folder / "aligned.safetensors")
     save_file(to_float16(egre.state_dict()), folder / "egre.safetensors")
     constants = {
-        "noise_bank": workshop.noises(),
-        "conditioning.encoder_hidden_states": workshop.conditioning(),
+        "noise_bank": training_run.noises(),
+        "conditioning.encoder_hidden_states": training_run.conditioning(),
     }
     save_file(constants, folder / "constants.safetensors")
     for name, text in (texts or {}).items():

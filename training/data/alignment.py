@@ -157,7 +157,7 @@ def _build(
             group=original.group,
             source=original.source,
             label=original.label,
-            side=original.side,
+            split=original.split,
             weight=original.weight,
             audited=original.audited,
             suffix=original.coding.suffix,

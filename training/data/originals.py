@@ -70,7 +70,7 @@ class Coding:
 class Original:
     """One labelled image: its key for ever, where it belongs, its pixels and its file's coding.
 
-    `key` holds letters, digits, `-` and `_`; `data` is the image as it is stored; `side` is what a
+    `key` holds letters, digits, `-` and `_`; `data` is the image as it is stored; `split` is what a
     data set uses it for; `weight` says how many images it stands for in calibration, and `audited`
     whether it is there because a random audit drew it from what the champion let through.
     """
@@ -79,7 +79,7 @@ class Original:
     group: str
     source: str
     label: str = REAL
-    side: str = "training"
+    split: str = "training"
     weight: float = 1.0
     audited: bool = False
     pixels: Pixels
@@ -94,7 +94,7 @@ def read_original(
     group: str,
     source: str,
     label: str = REAL,
-    side: str = "training",
+    split: str = "training",
     weight: float = 1.0,
     audited: bool = False,
 ) -> Original:
@@ -118,7 +118,7 @@ def read_original(
         group=group,
         source=source,
         label=label,
-        side=side,
+        split=split,
         weight=weight,
         audited=audited,
         pixels=pixels,

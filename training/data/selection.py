@@ -99,7 +99,7 @@ class KnownGroup:
 
     pdq: bytes
     group: str
-    side: Split | None = None
+    split: Split | None = None
     pinned: bool = False
 
 
@@ -113,7 +113,7 @@ class Selected:
     label: Label
     why: LabelSource
     group: str
-    side: Split
+    split: Split
     weight: float
 
 
@@ -126,7 +126,7 @@ class Selection:
 
     def of(self, wanted: Split, label: Label) -> list[Selected]:
         """Return the images of one side and label."""
-        return [item for item in self.items if item.side is wanted and item.label is label]
+        return [item for item in self.items if item.split is wanted and item.label is label]
 
 
 def select(
@@ -159,7 +159,7 @@ def select(
             continue
         group = groups.find(candidate)
         reason = caps.refuse(candidate, label, why, group)
-        where = groups.sides.get(group) or split_of(group, policy)
+        where = groups.splits.get(group) or split_of(group, policy)
         if not reason and where is Split.CALIBRATION and not _fairly_sampled(candidate, label, why):
             # Reviewed photographs are mostly flagged ones: false-positive rates that rest on them
             # are wrong.
@@ -176,7 +176,7 @@ def select(
                 label=label,
                 why=why,
                 group=group,
-                side=where,
+                split=where,
                 weight=_weight(candidate, why),
             )
         )
@@ -268,7 +268,7 @@ class _Groups:
     """
 
     def __init__(self, known: Sequence[KnownGroup]) -> None:
-        self.sides = {one.group: one.side for one in known if one.side is not None}
+        self.splits = {one.group: one.split for one in known if one.split is not None}
         self._names = [one.group for one in known if not one.pinned]
         self._bits = [_bits(one.pdq) for one in known if not one.pinned]
         self._pinned = np.array([_bits(one.pdq) for one in known if one.pinned])

@@ -30,8 +30,15 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 MANIFEST = "dataset.json"
-#: What `<key>.json` says.
-_KNOWN = ("group", "source", "label", "side", "weight", "audited")
+#: Fields of `<key>.json`, and the attributes of `SampleFiles` that they hold.
+_FIELDS = {
+    "group": "group",
+    "source": "source",
+    "label": "label",
+    "side": "split",
+    "weight": "weight",
+    "audited": "audited",
+}
 SCHEMA_VERSION = 1
 
 
@@ -138,7 +145,7 @@ class SampleFiles:
     group: str
     source: str
     label: str
-    side: str
+    split: str
     suffix: str
     image: bytes
     reconstructions: Mapping[str, bytes]
@@ -151,7 +158,7 @@ def pack(samples: Iterable[SampleFiles]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            known = {name: getattr(sample, name) for name in _KNOWN}
+            known = {name: getattr(sample, attribute) for name, attribute in _FIELDS.items()}
             _add(tar, f"{sample.key}.json", json.dumps(known, sort_keys=True).encode())
             _add(tar, f"{sample.key}.{sample.label}.{sample.suffix}", sample.image)
             for aligner, data in sorted(sample.reconstructions.items()):
@@ -179,7 +186,8 @@ def unpack(data: bytes) -> Iterator[SampleFiles]:
         suffix = next(name for name in parts if name.startswith(first)).removeprefix(first)
         image = parts.pop(f"{first}{suffix}")
         made = {name.removesuffix(f".{suffix}"): content for name, content in parts.items()}
-        yield SampleFiles(key=key, suffix=suffix, image=image, reconstructions=made, **known)
+        values = {_FIELDS[name]: value for name, value in known.items()}
+        yield SampleFiles(key=key, suffix=suffix, image=image, reconstructions=made, **values)
 
 
 def write_shard(

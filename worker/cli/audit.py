@@ -24,7 +24,7 @@ def audit(
     from rich.progress import track
 
     from training.data.manifest import load_manifest
-    from training.evaluation.shortcut_audit import run_audit as run_audit
+    from training.evaluation.shortcut_audit import run_audit
     from training.evaluation.shortcut_features import source_files
 
     entries = load_manifest(data)

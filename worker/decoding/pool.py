@@ -7,7 +7,7 @@ An image can cost itself and one process, never the worker and never its neighbo
 * its process dies: the image is decoded once more with the whole pool to itself, in case a
   neighbour's appetite had it killed; dying again fails it as `decoder_crashed`. This is a failed
   image and not a death, because the worker lived and knows the culprit;
-* signals of origin that take too long or kill their reader are left out, and the image goes on.
+* provenance that takes too long or kills its reader is left out, and the image goes on.
 
 The bytes of decoded images in flight stay under a budget. A process is held until the budget has
 room for what it decoded, so the most that exists is the budget and one image a process.
@@ -249,7 +249,7 @@ class _Slot:
 class DecodePool:
     """Decodes for many threads in `settings.processes` processes of its own.
 
-    `decoder` and `signals` name the functions that the processes run, as "module:function".
+    `decoder` and `provenance` name the functions that the processes run, as "module:function".
     """
 
     def __init__(
@@ -257,13 +257,13 @@ class DecodePool:
         settings: Intake,
         *,
         decoder: str = "detection.intake.decode:decode",
-        signals: str = "detection.intake.provenance:read_signals",
+        provenance: str = "detection.intake.provenance:read_provenance",
     ) -> None:
         self._timeout_s = settings.timeout_s
-        self._signals_timeout_s = settings.signals_timeout_s
+        self._provenance_timeout_s = settings.signals_timeout_s
         config = {
             "decoder": decoder,
-            "signals": signals,
+            "provenance": provenance,
             "timeout_s": settings.timeout_s,
             "signals_timeout_s": settings.signals_timeout_s,
             "memory_bytes": settings.memory_bytes,
@@ -335,8 +335,8 @@ class DecodePool:
                     slot.clear()  # what a failed allocation leaves behind is not worth trusting
                 raise error_type(reply.get("message"))
             try:
-                signals = self._signals(process, key=request["key"])
-                facts = replace(_facts(reply["facts"]), signals=signals)
+                provenance = self._provenance(process, key=request["key"])
+                facts = replace(_facts(reply["facts"]), provenance=provenance)
                 size_bytes = facts.width * facts.height * 3
                 self.budget.acquire(size_bytes, wait_s=max(0.0, deadline - time.monotonic()))
                 try:
@@ -347,17 +347,17 @@ class DecodePool:
             finally:
                 os.close(result)
 
-    def _signals(self, process: _Process, *, key: str | None) -> ProvenanceRecord | None:
-        """Hear what the file says of its origin; whatever goes wrong here costs only that."""
+    def _provenance(self, process: _Process, *, key: str | None) -> ProvenanceRecord | None:
+        """Read what the file says of its origin; a failure here costs only that."""
         try:
-            told = process.read_answer(timeout_s=self._signals_timeout_s)
-            if "unread" not in told:
-                return ProvenanceRecord.from_dict(told["signals"])
-            why = told["unread"]
+            answer = process.read_answer(timeout_s=self._provenance_timeout_s)
+            if "unread" not in answer:
+                return ProvenanceRecord.from_dict(answer["provenance"])
+            why = answer["unread"]
         except (TimeoutError, _ProcessDied, LookupError, TypeError, ValueError) as error:
             process.kill()
             why = f"{type(error).__name__}: {error}"
-        _log.warning("signals_unread", key=key, error=why)
+        _log.warning("provenance_read_failed", key=key, error=why)
         return None
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""One process of the decode pool: untrusted bytes in, pixels and signals out, under limits.
+"""One process of the decode pool: untrusted bytes in, pixels and provenance out, under limits.
 
 It is started with an empty environment (no secrets), imports neither the model nor the queue, and
 speaks lines of JSON over one socket. Bytes and pixels travel as file descriptors of anonymous
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from detection.intake.decode import DecodedImage, IntakeLimits
     from detection.intake.provenance import ProvenanceRecord
 
-#: More than the longest signals take: 38 texts of 200 characters, at 12 bytes each in JSON.
+#: More than the longest provenance takes: 38 texts of 200 characters, at 12 bytes each in JSON.
 MAX_LINE_BYTES = 256 * 1024
 #: Seconds after the parent's time limit at which the kernel ends the decoding instead.
 GRACE_S = 2.0
@@ -77,7 +77,7 @@ def main(config: dict[str, Any]) -> None:
     """Serve one parent until it hangs up."""
     connection = socket.socket(fileno=config["socket"])
     decoder: Callable[..., DecodedImage] = _named(config["decoder"])
-    reader: Callable[..., ProvenanceRecord] = _named(config["signals"])
+    reader: Callable[..., ProvenanceRecord] = _named(config["provenance"])
     limits: IntakeLimits = importlib.import_module("detection.intake.decode").IntakeLimits(
         **config["limits"]
     )
@@ -107,7 +107,7 @@ def _serve(
         if result is not None:
             os.close(result)
             signal.setitimer(signal.ITIMER_REAL, config["signals_timeout_s"] + GRACE_S)
-            send(connection, _signals(reader, limits, source))
+            send(connection, _provenance(reader, limits, source))
         signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         if source is not None:
@@ -149,12 +149,12 @@ def _answer(
     return {"facts": facts}, result
 
 
-def _signals(
+def _provenance(
     reader: Callable[..., ProvenanceRecord], limits: IntakeLimits, source: int | None
 ) -> dict[str, Any]:
     try:
         found = reader(_read(source), max_metadata_bytes=limits.max_metadata_bytes)
-        return {"signals": found.as_dict()}
+        return {"provenance": found.as_dict()}
     except Exception as error:  # noqa: BLE001 - the image is decoded; the parent is told what
         return {"unread": f"{type(error).__name__}: {error}"[:1000]}
 

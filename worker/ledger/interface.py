@@ -160,7 +160,7 @@ class HeldElsewhere:
 class ImageFacts:
     """What decoding learnt of an image; goes into its row beside the outcome.
 
-    `signals` is what the file says about its own origin, None where it could not be read; the
+    `provenance` is what the file says about its own origin, None where it could not be read; the
     ledger stores it with a verdict, beside it and apart from the image's row.
     """
 
@@ -171,7 +171,7 @@ class ImageFacts:
     height: int
     pdq: bytes | None = None
     pdq_quality: int | None = None
-    signals: ProvenanceRecord | None = None
+    provenance: ProvenanceRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -296,7 +296,7 @@ class PostgresLedger:
                     [{"image_id": v.image_id, **statements.fact_values(v.facts)} for v in ending],
                 )
             provenance.store(
-                connection, {v.image_id: v.facts.signals for v in ordered if v.facts.signals}
+                connection, {v.image_id: v.facts.provenance for v in ordered if v.facts.provenance}
             )
             statements.close_lease(
                 connection, {verdict.lease_id for verdict in verdicts}, LeaseOutcome.SCORED

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def store(connection: Connection, found: Mapping[UUID, ProvenanceRecord]) -> None:
-    """Store the signals of images that were not erased; what was stored before stays."""
+    """Store the provenance of images that were not erased; what was stored before stays."""
     if not found:
         return
     kept = connection.scalars(
@@ -31,18 +31,18 @@ def store(connection: Connection, found: Mapping[UUID, ProvenanceRecord]) -> Non
         connection.execute(insert(Provenance).values(rows).on_conflict_do_nothing())
 
 
-def _row(image_id: UUID, signals: ProvenanceRecord) -> dict[str, Any]:
+def _row(image_id: UUID, record: ProvenanceRecord) -> dict[str, Any]:
     return {
         "image_id": image_id,
-        "exif_make": signals.exif.make,
-        "exif_model": signals.exif.model,
-        "exif_software": signals.exif.software,
-        "exif_taken_at": signals.exif.taken_at,
-        "iptc_digital_source_type": signals.iptc_digital_source_type,
-        "iptc_asserts_ai": signals.iptc_asserts_ai,
-        "c2pa_state": signals.c2pa.state,
-        "c2pa_claim_generator": signals.c2pa.claim_generator,
-        "c2pa_digital_source_types": list(signals.c2pa.digital_source_types),
-        "c2pa_asserts_ai": signals.c2pa.asserts_ai,
-        "c2pa_problems": list(signals.c2pa.problems),
+        "exif_make": record.exif.make,
+        "exif_model": record.exif.model,
+        "exif_software": record.exif.software,
+        "exif_taken_at": record.exif.taken_at,
+        "iptc_digital_source_type": record.iptc_digital_source_type,
+        "iptc_asserts_ai": record.iptc_asserts_ai,
+        "c2pa_state": record.c2pa.state,
+        "c2pa_claim_generator": record.c2pa.claim_generator,
+        "c2pa_digital_source_types": list(record.c2pa.digital_source_types),
+        "c2pa_asserts_ai": record.c2pa.asserts_ai,
+        "c2pa_problems": list(record.c2pa.problems),
     }

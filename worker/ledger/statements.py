@@ -331,10 +331,10 @@ def _upload(image: AnyRow) -> Upload:
 
 
 def fact_columns(facts: ImageFacts) -> dict[str, Any]:
-    """Name the values of facts as columns of `images`; signals have a table of their own."""
+    """Name the values of facts as columns of `images`; provenance has a table of its own."""
     columns = asdict(facts)
     columns["size_bytes"] = columns.pop("size")
-    del columns["signals"]
+    del columns["provenance"]
     return columns
 
 

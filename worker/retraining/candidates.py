@@ -156,7 +156,7 @@ def known_groups(engine: Engine) -> list[KnownGroup]:
         KnownGroup(
             pdq=row.pdq,
             group=row.group_key,
-            side=None if row.side is None else Split(row.side),
+            split=None if row.side is None else Split(row.side),
             pinned=row.pinned,
         )
         for row in rows

@@ -89,7 +89,7 @@ class ChallengerContext:
             for digest, uri in Snapshots(self.dataset_context.engine).sealed(progress.snapshot_id)
         ]
 
-    def files(self, progress: Progress, side: Split) -> Iterator[SampleFiles]:
+    def files(self, progress: Progress, split: Split) -> Iterator[SampleFiles]:
         """Read one side of every sealed data set, the newest first, without what was revoked.
 
         Nor with the renderings of earlier runs: each has new ones.
@@ -99,12 +99,12 @@ class ChallengerContext:
         for _, store in self.stored(progress):
             for sample in read_samples(store, load_dataset(store)):
                 stale = sample.source == SHADERS and sample.key not in own
-                if sample.side == side and sample.key not in gone and not stale:
+                if sample.split == split and sample.key not in gone and not stale:
                     yield sample
 
-    def laid_out(self, progress: Progress, side: Split) -> list[Entry]:
+    def extracted(self, progress: Progress, split: Split) -> list[Entry]:
         """Write one side of every sealed data set into the work folder."""
-        return extract(self.files(progress, side), self.folder(progress) / side)
+        return extract(self.files(progress, split), self.folder(progress) / split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Train:
         context, began = self.context, time.monotonic()
         context.remove_other_runs(progress)
         try:
-            require_calibration(context.laid_out(progress, Split.CALIBRATION))
+            require_calibration(context.extracted(progress, Split.CALIBRATION))
         except CalibrationError as error:
             raise RunEnds(Ending.REFUSED, str(error)) from error
         champion = context.champions.current()
@@ -183,7 +183,7 @@ class Calibrate:
                 context.folder(progress) / "challenger",
                 context.champions.of(trained["champion"]),
                 weights,
-                context.laid_out(progress, Split.CALIBRATION),
+                context.extracted(progress, Split.CALIBRATION),
                 ChallengerOrigin(
                     snapshot_digest=digest,
                     families=sorted(families),
@@ -235,7 +235,7 @@ def _contest(
     context: ChallengerContext, progress: Progress, champion: Detector, challenger: Detector
 ) -> dict[str, PairedPredictions]:
     """Compare both on the evaluation side; empty when there is no image on it."""
-    entries = context.laid_out(progress, Split.EVALUATION)
+    entries = context.extracted(progress, Split.EVALUATION)
     if not entries:
         return {}
     added = set(load_dataset(context.dataset_context.store(progress.run_id)).keys)

@@ -85,7 +85,7 @@ class StoredOriginal:
             group=item.group,
             source=item.source,
             label=item.label,
-            side=item.side,
+            split=item.split,
             weight=item.weight,
             audited=item.audited,
         )

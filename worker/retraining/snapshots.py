@@ -35,7 +35,7 @@ class StoredItem:
     source: str
     label: str
     group: str
-    side: str
+    split: str
     weight: float = 1.0
     audited: bool = False
 
@@ -52,7 +52,7 @@ _STORED = (
 
 
 def _item(
-    row: Row[*tuple[Any, ...]], side: str, weight: float = 1.0, *, audited: bool = False
+    row: Row[*tuple[Any, ...]], split: str, weight: float = 1.0, *, audited: bool = False
 ) -> StoredItem:
     return StoredItem(
         image_id=row.id,
@@ -64,7 +64,7 @@ def _item(
         source=row.source,
         label=row.label,
         group=row.group_key,
-        side=side,
+        split=split,
         weight=weight,
         audited=audited,
     )
@@ -104,7 +104,7 @@ class Snapshots:
                         "label": item.label.value,
                         "why": item.why.value,
                         "group_key": item.group,
-                        "side": item.side.value,
+                        "side": item.split.value,
                         "weight": item.weight,
                     }
                     for item in selection.items

@@ -201,7 +201,7 @@ def test_renderings_join_the_photographs(
         if sample.source == SHADERS
     }
     assert drawn.keys() == {one.key for one in series(5, seed=progress.run_id)}
-    assert {(one.label, one.side) for one in drawn.values()} == {("real", "training")}
+    assert {(one.label, one.split) for one in drawn.values()} == {("real", "training")}
     assert all(one.reconstructions.keys() == {"imitator"} for one in drawn.values())
     assert len(rows(engine, SnapshotItem)) == len(images)
 

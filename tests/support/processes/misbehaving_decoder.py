@@ -46,14 +46,14 @@ def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a
                 file.flush()
                 time.sleep(0.05)
                 file.write("out\n")
-    # "signals …" decodes; what it does is `read_signals`' part.
+    # "signals …" decodes; what it does is `read_provenance`'s part.
     side = int(argument) if word == "side" else 64
     pixels = np.full((side, side, 3), 7, np.uint8)
     pixels[0, 0] = (1, 2, 3)
     return image(data, pixels)
 
 
-def read_signals(data: bytes, *, max_metadata_bytes: int) -> ProvenanceRecord:
+def read_provenance(data: bytes, *, max_metadata_bytes: int) -> ProvenanceRecord:
     """Do what the bytes say after the word "signals"."""
     match data.decode().split():
         case ["signals", "hang"]:

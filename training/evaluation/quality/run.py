@@ -53,10 +53,10 @@ def evaluate_bundle(
 
     bundle = detector.bundle
     listed = load_manifest(data)
-    stock = check_images(listed, data)
+    inventory = check_images(listed, data)
     entries, matches = evaluation_subset(listed, bundle)
-    usable = [entry for entry in entries if entry.path in stock.digests]
-    chosen = limit_per_set(usable, stock.digests, limit)
+    usable = [entry for entry in entries if entry.path in inventory.digests]
+    chosen = limit_per_set(usable, inventory.digests, limit)
     if not chosen:
         raise SettingsError(f"{data}: none of the images listed can be read and evaluated")
     out.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,8 @@ def evaluate_bundle(
             if on_progress is not None:
                 on_progress(form, done, len(chosen))
 
-        scored[form] = cache.score(detector, chosen, stock.digests, form, on_image=report)
-    quality = measure(bundle, scored, data, refused=stock.refused, matches=matches, limit=limit)
+        scored[form] = cache.score(detector, chosen, inventory.digests, form, on_image=report)
+    quality = measure(bundle, scored, data, refused=inventory.refused, matches=matches, limit=limit)
     (out / "quality.json").write_text(quality.to_json() + "\n", encoding="utf-8")
     plots = draw_plots(quality, bundle, scored, data, out)
     write_page(quality, plots, out / "quality.md")

@@ -70,12 +70,12 @@ def test_every_row_of_the_card_fills_its_header(tmp_path: Path) -> None:
     tier = {name: figures["clean"][name] for name in ("auc", "auc_by_branch", "fusion_gain")}
     tier |= {"recall_at_1_percent": tier["auc"], "recall_at_5_percent": tier["auc"]}
     unseen = [{"family": "beta", "source": "street", "tiers": {"clean": tier}}]
-    workshop = BundleTrainingRun(entries, tmp_path, BundleRecipe())
+    training_run = BundleTrainingRun(entries, tmp_path, BundleRecipe())
     provenance = BundleProvenance(
         snapshot_digest="", code_revision="", recipe="", seen_families=("alpha",), data_licence=""
     )
     text = bundle_card(
-        workshop, {"calibration": figures, "unseen": unseen}, points, LabelPolicy(), provenance
+        training_run, {"calibration": figures, "unseen": unseen}, points, LabelPolicy(), provenance
     )
     columns = 0
     for line in text.splitlines():

@@ -68,7 +68,7 @@ def files(count: int = 12, *, side: int = 64, label: str | None = None) -> list[
                 group=f"group-{number}",
                 source="feed" if fake else "camera",
                 label="generated" if fake else "real",
-                side="training",
+                split="training",
                 suffix="png",
                 image=Coding().encode(image),
                 reconstructions=pair,
@@ -120,16 +120,16 @@ def test_a_killed_challenger_ends_as_an_uninterrupted_one(champion: Bundle, tmp_
 @pytest.mark.full
 def test_without_generated_images_the_pairs_teach(champion: Bundle, tmp_path: Path) -> None:
     """No fake was confirmed: the aligned branch learns from pairs, the lare branch from its own."""
-    lessons = fine_tune(files(label="real"), champion, tiny_recipe(2), tmp_path)
+    data = fine_tune(files(label="real"), champion, tiny_recipe(2), tmp_path)
 
-    assert lessons.keys() == {ALIGNED, EGRE}
+    assert data.keys() == {ALIGNED, EGRE}
 
 
 def test_pairs_do_not_reach_the_lare_branch(champion: Bundle, tmp_path: Path) -> None:
     """Views are of photographs, confirmed fakes and partial-noise reconstructions only."""
     fine_tune(files(), champion, tiny_recipe(1), tmp_path)
-    lessons = load_challenger_data(files(), tiny_recipe().sampling, tmp_path, lare=None)
-    assert lessons.items == []
+    data = load_challenger_data(files(), tiny_recipe().sampling, tmp_path, lare=None)
+    assert data.items == []
 
     plan = SamplingPlan(view_copies=1)
     wide = load_challenger_data(files(2, side=WINDOW + 64, label="real"), plan, tmp_path, lare=None)
@@ -145,9 +145,9 @@ def test_renderings_teach_the_aligned_branch_alone(champion: Bundle, tmp_path: P
     drawn = [replace(one, source=SHADERS) for one in files(3, label="real")]
     plan = SamplingPlan(view_copies=1, partial_noise_images=2)
     lare = lare_of(champion)
-    lessons = load_challenger_data([*drawn, *files(6)], plan, tmp_path / "both", lare=lare)
-    assert [sample.entry.set for sample in lessons.samples].count(SHADERS) == 3
-    assert {item.entry.set for item in lessons.items} == {"camera", "feed", PARTIAL_NOISE}
+    data = load_challenger_data([*drawn, *files(6)], plan, tmp_path / "both", lare=lare)
+    assert [sample.entry.set for sample in data.samples].count(SHADERS) == 3
+    assert {item.entry.set for item in data.items} == {"camera", "feed", PARTIAL_NOISE}
 
     alone = load_challenger_data(drawn, plan, tmp_path / "alone", lare=lare)
     assert len(alone.samples) == 3

@@ -177,12 +177,12 @@ def test_a_group_keeps_its_side_for_ever() -> None:
         (first,) = select([candidate(number, REAL)], policy).items
         known = KnownGroup(pdq=candidate(number).pdq or b"", group=first.group)
         (later,) = select([near(1000 + number, number, 5)], policy, known=[known]).items
-        assert (later.group, later.side) == (first.group, first.side)
+        assert (later.group, later.split) == (first.group, first.split)
         # Whoever changes the shares later moves no group that has a side.
-        known = replace(known, side=first.side)
+        known = replace(known, split=first.split)
         (moved,) = select([near(1000 + number, number, 5)], ELSEWHERE, known=[known]).items
-        assert (moved.group, moved.side) == (first.group, first.side)
-        sides[number] = first.side
+        assert (moved.group, moved.split) == (first.group, first.split)
+        sides[number] = first.split
     assert set(sides.values()) == {Split.TRAINING, Split.EVALUATION}
 
 

@@ -173,13 +173,13 @@ def test_unusable_files_are_named(data: Path) -> None:
     (data / "lake-0.jpg").unlink()
     (data / "lake-1.jpg").write_bytes(b"no image")
     Image.new("RGB", (63, 80)).save(data / "lake-2.jpg")
-    stock = check_images(load_manifest(data), data)
-    assert stock.refused == {
+    inventory = check_images(load_manifest(data), data)
+    assert inventory.refused == {
         "lake-0.jpg": "cannot be read: FileNotFoundError",
         "lake-1.jpg": "cannot be read: UnidentifiedImageError",
         "lake-2.jpg": "63 x 80 pixels: 64 a side are needed",
     }
-    assert len(stock.entries) == 27
+    assert len(inventory.entries) == 27
 
 
 def test_of_its_own_snapshot_only_what_was_held_back_is_evaluated(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DECODER = "tests.support.processes.misbehaving_decoder:decode"
-SIGNALS = "tests.support.processes.misbehaving_decoder:read_signals"
+PROVENANCE = "tests.support.processes.misbehaving_decoder:read_provenance"
 WAIT_S = 30.0
 
 
@@ -46,7 +46,7 @@ def pool() -> Iterator[DecodePool]:
             in_flight_bytes=2**20,
         ),
         decoder=DECODER,
-        signals=SIGNALS,
+        provenance=PROVENANCE,
     )
     pool.start()
     yield pool
@@ -111,21 +111,21 @@ def test_signals_that_cannot_be_read_cost_only_themselves(pool: DecodePool, how:
     """Whatever a file's metadata does to its reader, the image is decoded, and so is the next."""
     with pool.decode(f"signals {how}".encode(), wait_s=WAIT_S) as decoded:
         assert decoded.pixels.shape == (64, 64, 3)
-        assert decoded.facts.signals is None
+        assert decoded.facts.provenance is None
     with pool.decode(b"side 65", wait_s=WAIT_S) as decoded:
         assert decoded.pixels.shape == (65, 65, 3)
-        assert decoded.facts.signals is not None
-        assert decoded.facts.signals.exif.model == str(8 * 2**20)
+        assert decoded.facts.provenance is not None
+        assert decoded.facts.provenance.exif.model == str(8 * 2**20)
 
 
 def test_signals_arrive_whole_and_storable(pool: DecodePool) -> None:
     """The longest texts pass the socket; what Postgres refuses in a text is replaced."""
     with pool.decode(b"signals long", wait_s=WAIT_S) as decoded:
-        assert decoded.facts.signals is not None
-        assert decoded.facts.signals.c2pa.problems == ("\N{PILE OF POO}" * 200,) * 16
+        assert decoded.facts.provenance is not None
+        assert decoded.facts.provenance.c2pa.problems == ("\N{PILE OF POO}" * 200,) * 16
     with pool.decode(b"signals unstorable", wait_s=WAIT_S) as decoded:
-        assert decoded.facts.signals is not None
-        exif = decoded.facts.signals.exif
+        assert decoded.facts.provenance is not None
+        exif = decoded.facts.provenance.exif
         assert (exif.make, exif.model, exif.software) == ("a?b", "?", "s" * 200)
 
 
