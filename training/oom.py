@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -28,6 +28,6 @@ def retry_in_halves(
     except torch.OutOfMemoryError:
         if len(items) == 1:
             raise
-        log.warning("out_of_device_memory", size=len(items))
+        _log.warning("device_memory_exhausted", size=len(items))
     half = (len(items) + 1) // 2
     return retry_in_halves(compute, items[:half]) + retry_in_halves(compute, items[half:])

@@ -139,9 +139,9 @@ def stage_rates(
         cache.score(Detector(bundle), entries, digests, "clean")
     rates: dict[str, float] = {}
     for line in logs:
-        if line["event"] == "aligned":
+        if line["event"] == "pairs_built":
             rates.setdefault("align", line["images_per_s"])
-        elif line["event"] == "train_step":
+        elif line["event"] == "training_step_done":
             rates[f"train {line['run']}"] = line["images_per_s"]
         elif line["event"] == "images_scored":
             rates["evaluate"] = line["images_per_s"]

@@ -32,7 +32,13 @@ _UPLOADS = 600
 #: More than so many uploads wait before it is called a queue.
 _HEAD_START = 40
 #: What a message becomes: every delivery logs one of these.
-_DELIVERED = ("verdict", "already_ended", "leased_elsewhere", "given_back", "ended")
+_DELIVERED = (
+    "verdict_stored",
+    "image_already_ended",
+    "image_leased_elsewhere",
+    "lease_released",
+    "image_ended",
+)
 
 
 class Platform:
@@ -134,7 +140,7 @@ def test_a_stalled_worker_gathers_no_messages(
     keys = [f"{index}.png" for index in range(30)]
     for index, key in enumerate(keys):
         site.upload(key, png(index))
-    eventually(lambda: bool(stalled.events("given_back")), timeout_s=300, what="a first retry")
+    eventually(lambda: bool(stalled.events("lease_released")), timeout_s=300, what="a first retry")
     tick, most, end = threading.Event(), 0, time.monotonic() + 25
     while time.monotonic() < end:
         accounts.sweeper.tick()

@@ -39,7 +39,7 @@ def upload(site: Site, first: int, count: int) -> list[str]:
 def at_work(crew: Crew) -> WorkerProcess:
     """Start a worker and wait for its first verdict."""
     worker = crew.worker()
-    eventually(lambda: bool(worker.events("verdict")), timeout_s=60, what="a first verdict")
+    eventually(lambda: bool(worker.events("verdict_stored")), timeout_s=60, what="a first verdict")
     return worker
 
 
@@ -69,12 +69,12 @@ def test_postgres_away_is_no_death(
     keys = upload(site, 0, 40)
     worker = at_work(crew)
     stack.postgres.kill()
-    eventually(lambda: bool(worker.events("ledger_away")), what="a worker that waits")
+    eventually(lambda: bool(worker.events("ledger_unavailable")), what="a worker that waits")
     if outage_s > 2:
-        away = len(worker.events("ledger_away"))
+        away = len(worker.events("ledger_unavailable"))
         # At the longest delay of 5 s, four threads: as many tries as the outage is long.
         eventually(
-            lambda: len(worker.events("ledger_away")) >= away + 4 * outage_s // 5,
+            lambda: len(worker.events("ledger_unavailable")) >= away + 4 * outage_s // 5,
             timeout_s=2.0 * outage_s,
             what="a long outage",
         )
@@ -96,7 +96,8 @@ def test_without_connections_work_waits(
         )
         eventually(
             lambda: any(
-                "too many connections" in event["error"] for event in worker.events("ledger_away")
+                "too many connections" in event["error"]
+                for event in worker.events("ledger_unavailable")
             ),
             what="a refused connection",
         )
@@ -129,7 +130,9 @@ def test_a_serialization_failure_is_tried_again(
             site.celery.send_task(queues.SCORE_TASK, args=[str(row.image_id)])
             eventually(somebody_waits, what="a worker that waits for the row")
     assert accounts.check(["a.png"]) == {State.SCORED: 1}
-    assert any("could not serialize" in event["error"] for event in worker.events("ledger_away"))
+    assert any(
+        "could not serialize" in event["error"] for event in worker.events("ledger_unavailable")
+    )
 
 
 #: The size of a segment of the write-ahead log: no smaller limit lets Postgres start.

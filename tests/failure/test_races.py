@@ -52,12 +52,12 @@ def test_a_worker_whose_clock_is_an_hour_off_harms_nobody(
     assert abs(told - timedelta(hours=hours)) < timedelta(minutes=10)
     for index, key in enumerate(keys[:24]):
         site.upload(key, png(index))
-    eventually(lambda: bool(off.events("verdict")), timeout_s=60, what="a verdict")
+    eventually(lambda: bool(off.events("verdict_stored")), timeout_s=60, what="a verdict")
     true = crew.worker(*slow, settings=long).wait_until_ready()
     for index, key in enumerate(keys[24:], start=24):
         site.upload(key, png(index))
     assert accounts.check(keys, timeout_s=100) == {State.SCORED: len(keys)}
-    assert off.events("leased_elsewhere") + true.events("leased_elsewhere")
+    assert off.events("image_leased_elsewhere") + true.events("image_leased_elsewhere")
     assert (off.process.poll(), true.process.poll()) == (None, None)
     with engine.begin() as connection:
         assert connection.scalar(select(func.count()).select_from(LeaseRow)) == len(keys)

@@ -47,7 +47,7 @@ def test_a_killed_redis_with_its_file_loses_nothing(
     """`kill -9` in the middle of the work; Redis comes back with its append-only file."""
     keys = upload(site, 0, 40)
     worker = crew.worker()
-    eventually(lambda: bool(worker.events("verdict")), timeout_s=60, what="a first verdict")
+    eventually(lambda: bool(worker.events("verdict_stored")), timeout_s=60, what="a first verdict")
     stack.redis.kill()
     stack.redis.start()
     keys += upload(site, 40, 10)
@@ -110,7 +110,7 @@ def test_redis_away_delays_only(
     """Uploads registered while Redis is away are found by the sweeper when it is back."""
     keys = upload(site, 0, 20)
     worker = crew.worker()
-    eventually(lambda: bool(worker.events("verdict")), timeout_s=60, what="a first verdict")
+    eventually(lambda: bool(worker.events("verdict_stored")), timeout_s=60, what="a first verdict")
     stack.redis.kill()
     keys += register(site, 20, 10)
     with pytest.raises(AssertionError):
@@ -126,12 +126,12 @@ def test_a_full_redis_delays_only(
     """At maxmemory Redis refuses new messages; work and sweeping go on."""
     keys = upload(site, 0, 20)
     worker = crew.worker()
-    eventually(lambda: bool(worker.events("verdict")), timeout_s=60, what="a first verdict")
+    eventually(lambda: bool(worker.events("verdict_stored")), timeout_s=60, what="a first verdict")
     redis_client.config_set("maxmemory", 1)
     try:
         keys += register(site, 20, 10)
         eventually(
-            lambda: bool(worker.events("redis_out_of_memory")), what="a message without room"
+            lambda: bool(worker.events("redis_memory_exhausted")), what="a message without room"
         )
     finally:
         redis_client.config_set("maxmemory", 0)

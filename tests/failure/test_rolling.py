@@ -71,7 +71,7 @@ def test_the_schema_and_the_workers_change_under_load(
     assert accounts.states() == {State.PENDING: len(keys)}
     migrate(owner)
     first = crew.worker()
-    eventually(lambda: bool(first.events("verdict")), timeout_s=90, what="a first verdict")
+    eventually(lambda: bool(first.events("verdict_stored")), timeout_s=90, what="a first verdict")
     upload(20)
     with psycopg.connect(stack.postgres.dsn(database), autocommit=True) as superuser:
         superuser.execute("SET ROLE unlatent_owner")
@@ -120,10 +120,12 @@ def test_a_worker_of_an_earlier_release_works_on_under_the_migrations(
     eventually(lambda: accounts.states()[State.SCORED] == 10, timeout_s=90, what="its verdicts")
     upload(60)
     migrate(owner)
-    done = len(old.events("verdict"))
+    done = len(old.events("verdict_stored"))
     assert done < len(keys), "the migrations came after the work"
     eventually(
-        lambda: len(old.events("verdict")) >= done + 10, timeout_s=90, what="verdicts after them"
+        lambda: len(old.events("verdict_stored")) >= done + 10,
+        timeout_s=90,
+        what="verdicts after them",
     )
     with engine.begin() as connection:
         judged = connection.scalar(select(func.count(VerdictRow.tier)))
@@ -137,5 +139,5 @@ def test_a_worker_of_an_earlier_release_works_on_under_the_migrations(
     upload(10)
     crew.bridge()
     assert accounts.check(keys, timeout_s=120) == {State.SCORED: len(keys)}
-    assert new.events("verdict")
+    assert new.events("verdict_stored")
     assert site.ledger.backlog().recent_deaths == 0

@@ -66,7 +66,7 @@ def test_storage_trouble_is_tried_again_until_it_ends(
         site.upload(key, png(index))
     proxy.fault = FAULTS[fault]
     worker = crew.worker(settings=behind)
-    eventually(lambda: len(worker.events("given_back")) >= 4, timeout_s=90, what="given back")
+    eventually(lambda: len(worker.events("lease_released")) >= 4, timeout_s=90, what="given back")
     assert proxy.hits >= 4
     assert accounts.states() == {State.PENDING: len(keys)}
     proxy.fault = None

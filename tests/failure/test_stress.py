@@ -56,7 +56,11 @@ def test_a_load_is_accounted_for(
     numbers = json.loads((tmp_path / "stress.json").read_text())
     assert numbers["uploads_ended"] == sum(numbers["states"].values()) == 12
     assert numbers["states"]["failed"] == sum(numbers["reasons"].values()) == numbers["bad_sent"]
-    assert numbers["states"]["scored"] == len(worker.events("verdict")) == 12 - numbers["bad_sent"]
+    assert (
+        numbers["states"]["scored"]
+        == len(worker.events("verdict_stored"))
+        == 12 - numbers["bad_sent"]
+    )
     assert numbers["events"] == 12 + numbers["duplicates_sent"] > 12
     assert 0 < numbers["p50_s"] <= numbers["p95_s"] <= numbers["p99_s"] < numbers["elapsed_s"]
     assert 0 < numbers["calm_p95_s"] <= numbers["p99_s"]

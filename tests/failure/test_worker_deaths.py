@@ -61,7 +61,7 @@ def test_a_worker_told_to_stop_leaves_a_full_queue_to_the_next(
     """SIGTERM in the middle of a full queue: what was begun is done, nothing counts as a death."""
     keys = upload(site, 60)
     worker = crew.worker()
-    eventually(lambda: bool(worker.events("verdict")), timeout_s=60, what="a first verdict")
+    eventually(lambda: bool(worker.events("verdict_stored")), timeout_s=60, what="a first verdict")
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(60) == 0
     assert site.ledger.backlog().leased == 0

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from training.data.manifest import Entry
     from training.data.splits import Fold
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def build_bundle(
             "LICENSE-weights.md": (files("training.bundles") / "weights_licence.md").read_text(
                 "utf-8"
             ),
-            "card.md": bundle_card(training_run, metrics, points, policy, provenance),
+            "card.md": bundle_card(training_run.recipe, metrics, points, policy, provenance),
         },
     )
 
@@ -219,7 +219,7 @@ def _measure_fold(training_run: BundleTrainingRun, fold: Fold) -> dict[str, Any]
             "recall_at_1_percent": _interval(recall_at(fused, generated, 0.01)),
             "recall_at_5_percent": _interval(recall_at(fused, generated, 0.05)),
         }
-    log.info("fold_scored", **figures)
+    _log.info("fold_scored", **figures)
     return figures
 
 

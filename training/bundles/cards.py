@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from detection.bundle import Bundle, BundleProvenance
     from detection.fusion import LabelPolicy, OperatingPoint
-    from training.bundles.recipe import BundleTrainingRun
+    from training.bundles.recipe import BundleRecipe
 
 
 def bundle_card(
-    training_run: BundleTrainingRun,
+    recipe: BundleRecipe,
     metrics: Mapping[str, Any],
     points: Sequence[OperatingPoint],
     policy: LabelPolicy,
@@ -27,7 +27,7 @@ def bundle_card(
     flag = select_operating_point(points, policy.flag)
     doubt = select_operating_point(points, policy.doubt)
     lines = [
-        f"# The bundle `{training_run.recipe.name}`",
+        f"# The bundle `{recipe.name}`",
         "",
         "A latent-diffusion detector that fits a CPU: the lare branch (LaRE², arXiv 2403.17465) on",
         "an autoencoder and a predictor of our own, and the aligned branch (arXiv 2410.11835) on",
@@ -70,7 +70,7 @@ def bundle_card(
     lines += [
         f"| {name} | {_show(value)} |" for name, value in calibration["clean"]["auc_by_set"].items()
     ]
-    lines += _unseen_lines(training_run, metrics["unseen"])
+    lines += _unseen_lines(recipe, metrics["unseen"])
     lines += [
         "",
         "## Limits",
@@ -80,8 +80,8 @@ def bundle_card(
         "* Families seen in training: " + ", ".join(provenance.seen_families) + ".",
         "* Not measured: GANs, pixel-space diffusion, inpainted parts of photographs, drawings.",
         (
-            "* Large photographs are read in at most"
-            f" {training_run.recipe.aligned.max_tiles} tiles of {training_run.recipe.aligned.tile} pixels."
+            f"* Large photographs are read in at most {recipe.aligned.max_tiles} tiles of"
+            f" {recipe.aligned.tile} pixels."
         ),
         "",
         "## Provenance",
@@ -141,17 +141,17 @@ def _operating_points(points: Sequence[OperatingPoint]) -> list[str]:
     return lines
 
 
-def _unseen_lines(training_run: BundleTrainingRun, folds: Sequence[Mapping[str, Any]]) -> list[str]:
+def _unseen_lines(recipe: BundleRecipe, folds: Sequence[Mapping[str, Any]]) -> list[str]:
     title = ["", "## Autoencoder families and photo sources it never saw (leave one out)", ""]
     if not folds:
         return [*title, "Not measured for this bundle."]
     lines = [
         *title,
         (
-            f"Each fold trains from scratch for {training_run.recipe.fold_steps} steps (the released"
-            f" network: {training_run.recipe.aligned_loop.steps}) without one family and one source."
-            " The generator is that of the bundle: it learnt from photographs alone, those of the"
-            " source left out among them."
+            f"Each fold trains from scratch for {recipe.fold_steps} steps (the released network:"
+            f" {recipe.aligned_loop.steps}) without one family and one source. The generator is"
+            " that of the bundle: it learnt from photographs alone, those of the source left out"
+            " among them."
         ),
         "",
         (

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from training.evaluation.shortcut_audit import AuditLimits
 
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ def run_on_folder(
     """
     inventory = check_images(load_manifest(data), data)
     for name, why in inventory.refused.items():
-        log.warning("image_left_out", file=name, why=why)
+        _log.warning("image_left_out", file=name, why=why)
     digests = {inventory.digests[entry.path]: entry for entry in inventory.entries}
     listed = [_ListedImage(entry, digest, terms.shares) for digest, entry in digests.items()]
     sources: list[Source] = [*listed, *series(terms.shaders)]

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 #: Family and set names of what the embedded generator makes.
 EMBEDDED = "embedded"
@@ -389,7 +389,7 @@ def _finished(network: _Network, file: Path, train: Callable[[], dict[str, Tenso
     if not file.is_file():
         weights = {name: value.detach().cpu().contiguous() for name, value in train().items()}
         save_file(weights, file)
-        log.info("stage_finished", file=file.name, run=file.parent.name)
+        _log.info("stage_finished", file=file.name, run=file.parent.name)
     network.load_state_dict(load_file(file))
     return network.eval()
 

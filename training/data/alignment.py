@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from training.data.originals import Original
     from training.data.shards import Store
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 #: Images a forward pass: a GPU wants many, a CPU's caches hold few (`make bench-pairs`).
@@ -100,8 +100,8 @@ def build_pairs(
         if on_image is not None:
             on_image(done)
         took_s = time.monotonic() - began
-        log.info(
-            "aligned",
+        _log.info(
+            "pairs_built",
             shard=name,
             done=done,
             of=len(ordered),
@@ -144,7 +144,7 @@ def _build(
             originals.append(source.read())
         except Unreadable as error:
             unreadable.append(source.key)
-            log.warning("original_unreadable", key=source.key, error=str(error))
+            _log.warning("original_unreadable", key=source.key, error=str(error))
     made: dict[str, dict[str, bytes]] = {original.key: {} for original in originals}
     for aligner in aligners:
         for batch in _batches([one for one in originals if one.label == REAL], batch_size):

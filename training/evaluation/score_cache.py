@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from detection.detector import Detector
     from training.data.manifest import Entry
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class ScoreCache:
@@ -78,7 +78,7 @@ class ScoreCache:
             if on_image is not None:
                 on_image(done + start + len(part.entries))
         if missing:
-            log.info(
+            _log.info(
                 "images_scored",
                 model_version=self._model_version,
                 form=form,

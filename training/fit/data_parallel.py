@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from training.fit.gradients import Loss
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 #: A data set may be aligned for days before the first step.
 WAIT = timedelta(days=30)
@@ -107,7 +107,7 @@ class SharedGradients:
 def _follower_loop(device: str) -> None:
     """Compute shares of gradients until the leader is done."""
     rank = distributed.get_rank()
-    log.info("helps_to_train", process=rank, of=distributed.get_world_size())
+    _log.info("gradient_worker_joined", process=rank, of=distributed.get_world_size())
     model, own = nn.Module(), None
     while (told := _receive()) is not None:
         if isinstance(told, _TrainingStart):

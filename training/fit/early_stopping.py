@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from training.fit.loop import Task
     from training.fit.tensorboard import CurveWriter
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 BEST = "best.safetensors"
 HISTORY = "validation.json"
@@ -87,7 +87,7 @@ class EarlyStopping:
         return {int(step): loss for step, loss in json.loads(file.read_text("utf-8")).items()}
 
     def _note(self, step: int, loss: float) -> None:
-        log.info("validated", run=self._file.parent.name, step=step, loss=round(loss, 4))
+        _log.info("network_validated", run=self._file.parent.name, step=step, loss=round(loss, 4))
         self._curves.add(step, {"loss": loss})
         aside = self._file.with_name(f"{HISTORY}.part")
         aside.write_text(json.dumps(self.history() | {step: loss}), encoding="utf-8")

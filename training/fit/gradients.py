@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Loss = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class Gradients:
@@ -40,7 +40,7 @@ class Gradients:
                 self._pieces *= 2
                 if self._pieces > rows(batch):
                     raise
-                log.warning("out_of_device_memory", step=step, pieces=self._pieces)
+                _log.warning("device_memory_exhausted", step=step, pieces=self._pieces)
 
     def _in_pieces(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """Add up the gradients of the pieces, each weighted by its share of the batch."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -147,7 +147,7 @@ def fit(
             if on_step is not None:
                 on_step(done)
             if stop is not None and stop(done, ema.state):
-                log.info("train_stopped_early", run=run_dir.name, step=done, of=config.steps)
+                _log.info("training_stopped_early", run=run_dir.name, step=done, of=config.steps)
                 break
     return ema.state
 
@@ -175,8 +175,8 @@ class _ProgressLog:
             "steps_per_s": self._steps / (now - self._since),
             "images_per_s": self._images / (now - self._since),
         }
-        log.info(
-            "train_step",
+        _log.info(
+            "training_step_done",
             run=self._run,
             step=done,
             of=config.steps,
@@ -244,7 +244,7 @@ def _resume(run_dir: Path, model: nn.Module, optimiser: torch.optim.Optimizer, e
         moments.setdefault(int(index), {})[moment] = value
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": moments, "param_groups": groups})
-    log.info("train_resumed", run=run_dir.name, step=step)
+    _log.info("training_resumed", run=run_dir.name, step=step)
     return step
 
 

@@ -132,7 +132,7 @@ class Bridge:
             except (TransientError, RedisError) as error:
                 delay_s = min(max(2 * delay_s, FIRST_DELAY_S), LONGEST_DELAY_S)
                 self._metrics.outages.inc()
-                _log.warning("bridge_waits", error=str(error), delay_s=delay_s)
+                _log.warning("bridge_backed_off", error=str(error), delay_s=delay_s)
         _log.info("bridge_stopped", bridge=self._name)
 
     def step(self, *, wait_s: int = WAIT_S) -> int:
@@ -147,7 +147,7 @@ class Bridge:
             # Moving needs memory that Redis no longer has, while reading and removing do not. If
             # the bridge stopped here, nothing would ever empty the list that fills the memory.
             # Messages need memory too, so the sweeper sends them later.
-            _log.warning("redis_out_of_memory", bridge=self._name)
+            _log.warning("redis_memory_exhausted", bridge=self._name)
             done = self._register_entries(self._mine, publish=False)
             return done + self._register_entries(self._ingest, publish=False)
         return self._register_entries(self._mine, publish=True)

@@ -41,12 +41,12 @@ def prune(cache: Path, keep: Collection[str], *, idle_s: float = IDLE_S) -> list
             shutil.rmtree(aside)
         except OSError as error:
             # Another worker on this machine may have been faster.
-            _log.warning("copy_not_removed", folder=folder.name, error=str(error))
+            _log.warning("bundle_copy_removal_failed", folder=folder.name, error=str(error))
             continue
         if copy:
             removed.append(folder.name)
     if removed:
-        _log.info("copies_removed", digests=removed)
+        _log.info("bundle_copies_removed", digests=removed)
     return removed
 
 

@@ -165,7 +165,7 @@ def record(engine: Engine, readings: Sequence[DriftMeasurement]) -> None:
             connection.execute(insert(DriftReading).values([asdict(one) for one in readings]))
     for reading in readings:
         if reading.drifted:
-            _log.warning("drift", **asdict(reading))
+            _log.warning("drift_detected", **asdict(reading))
 
 
 def _reference(

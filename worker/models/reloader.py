@@ -94,9 +94,9 @@ class ModelReloader:
             try:
                 self.follow()
             except TransientError as error:
-                _log.warning("pointers_unknown", error=str(error))
+                _log.warning("registry_unavailable", error=str(error))
             except Exception:  # noqa: BLE001 - the thread must live on
-                _log.exception("succession_failed")
+                _log.exception("model_reload_failed")
 
     def _swap(self, role: Role, model: ModelVersion | None) -> None:
         digest = None if model is None else model.digest
@@ -144,6 +144,6 @@ def first_model(
             champion = registry.champion()
             return default() if champion is None else load(champion)
         except TransientError as error:
-            _log.warning("champion_unknown", error=str(error), wait_s=delay_s)
+            _log.warning("champion_unavailable", error=str(error), wait_s=delay_s)
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, _MAX_DELAY_S)

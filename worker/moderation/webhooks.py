@@ -141,7 +141,7 @@ class Dispatcher:
             values = {"delivered_at": _NOW, "last_error": None}
         elif message.attempts >= self._settings.max_attempts:
             values = {"dead_at": _NOW, "last_error": error}
-            _log.error("webhook_dead", message_id=message.id, topic=message.topic, error=error)
+            _log.error("webhook_abandoned", message_id=message.id, topic=message.topic, error=error)
         else:
             delay_s = min(
                 self._settings.backoff_s * 2 ** (message.attempts - 1),
@@ -152,7 +152,7 @@ class Dispatcher:
                 "last_error": error,
             }
             _log.warning(
-                "webhook_retry",
+                "webhook_postponed",
                 message_id=message.id,
                 topic=message.topic,
                 attempt=message.attempts,

@@ -85,6 +85,6 @@ class BacklogExporter:
             try:
                 self.read()
             except (TransientError, RedisError) as error:
-                _log.warning("backlog_unknown", error=str(error))
+                _log.warning("backlog_unavailable", error=str(error))
             if self._stop.wait(EVERY_S):
                 return

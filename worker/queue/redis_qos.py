@@ -30,7 +30,7 @@ class LeakFreeQoS(redis.QoS):  # type: ignore[misc]  # kombu is untyped
         try:
             super().append(message, delivery_tag)
         except OutOfMemoryError:
-            _log.warning("redis_out_of_memory", delivery_tag=delivery_tag)
+            _log.warning("redis_memory_exhausted", delivery_tag=delivery_tag)
             virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:

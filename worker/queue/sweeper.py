@@ -59,5 +59,5 @@ class Sweeper:
             return 0
         self._publisher.publish(lost)
         self._metrics.swept.inc(len(lost))
-        _log.warning("swept", images=len(lost), waiting=waiting)
+        _log.warning("images_republished", images=len(lost), waiting=waiting)
         return len(lost)

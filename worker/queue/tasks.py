@@ -79,7 +79,7 @@ def _check(check: Callable[[UUID], None], image_id: str, tracer: Tracer, request
         try:
             wanted = UUID(image_id)
         except (ValueError, AttributeError, TypeError):
-            _log.error("not_an_image_id")
+            _log.error("image_id_invalid")
             return
         headers = request.headers or {}
         try:

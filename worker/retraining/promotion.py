@@ -45,7 +45,7 @@ def promote_when_due(engine: Engine, registry: ModelsRegistry, settings: Trainin
     try:
         registry.promote(shadow.digest, actor=ACTOR, reason=reason)
     except GateNotPassed as error:
-        _log.warning("not_promoted", model_version=shadow.digest, error=str(error))
+        _log.warning("promotion_refused", model_version=shadow.digest, error=str(error))
         return None
-    _log.info("promoted", model_version=shadow.digest, reason=reason)
+    _log.info("model_promoted", model_version=shadow.digest, reason=reason)
     return shadow.digest

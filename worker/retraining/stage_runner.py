@@ -69,10 +69,10 @@ def run_stages(run: Run, stages: Sequence[Stage], runs: Runs) -> Ending | None:
             _log.info("stage_finished", run=run.id, stage=stage.name, **facts)
         runs.end(run.id, Ending.FINISHED)
     except LeaseLost as error:
-        _log.warning("run_left_alone", run=run.id, error=str(error))
+        _log.warning("run_lease_lost", run=run.id, error=str(error))
         return None
     except TransientError as error:
-        _log.warning("run_given_back", run=run.id, error=str(error))
+        _log.warning("run_released", run=run.id, error=str(error))
         _give_back(run.id, runs)
         return None
     except RunEnds as end:
@@ -91,7 +91,7 @@ def _give_back(run_id: int, runs: Runs) -> None:
         runs.give_back(run_id)
     except (TransientError, LeaseLost) as error:
         # The ledger is what is away: the lease runs out by itself.
-        _log.warning("run_not_given_back", run=run_id, error=str(error))
+        _log.warning("run_release_failed", run=run_id, error=str(error))
 
 
 @contextmanager

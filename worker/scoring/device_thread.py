@@ -328,7 +328,7 @@ class InferenceThread:
         except DeviceMemoryExceeded as error:
             if len(images) == 1:
                 return [_caused(OutOfDeviceMemory(), error)]
-            _log.warning("out_of_device_memory", size=len(images))
+            _log.warning("device_memory_exhausted", size=len(images))
             half = (len(images) + 1) // 2
             return self._score(scorer, images[:half]) + self._score(scorer, images[half:])
         except DeviceLost:
@@ -398,7 +398,7 @@ class InferenceThread:
         except TransientError as error:
             return [error if isinstance(outcome, Verdict) else outcome for outcome in outcomes]
         except Exception:  # noqa: BLE001 - one row may be what the ledger refuses
-            _log.exception("record_failed", size=len(verdicts))
+            _log.exception("verdict_store_failed", size=len(verdicts))
             return [self._record_alone(outcome) for outcome in outcomes]
         return outcomes
 
@@ -415,7 +415,7 @@ class InferenceThread:
             try:
                 self._ledger.record(verdicts)
             except TransientError as error:
-                _log.warning("record_retry", error=str(error), tries_left=tries_left)
+                _log.warning("verdict_store_retried", error=str(error), tries_left=tries_left)
                 if not tries_left:
                     raise
                 self._health.beat()

@@ -205,15 +205,15 @@ class Pipeline:
         try:
             answer = self._patiently(ask, patience_s=_LEASE_PATIENCE_S)
         except UnknownImage:
-            _log.error("unknown_image")
+            _log.error("image_unknown")
             self._metrics.messages.labels("unknown").inc()
             return None
         if isinstance(answer, AlreadyDone):
-            _log.info("already_ended", state=answer.state.value)
+            _log.info("image_already_ended", state=answer.state.value)
             self._metrics.messages.labels(answer.state.value).inc()
             return None
         if isinstance(answer, HeldElsewhere):
-            _log.info("leased_elsewhere", until=answer.until.isoformat())
+            _log.info("image_leased_elsewhere", until=answer.until.isoformat())
             self._metrics.messages.labels("busy").inc()
             return None
         self._metrics.messages.labels("suspect" if answer.alone else "leased").inc()
@@ -236,7 +236,7 @@ class Pipeline:
             self._give_back(job.lease, error)
             raise
         except Exception as error:  # noqa: BLE001 - a bug must not look like a death
-            _log.exception("unexpected_error")
+            _log.exception("check_failed")
             failure = InternalError(f"Unexpected {type(error).__name__} in the worker.")
             self._end(job.lease, failure)
 
@@ -298,7 +298,7 @@ class Pipeline:
         self._tracer.note(model_version=verdict.model_version)
         self._metrics.verdicts.labels(verdict.label, verdict.model_version, job.role).inc()
         _log.info(
-            "verdict",
+            "verdict_stored",
             label=verdict.label,
             score=round(verdict.score, 6),
             model_version=verdict.model_version,
@@ -413,7 +413,7 @@ class Pipeline:
         )
         self._metrics.failures.labels(error.reason).inc()
         self._tracer.note(reason=error.reason)
-        _log.info("ended", state=state.value, reason=error.reason, detail=str(error))
+        _log.info("image_ended", state=state.value, reason=error.reason, detail=str(error))
 
     def _give_back(self, lease: Lease, error: TransientError | SchemaOutdated) -> None:
         paused = isinstance(error, StorageForbidden)
@@ -421,7 +421,7 @@ class Pipeline:
         detail = f"{type(error).__name__}: {error}"
         self._release(lease, outcome=outcome, detail=detail)
         self._metrics.retries.labels(type(error).__name__).inc()
-        _log.warning("given_back", outcome=outcome.value, error=detail)
+        _log.warning("lease_released", outcome=outcome.value, error=detail)
 
     def _release(self, lease: Lease, *, outcome: LeaseOutcome, detail: str) -> None:
         self._close(lambda: self._ledger.release(lease, outcome=outcome, detail=detail))
@@ -439,7 +439,7 @@ class Pipeline:
             except LedgerUnavailable as error:
                 if self._stopping.is_set() or time.monotonic() + delay_s > deadline:
                     raise
-                _log.warning("ledger_away", error=str(error), wait_s=delay_s)
+                _log.warning("ledger_unavailable", error=str(error), wait_s=delay_s)
                 self._stopping.wait(delay_s)
                 delay_s = min(2 * delay_s, _MAX_DELAY_S)
 

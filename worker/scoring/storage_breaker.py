@@ -111,7 +111,7 @@ class StorageBreaker:
             with self._lock:
                 self._denied.clear()
                 self._open = False
-            _log.warning("storage_allows_again")
+            _log.warning("storage_access_restored")
             self._resume()
             return
 

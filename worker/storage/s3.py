@@ -198,7 +198,7 @@ class S3Storage:
                 wait_s = delay_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
                 if not tries_left or time.monotonic() + wait_s > until:
                     raise
-                _log.info("storage_retry", error=str(error), wait_s=wait_s)
+                _log.info("storage_call_retried", error=str(error), wait_s=wait_s)
                 time.sleep(wait_s)
                 delay_s *= 2
         raise AssertionError

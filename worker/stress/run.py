@@ -165,7 +165,7 @@ class Stress:
             for _ in range(item.copies):
                 self._redis.rpush(self._ingest, event)
         except (TransientError, RedisError) as error:
-            _log.warning("not_sent", key=key, error=str(error))
+            _log.warning("upload_failed", key=key, error=str(error))
             with self._lock:
                 self._outcome.not_sent += 1
             return

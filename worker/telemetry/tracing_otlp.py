@@ -157,7 +157,7 @@ class _Delivery(SpanExporter):
         if away and not self._away:
             _log.warning("traces_lost", setting="UNLATENT_TRACING__ENDPOINT", spans=len(spans))
         elif self._away and not away:
-            _log.info("traces_arrive_again")
+            _log.info("trace_export_recovered")
         self._away = away
         return result
 

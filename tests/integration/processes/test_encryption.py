@@ -73,7 +73,7 @@ def test_images_are_checked_over_an_encrypted_redis(
             f"{encrypted.redis.key_prefix}{encrypted.redis.ingest_key}",
             own_event(Upload(bucket=site.bucket, key="a.png", etag=facts.etag)),
         )
-        eventually(lambda: bool(worker.events("verdict")), timeout_s=120, what="a verdict")
+        eventually(lambda: bool(worker.events("verdict_stored")), timeout_s=120, what="a verdict")
     assert door.entered >= 3
 
 

@@ -74,8 +74,8 @@ def test_mixed_uploads_sent_three_times_end_once_each(site: Site, worker: Worker
         assert site.verdicts(image_id) == []
     assert site.wait_for(replaced, State.SUPERSEDED).reason == "object_replaced"
     assert worker.stop() == 0
-    assert len(worker.events("verdict")) == 21
-    assert {event["image_id"] for event in worker.events("verdict")} == {
+    assert len(worker.events("verdict_stored")) == 21
+    assert {event["image_id"] for event in worker.events("verdict_stored")} == {
         str(image_id) for image_id in [*sound, twin]
     }
 
@@ -84,7 +84,7 @@ def test_a_stopped_worker_finishes_what_it_began(site: Site, settings: Settings)
     """SIGTERM loses nothing: what was begun is done, and the next worker does the rest."""
     images = [site.upload(f"{index}.png", png(index)) for index in range(60)]
     with WorkerProcess(settings) as worker:
-        eventually(lambda: bool(worker.events("verdict")), what="a first verdict")
+        eventually(lambda: bool(worker.events("verdict_stored")), what="a first verdict")
         assert worker.stop() == 0
     assert site.ledger.backlog().leased == 0
     with WorkerProcess(settings) as worker:
@@ -152,7 +152,7 @@ def test_beat_and_the_sweeper_replace_a_lost_message(
         WorkerProcess(hasty, module="worker", arguments=["beat"]) as beat,
     ):
         site.wait_for(image_id)
-        assert worker.events("swept")
+        assert worker.events("images_republished")
         assert (settings.observability.run_dir / BEAT_ALIVE).exists()
         assert beat.stop() == 0
         assert worker.stop() == 0

@@ -12,7 +12,7 @@ from detection.bundle import BundleProvenance
 from detection.fusion import LabelPolicy
 from training.bundles.build import ScoredVariants, _calibration_figures, fusion_gain
 from training.bundles.cards import bundle_card
-from training.bundles.recipe import BundleRecipe, BundleTrainingRun
+from training.bundles.recipe import BundleRecipe
 from training.data.manifest import Entry
 from training.evaluation.calibration import Logits, fit_fusion, operating_points
 from training.evaluation.scoring import CALIBRATION_TIERS, RAW, Scored
@@ -48,7 +48,7 @@ def test_a_branch_alone_gains_nothing() -> None:
     assert (gain["value"], gain["low"], gain["high"]) == (0, 0, 0)
 
 
-def test_every_row_of_the_card_fills_its_header(tmp_path: Path) -> None:
+def test_every_row_of_the_card_fills_its_header() -> None:
     """Tables are rectangular, and the gain stands in the seen and in the unseen one."""
     logits = drawn()
     entries = tuple(
@@ -70,12 +70,15 @@ def test_every_row_of_the_card_fills_its_header(tmp_path: Path) -> None:
     tier = {name: figures["clean"][name] for name in ("auc", "auc_by_branch", "fusion_gain")}
     tier |= {"recall_at_1_percent": tier["auc"], "recall_at_5_percent": tier["auc"]}
     unseen = [{"family": "beta", "source": "street", "tiers": {"clean": tier}}]
-    training_run = BundleTrainingRun(entries, tmp_path, BundleRecipe())
     provenance = BundleProvenance(
         snapshot_digest="", code_revision="", recipe="", seen_families=("alpha",), data_licence=""
     )
     text = bundle_card(
-        training_run, {"calibration": figures, "unseen": unseen}, points, LabelPolicy(), provenance
+        BundleRecipe(),
+        {"calibration": figures, "unseen": unseen},
+        points,
+        LabelPolicy(),
+        provenance,
     )
     columns = 0
     for line in text.splitlines():

@@ -71,7 +71,7 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
         check=False,
     )
     assert launched.returncode == 0, launched.stderr
-    assert "train_resumed" in launched.stdout
+    assert "training_resumed" in launched.stdout
     assert (tmp_path / "shared" / "helped").is_file()
 
     whole = fit(network(), Points(), CONFIG, tmp_path / "whole")

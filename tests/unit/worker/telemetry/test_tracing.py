@@ -203,7 +203,7 @@ def test_a_collector_that_refuses_is_told_once(collector: Collector) -> None:
             with tracing.span("check"):
                 pass
             tracing._provider.force_flush()
-    assert [entry["event"] for entry in logs] == ["traces_lost", "traces_arrive_again"]
+    assert [entry["event"] for entry in logs] == ["traces_lost", "trace_export_recovered"]
     assert logs[0]["setting"] == "UNLATENT_TRACING__ENDPOINT"
     assert len(collector.delivered()) == 3
     tracing.close()
