@@ -8,7 +8,7 @@ from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
 from detection.errors import SettingsError
-from worker.database.base import SCHEMA, Base
+from worker.database.table_base import SCHEMA, Base
 from worker.ledger import tables_training  # noqa: F401 - it knows every table
 from worker.settings import Settings
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from detection.detector import Detector
-from worker.scoring.files import ScoredFile, check_files, find_files, intake_limits
+from worker.scoring.file_scoring import ScoredFile, check_files, find_files, intake_limits
 from worker.settings import Intake
 
 PHOTOGRAPH = (4928, 3264)  # 16 megapixels

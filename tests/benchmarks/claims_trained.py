@@ -36,8 +36,8 @@ from training.data.shaders import shader_samples
 from training.data.splits import divide
 from training.data.taef2 import taef2_aligner
 from training.evaluation.calibration import clopper_pearson
+from training.evaluation.robustness_tiers import TIERS, resize
 from training.evaluation.scoring import auc, harmonised, score_tier
-from training.evaluation.tiers import TIERS, resize
 from training.fit.aligned_task import AlignedBatch, AlignedTask
 from training.fit.lare_task import LareTask, augmented_views, with_maps
 from training.fit.loop import LoopConfig, fit

@@ -12,8 +12,8 @@ from sqlalchemy import create_engine, exc, inspect, text
 from sqlalchemy.pool import NullPool
 
 from tests.support.ledger_contract import scored
-from worker.database.base import Base
 from worker.database.engine import SchemaOutdated, alembic_config, bootstrap, downgrade, migrate
+from worker.database.table_base import Base
 from worker.ledger import tables_training  # noqa: F401 - it knows every table
 from worker.ledger.postgres import PostgresLedger
 from worker.models.registry import ModelsRegistry

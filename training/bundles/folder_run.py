@@ -29,7 +29,7 @@ from training.data.shaders import series
 from training.data.shards import FolderStore, extract, read_samples
 from training.evaluation.comparison import compare_models
 from training.evaluation.comparison_page import write_report
-from training.evaluation.features import BundleFeatures
+from training.evaluation.feature_space import BundleFeatures
 from training.evaluation.promotion_gate import GateDecision, decide
 from training.evaluation.shortcut_audit import pair_files, run_audit
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from training.data.samples import GENERATOR_CODEC, read_pixels
 from training.evaluation.calibration import Logits
-from training.evaluation.tiers import TIERS
+from training.evaluation.robustness_tiers import TIERS
 from training.oom import retry_in_halves
 
 if TYPE_CHECKING:

@@ -32,7 +32,6 @@ MODULES = (
     "models",
     "presets",
     "training",
-    "audit",
     "moderation",
     "retention",
 )

@@ -15,7 +15,7 @@ from worker.text import escape_controls
 
 if TYPE_CHECKING:
     from detection.detector import Detector
-    from worker.scoring.files import ScoredFile
+    from worker.scoring.file_scoring import ScoredFile
 
 commands = typer.Typer()
 
@@ -46,7 +46,7 @@ def check(
 
     Exits with 0 when every file was scored and with 1 when some could not be.
     """
-    from worker.scoring.files import check_files, find_files, intake_limits
+    from worker.scoring.file_scoring import check_files, find_files, intake_limits
 
     settings = load_settings()
     files = list(find_files(paths))

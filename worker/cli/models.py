@@ -199,7 +199,7 @@ def drift(context: typer.Context) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from worker.models.drift import measure
+    from worker.models.score_drift import measure
 
     settings = cli.of(context).settings().drift
     with _engine(context) as engine:

@@ -1,4 +1,4 @@
-"""`unlatent bundle`, `train`, `evaluate`: make a bundle, teach one further, measure one."""
+"""`unlatent bundle`, `train`, `evaluate`, `audit`: on a folder of labelled images, no service."""
 
 from __future__ import annotations
 
@@ -237,3 +237,36 @@ def evaluate(
 
 def _show_progress(form: str, done: int, total: int) -> None:
     typer.echo(f"{form}: {done} of {total} images scored", err=True)
+
+
+@commands.command()
+def audit(
+    data: Annotated[Path, typer.Argument(help="Folder with manifest.tsv and the images it lists.")],
+    bundle: Annotated[
+        str, typer.Option(help="Bundle whose feature space distances are stated in; none without.")
+    ] = "",
+    report: Annotated[
+        Path | None, typer.Option(help="Also write the report as JSON to this file.")
+    ] = None,
+) -> None:
+    """Say whether anything but a decoder's artefacts tells real from generated images."""
+    from rich.progress import track
+
+    from training.data.manifest import load_manifest
+    from training.evaluation.shortcut_audit import run_audit
+    from training.evaluation.shortcut_features import source_files
+
+    entries = load_manifest(data)
+    features = None
+    if bundle:
+        from detection.bundle import load_bundle
+        from training.evaluation.feature_space import BundleFeatures
+
+        features = BundleFeatures(load_bundle(bundle))
+    files = track(source_files(entries), "reading", total=len(entries), transient=True)
+    found = run_audit(files, features=features, space=features.name if features else "")
+    typer.echo(found.to_markdown())
+    if report is not None:
+        report.write_text(found.to_json() + "\n", encoding="utf-8")
+    if found.refusals:
+        raise typer.Exit(1)

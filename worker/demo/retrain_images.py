@@ -21,7 +21,7 @@ from training.data.diffusion_sampling import PartialNoise
 from training.data.manifest import REAL, load_manifest
 from training.data.shaders import renderings
 from worker.demo.photographs import PHOTOGRAPHS
-from worker.scoring.files import find_files
+from worker.scoring.file_scoring import find_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,14 +14,14 @@ from sqlalchemy.orm import Session
 from detection.detector import Detector
 from detection.score import Label
 from worker.database.engine import build_engine
+from worker.demo.contact_sheet import draw_sheet
 from worker.demo.deployment import BUCKET, DemoError, Deployment
 from worker.demo.photographs import PHOTOGRAPHS
 from worker.demo.report import Row, summary, table, write_json
-from worker.demo.sheet import draw_sheet
 from worker.demo.uploads import broken, generated, hook_event, own, photographs
 from worker.ledger.interface import Role, State
 from worker.ledger.tables import Image, VerdictRow
-from worker.scoring.files import intake_limits
+from worker.scoring.file_scoring import intake_limits
 from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:

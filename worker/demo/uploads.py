@@ -16,7 +16,7 @@ from detection.errors import SettingsError
 from training.bundles.challenger import lare_of
 from training.data.diffusion_sampling import sample
 from worker.demo.photographs import PHOTOGRAPHS, package_folder
-from worker.scoring.files import find_files
+from worker.scoring.file_scoring import find_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from worker.ingest.bridge_metrics import BridgeMetrics
     from worker.ingest.events import Event
-    from worker.ingest.metrics import BridgeMetrics
     from worker.ledger.interface import Ledger, Registration
     from worker.queue.publisher import Publisher
     from worker.settings import Redis as RedisSettings

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from detection.score import Label
-from worker.database.base import Base, empty, now, one_of, serial
+from worker.database.table_base import Base, empty, now, one_of, serial
 from worker.ledger.interface import LeaseOutcome, Purpose, Role, State
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from worker.database.base import Base, now, one_of, serial
+from worker.database.table_base import Base, now, one_of, serial
 from worker.ledger import tables  # noqa: F401 - foreign keys point at its tables
 
 QUEUES = ("flagged", "unsure", "audit", "appeal", "report", "requested")

@@ -16,7 +16,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from worker.database.base import Base, empty, now, serial
+from worker.database.table_base import Base, empty, now, serial
 from worker.ledger import tables_moderation  # noqa: F401 - the metadata must know its tables too
 
 

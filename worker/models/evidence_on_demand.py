@@ -22,7 +22,7 @@ from worker.ledger.tables import Image, VerdictRow
 from worker.models.loading import load_detector, settings_for_model
 from worker.models.registry import ModelsRegistry, UnknownModel
 from worker.scoring.evidence import draw, evidence_bucket, store
-from worker.scoring.files import intake_limits
+from worker.scoring.file_scoring import intake_limits
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.ingest.metrics import BridgeMetrics
+    from worker.ingest.bridge_metrics import BridgeMetrics
     from worker.ledger.interface import Ledger
     from worker.monitoring.database_gauges import DatabaseCollector
 

@@ -14,7 +14,7 @@ from prometheus_client import start_http_server
 
 from worker.database.engine import build_engine
 from worker.ingest.bridge import Bridge
-from worker.ingest.metrics import BridgeMetrics
+from worker.ingest.bridge_metrics import BridgeMetrics
 from worker.ledger.postgres import PostgresLedger
 from worker.monitoring.backlog_exporter import BacklogExporter
 from worker.monitoring.database_gauges import DatabaseCollector

@@ -25,7 +25,7 @@ from worker.database.engine import build_engine
 from worker.decoding.pool import DecodePool
 from worker.ledger.interface import DeathPolicy
 from worker.ledger.postgres import PostgresLedger
-from worker.models import drift
+from worker.models import score_drift
 from worker.models.bundle_cache import prune
 from worker.models.loading import load_detector, settings_for_model
 from worker.models.registry import ModelsRegistry
@@ -146,7 +146,9 @@ def run_worker(
                 metrics=metrics,
             ),
             check_breakers=partial(check_breakers, engine),
-            measure_drift=lambda: drift.record(engine, drift.measure(engine, settings.drift)),
+            measure_drift=lambda: score_drift.record(
+                engine, score_drift.measure(engine, settings.drift)
+            ),
             tracer=tracer,
         )
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)

@@ -18,8 +18,8 @@ from worker.database.engine import build_engine
 from worker.models.registry import ModelsRegistry
 from worker.queue import names as queues
 from worker.retraining.candidates import collect_policy
-from worker.retraining.promotion import promote_when_due
 from worker.retraining.runs import Runs
+from worker.retraining.scheduled_promotion import promote_when_due
 from worker.retraining.stage_runner import run_stages
 from worker.retraining.triggers import due
 from worker.settings import load_settings

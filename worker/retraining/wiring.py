@@ -9,7 +9,7 @@ import torch
 from training.bundles.challenger import ChallengerRecipe
 from training.data.alignment import AlignmentConfig, batch_for
 from training.data.bundle_aligner import bundle_aligner
-from training.evaluation.features import BundleFeatures
+from training.evaluation.feature_space import BundleFeatures
 from training.evaluation.promotion_gate import GateLimits
 from training.evaluation.shortcut_audit import AuditLimits
 from worker.models.bundle_store import BundleStore

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from detection.errors import TransientError
 from tests.support.waiting import eventually
 from worker.ingest.bridge import BATCH, Bridge
-from worker.ingest.metrics import BridgeMetrics
+from worker.ingest.bridge_metrics import BridgeMetrics
 from worker.ledger.postgres import PostgresLedger
 from worker.queue import names as queues
 from worker.queue.app import build_app

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from worker.client import Client
 from worker.database.engine import LedgerUnavailable
 from worker.ingest.bridge import Bridge
+from worker.ingest.bridge_metrics import BridgeMetrics
 from worker.ingest.events import EventError
-from worker.ingest.metrics import BridgeMetrics
 from worker.ledger.postgres import PostgresLedger
 from worker.queue.publisher import MemoryPublisher
 from worker.storage.memory import MemoryStorage

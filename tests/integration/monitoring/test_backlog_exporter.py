@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tests.support.processes.worker_process import WorkerProcess
 from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable
-from worker.ingest.metrics import BridgeMetrics
+from worker.ingest.bridge_metrics import BridgeMetrics
 from worker.ledger.interface import Backlog, Upload
 from worker.ledger.memory import MemoryLedger
 from worker.ledger.postgres import PostgresLedger

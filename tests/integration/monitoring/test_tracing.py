@@ -14,7 +14,7 @@ from tests.support.upload_site import Site, png
 from tests.support.waiting import eventually
 from worker.client import Client
 from worker.ingest.bridge import Bridge
-from worker.ingest.metrics import BridgeMetrics
+from worker.ingest.bridge_metrics import BridgeMetrics
 from worker.ledger.interface import State
 from worker.ledger.postgres import PostgresLedger
 from worker.queue import names as queues

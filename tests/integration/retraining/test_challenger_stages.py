@@ -22,8 +22,8 @@ from training.evaluation.promotion_gate import GateLimits
 from worker.models.registry import GateNotPassed, ModelsRegistry
 from worker.retraining.challenger_stages import challenge_stages
 from worker.retraining.dataset_stages import dataset_stages
-from worker.retraining.promotion import promote_when_due
 from worker.retraining.runs import Ending, Runs
+from worker.retraining.scheduled_promotion import promote_when_due
 from worker.retraining.stage_runner import run_stages
 from worker.settings import child_environment
 

@@ -11,7 +11,7 @@ import pytest
 from detection.detector import Detector
 from detection.intake.decode import decode
 from worker.demo.photographs import PHOTOGRAPHS
-from worker.scoring.files import intake_limits
+from worker.scoring.file_scoring import intake_limits
 from worker.settings import Intake
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import detection
 import worker
 from detection.errors import PermanentError
 from tests.support.rendered_manifests import DEPLOY, REPOSITORY, find, rules
-from worker.ingest.metrics import BridgeMetrics
+from worker.ingest.bridge_metrics import BridgeMetrics
 from worker.ledger.interface import State
 from worker.monitoring.database_gauges import GAUGES
 from worker.telemetry.metrics import Metrics

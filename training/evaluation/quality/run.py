@@ -14,9 +14,9 @@ from training.data.manifest import load_manifest, snapshot_digest
 from training.data.samples import check_images
 from training.data.splits import divide
 from training.evaluation.quality.figures import measure
+from training.evaluation.robustness_tiers import TIERS
 from training.evaluation.score_cache import ScoreCache
 from training.evaluation.scoring import RAW
-from training.evaluation.tiers import TIERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -18,7 +18,7 @@ from detection.score import Label, Score
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from worker import cli
 from worker.cli.check import _record
-from worker.scoring.files import ScoredFile, check_files, find_files, intake_limits
+from worker.scoring.file_scoring import ScoredFile, check_files, find_files, intake_limits
 from worker.settings import Intake
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from scipy import stats
 from sqlalchemy import text
 
 from training.data.selection import CollectPolicy
-from worker.models.drift import DriftMeasurement, measure, record
 from worker.models.registry import ModelsRegistry, ModelVersion
+from worker.models.score_drift import DriftMeasurement, measure, record
 from worker.models.shadow import agreement
 from worker.monitoring.database_gauges import DatabaseCollector
 from worker.retraining.triggers import due

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from worker.models.drift import (
+from worker.models.score_drift import (
     KS_SIGNIFICANCE,
     kolmogorov_smirnov,
     kolmogorov_smirnov_limit,

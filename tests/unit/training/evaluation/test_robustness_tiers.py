@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.evaluation.tiers import TIERS, limit_side, resize
+from training.evaluation.robustness_tiers import TIERS, limit_side, resize
 
 PICTURE = np.kron(
     np.random.default_rng(0).integers(0, 256, (60, 100, 3)), np.ones((16, 16, 1))
