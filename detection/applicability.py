@@ -1,4 +1,4 @@
-"""What an image must show before it may be accused.
+"""Applicability: pictures too small, too blank or too flat are never labelled `generated`.
 
 The thresholds rest on photographs, which have grain or texture nearly everywhere, of a tile a side
 and more. The branches answer of anything else too: a lens cap, an even colour, a gradient, a

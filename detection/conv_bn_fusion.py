@@ -1,4 +1,4 @@
-"""Folding batch norms into the convolutions before them, for networks that only score.
+"""Folds batch norms into the convolutions before them, for networks that only score.
 
 At evaluation a batch norm is a fixed scale and offset of every channel, so the convolution can do
 its work: `w' = w g / sqrt(v + e)`, `b' = (b - m) g / sqrt(v + e) + c` with the running mean m and

@@ -1,4 +1,4 @@
-"""What a person can look at: where in the image the detector found what it decided on.
+"""Evidence pictures: error map, tiles and caption over a copy of the image.
 
 The LaRE map covers the centre square of the shorter side and nothing else; the aligned branch reads
 tiles. A map does not explain a verdict that the tiles decided, so the caption names the branch and

@@ -1,4 +1,4 @@
-"""Mild re-encodings: what happens to a picture on its way without anybody meaning harm.
+"""Mild re-encodings that a picture meets on its way; a stable label survives them.
 
 A label that holds for the upload but not for these copies rests on traces too faint to accuse
 anybody with; `LabelPolicy.steady` turns it into `unsure`.

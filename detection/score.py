@@ -1,4 +1,4 @@
-"""What the detector says of one image."""
+"""Score and label: what the detector returns for one image."""
 
 from __future__ import annotations
 

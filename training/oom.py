@@ -1,4 +1,4 @@
-"""Forward passes that do not fit the device's memory are made in halves."""
+"""Retries a forward pass in halves when it does not fit into device memory."""
 
 from __future__ import annotations
 

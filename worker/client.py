@@ -1,4 +1,4 @@
-"""For Python producers: submit an upload, and its check is as good as done.
+"""For Python producers: submit uploads; the check is guaranteed once `submit` returns.
 
 Needs the extra `client` only (SQLAlchemy, psycopg, redis):
 

@@ -1,4 +1,4 @@
-"""Any mode that a decoder gives, to the sRGB pixels that a viewer would show."""
+"""Colour conversion: any mode that a decoder gives, to the sRGB pixels that a viewer shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a file's container may be frames, metadata and pieces."""
+"""Limits on a container's frames, metadata bytes and segments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file's structure says before any pixel is decoded.
+"""Container structure of JPEG, PNG, GIF, WebP, BMP, TIFF and ISO-BMFF, read before any pixel.
 
 `identify` names the kind from the first bytes; `survey` walks the container of a kind we take,
 within bounds, for what a decoder would be too late to refuse: frames, metadata, claimed sizes,

@@ -1,4 +1,4 @@
-"""What a content type or a file name claims a file to be, against what its bytes are."""
+"""Declared content type and file name, checked against what the bytes are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Untrusted bytes to one upright sRGB image, or a `Refusal` that says why not.
+"""Decodes untrusted bytes to one upright sRGB image, or raises `ImageRejected` with a reason.
 
 Checks come cheapest first: length, checksum, first bytes, claims, container, header, pixels. Each
 decoder is called by name, so that no other plugin of Pillow can be reached, and Pillow's global

@@ -1,4 +1,4 @@
-"""Why an upload is refused before any model sees it: one class, one `reason` each."""
+"""Rejections of an upload before any model sees it: one class, one `reason` each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file says about its own origin: facts beside the score, never part of it.
+"""Provenance that a file states (EXIF, XMP, C2PA): facts beside the score, never part of it.
 
 EXIF, IPTC and C2PA are claims by whoever wrote the file. They are read from their containers, never
 by searching the bytes for words, and none of them decides anything alone.

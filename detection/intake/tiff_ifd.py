@@ -1,4 +1,4 @@
-"""The directories of tags that TIFF files and EXIF blocks are made of, read within bounds."""
+"""TIFF and EXIF image file directories (IFDs), read within bounds."""
 
 from __future__ import annotations
 

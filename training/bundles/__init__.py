@@ -1,1 +1,1 @@
-"""Bundles made: from scratch by a recipe, or as a challenger of the champion."""
+"""Making bundles: from scratch by a recipe, or as a challenger of the champion."""

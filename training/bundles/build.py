@@ -1,4 +1,4 @@
-"""From trained branches to a released bundle: scoring, calibration, figures, card.
+"""Builds a bundle from trained branches: scoring, calibration, figures, card.
 
 Calibration images are those that no branch trained on, and most of the photographs among them come
 from sources that no branch has met. A photograph counts by its worst form (as uploaded, saved once

@@ -1,4 +1,4 @@
-"""What a challenger learns from: a data set's training side, read once and kept small in memory.
+"""Training samples of a challenger, loaded once from the training split, downsized.
 
 1. windows of the photographs with their reconstructions, and of confirmed generated images (the
    aligned branch's pairs and unpaired crops);

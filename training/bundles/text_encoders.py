@@ -1,4 +1,4 @@
-"""What the published generators' text encoders say to an empty prompt: CLIP's and T5's.
+"""Runs the published generators' text encoders (CLIP, T5) on an empty prompt.
 
 Only that one prompt is needed, once for each preset, so no tokenizer and no library of language
 models is: an empty prompt is a beginning, an end and padding. Weights are read where a layer needs

@@ -1,4 +1,4 @@
-"""Which labelled images train, calibrate and test: by the hash of their group, source or family.
+"""Splits of labelled images into training, calibration and test: by group, source or family.
 
 Leave-one-autoencoder-out folds say what the detector is worth on generators it never saw. Each fold
 leaves out one autoencoder family and one source of photographs. Prompts recur across generators, so

@@ -1,4 +1,4 @@
-"""The page about a contest: what the gate decided, on which figures, with plots."""
+"""The page about a comparison: the decision of the gate, its figures, plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores that an evaluation keeps as it goes: a killed run goes on where it stopped.
+"""Cache of scores on disk: an evaluation that was killed resumes from it.
 
 One JSON line an image and form. A line holds for one model version, and for one label, since the
 label decides how an image's codec is harmonised.

@@ -1,4 +1,4 @@
-"""The alignment report: whether anything but a decoder's artefacts tells the two sides apart.
+"""The alignment audit: probes whether anything but a decoder's artefacts separates the classes.
 
 A shortcut probe (a forest that sees nuisances only) is cross-validated with pairs kept
 together; near 0.5 its AUC says that files give nothing away. Pairs are also laid over each other:

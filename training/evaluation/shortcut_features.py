@@ -1,4 +1,4 @@
-"""Nuisances: what a file says besides its picture, and what a classifier must not live on.
+"""Shortcut features (nuisances): what a file says besides its picture: container, size, blocks.
 
 Groups of figures a file: `container` (format, mode, profile, scan), `tables` (JPEG quantisation),
 `size`, `blockiness` (steps on the 8-pixel grid, by phase), `sharpness` and `colour`. The number of

@@ -1,4 +1,4 @@
-"""How commands ask the database: one statement, its rows as a table, refusals as one line.
+"""Runs one SQL statement for a command and prints its rows as a table; refusals are one line.
 
 What a moderator may see depends on the login; an operator's commands ask as the service.
 """

@@ -1,4 +1,4 @@
-"""What every table of schema `app` is declared with: the base class and the common columns."""
+"""Base class and common columns of every table of schema `app`."""
 
 from __future__ import annotations
 

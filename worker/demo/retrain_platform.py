@@ -1,4 +1,4 @@
-"""A platform as the retraining demo plays it: it uploads, decides, and looks at rows."""
+"""The platform of the retraining demo: it uploads, decides, and looks at rows."""
 
 from __future__ import annotations
 

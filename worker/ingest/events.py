@@ -1,4 +1,4 @@
-"""Entries of the ingest list, as bytes, to what they ask for; pure, and safe on hostile input.
+"""Parses entries of the ingest list into uploads and removals; pure, safe on hostile input.
 
 Three JSON shapes are read: our own (`{"v": 1, "bucket": …, "key": …}`), an S3 event
 (`{"Records": […]}`, also its one-off test event), and MinIO's `access` format

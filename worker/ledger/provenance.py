@@ -1,4 +1,4 @@
-"""Store what a file says about its own origin, beside its verdict."""
+"""Stores the provenance that a file states, beside its verdict."""
 
 from __future__ import annotations
 

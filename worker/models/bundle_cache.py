@@ -1,4 +1,4 @@
-"""The local copies of released bundles: those that nobody will ask for again are removed."""
+"""Prunes local copies of bundles that no role will ask for again."""
 
 from __future__ import annotations
 

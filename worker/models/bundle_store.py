@@ -54,7 +54,7 @@ class BundleStore:
         return f"s3://{self._bucket}/{prefix.rstrip('/')}"
 
     def fetch(self, uri: str, digest: str, cache: Path) -> Bundle:
-        """Return the bundle of that digest from `cache`, where it is downloaded to at need.
+        """Return the bundle of that digest from `cache`, downloading it on a cache miss.
 
         A local copy that was damaged is replaced; a download shows in the cache whole or not at
         all. Raises `BundleError` when what lies at `uri` is not this bundle.

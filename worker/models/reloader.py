@@ -1,4 +1,4 @@
-"""Follows the registry's pointers: what becomes champion or shadow is loaded and takes its role.
+"""Polls the registry and hot-swaps the champion and shadow models.
 
 A thread polls the registry. A new model is downloaded, verified and loaded aside while the old one
 goes on scoring; the device thread proves it on its golden image and swaps between two batches. No

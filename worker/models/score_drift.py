@@ -1,4 +1,4 @@
-"""Drift: whether uploads look to the champion as they did when it was new, source by source.
+"""Score drift: each source's recent verdicts against the first of the same model version.
 
 What is recent is compared with the first verdicts of the same model version in the same source
 (those that it gave in shadow included): a reference that does not move sees slow changes too. The

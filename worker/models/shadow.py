@@ -1,4 +1,4 @@
-"""The challenger in shadow: which images it may judge too, and how far it agrees with the champion.
+"""Agreement of the challenger in shadow with the champion.
 
 Its verdicts carry the role `shadow`, come after the champion's, and decide nothing.
 """

@@ -1,4 +1,4 @@
-"""Intervals of shares, the same formula as `moderation.wilson`."""
+"""Wilson intervals of shares, the same formula as `moderation.wilson`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LISTEN/NOTIFY: being woken by new verdicts, decisions and outbox messages.
+"""LISTEN/NOTIFY: wakes up on new verdicts, decisions and outbox messages.
 
 A notification says that something happened, not all that happened: none is kept for a listener that
 is away, and connections through a transaction-mode pooler get none. Read the tables, use this to

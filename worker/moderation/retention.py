@@ -1,4 +1,4 @@
-"""How long originals and evidence are kept, and what happens when somebody wants an image deleted.
+"""Retention and erasure of originals and evidence.
 
 Nothing is removed unless a time is set. A legal hold stops both. Every step of an erasure is
 recorded before the next one, so that a run that was cut short is finished by the next run; objects

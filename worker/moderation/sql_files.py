@@ -1,4 +1,4 @@
-"""Put the SQL of schema `moderation` into a database; migrations call it."""
+"""Installs the SQL files of schema `moderation` into a database; migrations call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishes what waits: the one source for autoscaling and for alerts on what is left undone.
+"""Prometheus gauges of the backlog: the one source for autoscaling and for alerts on it.
 
 A list's length sees neither the messages that workers hold nor images whose message was lost; the
 ledger sees both. Reading happens in a thread of its own and never in a scrape, so that a database

@@ -1,4 +1,4 @@
-"""Publishes what people and training have open: reviews, breakers, webhooks, erasures, runs.
+"""Prometheus gauges of open moderation work and training runs, read by SQL.
 
 The numbers are read by the exporter's thread; a scrape gets those of the last reading, all of one
 moment. What does not exist has no series: no age without a queue, no lease without a run.

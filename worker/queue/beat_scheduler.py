@@ -1,4 +1,4 @@
-"""Beat's scheduler, with a file that probes look at."""
+"""Beat's scheduler, with a heartbeat file that probes look at."""
 
 from __future__ import annotations
 

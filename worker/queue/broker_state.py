@@ -1,4 +1,4 @@
-"""Which images have a message: what the broker holds of them, waiting or handed out."""
+"""Reads from the broker which images have a message, queued or unacknowledged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pausing and resuming what a running Celery worker takes from its queues."""
+"""Pauses and resumes what a running Celery worker takes from its queues."""
 
 from __future__ import annotations
 

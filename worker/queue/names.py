@@ -1,4 +1,4 @@
-"""Names on the wire: queues and tasks. Producers import them without importing Celery."""
+"""Queue and task names on the wire. Producers import them without importing Celery."""
 
 from __future__ import annotations
 

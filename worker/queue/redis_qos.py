@@ -1,4 +1,4 @@
-"""A worker's places for messages, repaired where kombu's Redis transport (5.7) loses them.
+"""Stops kombu's Redis transport (5.7) from leaking prefetch slots when Redis is down.
 
 Each message under way takes a place until it is acknowledged. As kombu has it, a Redis that is
 away at that moment takes the place for ever; with every place gone a worker never asks for a

@@ -1,4 +1,4 @@
-"""The sweeper: sends again what waits too long for its message.
+"""The sweeper: publishes again what waits too long for its message.
 
 Redis may lose a message and a worker may give up on one; the ledger knows what is still pending. A
 row is swept only when its last message is older than twice the visibility timeout and the broker

@@ -1,4 +1,4 @@
-"""The bundle in force, and any other that is registered, as files on this machine."""
+"""Bundles as files on this machine: the one in force, and any other registered one."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentModels:
-    """What the networks of a run are: aligners, and the feature space that distances live in."""
+    """The models a run uses: aligners and the feature extractor."""
 
     aligners: Sequence[Aligner]
     features: Features
@@ -45,7 +45,7 @@ class AlignmentModels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetContext:
-    """Where the stages work; `load_models` is called by the first stage that needs networks."""
+    """Dependencies of the data set's stages; the first stage that needs networks loads them."""
 
     engine: Engine
     storage: Storage

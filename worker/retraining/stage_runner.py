@@ -1,4 +1,4 @@
-"""Runs the stages of a training run in order, each once, whoever started it.
+"""Runs the stages of a training run in order, each once, resuming after a crash.
 
 1. stages that are recorded as finished are skipped;
 2. while a stage runs, a thread renews the lease; when the lease is lost, the run is left alone;

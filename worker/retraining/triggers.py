@@ -1,4 +1,4 @@
-"""What makes a run due: the calendar, enough newly confirmed images, or drift."""
+"""Triggers of a training run: the calendar, enough newly confirmed images, or drift."""
 
 from __future__ import annotations
 

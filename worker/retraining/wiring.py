@@ -1,4 +1,4 @@
-"""The stages of a run with everything they work on, put together from the settings."""
+"""Builds the stages of a run and their dependencies from the settings."""
 
 from __future__ import annotations
 

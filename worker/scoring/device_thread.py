@@ -1,4 +1,4 @@
-"""The one device thread: it loads the model, proves it, runs the batches and stores the verdicts.
+"""The device thread: loads the model, verifies it, runs batches and stores verdicts.
 
 Everything that touches the device happens on this thread, because graphs and contexts belong to
 threads. What it does about faults:

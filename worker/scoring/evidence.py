@@ -1,4 +1,4 @@
-"""Evidence for moderators: the error map over a small copy of the picture, kept beside the verdict.
+"""Keeps evidence pictures in a bucket, beside verdicts that a person will look at.
 
 Kept for verdicts that say `generated` or `unsure` and for whatever else waits for a person, the
 random audit for one, once the verdict is stored: a picture that cannot be drawn or kept is logged

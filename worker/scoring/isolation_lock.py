@@ -1,4 +1,4 @@
-"""Lets a suspect have the whole process to itself.
+"""A shared/exclusive lock: a suspect image is checked alone in its process.
 
 A process that dies leaves every lease it held as a death. So that the next crash names one image,
 an image with a death on record is leased and checked while this process holds no other lease.
@@ -21,7 +21,7 @@ class LockTimeout(TransientError):
 
 
 class SharedExclusiveLock:
-    """Either any number of threads inside together, or one alone; who waits to be alone is next."""
+    """Shared/exclusive lock with priority for waiting exclusive holders."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -31,7 +31,7 @@ class SharedExclusiveLock:
 
     @contextmanager
     def shared(self, *, wait_s: float) -> Iterator[None]:
-        """Be inside with others; raises `LockTimeout`."""
+        """Hold the lock beside other shared holders; raises `LockTimeout`."""
         with self._changed:
             self._wait(lambda: not self._exclusive and not self._waiting_exclusive, wait_s)
             self._shared += 1
@@ -44,7 +44,7 @@ class SharedExclusiveLock:
 
     @contextmanager
     def exclusive(self, *, wait_s: float) -> Iterator[None]:
-        """Be inside alone; raises `LockTimeout`."""
+        """Hold the lock alone; raises `LockTimeout`."""
         with self._changed:
             self._waiting_exclusive += 1
             try:

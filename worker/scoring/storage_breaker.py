@@ -1,4 +1,4 @@
-"""Telling one denied object from a worker that is denied everything.
+"""Storage breaker: tells one denied object from credentials that are denied everything.
 
 A denied object next to one that this worker may read is a fault of the object: the image fails as
 `access_denied`. Credentials that expired deny everything, and would fail every image in the queue:

@@ -1,4 +1,4 @@
-"""The real scorer: a bundle on a device, with the device's errors named for the device thread."""
+"""The real scorer: a bundle on a torch device; translates torch errors for the device thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that probes look at.
+"""Liveness and readiness files that probes look at.
 
 `worker.alive` is touched by the device thread; `worker.ready` is there while messages are taken.
 `bridge.alive` and `beat.alive` are touched in every round of those processes, `trainer.alive` while

@@ -1,4 +1,4 @@
-"""The quality report: what a bundle is worth on any folder of labelled images.
+"""Runs the quality report: scores a folder, computes figures, writes page and plots.
 
 Thresholds come from the bundle and never from these images. Every figure is stated for the images
 harmonised in codec and re-encoded by each tier, and for the files as they were uploaded.
