@@ -174,14 +174,14 @@ class InferenceThread:
         """Whether images wait for a batch."""
         return len(self._batcher) > 0
 
-    def submit(self, work: InferenceRequest) -> Future[Verdict]:
+    def submit(self, request: InferenceRequest) -> Future[Verdict]:
         """Queue one image; its future holds the verdict once the ledger has it.
 
         Work for the shadow is dropped (`Displaced`) as soon as another image waits.
         """
-        if work.role is Role.SHADOW:
-            return self._batcher.submit_spare(work)
-        return self._batcher.submit(work, alone=work.lease.alone)
+        if request.role is Role.SHADOW:
+            return self._batcher.submit_spare(request)
+        return self._batcher.submit(request, alone=request.lease.alone)
 
     def swap_model(self, role: Role, scorer: Scorer | None) -> Future[None]:
         """Let a loaded model take a role between two batches, once its golden image is right.
@@ -267,31 +267,31 @@ class InferenceThread:
                             f"from the {name} branch in a batch of {size}, not {expected:.6f}."
                         )
 
-    def _run(self, works: Sequence[InferenceRequest]) -> list[Verdict | Exception]:
+    def _run(self, requests: Sequence[InferenceRequest]) -> list[Verdict | Exception]:
         # The batcher never mixes what is dropped under load with what is not.
-        role = Role.SHADOW if works[0].role is Role.SHADOW else Role.CHAMPION
+        role = Role.SHADOW if requests[0].role is Role.SHADOW else Role.CHAMPION
         scorer = self._models.get(role)
         fit = [
-            scorer is not None and work.model_version in {None, scorer.model_version}
-            for work in works
+            scorer is not None and request.model_version in {None, scorer.model_version}
+            for request in requests
         ]
-        chosen = [work for work, fits in zip(works, fit, strict=True) if fits]
+        chosen = [request for request, fits in zip(requests, fit, strict=True) if fits]
         outcomes = iter(self._run_with(scorer, chosen, role) if scorer and chosen else ())
         return [next(outcomes) if fits else ModelReplaced() for fits in fit]
 
     def _run_with(
-        self, scorer: Scorer, works: Sequence[InferenceRequest], role: Role
+        self, scorer: Scorer, requests: Sequence[InferenceRequest], role: Role
     ) -> list[Verdict | Exception]:
         begun = time.monotonic()
         score = self._score_in_shadow if role is Role.SHADOW else self._score
         if role is not Role.SHADOW:
-            self._metrics.batch_size.observe(len(works))
-            for work in works:
-                self._metrics.batch_wait.observe(begun - work.submitted_at)
+            self._metrics.batch_size.observe(len(requests))
+            for request in requests:
+                self._metrics.batch_wait.observe(begun - request.submitted_at)
         # The same bytes twice in one batch cost one forward pass.
-        unique = {work.facts.sha256: work for work in works}
+        unique = {request.facts.sha256: request for request in requests}
         try:
-            scored = score(scorer, [work.pixels for work in unique.values()])
+            scored = score(scorer, [request.pixels for request in unique.values()])
         except Exception:
             # The device is lost, or even the golden image fails. No future is settled: what
             # was in the batch stays pending.
@@ -303,8 +303,8 @@ class InferenceThread:
         if role is not Role.SHADOW:
             self._metrics.forward.observe(forward_s)
         outcomes = [
-            self._verdict(work, scores[work.facts.sha256], scorer, begun, forward_s)
-            for work in works
+            self._verdict(request, scores[request.facts.sha256], scorer, begun, forward_s)
+            for request in requests
         ]
         with self._metrics.persist.time():
             return self._persist(outcomes)
@@ -358,7 +358,7 @@ class InferenceThread:
 
     def _verdict(
         self,
-        work: InferenceRequest,
+        request: InferenceRequest,
         score: Score | Exception,
         scorer: Scorer,
         begun: float,
@@ -367,11 +367,11 @@ class InferenceThread:
         if isinstance(score, Exception):
             return score
         return Verdict(
-            image_id=work.lease.image_id,
-            lease_id=work.lease.lease_id,
-            facts=work.facts,
+            image_id=request.lease.image_id,
+            lease_id=request.lease.lease_id,
+            facts=request.facts,
             model_version=scorer.model_version,
-            role=work.role,
+            role=request.role,
             score=score.probability,
             label=score.label.value,
             branches=dict(score.branches),
@@ -381,8 +381,8 @@ class InferenceThread:
             device=scorer.device,
             dtype=scorer.dtype,
             timings_ms={
-                **work.timings_ms,
-                "batch_wait": 1000 * (begun - work.submitted_at),
+                **request.timings_ms,
+                "batch_wait": 1000 * (begun - request.submitted_at),
                 "forward": 1000 * forward_s,
             },
             error_map=score.error_map,

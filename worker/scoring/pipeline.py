@@ -181,7 +181,7 @@ class Pipeline:
         *,
         model_version: str | None = None,
     ) -> None:
-        def work(lease: Lease) -> None:
+        def check_leased(lease: Lease) -> None:
             job = _Job(lease=lease, role=role, begun=time.monotonic(), model_version=model_version)
             self._work(job)
 
@@ -192,14 +192,14 @@ class Pipeline:
             if lease is None:
                 return
             if not lease.alone:
-                work(lease)
+                check_leased(lease)
                 return
             # Not kept while it waits: the suspect before it may end the process.
             self._release(lease, outcome=LeaseOutcome.RELEASED, detail="waits to be checked alone")
         with self._isolation.exclusive(wait_s=wait_s):
             lease = self._lease(ask)
             if lease is not None:
-                work(lease)
+                check_leased(lease)
 
     def _lease(self, ask: Callable[[], Lease | AlreadyDone | HeldElsewhere]) -> Lease | None:
         try:
@@ -262,7 +262,7 @@ class Pipeline:
                 if self._evidence is not None:
                     self._evidence.copy(reused, known)
                 return
-            work = InferenceRequest(
+            request = InferenceRequest(
                 lease=job.lease,
                 facts=decoded.facts,
                 pixels=decoded.pixels,
@@ -271,26 +271,26 @@ class Pipeline:
                 submitted_at=ready,
                 model_version=job.model_version,
             )
-            verdict = self._score(work, self._left_s(job))
-            self._trace(work, verdict)
+            verdict = self._score(request, self._left_s(job))
+            self._trace(request, verdict)
             self._note(job, verdict)
             if self._evidence is not None:
-                self._evidence.keep(verdict, work.pixels)
-            self._shadow(work)
+                self._evidence.keep(verdict, request.pixels)
+            self._shadow(request)
 
-    def _score(self, work: InferenceRequest, wait_s: float) -> Verdict:
-        future = self._device.submit(work)
+    def _score(self, request: InferenceRequest, wait_s: float) -> Verdict:
+        future = self._device.submit(request)
         try:
             return future.result(wait_s)
         except TimeoutError as error:
             future.cancel()
             raise ScoringTimeout from error
 
-    def _trace(self, work: InferenceRequest, verdict: Verdict) -> None:
+    def _trace(self, request: InferenceRequest, verdict: Verdict) -> None:
         """Add what the device thread did; it only measures, and has no time for more."""
-        batched = work.submitted_at + verdict.timings_ms["batch_wait"] / 1000
+        batched = request.submitted_at + verdict.timings_ms["batch_wait"] / 1000
         forwarded = batched + verdict.timings_ms["forward"] / 1000
-        self._tracer.record("batch", begun_s=work.submitted_at, ended_s=batched)
+        self._tracer.record("batch", begun_s=request.submitted_at, ended_s=batched)
         self._tracer.record("forward", begun_s=batched, ended_s=forwarded)
         self._tracer.record("persist", begun_s=forwarded, ended_s=time.monotonic())
 
@@ -306,7 +306,7 @@ class Pipeline:
             total_ms=round(1000 * (time.monotonic() - job.begun), 1),
         )
 
-    def _shadow(self, work: InferenceRequest) -> None:
+    def _shadow(self, request: InferenceRequest) -> None:
         """Have the challenger judge the image too, if that costs nobody anything.
 
         The image has its verdict: whatever goes wrong here is counted and forgotten.
@@ -314,13 +314,13 @@ class Pipeline:
         version = self._device.shadow_version
         share = self._settings.scoring.shadow_share
         # A suspect that kills the process must have been judged by one model.
-        judged = work.role is Role.CHAMPION and not work.lease.alone
-        if version is None or not judged or not in_share(work.lease.image_id, share):
+        judged = request.role is Role.CHAMPION and not request.lease.alone
+        if version is None or not judged or not in_share(request.lease.image_id, share):
             return
         outcome = "dropped"
         try:
             idle = not self._device.busy and not self._waiting()
-            if idle and self._judge_in_shadow(work, version):
+            if idle and self._judge_in_shadow(request, version):
                 outcome = "scored"
         except Displaced:
             pass
@@ -329,9 +329,9 @@ class Pipeline:
             _log.warning("shadow_failed", error=f"{type(error).__name__}: {error}")
         self._metrics.shadow.labels(outcome).inc()
 
-    def _judge_in_shadow(self, work: InferenceRequest, version: str) -> bool:
+    def _judge_in_shadow(self, request: InferenceRequest, version: str) -> bool:
         lease = self._ledger.lease_for_rescore(
-            work.lease.image_id,
+            request.lease.image_id,
             model_version=version,
             worker=self._worker,
             duration=self._lease_duration,
@@ -340,7 +340,7 @@ class Pipeline:
         if not isinstance(lease, Lease):
             return False
         wanted = replace(
-            work,
+            request,
             lease=lease,
             role=Role.SHADOW,
             model_version=version,
