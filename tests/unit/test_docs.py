@@ -97,3 +97,36 @@ def test_files_exist() -> None:
         r"(?<![\w/])deploy/(?!unlatent-)[\w./-]+", (REPOSITORY / "docs" / "deploy.md").read_text()
     ):
         assert (DEPLOY.parent / path.rstrip(".")).exists(), path
+
+
+def test_the_architecture_names_files_that_exist_and_every_room() -> None:
+    """Every path on the page is there, and every folder of the three packages is in the picture."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`((?:detection|training|worker|tests|deploy|migrations)/[\w./-]*)`", page)
+    assert named
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
+    picture = page.partition("```")[2].partition("```")[0]
+    for package in ("detection", "training", "worker"):
+        part = picture[picture.index(f"{package}/ ") :]
+        rooms = {
+            folder.name
+            for folder in (REPOSITORY / package).iterdir()
+            if (folder / "__init__.py").is_file()
+        }
+        assert {room for room in rooms if f" {room}/" not in part} == set()
+
+
+def test_no_room_is_crowded() -> None:
+    """A folder holds at most 15 modules of its own, so that a newcomer can read the list."""
+    folders = {
+        path.parent
+        for package in ("detection", "training", "worker", "migrations", "tests")
+        for path in (REPOSITORY / package).rglob("*.py")
+    }
+    counts = {
+        folder.relative_to(REPOSITORY).as_posix(): len(
+            [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        )
+        for folder in folders
+    }
+    assert {name: count for name, count in counts.items() if count > 15} == {}
