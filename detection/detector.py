@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.applicability import rejection_reason
+from detection.batch_norm_folding import fold_batch_norms
 from detection.bundle import Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
-from detection.conv_bn_fusion import fold_batch_norms
 from detection.egre import Egre
 from detection.errors import PermanentError, UnlatentError
 from detection.fusion import assign_label

@@ -97,13 +97,13 @@ class Generator(nn.Module):
         self,
         autoencoder: Any,
         predictor: Any = None,
-        process: NoiseSchedule | None = None,
+        schedule: NoiseSchedule | None = None,
         conditioning: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.predictor = predictor
-        self.process = process
+        self.schedule = schedule
         self._conditioning = tuple((conditioning or {}).keys())
         for name, value in (conditioning or {}).items():
             self.register_buffer(f"conditioning_{name}", value, persistent=False)
@@ -145,9 +145,9 @@ class Generator(nn.Module):
 
     def add_noise(self, latents: Tensor, noise: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Noise scaled latents (B, C, h, w) to `step`; returns them and the prediction target."""
-        if self.process is None:
+        if self.schedule is None:
             raise SettingsError("this generator has no forward process: it can only reconstruct")
-        return self.process.add_noise(latents, noise, step)
+        return self.schedule.add_noise(latents, noise, step)
 
     def predict(self, noised: Tensor, step: int) -> Tensor:
         """Ask the predictor about noised latents (B, C, h, w) at `step`; same shape."""

@@ -231,14 +231,14 @@ def find_folder(
 def _check_predictor(
     preset: Preset, revision: str | None, folder: Path, generator: Generator
 ) -> None:
-    process = generator.process
-    if process is None:
+    schedule = generator.schedule
+    if schedule is None:
         raise PresetError(
             f"{describe(preset, revision, folder)}: it has no {preset.predictor}/ to predict noise"
         )
-    if process.prediction != preset.prediction:
+    if schedule.prediction != preset.prediction:
         raise PresetError(
-            f"{describe(preset, revision, folder)}: its scheduler predicts {process.prediction},"
+            f"{describe(preset, revision, folder)}: its scheduler predicts {schedule.prediction},"
             f" this preset {preset.prediction}; it is another model"
         )
 

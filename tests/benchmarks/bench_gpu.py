@@ -180,9 +180,9 @@ def random_generator(sizes: Sizes) -> Generator:
         cross_attention_dim=sizes.text,
         norm_num_groups=sizes.groups,
     )
-    process = noise_schedule_from_scheduler(DDPMScheduler().config)
+    schedule = noise_schedule_from_scheduler(DDPMScheduler().config)
     text = noise_bank((1, 77, sizes.text), seed=3)
-    return Generator(autoencoder, predictor, process, {"encoder_hidden_states": text})
+    return Generator(autoencoder, predictor, schedule, {"encoder_hidden_states": text})
 
 
 def throughput(bundle: str, device: str, sizes: Sizes) -> dict[str, float]:

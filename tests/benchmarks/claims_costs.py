@@ -58,12 +58,12 @@ def invert(generator: Generator, latents: Tensor, *, stop: int, passes: int) -> 
 
     (Song et al., ICLR 2021, arXiv 2010.02502, eq. 13 with time running forwards.)
     """
-    assert generator.process is not None
+    assert generator.schedule is not None
     steps = np.linspace(0, stop, passes + 1).round().astype(int).tolist()
     for now, following in pairwise(steps):
         noise = generator.predict(latents, now)
-        signal, spread = generator.process.alpha_sigma(now)
-        next_signal, next_spread = generator.process.alpha_sigma(following)
+        signal, spread = generator.schedule.alpha_sigma(now)
+        next_signal, next_spread = generator.schedule.alpha_sigma(following)
         latents = next_signal * (latents - spread * noise) / signal + next_spread * noise
     return latents
 
@@ -82,8 +82,8 @@ def cost_rows(bundle: str) -> list[dict[str, Any]]:
 def _measured(generator: Generator, noises: Tensor) -> list[dict[str, Any]]:
     views = noise_bank((VIEWS, 3, SIDE, SIDE), seed=0).clamp(-1, 1)
     latents = generator.encode(views)
-    assert generator.process is not None
-    last = generator.process.steps - 1
+    assert generator.schedule is not None
+    last = generator.schedule.steps - 1
 
     def dire() -> Tensor:
         inverted = invert(generator, generator.encode(views), stop=last, passes=DIRE_PASSES)

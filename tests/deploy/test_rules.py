@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.deploy
 UNIT_TESTS = [Path(__file__).with_name(name) for name in ("rules.yaml", "rules_of_weeks.yaml")]
-NEGLECT = Path(__file__).with_name("neglect.sql")
+OVERDUE_WORK = Path(__file__).with_name("overdue_work.sql")
 
 
 def tool(name: str) -> str:
@@ -147,7 +147,7 @@ def prometheus(rules_file: Path, tmp_path: Path, ports: tuple[int, int]) -> Iter
         process.wait(30)
 
 
-def neglect(engine: Engine) -> None:
+def leave_work_overdue(engine: Engine) -> None:
     """Leave undone what people, webhooks, retention and training have to do; lose four workers."""
     ledger = PostgresLedger(engine)
     for key in "abcd":
@@ -155,7 +155,7 @@ def neglect(engine: Engine) -> None:
         ledger.lease(lost, worker="dead", duration=timedelta(seconds=-1))
     with engine.begin() as connection:
         # Several statements at once need the driver's simple protocol, without parameters.
-        connection.connection.cursor().execute(NEGLECT.read_text())
+        connection.connection.cursor().execute(OVERDUE_WORK.read_text())
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_panels_and_triggers_show_a_running_fleet(
         for index in range(12):
             now = datetime.now(UTC)
             site.wait_for(site.upload(f"{index}.png", png(index), uploaded_at=now))
-        neglect(engine)
+        leave_work_overdue(engine)
         eventually(
             lambda: (
                 bool(prometheus.ask("rate(unlatent_verdicts_total[5m]) > 0"))

@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 def denoise(generator: Generator, latents: Tensor, *, start: int, passes: int) -> Tensor:
     """Denoise latents (B, C, h, w) from step `start` to 0 in `passes` predictor passes."""
-    process = generator.process
-    if process is None:
+    schedule = generator.schedule
+    if schedule is None:
         raise SettingsError("this generator has no noise predictor: it cannot sample")
     steps = np.linspace(start, 0, passes + 1).round().astype(int)
     for now, following in zip(steps[:-1].tolist(), steps[1:].tolist(), strict=True):
         answer = generator.predict(latents, now)
-        if process.prediction == FLOW:
-            latents = latents + (following - now) / process.steps * answer
+        if schedule.prediction == FLOW:
+            latents = latents + (following - now) / schedule.steps * answer
             continue
-        signal, spread = process.alpha_sigma(now)
-        if process.prediction == VELOCITY:
+        signal, spread = schedule.alpha_sigma(now)
+        if schedule.prediction == VELOCITY:
             clean, noise = signal * latents - spread * answer, signal * answer + spread * latents
         else:
             clean, noise = (latents - spread * answer) / signal, answer
-        next_signal, next_spread = process.alpha_sigma(following) if following else (1.0, 0.0)
+        next_signal, next_spread = schedule.alpha_sigma(following) if following else (1.0, 0.0)
         latents = next_signal * clean + next_spread * noise
     return latents
 
@@ -51,8 +51,8 @@ def sample(
 ) -> list[NDArray[np.uint8]]:
     """Generate `count` RGB images from noise latents of `shape` (C, h, w)."""
     noise = noise_bank((count, *shape), seed=seed)
-    process = generator.process
-    start = (process.steps - 1) if process is not None else 0
+    schedule = generator.schedule
+    start = (schedule.steps - 1) if schedule is not None else 0
     with torch.inference_mode():
         latents = denoise(generator, noise, start=start, passes=passes)
         return to_images(generator.decode(latents) / 2 + 0.5)

@@ -147,9 +147,14 @@ class PredictorTask:
     """Noise prediction on stored latents, with the constant conditioning of the bundle."""
 
     def __init__(
-        self, latents: Tensor, process: NoiseSchedule, conditioning: Tensor, *, batch_size: int = 16
+        self,
+        latents: Tensor,
+        schedule: NoiseSchedule,
+        conditioning: Tensor,
+        *,
+        batch_size: int = 16,
     ) -> None:
-        self._latents, self._process = latents, process
+        self._latents, self._schedule = latents, schedule
         self._conditioning, self._batch_size = conditioning, batch_size
 
     def batch(self, seed: int, step: int) -> dict[str, Tensor]:
@@ -160,9 +165,9 @@ class PredictorTask:
         flip = torch.from_numpy(rng.random(self._batch_size) < 0.5)
         latents = torch.where(flip[:, None, None, None], latents.flip(-1), latents)
         noise = noise_bank(tuple(latents.shape), seed=int(rng.integers(2**31)))
-        steps = rng.integers(self._process.steps, size=self._batch_size)
+        steps = rng.integers(self._schedule.steps, size=self._batch_size)
         mixed = [
-            self._process.add_noise(latent, draw_, int(at))
+            self._schedule.add_noise(latent, draw_, int(at))
             for latent, draw_, at in zip(latents, noise, steps, strict=True)
         ]
         return {

@@ -353,7 +353,7 @@ class EnterShadow:
         return {"model_version": digest}
 
 
-def challenge_stages(context: ChallengerContext) -> list[Stage]:
+def challenger_stages(context: ChallengerContext) -> list[Stage]:
     """Return the stages from a sealed data set to the end of a run."""
     return [
         Train(context),

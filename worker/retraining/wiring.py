@@ -16,7 +16,7 @@ from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry
 from worker.retraining.bundle_access import BundleAccess
 from worker.retraining.candidates import collect_policy
-from worker.retraining.challenger_stages import ChallengerContext, challenge_stages
+from worker.retraining.challenger_stages import ChallengerContext, challenger_stages
 from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def all_stages(settings: Settings, engine: Engine, storage: Storage) -> list[Sta
     place = dataset_context(settings, engine, storage, champions)
     return [
         *dataset_stages(place),
-        *challenge_stages(challenger_context(settings, place, champions)),
+        *challenger_stages(challenger_context(settings, place, champions)),
     ]
 
 

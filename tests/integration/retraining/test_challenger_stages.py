@@ -20,7 +20,7 @@ from training.bundles.challenger import ChallengerRecipe
 from training.data.shaders import renderings
 from training.evaluation.promotion_gate import GateLimits
 from worker.models.registry import GateNotPassed, ModelsRegistry
-from worker.retraining.challenger_stages import challenge_stages
+from worker.retraining.challenger_stages import challenger_stages
 from worker.retraining.dataset_stages import dataset_stages
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.scheduled_promotion import promote_when_due
@@ -81,7 +81,7 @@ def loop(context: ChallengerContext, slot: str = "one") -> Ending | None:
     runs = Runs(context.dataset_context.engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin(slot, trigger="test")
     assert run is not None
-    stages = [*dataset_stages(context.dataset_context), *challenge_stages(context)]
+    stages = [*dataset_stages(context.dataset_context), *challenger_stages(context)]
     return run_stages(run, stages, runs)
 
 
@@ -227,7 +227,7 @@ def test_a_killed_stage_is_done_again(
 
     eventually(took)
     assert stage not in taken[0].stages
-    stages = [*dataset_stages(context.dataset_context), *challenge_stages(context)]
+    stages = [*dataset_stages(context.dataset_context), *challenger_stages(context)]
     assert run_stages(taken[0], stages, runs) is Ending.REFUSED
 
     row = run_row(engine)

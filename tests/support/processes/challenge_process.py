@@ -31,7 +31,7 @@ from worker.database.engine import build_engine
 from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry
 from worker.retraining.bundle_access import BundleAccess
-from worker.retraining.challenger_stages import ChallengerContext, challenge_stages
+from worker.retraining.challenger_stages import ChallengerContext, challenger_stages
 from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
 from worker.retraining.runs import Runs
 from worker.retraining.stage_runner import run_stages
@@ -150,7 +150,7 @@ def main() -> None:
     runs = Runs(engine, holder=f"killed in {hangs_in}", lease=timedelta(seconds=2))
     run = runs.begin("one", trigger="test") or runs.resume()
     assert run is not None
-    stages = [*dataset_stages(context.dataset_context), *challenge_stages(context)]
+    stages = [*dataset_stages(context.dataset_context), *challenger_stages(context)]
     run_stages(
         run,
         [

@@ -38,13 +38,13 @@ def alphas() -> torch.Tensor:
 
 def build(prediction: str) -> Generator:
     """A tiny generator with scaling 0.5 and shift 0.1."""
-    process = NoiseSchedule(
+    schedule = NoiseSchedule(
         prediction=prediction,
         steps=1000,
         alphas_cumprod=None if prediction == FLOW else alphas(),
     )
     generator = Generator(
-        tiny_autoencoder(), tiny_predictor(), process, {"encoder_hidden_states": TEXT}
+        tiny_autoencoder(), tiny_predictor(), schedule, {"encoder_hidden_states": TEXT}
     )
     return generator.eval().requires_grad_(False)
 

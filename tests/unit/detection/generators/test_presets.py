@@ -203,7 +203,7 @@ def test_conditioning_reaches_the_network(tmp_path: Path, name: str) -> None:
     noised = noise_bank((2, 4, 8, 8), seed=4)
 
     def predict(given: dict[str, Tensor]) -> Tensor:
-        generator = Generator(loaded.autoencoder, predictor, loaded.process, given)
+        generator = Generator(loaded.autoencoder, predictor, loaded.schedule, given)
         with torch.inference_mode():
             return generator.predict(noised, 200)
 
@@ -238,11 +238,11 @@ def test_flux_is_called_on_patches_with_their_positions() -> None:
     torch.testing.assert_close(unpack(tokens, 6, 8), latents)
     assert positions(6, 8).tolist() == [[0, row, column] for row, column in places]
     network, scheduler, constants = flux(guidance=True)
-    process = noise_schedule_from_scheduler(
+    schedule = noise_schedule_from_scheduler(
         {"_class_name": type(scheduler).__name__, **scheduler.config}
     )
-    assert process.prediction == FLOW
-    generator = Generator(tiny_autoencoder(), shift_of(network), process, constants)
+    assert schedule.prediction == FLOW
+    generator = Generator(tiny_autoencoder(), shift_of(network), schedule, constants)
     with torch.inference_mode():
         expected = network(
             hidden_states=tokens,
@@ -272,8 +272,8 @@ def test_a_learned_variance_is_cut_off() -> None:
         use_additional_conditions=False,
         norm_num_groups=1,
     )
-    process = noise_schedule_from_scheduler(DDPMScheduler().config)
-    generator = Generator(tiny_autoencoder(), network, process, {"encoder_hidden_states": TEXT})
+    schedule = noise_schedule_from_scheduler(DDPMScheduler().config)
+    generator = Generator(tiny_autoencoder(), network, schedule, {"encoder_hidden_states": TEXT})
     noised = noise_bank((2, 4, 8, 8), seed=4)
     with torch.inference_mode():
         assert generator.predict(noised, 10).shape == noised.shape

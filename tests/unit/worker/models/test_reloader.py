@@ -65,7 +65,7 @@ class Fleet:
             metrics=self.metrics,
         )
         self.device.start()
-        self.succession = ModelReloader(
+        self.reloader = ModelReloader(
             registry=self.registry,  # type: ignore[arg-type]  # the pointers are all it asks for
             load=self.load,
             prune=self.pruned.append,
@@ -97,27 +97,27 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     """A worker whose device is stopped in the end."""
     fleet = Fleet(tmp_path)
     yield fleet
-    fleet.succession.stop()
+    fleet.reloader.stop()
     fleet.device.stop()
 
 
 def test_a_shadow_comes_is_promoted_and_rolled_back(fleet: Fleet) -> None:
     """A promoted challenger is not loaded again; a rolled back champion is."""
-    fleet.succession.follow()
+    fleet.reloader.follow()
     assert fleet.models == ("old", None)
     fleet.registry.now = ActiveModels(champion=OLD, shadow=NEW)
-    fleet.succession.follow()
+    fleet.reloader.follow()
     assert fleet.models == ("old", "new")
     fleet.registry.now = ActiveModels(champion=NEW)
-    fleet.succession.follow()
+    fleet.reloader.follow()
     assert fleet.models == ("new", None)
     assert fleet.loaded == ["new"]
     fleet.registry.now = ActiveModels(champion=OLD)
-    fleet.succession.follow()
+    fleet.reloader.follow()
     assert fleet.models == ("old", None)
     assert fleet.loaded == ["new", "old"]
     assert fleet.changes("champion", "done") == 2
-    fleet.succession.follow()
+    fleet.reloader.follow()
     used = [digests - {""} for digests in fleet.pruned]
     assert used == [{"old"}, {"old", "new"}, {"new"}, {"old"}]  # once a change, not at every look
 
@@ -127,13 +127,13 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(fleet: Fleet) -> None:
     fleet.fault = ValueError("a hash is wrong")
     fleet.registry.now = ActiveModels(champion=NEW)
     for _ in range(3):
-        fleet.succession.follow()
+        fleet.reloader.follow()
     assert fleet.models == ("old", None)
     assert fleet.loaded == ["new"]
     assert fleet.changes("champion", "refused") == 1
     fleet.fault = None
     fleet.registry.now = ActiveModels(champion=OTHER)
-    fleet.succession.follow()
+    fleet.reloader.follow()
     assert fleet.models == ("other", None)
 
 
@@ -141,10 +141,10 @@ def test_storage_that_is_away_is_asked_again(fleet: Fleet) -> None:
     """An outage is no fault of the model: the next look loads it."""
     fleet.fault = TransientError("no storage")
     fleet.registry.now = ActiveModels(champion=NEW)
-    fleet.succession.follow()
+    fleet.reloader.follow()
     assert fleet.changes("champion", "unavailable") == 1
     fleet.fault = None
-    fleet.succession.follow()
+    fleet.reloader.follow()
     assert fleet.models == ("new", None)
 
 
@@ -152,7 +152,7 @@ def test_another_model_than_was_asked_for_is_refused(fleet: Fleet) -> None:
     """A verdict's version is what the registry promoted, or there is no swap."""
     fleet.imposter = MemoryScorer("imposter")
     fleet.registry.now = ActiveModels(champion=NEW)
-    fleet.succession.follow()
+    fleet.reloader.follow()
     assert fleet.models == ("old", None)
 
 

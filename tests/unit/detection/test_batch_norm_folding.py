@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from detection.aligned import AlignedConfig, AlignedNet
-from detection.conv_bn_fusion import fold_batch_norms
+from detection.batch_norm_folding import fold_batch_norms
 from detection.egre import Egre, EgreConfig
 from detection.generators.generator import noise_bank
 
