@@ -2,8 +2,8 @@
 
 One small interface over the families: latents are scaled and shifted the way the predictor was
 trained (autoencoder configuration: `(z - shift_factor) * scaling_factor`), the forward process is
-the variance-preserving one (epsilon and v prediction; `z_t = sqrt(a_t) z + sqrt(1 - a_t) e`) or
-the straight line of rectified flow (`z_s = (1 - s) z + s e`); `mix` noises latents and says what
+the variance-preserving one (epsilon and v prediction; `z_t = sqrt(a_t) z + sqrt(1 - a_t) e`) or the
+straight line of rectified flow (`z_s = (1 - s) z + s e`); `add_noise` noises latents and says what
 the predictor should answer, `predict` asks it.
 """
 

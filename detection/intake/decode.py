@@ -93,7 +93,7 @@ def decode(
 
     `declared_type` is the content type and `key` the object key that came with the bytes; `sha256`
     the digest (hex) that the producer gave. What is None claims nothing. Raises only subclasses of
-    `detection.intake.errors.Refusal`, for any bytes. Silences warnings meanwhile, which is
+    `ImageRejected`, for any bytes. Silences warnings meanwhile, which is
     process-wide state: decode in processes rather than in threads of one.
     """
     digest = _check_bytes(data, limits, sha256)

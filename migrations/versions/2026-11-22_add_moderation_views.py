@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from worker.moderation.sql_files import install
+from worker.moderation.sql_files import install_sql
 
 revision = "0003"
 down_revision = "0002"
@@ -52,7 +52,7 @@ def upgrade() -> None:
         postgresql_using="gin",
     )
     op.execute("CREATE SCHEMA moderation")
-    install(op.get_bind())
+    install_sql(op.get_bind())
     reasons = sa.table(
         "reason_codes", sa.column("code"), sa.column("decision"), sa.column("words"), schema="app"
     )

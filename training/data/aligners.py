@@ -1,9 +1,9 @@
 """Aligners make the generated side of a pair from the real side (arXiv 2410.11835).
 
 An `Aligner` maps a real image to a reconstruction of the same size: the pair then differs by the
-decoder's artefacts alone. `RoundTrip` sends the image through an autoencoder and feeds the aligned
-branch. Padding is by reflection up to the autoencoder's factor and cropped off again, so that no
-pixel moves.
+decoder's artefacts alone. `AutoencoderReconstruction` sends the image through an autoencoder and
+feeds the aligned branch. Padding is by reflection up to the autoencoder's factor and cropped off
+again, so that no pixel moves.
 """
 
 from __future__ import annotations

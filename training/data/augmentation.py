@@ -1,9 +1,9 @@
 """Augmentation: drawn once, applied to both sides of a pair alike.
 
-`draw` fixes every random choice for one crop, `View.apply` is a pure function of the image, so that
-a photograph and its reconstruction meet the same resize, codec, noise and crop. Two codecs can act:
-the *first* one stands for the file that the image was uploaded as (its 8-pixel grid is the image's
-own), the *last* one for what the web does to it afterwards.
+`sample_crop` fixes every random choice for one crop, `AugmentedCrop.apply` is a pure function of
+the image, so that a photograph and its reconstruction meet the same resize, codec, noise and crop.
+Two codecs can act: the *first* one stands for the file that the image was uploaded as (its 8-pixel
+grid is the image's own), the *last* one for what the web does to it afterwards.
 """
 
 from __future__ import annotations

@@ -199,11 +199,11 @@ def drift(context: typer.Context) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from worker.models.score_drift import measure
+    from worker.models.score_drift import measure_drift
 
     settings = cli.of(context).settings().drift
     with _engine(context) as engine:
-        readings = measure(engine, settings)
+        readings = measure_drift(engine, settings)
     if not readings:
         typer.echo(f"no verdicts in the last {settings.window_s / 3600:g} h")
         return

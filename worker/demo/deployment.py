@@ -31,7 +31,7 @@ class DemoError(UnlatentError):
     """The demo could not go on."""
 
 
-class Command(Server):
+class CommandServer(Server):
     """`python -m worker …` as a process of its own, in the caller's working directory."""
 
     arguments: ClassVar[tuple[str, ...]]
@@ -63,28 +63,28 @@ class Command(Server):
         return True
 
 
-class Beat(Command):
+class BeatServer(CommandServer):
     """The clock."""
 
     name = "app-beat"
     arguments = ("beat",)
 
 
-class Bridge(Command):
+class BridgeServer(CommandServer):
     """From the ingest list to the ledger."""
 
     name = "app-bridge"
     arguments = ("bridge",)
 
 
-class Worker(Command):
+class WorkerServer(CommandServer):
     """The one that scores."""
 
     name = "app-worker"
     arguments = ("worker",)
 
 
-class Trainer(Command):
+class TrainerServer(CommandServer):
     """The one that retrains; it is ready when it is ready, and not when the worker is."""
 
     name = "app-trainer"
@@ -97,7 +97,7 @@ class Trainer(Command):
         return child_environment(self._settings.model_copy(update={"observability": own}))
 
 
-SERVICE: tuple[type[Command], ...] = (Worker, Bridge, Beat)
+SERVICE: tuple[type[CommandServer], ...] = (WorkerServer, BridgeServer, BeatServer)
 
 
 class Deployment:
@@ -107,14 +107,14 @@ class Deployment:
     """
 
     def __init__(
-        self, settings: Settings, *, logs: Path, kinds: tuple[type[Command], ...] = SERVICE
+        self, settings: Settings, *, logs: Path, kinds: tuple[type[CommandServer], ...] = SERVICE
     ) -> None:
         self.stack = LocalStack.temporary()
         self._kinds = kinds
         self._logs = logs
         self._exits = ExitStack()
         self.settings = settings
-        self._commands: tuple[Command, ...] = ()
+        self._commands: tuple[CommandServer, ...] = ()
 
     def __enter__(self) -> Self:
         with ExitStack() as exits:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from detection.bundle import load_bundle
-from worker.demo.deployment import SERVICE, DemoError, Deployment, Trainer
+from worker.demo.deployment import SERVICE, DemoError, Deployment, TrainerServer
 from worker.demo.retrain_images import (
     CAMERA,
     FEED,
@@ -112,7 +112,7 @@ def run_retrain_demo(
     confirmed = sum(one.generated for one in past)
     with (
         Deployment(
-            _for_demo(settings, out, confirmed), logs=out / "logs", kinds=(*SERVICE, Trainer)
+            _for_demo(settings, out, confirmed), logs=out / "logs", kinds=(*SERVICE, TrainerServer)
         ) as deployment,
         RetrainPlatform(deployment) as platform,
     ):

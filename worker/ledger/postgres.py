@@ -295,7 +295,7 @@ class PostgresLedger:
                     ),
                     [{"image_id": v.image_id, **statements.fact_values(v.facts)} for v in ending],
                 )
-            provenance.store(
+            provenance.store_provenance(
                 connection, {v.image_id: v.facts.provenance for v in ordered if v.facts.provenance}
             )
             statements.close_lease(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from detection.intake.provenance import ProvenanceRecord
 
 
-def store(connection: Connection, found: Mapping[UUID, ProvenanceRecord]) -> None:
+def store_provenance(connection: Connection, found: Mapping[UUID, ProvenanceRecord]) -> None:
     """Store the provenance of images that were not erased; what was stored before stays."""
     if not found:
         return

@@ -392,7 +392,7 @@ class AuditEntry(Base):
     detail: Mapped[dict[str, Any]] = empty()
 
 
-class ModelVersion(Base):
+class ModelVersionRow(Base):
     """A released detector: the digest that verdicts carry, and where it came from."""
 
     __tablename__ = "model_versions"

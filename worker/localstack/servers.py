@@ -25,7 +25,7 @@ from worker.localstack.processes import (
 )
 
 
-class Postgres(Server):
+class PostgresServer(Server):
     """PostgreSQL over TCP with a password; no unix socket, whose path length is limited.
 
     Its binaries refuse to run as root, so root starts them as `nobody`, in a directory that account
@@ -157,7 +157,7 @@ class Postgres(Server):
             os.chown(path, self.account.uid, self.account.gid)
 
 
-class Valkey(Server):
+class ValkeyServer(Server):
     """Valkey with a password and an append-only file, as the broker of a deployment would have."""
 
     name = "redis"
@@ -207,7 +207,7 @@ class Valkey(Server):
         shutil.rmtree(self.data)
 
 
-class S3(Server):
+class S3Server(Server):
     """An S3 server that checks presigned signatures; objects survive a restart."""
 
     name = "s3"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from worker.localstack.processes import LocalStackError, Server
-from worker.localstack.servers import S3, Postgres, Valkey
+from worker.localstack.servers import PostgresServer, S3Server, ValkeyServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,20 +65,20 @@ class LocalStack:
         self.folder.chmod(0o711)  # secrets have their own modes; `nobody` must get to its data
         self._identity = self._load_identity()
         ports = self._identity.ports
-        self.postgres = Postgres(
+        self.postgres = PostgresServer(
             self.folder,
             password=self._identity.superuser_password,
             durable=durable,
-            port=ports.get(Postgres.name),
+            port=ports.get(PostgresServer.name),
         )
-        self.redis = Valkey(
-            self.folder, password=self._identity.redis_password, port=ports.get(Valkey.name)
+        self.redis = ValkeyServer(
+            self.folder, password=self._identity.redis_password, port=ports.get(ValkeyServer.name)
         )
-        self.s3 = S3(
+        self.s3 = S3Server(
             self.folder,
             access_key_id=self._identity.s3_access_key_id,
             secret_access_key=self._identity.s3_secret_access_key,
-            port=ports.get(S3.name),
+            port=ports.get(S3Server.name),
         )
         self._guard: subprocess.Popen[bytes] | None = None
 

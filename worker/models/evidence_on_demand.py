@@ -21,7 +21,7 @@ from worker.ledger.statements import FACTS, verdict_of
 from worker.ledger.tables import Image, VerdictRow
 from worker.models.loading import load_detector, settings_for_model
 from worker.models.registry import ModelsRegistry, UnknownModel
-from worker.scoring.evidence import draw, evidence_bucket, store
+from worker.scoring.evidence import draw_evidence, evidence_bucket, store_evidence
 from worker.scoring.file_scoring import intake_limits
 
 if TYPE_CHECKING:
@@ -85,8 +85,12 @@ def render_evidence(image_id: UUID, *, settings: Settings, engine: Engine, stora
         raise EvidenceUnavailable(
             f"model version {verdict.model_version} has no lare branch to draw"
         )
-    picture = draw(replace(verdict, error_map=score.error_map, outside=score.outside), pixels)
-    uri = store(picture, verdict, storage=storage, ledger=PostgresLedger(engine), bucket=bucket)
+    picture = draw_evidence(
+        replace(verdict, error_map=score.error_map, outside=score.outside), pixels
+    )
+    uri = store_evidence(
+        picture, verdict, storage=storage, ledger=PostgresLedger(engine), bucket=bucket
+    )
     if uri is None:
         raise EvidenceUnavailable(f"image {image_id} is to be erased")
     return uri

@@ -10,8 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import PermanentError, SettingsError
 from worker.database.engine import transaction
-from worker.ledger.tables import ChampionEntry, ShadowEntry
-from worker.ledger.tables import ModelVersion as ModelVersionRow
+from worker.ledger.tables import ChampionEntry, ModelVersionRow, ShadowEntry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -65,7 +65,7 @@ class ModelReloader:
         self._shadow: Scorer | None = None
         self._refused: dict[tuple[Role, str], float] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="succession", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="model-reloader", daemon=True)
 
     def start(self) -> None:
         """Begin to follow; the device must have started."""

@@ -129,7 +129,7 @@ def kolmogorov_smirnov_limit(reference: int, recent: int) -> float:
     return coefficient * math.sqrt((reference + recent) / (reference * recent))
 
 
-def measure(engine: Engine, settings: DriftSettings) -> list[DriftMeasurement]:
+def measure_drift(engine: Engine, settings: DriftSettings) -> list[DriftMeasurement]:
     """Read every source that had verdicts in the window; empty before the first verdict."""
     window = timedelta(seconds=settings.window_s)
     with transaction(engine) as connection:
@@ -158,7 +158,7 @@ def measure(engine: Engine, settings: DriftSettings) -> list[DriftMeasurement]:
     return readings
 
 
-def record(engine: Engine, readings: Sequence[DriftMeasurement]) -> None:
+def record_drift(engine: Engine, readings: Sequence[DriftMeasurement]) -> None:
     """Keep readings in the table, for metrics and for the trigger of retraining."""
     if readings:
         with transaction(engine) as connection:

@@ -24,17 +24,17 @@ _VISIBLE = (
 )
 
 
-def read(name: str) -> str:
+def read_sql(name: str) -> str:
     """Return one SQL file with the limit by source written out."""
     return re.sub(r"VISIBLE\(([\w.]+)\)", _VISIBLE, (SQL / f"{name}.sql").read_text())
 
 
-def install(connection: Connection) -> None:
+def install_sql(connection: Connection) -> None:
     """Create or replace everything in schema `moderation`, and grant it to `moderator`."""
     cursor = connection.connection.cursor()
     for name in FILES:
         # Several statements at once need the driver's simple protocol, without parameters.
-        cursor.execute(read(name))
+        cursor.execute(read_sql(name))
     cursor.execute(_SHUT)
     for role in ("moderator", "unlatent_app"):
         if connection.scalar(text("SELECT to_regrole(:role) IS NOT NULL"), {"role": role}):

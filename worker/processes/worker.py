@@ -146,8 +146,8 @@ def run_worker(
                 metrics=metrics,
             ),
             check_breakers=partial(check_breakers, engine),
-            measure_drift=lambda: score_drift.record(
-                engine, score_drift.measure(engine, settings.drift)
+            measure_drift=lambda: score_drift.record_drift(
+                engine, score_drift.measure_drift(engine, settings.drift)
             ),
             tracer=tracer,
         )

@@ -169,7 +169,7 @@ def known_bytes(engine: Engine) -> list[str]:
         return list(connection.scalars(_KNOWN_BYTES))
 
 
-def fresh(engine: Engine, policy: CollectPolicy) -> tuple[int, int]:
+def count_new_decisions(engine: Engine, policy: CollectPolicy) -> tuple[int, int]:
     """Count images decided since the last snapshot, and name the newest decision."""
     with transaction(engine) as connection:
         row = connection.execute(_FRESH, {"sources": sorted(policy.sources)}).one()

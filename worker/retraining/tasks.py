@@ -21,7 +21,7 @@ from worker.retraining.candidates import collect_policy
 from worker.retraining.runs import Runs
 from worker.retraining.scheduled_promotion import promote_when_due
 from worker.retraining.stage_runner import run_stages
-from worker.retraining.triggers import due
+from worker.retraining.triggers import due_slots
 from worker.settings import load_settings
 from worker.storage.s3 import open_storage
 from worker.telemetry.logs import configure
@@ -70,7 +70,7 @@ def tick(settings: Settings) -> None:
 
 
 def _begin(engine: Engine, settings: Training, runs: Runs) -> Run | None:
-    for slot in due(engine, settings, collect_policy(settings)):
+    for slot in due_slots(engine, settings, collect_policy(settings)):
         run = runs.begin(slot.slot, trigger=slot.trigger)
         if run is not None:
             _log.info("run_started", run=run.id, slot=slot.slot)

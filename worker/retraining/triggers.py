@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from worker.database.engine import transaction
-from worker.retraining.candidates import fresh
+from worker.retraining.candidates import count_new_decisions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Slot:
     trigger: str
 
 
-def due(engine: Engine, settings: Training, policy: CollectPolicy) -> Iterator[Slot]:
+def due_slots(engine: Engine, settings: Training, policy: CollectPolicy) -> Iterator[Slot]:
     """Name the slots that are due, by the database's clock; each is good for one run."""
     if settings.every_s is not None:
         with transaction(engine) as connection:
@@ -46,7 +46,7 @@ def due(engine: Engine, settings: Training, policy: CollectPolicy) -> Iterator[S
             )
         yield Slot(f"calendar:{settings.every_s:g}:{int(now_s // settings.every_s)}", "calendar")
     if settings.min_new_images is not None:
-        images, newest = fresh(engine, policy)
+        images, newest = count_new_decisions(engine, policy)
         if images >= settings.min_new_images:
             yield Slot(f"confirmed:{newest}", "confirmed_images")
     if settings.on_drift:

@@ -48,7 +48,7 @@ class EvidenceKeeper:
     def keep(self, verdict: Verdict, pixels: NDArray[np.uint8]) -> None:
         """Draw the evidence of a stored verdict on an image, uint8 (H, W, 3); raises nothing."""
         if verdict.error_map is not None:
-            self._keep(verdict, lambda: draw(verdict, pixels))
+            self._keep(verdict, lambda: draw_evidence(verdict, pixels))
 
     def copy(self, verdict: Verdict, original: Verdict) -> None:
         """Give a stored verdict a copy of the evidence of the one it was taken over from."""
@@ -60,7 +60,7 @@ class EvidenceKeeper:
         try:
             if verdict.label == Label.REAL and not self._ledger.in_review(verdict.image_id):
                 return
-            uri = store(
+            uri = store_evidence(
                 picture(),
                 verdict,
                 storage=self._storage,
@@ -74,7 +74,7 @@ class EvidenceKeeper:
         self._metrics.evidence.labels(outcome).inc()
 
 
-def store(
+def store_evidence(
     picture: bytes, verdict: Verdict, *, storage: Storage, ledger: Ledger, bucket: str
 ) -> str | None:
     """Put a verdict's picture, a PNG, into a bucket and note its address, which is returned.
@@ -95,7 +95,7 @@ def evidence_key(image_id: UUID, model_version: str) -> str:
     return f"evidence/{image_id}/{model_version}.png"
 
 
-def draw(verdict: Verdict, pixels: NDArray[np.uint8]) -> bytes:
+def draw_evidence(verdict: Verdict, pixels: NDArray[np.uint8]) -> bytes:
     """Draw a verdict over its image, uint8 (H, W, 3), as a PNG of at most `MAX_SIDE` pixels."""
     small = Image.fromarray(pixels)
     small.thumbnail((MAX_SIDE, MAX_SIDE))

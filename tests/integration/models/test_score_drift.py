@@ -12,10 +12,10 @@ from sqlalchemy import text
 
 from training.data.selection import CollectPolicy
 from worker.models.registry import ModelsRegistry, ModelVersion
-from worker.models.score_drift import DriftMeasurement, measure, record
+from worker.models.score_drift import DriftMeasurement, measure_drift, record_drift
 from worker.models.shadow import agreement
 from worker.monitoring.database_gauges import DatabaseCollector
-from worker.retraining.triggers import due
+from worker.retraining.triggers import due_slots
 from worker.settings import Drift, Training
 
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ def test_one_source_drifts_and_starts_a_run(
 ) -> None:
     """The shifted source is told from the steady and the young one, in table, metric, trigger."""
     rng = np.random.default_rng(4)
-    assert measure(engine, Drift()) == []
+    assert measure_drift(engine, Drift()) == []
     early, late = rng.beta(2, 6, 500), rng.beta(5, 3, 400)
     judge("shifted", early, age=LONG_AGO)
     judge("shifted", late, age=NOW)
     judge("steady", rng.beta(2, 6, 500), age=LONG_AGO)
     judge("steady", rng.beta(2, 6, 400), age=NOW)
     judge("young", late, age=NOW)
-    found = by_source(measure(engine, Drift()))
+    found = by_source(measure_drift(engine, Drift()))
     assert {name: reading.drifted for name, reading in found.items()} == {
         "shifted": True,
         "steady": False,
@@ -104,14 +104,14 @@ def test_one_source_drifts_and_starts_a_run(
 
     watching, idle = Training(on_drift=True), Training()
     policy = CollectPolicy(sources=frozenset(), trusted_sources=frozenset())
-    assert list(due(engine, watching, policy)) == []
+    assert list(due_slots(engine, watching, policy)) == []
     assert page("drift_detected", source="shifted") is None
-    record(engine, list(found.values()))
-    (slot,) = due(engine, watching, policy)
+    record_drift(engine, list(found.values()))
+    (slot,) = due_slots(engine, watching, policy)
     assert slot.trigger == "drift"
     assert slot.slot.startswith("drift:m1:")
-    assert list(due(engine, watching, policy)) == [slot]
-    assert list(due(engine, idle, policy)) == []
+    assert list(due_slots(engine, watching, policy)) == [slot]
+    assert list(due_slots(engine, idle, policy)) == []
     assert page("drift_detected", source="shifted") == 1
     assert page("drift_detected", source="steady") == 0
     assert page("drift_ks", source="shifted") == pytest.approx(shifted.ks)
@@ -119,8 +119,8 @@ def test_one_source_drifts_and_starts_a_run(
     assert page("drift_unsure_ratio", source="young") == pytest.approx(young.unsure)
 
     judge("shifted", late, age=NOW, version="m2")
-    record(engine, measure(engine, Drift()))
-    assert list(due(engine, watching, policy)) == []
+    record_drift(engine, measure_drift(engine, Drift()))
+    assert list(due_slots(engine, watching, policy)) == []
 
 
 def test_decisions_against_sure_labels_are_counted(
@@ -136,9 +136,9 @@ def test_decisions_against_sure_labels_are_counted(
                 "id FROM app.verdicts"
             )
         )
-    (reading,) = measure(engine, Drift())
+    (reading,) = measure_drift(engine, Drift())
     assert (reading.decisions, reading.overturned) == (3, 1)
-    record(engine, [reading])
+    record_drift(engine, [reading])
     assert page("drift_overturned_ratio", source="web") == pytest.approx(1 / 3)
 
 

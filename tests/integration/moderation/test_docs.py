@@ -33,7 +33,7 @@ def busy_week(
     scored(0.1, pdq=bytes([1, *range(1, 32)]))
     with engine.begin() as connection:
         found = ProvenanceRecord(exif=Exif(make="Canon", model="EOS R6"))
-        provenance.store(connection, {wrong: found})
+        provenance.store_provenance(connection, {wrong: found})
     clerk.rows("SELECT * FROM moderation.claim_next(100)")
     clerk.value("SELECT moderation.release(%s)", waiting)
     clerk.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", wrong)

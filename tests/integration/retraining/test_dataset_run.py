@@ -24,7 +24,7 @@ from worker.retraining.erasure import SnapshotShards
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.snapshots import Snapshots
 from worker.retraining.stage_runner import Progress, run_stages
-from worker.retraining.triggers import due
+from worker.retraining.triggers import due_slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -261,7 +261,7 @@ def test_enough_confirmed_images_are_a_reason(
     def asked(count: int, source: str = "web") -> list[str]:
         changes = {"sources": (source,), "min_new_images": count}
         training = settings.training.model_copy(update=changes)
-        return [one.trigger for one in due(engine, training, collect_policy(training))]
+        return [one.trigger for one in due_slots(engine, training, collect_policy(training))]
 
     assert asked(len(images)) == ["confirmed_images"]
     assert asked(len(images) + 1) == asked(1, "feed") == []

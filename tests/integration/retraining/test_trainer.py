@@ -11,7 +11,7 @@ from tests.support.processes.worker_process import WorkerProcess
 from tests.support.waiting import eventually
 from worker.ledger.tables_training import TrainingRun
 from worker.retraining.candidates import collect_policy
-from worker.retraining.triggers import due
+from worker.retraining.triggers import due_slots
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -75,4 +75,4 @@ def test_what_is_due(
     """Without a trigger nothing is due; the calendar names a slot; no new image is no reason."""
     training = with_training(settings, **triggers).training
 
-    assert [one.slot for one in due(engine, training, collect_policy(training))] == expected
+    assert [one.slot for one in due_slots(engine, training, collect_policy(training))] == expected

@@ -27,5 +27,5 @@ def forget_what_came_later() -> None:
         for name in names:
             columns.remove(columns[name])
     DatabaseCollector.read = lambda _: None  # type: ignore[method-assign]  # no moderation yet
-    provenance.store = lambda _connection, _found: None
+    provenance.store_provenance = lambda _connection, _found: None
     registry._in_shadow = lambda _connection: (None, None)

@@ -62,7 +62,7 @@ STEADY = (
 )
 
 
-def measure(
+def compute_quality(
     bundle: Bundle,
     scored: Mapping[str, Scored],
     data: Path,

@@ -13,7 +13,7 @@ from detection.errors import SettingsError
 from training.data.manifest import load_manifest, snapshot_digest
 from training.data.samples import check_images
 from training.data.splits import divide
-from training.evaluation.quality.figures import measure
+from training.evaluation.quality.figures import compute_quality
 from training.evaluation.robustness_tiers import TIERS
 from training.evaluation.score_cache import ScoreCache
 from training.evaluation.scoring import RAW
@@ -69,7 +69,9 @@ def evaluate_bundle(
                 on_progress(form, done, len(chosen))
 
         scored[form] = cache.score(detector, chosen, inventory.digests, form, on_image=report)
-    quality = measure(bundle, scored, data, refused=inventory.refused, matches=matches, limit=limit)
+    quality = compute_quality(
+        bundle, scored, data, refused=inventory.refused, matches=matches, limit=limit
+    )
     (out / "quality.json").write_text(quality.to_json() + "\n", encoding="utf-8")
     plots = draw_plots(quality, bundle, scored, data, out)
     write_page(quality, plots, out / "quality.md")

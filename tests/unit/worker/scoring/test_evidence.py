@@ -14,7 +14,7 @@ from PIL import Image
 from detection.errors import SettingsError
 from worker.ledger.interface import ImageFacts, Lease, Role, Upload, Verdict
 from worker.ledger.memory import MemoryLedger
-from worker.scoring.evidence import MAX_SIDE, EvidenceKeeper, draw, evidence_keeper
+from worker.scoring.evidence import MAX_SIDE, EvidenceKeeper, draw_evidence, evidence_keeper
 from worker.settings import Settings
 from worker.storage.interface import StorageUnavailable
 from worker.storage.memory import MemoryStorage
@@ -97,7 +97,7 @@ def test_what_is_accused_or_doubted_gets_a_picture(label: str) -> None:
 def test_the_caption_says_why_an_image_could_not_be_judged() -> None:
     """Moderators read beside the map what the detector found too little to go by."""
     verdict = replace(Desk().verdict("unsure"), outside="nearly nothing to look at")
-    with Image.open(io.BytesIO(draw(verdict, PIXELS))) as picture:
+    with Image.open(io.BytesIO(draw_evidence(verdict, PIXELS))) as picture:
         assert "thresholds hold for: nearly nothing to look at." in picture.info["Description"]
 
 
