@@ -191,6 +191,13 @@ def test_panels_and_triggers_show_a_running_fleet(
         for index in range(12):
             now = datetime.now(UTC)
             site.wait_for(site.upload(f"{index}.png", png(index), uploaded_at=now))
+            if not index:
+                # A rate is known only of what grew between two scrapes.
+                eventually(
+                    lambda: bool(prometheus.ask("unlatent_verdicts_total")),
+                    timeout_s=120,
+                    what="a scrape of the first verdict",
+                )
         leave_work_overdue(engine)
         eventually(
             lambda: (
