@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 MAX_FLAT_SHARE = 0.75
 
 
-def rejection_reason(image: NDArray[np.uint8], config: AlignedConfig | None = None) -> str | None:
+def inapplicable_reason(
+    image: NDArray[np.uint8], config: AlignedConfig | None = None
+) -> str | None:
     """Say why RGB uint8 (H, W, 3) is nothing to accuse, or return None.
 
     Looked at is what the aligned branch reads of it; without a `config`, with the default tiles.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
-from detection.applicability import rejection_reason
+from detection.applicability import inapplicable_reason
 from detection.batch_norm_folding import fold_batch_norms
 from detection.bundle import Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
@@ -196,7 +196,7 @@ class Detector:
     def _apply_applicability(self, image: NDArray[np.uint8], score: Score) -> Score:
         """Accuse nothing that the thresholds do not hold for: no evidence leaves the prior."""
         if score.label is Label.REAL or not (
-            why := rejection_reason(image, self.bundle.manifest.aligned)
+            why := inapplicable_reason(image, self.bundle.manifest.aligned)
         ):
             return score
         probability = min(score.probability, score.prior)

@@ -101,7 +101,7 @@ def run_on_folder(
     champion: Bundle,
     out: Path,
     recipe: ChallengerRecipe,
-    terms: FolderRunOptions,
+    options: FolderRunOptions,
     *,
     device: str = "cpu",
     on_progress: Callable[[str, int, int], None],
@@ -116,12 +116,12 @@ def run_on_folder(
     for name, why in inventory.refused.items():
         _log.warning("image_left_out", file=name, why=why)
     digests = {inventory.digests[entry.path]: entry for entry in inventory.entries}
-    listed = [_ListedImage(entry, digest, terms.shares) for digest, entry in digests.items()]
-    sources: list[Source] = [*listed, *series(terms.shaders)]
+    listed = [_ListedImage(entry, digest, options.shares) for digest, entry in digests.items()]
+    sources: list[Source] = [*listed, *series(options.shaders)]
     store = FolderStore(out / "dataset")
     dataset = build_pairs(
         sources,
-        [terms.aligner or bundle_aligner(champion, device=device)],
+        [options.aligner or bundle_aligner(champion, device=device)],
         store,
         config=AlignmentConfig(batch_size=batch_for(device)),
         on_image=lambda done: on_progress("reconstructing", done, len(sources)),
@@ -135,12 +135,12 @@ def run_on_folder(
     features = BundleFeatures(champion, device=device)
     alignment = run_audit(
         pair_files(read_samples(store, dataset)),
-        limits=terms.alignment_limits,
+        limits=options.alignment_limits,
         features=features,
         space=features.name,
     )
     (out / "alignment.md").write_text(alignment.to_markdown() + "\n", encoding="utf-8")
-    if not terms.despite_audit:
+    if not options.despite_audit:
         alignment.require()
     refused = "; ".join(alignment.refusals)
     facts = {"taught although the audit refused": refused} if refused else {}
@@ -161,7 +161,7 @@ def run_on_folder(
         ChallengerOrigin(
             snapshot_digest=dataset.digest,
             families=sorted(families),
-            data_licence=terms.data_licence,
+            data_licence=options.data_licence,
             facts={"champion": champion.model_version, **facts},
         ),
         device=device,
@@ -179,7 +179,7 @@ def run_on_folder(
         else {}
     )
     decision = (
-        decide(tiers, [], limits=terms.gate_limits) if tiers else GateDecision.without_images()
+        decide(tiers, [], limits=options.gate_limits) if tiers else GateDecision.without_images()
     )
     report = write_report(
         out / "report",

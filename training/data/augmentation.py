@@ -122,7 +122,7 @@ class AugmentedCrop:
 def sample_crop(
     rng: np.random.Generator,
     shape: tuple[int, ...],
-    recipe: AugmentationConfig,
+    augmentation: AugmentationConfig,
     *,
     first: Codec | None = None,
 ) -> AugmentedCrop:
@@ -131,18 +131,18 @@ def sample_crop(
     The scale is raised where the image is too small to fill the crop.
     """
     scale = 1.0
-    if rng.random() < recipe.resize_p:
-        low, high = np.log(recipe.scale)
+    if rng.random() < augmentation.resize_p:
+        low, high = np.log(augmentation.scale)
         scale = float(np.exp(rng.uniform(low, high)))
-    scale = max(scale, recipe.crop / min(shape[:2]))
-    need = int(np.ceil((recipe.crop + recipe.margin) / scale / GRID)) * GRID
+    scale = max(scale, augmentation.crop / min(shape[:2]))
+    need = int(np.ceil((augmentation.crop + augmentation.margin) / scale / GRID)) * GRID
     height, width = (min(need, side) for side in shape[:2])
     top, left = (
         int(rng.integers(0, (side - size) // GRID + 1)) * GRID
         for side, size in zip(shape[:2], (height, width), strict=True)
     )
-    coloured = rng.random() < recipe.colour_p
-    swing = recipe.colour_range
+    coloured = rng.random() < augmentation.colour_p
+    swing = augmentation.colour_range
     base = rng.uniform(1 - swing, 1 + swing) if coloured else 1.0
     gain = tuple(float(base * rng.uniform(0.95, 1.05)) if coloured else 1.0 for _ in range(3))
     return AugmentedCrop(
@@ -153,17 +153,17 @@ def sample_crop(
         first=first,
         scale=scale,
         resample=FILTERS[int(rng.integers(len(FILTERS)))],
-        blur_sigma=_maybe(rng, recipe.blur_p, recipe.blur_sigma),
+        blur_sigma=_maybe(rng, augmentation.blur_p, augmentation.blur_sigma),
         gain=(gain[0], gain[1], gain[2]),
         offset=float(rng.uniform(-20, 20)) if coloured else 0.0,
-        noise_sigma=_maybe(rng, recipe.noise_p, recipe.noise_sigma),
+        noise_sigma=_maybe(rng, augmentation.noise_p, augmentation.noise_sigma),
         noise_seed=int(rng.integers(2**31)),
-        last=_last_codec(rng, recipe),
-        crop=recipe.crop,
+        last=_last_codec(rng, augmentation),
+        crop=augmentation.crop,
         crop_at=(float(rng.random()), float(rng.random())),
         turns=int(rng.integers(4)),
         flip=bool(rng.random() < 0.5),
-        cutout=_cutout(rng, recipe),
+        cutout=_cutout(rng, augmentation),
     )
 
 
@@ -171,20 +171,20 @@ def _maybe(rng: np.random.Generator, chance: float, limits: tuple[float, float])
     return float(rng.uniform(*limits)) if rng.random() < chance else 0.0
 
 
-def _last_codec(rng: np.random.Generator, recipe: AugmentationConfig) -> Codec | None:
+def _last_codec(rng: np.random.Generator, augmentation: AugmentationConfig) -> Codec | None:
     pick = rng.random()
-    if pick < recipe.jpeg_p:
-        quality = int(rng.integers(recipe.jpeg_quality[0], recipe.jpeg_quality[1] + 1))
+    if pick < augmentation.jpeg_p:
+        quality = int(rng.integers(augmentation.jpeg_quality[0], augmentation.jpeg_quality[1] + 1))
         return Codec("JPEG", quality, "4:2:0" if rng.random() < 0.75 else "4:4:4")
-    if pick < recipe.jpeg_p + recipe.webp_p:
-        low, high = recipe.webp_quality
+    if pick < augmentation.jpeg_p + augmentation.webp_p:
+        low, high = augmentation.webp_quality
         return Codec("WEBP", int(rng.integers(low, high + 1)))
     return None
 
 
 def _cutout(
-    rng: np.random.Generator, recipe: AugmentationConfig
+    rng: np.random.Generator, augmentation: AugmentationConfig
 ) -> tuple[float, float, float] | None:
-    if rng.random() >= recipe.cutout_p:
+    if rng.random() >= augmentation.cutout_p:
         return None
     return float(rng.uniform(0, 0.7)), float(rng.uniform(0, 0.7)), float(rng.uniform(0.1, 0.3))

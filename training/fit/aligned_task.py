@@ -39,12 +39,12 @@ class AlignedTask:
     def __init__(
         self,
         samples: Sequence[Sample],
-        recipe: AugmentationConfig,
+        augmentation: AugmentationConfig,
         composition: AlignedBatch,
         paired_only: Sequence[Sample] = (),
     ) -> None:
         real = [sample for sample in samples if not sample.entry.generated]
-        self._recipe, self._composition = recipe, composition
+        self._augmentation, self._composition = augmentation, composition
         self._real = BalancedSampler(real)
         self._paired = BalancedSampler([s for s in (*real, *paired_only) if s.reconstructions])
         self._generated = BalancedSampler([s for s in samples if s.entry.generated])
@@ -70,19 +70,21 @@ class AlignedTask:
         partners = sorted(sample.reconstructions)
         partner = sample.reconstructions[partners[int(rng.integers(len(partners)))]]
         first = upload_codec(rng) if rng.random() < 0.6 else None
-        view = sample_crop(rng, sample.pixels.shape, self._recipe, first=first)
+        view = sample_crop(rng, sample.pixels.shape, self._augmentation, first=first)
         return [view.apply(sample.pixels), view.apply(partner)]
 
     def _unpaired_real(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         sample = self._real.pick(rng)
         versions = [sample.pixels, sample.pixels, *sample.shrunk]
         pixels = versions[int(rng.integers(len(versions)))]
-        return sample_crop(rng, pixels.shape, self._recipe, first=upload_codec(rng)).apply(pixels)
+        crop = sample_crop(rng, pixels.shape, self._augmentation, first=upload_codec(rng))
+        return crop.apply(pixels)
 
     def _unpaired_generated(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         sample = self._generated.pick(rng)
         first = None if sample.lossy else upload_codec(rng)
-        return sample_crop(rng, sample.pixels.shape, self._recipe, first=first).apply(sample.pixels)
+        crop = sample_crop(rng, sample.pixels.shape, self._augmentation, first=first)
+        return crop.apply(sample.pixels)
 
 
 def crop_loss(model: nn.Module, batch: dict[str, Tensor], *, smoothing: float) -> dict[str, Tensor]:

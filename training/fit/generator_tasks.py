@@ -114,7 +114,7 @@ class AutoencoderTask:
     def __init__(self, samples: Sequence[Sample], *, crop: int = 96, batch_size: int = 16) -> None:
         self._picker = BalancedSampler(samples)
         self._batch_size = batch_size
-        self._recipe = AugmentationConfig(
+        self._augmentation = AugmentationConfig(
             crop=crop, margin=0, jpeg_p=0, webp_p=0, blur_p=0, noise_p=0, cutout_p=0
         )
 
@@ -124,7 +124,9 @@ class AutoencoderTask:
         crops = []
         for _ in range(self._batch_size):
             sample = self._picker.pick(rng)
-            crops.append(sample_crop(rng, sample.pixels.shape, self._recipe).apply(sample.pixels))
+            crops.append(
+                sample_crop(rng, sample.pixels.shape, self._augmentation).apply(sample.pixels)
+            )
         images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         return {"images": images.contiguous().float() / 127.5 - 1}
 

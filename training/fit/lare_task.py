@@ -41,7 +41,7 @@ class LareSample:
 
 def augmented_views(
     samples: Iterable[Sample],
-    recipe: AugmentationConfig,
+    augmentation: AugmentationConfig,
     config: LareConfig,
     *,
     copies: int,
@@ -54,7 +54,7 @@ def augmented_views(
             versions = [sample.pixels, *sample.shrunk]
             pixels = versions[int(rng.integers(len(versions)))]
             first = None if sample.lossy else upload_codec(rng)
-            view = sample_crop(rng, pixels.shape, recipe, first=first)
+            view = sample_crop(rng, pixels.shape, augmentation, first=first)
             yield sample, center_crop_resize(view.distort(pixels), config.side)
 
 

@@ -83,14 +83,14 @@ def retain(
             retention.request_erasure(engine, erase, reason=reason)
         shards = SnapshotShards(engine, open_storage(settings), settings.training.bucket)
         storage = S3Storage(settings.s3)
-        keeper = retention.RetentionJob(
+        job = retention.RetentionJob(
             engine,
             storage,
             settings.retention,
             shards=shards,
             evidence_bucket=settings.moderation.evidence_bucket,
         )
-        done = keeper.run()
+        done = job.run()
     typer.echo(f"{done.erased} erased, {done.originals} originals, {done.evidence} evidence")
 
 

@@ -19,13 +19,13 @@ NEWER = "the schema is of a newer release and stays as it is"
 def up(context: typer.Context) -> None:
     """Start PostgreSQL, Redis and S3 on this machine and migrate the database."""
     from worker.database.engine import migrate
-    from worker.moderation import sql_settings
+    from worker.moderation.sql_settings import write_sql_settings
 
     stack = cli.of(context).local_stack()
     settings = load_settings()
     stack.start(buckets=(*settings.s3.buckets, settings.training.bucket))
     current = migrate(stack.owner_url())
-    sql_settings.write_sql_settings(stack.owner_url(), load_settings(stack.env_file))
+    write_sql_settings(stack.owner_url(), load_settings(stack.env_file))
     for server in stack.servers:
         typer.echo(f"{server.name:<9} 127.0.0.1:{server.port}")
     typer.echo(f"addresses {stack.env_file}")
@@ -69,13 +69,13 @@ def status(context: typer.Context) -> None:
 @commands.command()
 def migrate(context: typer.Context) -> None:
     """Bring the database's schema to the newest revision, and tell it the settings it needs."""
-    from worker.database import engine
-    from worker.moderation import sql_settings
+    from worker.database.engine import migrate as migrate_schema
+    from worker.moderation.sql_settings import write_sql_settings
 
     settings = cli.of(context).settings()
     url = settings.postgres.owner_url
     if url is None:
         raise SettingsError("UNLATENT_POSTGRES__OWNER_URL is not set: the owner's login migrates")
-    current = engine.migrate(url.get_secret_value())
-    sql_settings.write_sql_settings(url.get_secret_value(), settings)
+    current = migrate_schema(url.get_secret_value())
+    write_sql_settings(url.get_secret_value(), settings)
     typer.echo("the schema is current" if current else NEWER)

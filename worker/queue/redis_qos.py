@@ -51,5 +51,5 @@ class LeakFreeQoS(redis.QoS):  # type: ignore[misc]  # kombu is untyped
 
 
 def install_leak_free_qos() -> None:
-    """Have every channel of this process that is opened from now on keep its places so."""
+    """Give every channel that this process opens from now on the QoS above."""
     redis.Channel.QoS = LeakFreeQoS

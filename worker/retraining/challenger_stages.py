@@ -60,7 +60,7 @@ class ChallengerContext:
     """Dependencies of the challenger stages."""
 
     dataset_context: DatasetContext
-    champions: BundleAccess
+    bundle_access: BundleAccess
     work_dir: Path
     device: str
     recipe: ChallengerRecipe
@@ -122,7 +122,7 @@ class Train:
             require_calibration(context.extracted(progress, Split.CALIBRATION))
         except CalibrationError as error:
             raise RunEnds(Ending.REFUSED, str(error)) from error
-        champion = context.champions.current()
+        champion = context.bundle_access.current()
         tuned = fine_tune(
             islice(context.files(progress, Split.TRAINING), context.recipe.sampling.most_images),
             champion,
@@ -181,7 +181,7 @@ class Calibrate:
         try:
             bundle = calibrate_challenger(
                 context.folder(progress) / "challenger",
-                context.champions.of(trained["champion"]),
+                context.bundle_access.of(trained["champion"]),
                 weights,
                 context.extracted(progress, Split.CALIBRATION),
                 ChallengerOrigin(
@@ -197,7 +197,7 @@ class Calibrate:
         points = [point.name for point in bundle.manifest.operating_points if point.supported]
         return {
             "model_version": bundle.model_version,
-            "uri": context.champions.bundles.upload(bundle),
+            "uri": context.bundle_access.bundles.upload(bundle),
             "supported": points,
         }
 
@@ -222,9 +222,9 @@ class Evaluate:
 
 
 def _rivals(context: ChallengerContext, progress: Progress) -> tuple[Detector, Detector]:
-    champion = context.champions.of(progress.facts["train"]["champion"])
+    champion = context.bundle_access.of(progress.facts["train"]["champion"])
     made = progress.facts["calibrate"]
-    challenger = context.champions.fetch(made["uri"], made["model_version"])
+    challenger = context.bundle_access.fetch(made["uri"], made["model_version"])
     return (
         Detector(champion, device=context.device),
         Detector(challenger, device=context.device),
@@ -328,10 +328,10 @@ class Register:
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Add the row; the bundle has been whole in object storage since it was calibrated."""
         made = progress.facts["calibrate"]
-        champions = self.context.champions
-        bundle = champions.fetch(made["uri"], made["model_version"])
+        bundle_access = self.context.bundle_access
+        bundle = bundle_access.fetch(made["uri"], made["model_version"])
         snapshot = progress.facts["align"]["digest"]
-        champions.register(bundle, made["uri"], snapshot=snapshot)
+        bundle_access.register(bundle, made["uri"], snapshot=snapshot)
         return {"model_version": made["model_version"], "uri": made["uri"]}
 
 
@@ -349,7 +349,7 @@ class EnterShadow:
             raise RunEnds(Ending.REFUSED, "; ".join(gate["reasons"]))
         digest = progress.facts["register"]["model_version"]
         reason = f"training run {progress.run_id} passed the gate: {'; '.join(gate['reasons'])}"
-        self.context.champions.registry.put_in_shadow(digest, actor=ACTOR, reason=reason)
+        self.context.bundle_access.registry.put_in_shadow(digest, actor=ACTOR, reason=reason)
         return {"model_version": digest}
 
 

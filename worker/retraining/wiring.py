@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
 def all_stages(settings: Settings, engine: Engine, storage: Storage) -> list[Stage]:
     """Return every stage of a run, in order."""
-    champions = BundleAccess(
+    bundle_access = BundleAccess(
         registry=ModelsRegistry(engine),
         bundles=BundleStore(storage, settings.training.bucket),
         default=settings.scoring.bundle,
         cache=settings.scoring.cache,
     )
-    place = dataset_context(settings, engine, storage, champions)
+    dataset = dataset_context(settings, engine, storage, bundle_access)
     return [
-        *dataset_stages(place),
-        *challenger_stages(challenger_context(settings, place, champions)),
+        *dataset_stages(dataset),
+        *challenger_stages(challenger_context(settings, dataset, bundle_access)),
     ]
 
 
 def dataset_context(
-    settings: Settings, engine: Engine, storage: Storage, champions: BundleAccess
+    settings: Settings, engine: Engine, storage: Storage, bundle_access: BundleAccess
 ) -> DatasetContext:
-    """Put the surroundings of the data set's stages together."""
+    """Build the dependencies of the data set's stages."""
     training = settings.training
     return DatasetContext(
         engine=engine,
@@ -54,7 +54,7 @@ def dataset_context(
         bucket=training.bucket,
         policy=collect_policy(training),
         max_bytes=settings.intake.max_bytes,
-        load_models=lambda: load_alignment_models(champions.current(), _device(settings)),
+        load_models=lambda: load_alignment_models(bundle_access.current(), _device(settings)),
         alignment=AlignmentConfig(
             shard_images=training.shard_images,
             batch_size=training.batch_size or batch_for(_device(settings)),
@@ -70,13 +70,13 @@ def dataset_context(
 
 
 def challenger_context(
-    settings: Settings, place: DatasetContext, champions: BundleAccess
+    settings: Settings, dataset: DatasetContext, bundle_access: BundleAccess
 ) -> ChallengerContext:
-    """Put the surroundings of the challenger's stages together."""
+    """Build the dependencies of the challenger's stages."""
     training = settings.training
     return ChallengerContext(
-        dataset_context=place,
-        champions=champions,
+        dataset_context=dataset,
+        bundle_access=bundle_access,
         work_dir=training.work_dir,
         device=_device(settings),
         recipe=ChallengerRecipe().at_most(training.steps),

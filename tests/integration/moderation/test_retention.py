@@ -88,9 +88,9 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     shards = FakeShards()
     # The picture of a worker that was killed before the row knew of it.
     s3_client.put_object(Bucket=bucket, Key=f"evidence/{image}/model-1.png", Body=b"x")
-    keeper = RetentionJob(engine, storage, Retention(), shards=shards, evidence_bucket=bucket)
-    assert keeper.run() == Removed(originals=0, evidence=0, erased=1)
-    assert keeper.run() == Removed(originals=0, evidence=0, erased=0)
+    job = RetentionJob(engine, storage, Retention(), shards=shards, evidence_bucket=bucket)
+    assert job.run() == Removed(originals=0, evidence=0, erased=1)
+    assert job.run() == Removed(originals=0, evidence=0, erased=0)
     with engine.begin() as connection:
         provenance.store_provenance(connection, {image: SIGNALS})  # a worker was still at it
     assert keys(s3_client, bucket) == {"other.jpg", "evidence/other.png"}
@@ -201,8 +201,8 @@ def test_age_removes_evidence_and_originals_but_not_what_is_held(
     assert RetentionJob(engine, storage, Retention()).run() == Removed(
         originals=0, evidence=0, erased=0
     )
-    keeper = RetentionJob(engine, storage, Retention(originals_days=90, evidence_days=10))
-    assert keeper.run() == Removed(originals=1, evidence=2, erased=0)
+    job = RetentionJob(engine, storage, Retention(originals_days=90, evidence_days=10))
+    assert job.run() == Removed(originals=1, evidence=2, erased=0)
     assert keys(s3_client, bucket) == {"held.jpg", "evidence/held.png", "young.jpg"}
     with pytest.raises(UnderHold):
         request_erasure(engine, held, reason="request")
@@ -211,7 +211,7 @@ def test_age_removes_evidence_and_originals_but_not_what_is_held(
     with pytest.raises(errors.InsufficientPrivilege):
         desk().value("SELECT moderation.lift_hold(%s, 'mine')", held)
     assert lead.value("SELECT moderation.lift_hold(%s, 'court order 8')", held) is True
-    assert keeper.run() == Removed(originals=1, evidence=1, erased=0)
+    assert job.run() == Removed(originals=1, evidence=1, erased=0)
 
 
 def test_a_hold_stops_an_erasure_that_was_asked_for_before(
@@ -222,7 +222,7 @@ def test_a_hold_stops_an_erasure_that_was_asked_for_before(
     bucket: str,
     desk: Callable[..., Any],
 ) -> None:
-    """Neither the keeper nor the function behind it touches what is held meanwhile."""
+    """Neither the job nor the function behind it touches what is held meanwhile."""
     image, lead = stored("held"), desk(lead=True)
     request_erasure(engine, image, reason="request")
     lead.value("SELECT moderation.place_hold(%s, 'court order 7')", image)

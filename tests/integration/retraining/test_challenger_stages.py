@@ -107,7 +107,7 @@ def test_a_refused_challenger_is_registered_and_traceable(
     assert run.stages["gate"]["passed"] is False
     assert run.reason == "; ".join(run.stages["gate"]["reasons"])
     assert registry.active().shadow is None
-    assert context.champions.of(challenger).model_version == challenger
+    assert context.bundle_access.of(challenger).model_version == challenger
     report = context.dataset_context.storage.fetch(
         context.dataset_context.bucket, f"reports/run-{run.id}/report.md", max_bytes=2**20
     )
@@ -214,7 +214,7 @@ def test_a_killed_stage_is_done_again(
         process.wait()
     registry = ModelsRegistry(engine)
     for left in registry.versions():
-        assert context.champions.of(left.digest).model_version == left.digest
+        assert context.bundle_access.of(left.digest).model_version == left.digest
 
     runs = Runs(engine, holder="survivor", lease=timedelta(minutes=5))
     taken: list[Run] = []

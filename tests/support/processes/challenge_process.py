@@ -87,7 +87,7 @@ def build_challenger_context(
     """Put tiny networks and this test's services together; the bundle is made once a folder."""
     if not (folder / "champion" / BUNDLE_FILE).is_file():
         build_tiny_bundle(folder / "champion")
-    champions = BundleAccess(
+    bundle_access = BundleAccess(
         registry=ModelsRegistry(engine),
         bundles=BundleStore(storage, bucket),
         default=str(folder / "champion"),
@@ -96,7 +96,7 @@ def build_challenger_context(
 
     def load_models() -> AlignmentModels:
         return AlignmentModels(
-            aligners=[bundle_aligner(champions.current())],
+            aligners=[bundle_aligner(bundle_access.current())],
             features=lambda images: np.array([image.mean((0, 1)) for image in images]),
             space="means",
         )
@@ -113,7 +113,7 @@ def build_challenger_context(
     )
     return ChallengerContext(
         dataset_context=dataset_context,
-        champions=champions,
+        bundle_access=bundle_access,
         work_dir=folder / "work",
         device="cpu",
         recipe=tiny_recipe(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import convolve1d
 
-from detection.applicability import blank_share, even_share, rejection_reason
+from detection.applicability import blank_share, even_share, inapplicable_reason
 from detection.bundle import write_manifest
 from detection.detector import Detector
 from detection.evidence import describe
@@ -71,7 +71,7 @@ def test_even_is_what_equals_its_neighbours() -> None:
 )
 def test_what_shows_nothing_is_outside(image: NDArray[np.uint8], why: str) -> None:
     """Each is told apart in words."""
-    assert why in str(rejection_reason(image))
+    assert why in str(inapplicable_reason(image))
 
 
 @pytest.mark.parametrize(("blank", "inside"), [(0, True), (0.5, True), (0.65, True), (0.85, False)])
@@ -79,7 +79,7 @@ def test_a_photograph_may_have_an_empty_part(blank: float, *, inside: bool) -> N
     """Up to nearly three quarters of sky or wall leave something to read."""
     photograph = PHOTOGRAPH.copy()
     photograph[: int(blank * 256)] = 200
-    assert (rejection_reason(photograph) is None) == inside
+    assert (inapplicable_reason(photograph) is None) == inside
 
 
 def accusing(folder: Path) -> Detector:

@@ -100,7 +100,7 @@ def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> No
     """
     champion = build_tiny_bundle(tmp_path / "champion")
     mirror = AutoencoderReconstruction("mirror", lambda images: images, 8)
-    terms = FolderRunOptions(
+    options = FolderRunOptions(
         data_licence="none",
         aligner=mirror,
         shares=CollectPolicy(evaluation=0.2, calibration=0.6),
@@ -119,7 +119,7 @@ def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> No
         champion,
         tmp_path / "out",
         tiny_recipe(steps=2),
-        terms,
+        options,
         on_progress=lambda _part, _done, _total: None,
     )
 
