@@ -106,28 +106,41 @@ WHERE c.relnamespace = 'moderation'::regnamespace AND c.relkind = 'v'
 """
 
 _VIEW_EXISTS = """
-SELECT FROM pg_class
+SELECT true FROM pg_class
 WHERE relnamespace = 'moderation'::regnamespace AND relname = %s
 """
 
+#: Views call functions, and functions return rows of views: what nothing needs goes first.
 _DROP = """
 DO $$
 DECLARE
-    functions text;
-    views text;
+    ours record;
+    dropped boolean := true;
+    in_the_way text;
 BEGIN
-    SELECT string_agg(oid::regclass::text, ', ') INTO views
-    FROM pg_class WHERE relnamespace = 'moderation'::regnamespace AND relkind = 'v';
-    IF views IS NOT NULL THEN
-        EXECUTE 'DROP VIEW ' || views;
-    END IF;
-    SELECT string_agg(oid::regprocedure::text, ', ') INTO functions
-    FROM pg_proc
-    WHERE pronamespace IN ('app'::regnamespace, 'moderation'::regnamespace)
-        -- Triggers hang on these, and their shape never changes.
-        AND prorettype <> 'trigger'::regtype;
-    IF functions IS NOT NULL THEN
-        EXECUTE 'DROP FUNCTION ' || functions;
+    WHILE dropped LOOP
+        dropped := false;
+        in_the_way := NULL;
+        FOR ours IN
+            SELECT 'VIEW' AS kind, oid::regclass::text AS name
+            FROM pg_class WHERE relnamespace = 'moderation'::regnamespace AND relkind = 'v'
+            UNION ALL
+            SELECT 'FUNCTION', oid::regprocedure::text
+            FROM pg_proc
+            WHERE pronamespace IN ('app'::regnamespace, 'moderation'::regnamespace)
+                -- Triggers hang on these, and their shape never changes.
+                AND prorettype <> 'trigger'::regtype
+        LOOP
+            BEGIN
+                EXECUTE format('DROP %s %s', ours.kind, ours.name);
+                dropped := true;
+            EXCEPTION WHEN dependent_objects_still_exist THEN
+                GET STACKED DIAGNOSTICS in_the_way = PG_EXCEPTION_DETAIL;
+            END;
+        END LOOP;
+    END LOOP;
+    IF in_the_way IS NOT NULL THEN
+        RAISE dependent_objects_still_exist USING DETAIL = in_the_way;
     END IF;
 END
 $$

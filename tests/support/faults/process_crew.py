@@ -102,6 +102,10 @@ class Crew:
             "tests.support.faults.stopping_process", "bridge", *arguments, settings=settings
         )
 
+    def earlier(self, code: Path, *arguments: str) -> WorkerProcess:
+        """Start the worker or the bridge of an earlier release; it is not waited for."""
+        return self._start("tests.failure.faulty", *arguments, code=code)
+
     def beat(self, *, settings: Settings | None = None) -> WorkerProcess:
         """Start beat."""
         return self._start("worker", "beat", settings=settings)
@@ -116,6 +120,7 @@ class Crew:
         *arguments: str,
         settings: Settings | None = None,
         environment: Mapping[str, str] | None = None,
+        code: Path | None = None,
     ) -> WorkerProcess:
         # Each in a folder of its own: liveness files and logs are one process's.
         self._count += 1
@@ -124,7 +129,9 @@ class Crew:
         own = chosen.model_copy(
             update={"observability": chosen.observability.model_copy(update={"run_dir": run_dir})}
         )
-        process = WorkerProcess(own, module=module, arguments=arguments, environment=environment)
+        process = WorkerProcess(
+            own, module=module, arguments=arguments, environment=environment, code=code
+        )
         self._logs.append(process.log)
         return self._stack.enter_context(process)
 

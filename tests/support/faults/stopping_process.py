@@ -86,14 +86,9 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=["worker", "bridge"])
     parser.add_argument("--stop-at", choices=[*WORKER_PHASES, *BRIDGE_PHASES])
-    parser.add_argument("--earlier", action="store_true")
     parser.add_argument("--forward-s", type=float, default=0.0)
     parser.add_argument("--name", default=f"bridge-{os.getpid()}")
     options = parser.parse_args()
-    if options.earlier:
-        from tests.support.faults.earlier_release import forget_what_came_later
-
-        forget_what_came_later()
     if options.forward_s:
         slow_down(options.forward_s)
     if options.stop_at:
