@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/pytest
+PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-improvement bench-sql bundle clean
+.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-improvement bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,10 +45,13 @@ check: venv ## Lint, check types and the direction of imports
 	$(BIN)/hadolint deploy/Dockerfile
 
 test: venv ## Run the unit, integration, migration and failure tests but the long ones
-	$(PYTEST) -m "not full and not deploy"
+	$(PYTEST) -m "not full and not system and not deploy"
 
 test-full: venv ## Run the long tests that `make test` leaves out
 	$(PYTEST) -m full
+
+test-system: venv ## Run what needs the Debian packages of tests/system/packages.txt
+	$(PYTEST) -m "system and not deploy"
 
 test-deploy: venv ## Run what needs root and Debian's packages prometheus and debootstrap
 	$(PYTEST) -m deploy
