@@ -1,4 +1,4 @@
-"""Tests that need programs of Debian packages; `packages.txt` names each package and its program."""
+"""Tests that need programs of Debian; `packages.txt` names each package and its program."""
 
 from __future__ import annotations
 
