@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-improvement bench-sql bundle clean
+.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +29,12 @@ $(INSTALLED): requirements.lock pyproject.toml
 UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links --quiet
 
-lock: venv ## Resolve pyproject.toml into requirements.lock, and the image's part of it
+lock: venv ## Resolve pyproject.toml into requirements.lock, and the images' parts of it
 	$(UV_COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	$(UV_COMPILE) pyproject.toml --extra service --extra tracing --constraint requirements.lock \
 		--no-annotate --output-file deploy/requirements.lock
+	$(UV_COMPILE) pyproject.toml --extra training --extra tracing --constraint requirements.lock \
+		--no-annotate --output-file deploy/requirements-training.lock
 	echo hatchling | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
 		--output-file deploy/build.lock
 
@@ -99,6 +101,9 @@ bench-scale: venv ## Measure what an image costs every component with 1, 2, 4 an
 bench-claims: venv ## Measure the papers' claims, with DATA=<folder> all of them (hours; resumes)
 	$(BIN)/python -m tests.benchmarks.bench_claims $(if $(DATA),--data "$(DATA)") \
 		$(if $(TAEF2),--taef2 "$(TAEF2)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out "$(OUT)")
+
+bench-install: venv ## Print what each extra installs: packages and megabytes
+	$(BIN)/python -m tests.benchmarks.bench_install
 
 bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
 	$(BIN)/python -m tests.benchmarks.bench_gpu

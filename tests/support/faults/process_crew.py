@@ -106,13 +106,15 @@ class Crew:
         """Start the worker or the bridge of an earlier release; it is not waited for."""
         return self._start("tests.failure.faulty", *arguments, code=code)
 
-    def beat(self, *, settings: Settings | None = None) -> WorkerProcess:
-        """Start beat."""
-        return self._start("worker", "beat", settings=settings)
-
-    def detector(self, *, settings: Settings | None = None) -> WorkerProcess:
-        """Start a worker with the real detector of the settings; it is not waited for."""
-        return self._start("worker", "worker", settings=settings)
+    def service(
+        self,
+        role: str,
+        *,
+        settings: Settings | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> WorkerProcess:
+        """Start `unlatent worker`, `bridge` or `beat`; it is not waited for."""
+        return self._start("worker", role, settings=settings, environment=environment)
 
     def _start(
         self,
