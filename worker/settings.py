@@ -93,7 +93,6 @@ class Scoring(Section):
     reload_every_s: float = Field(default=5.0, gt=0)
     shadow_share: float = Field(default=0.1, ge=0, le=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: int = Field(default=16, ge=1)
     max_batch: int = Field(default=8, ge=1)
     max_wait_s: float = Field(default=0.02, ge=0)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from detection.errors import PermanentError
+from detection.intake.version import INTAKE_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -178,6 +179,8 @@ class ImageFacts:
 class Verdict:
     """One row of `verdicts`: what one model version said of one image, and how it was computed.
 
+    `intake_version` says how its bytes became pixels (`detection.intake.version`), and
+    `thresholds_hold` whether the model's thresholds were measured on files read so.
     `error_map`, float32 (h, w), and `outside` (see `detection.score.Score`) are what evidence is
     drawn from right after scoring; no row keeps them.
     """
@@ -195,6 +198,8 @@ class Verdict:
     prior: float
     device: str
     dtype: str
+    intake_version: int = INTAKE_VERSION
+    thresholds_hold: bool = True
     evidence_uri: str | None = None
     reused_from: UUID | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
@@ -319,8 +324,10 @@ class Ledger(Protocol):
     ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take a scored image that has no verdict of `model_version` yet."""
 
-    def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
-        """Return the verdict of the same bytes by the same model version, if there is one."""
+    def reusable_verdict(
+        self, sha256: str, *, model_version: str, intake_version: int
+    ) -> Verdict | None:
+        """Return the verdict of the same bytes, read and scored by these versions, if any."""
 
     def record(self, verdicts: Sequence[Verdict]) -> None:
         """Upsert verdicts, end their images and close their leases, in one transaction.
