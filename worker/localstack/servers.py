@@ -250,7 +250,7 @@ class S3Server(Server):
     def environment(self) -> dict[str, str]:
         """Return the server's settings, which it reads from its environment."""
         return super().environment() | {
-            "SERVICES": "s3",
+            "SERVICES": "s3,sqs",
             "GATEWAY_PORT": str(self.port),
             "BIND_HOST": LOOPBACK,
             "AUTH": "true",
