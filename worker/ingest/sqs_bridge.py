@@ -32,8 +32,6 @@ _log = structlog.get_logger(__name__)
 BATCH = 10
 #: How long a request waits for a message; a stop is noticed after it at the latest.
 WAIT_S = 10
-#: How long a message that is handed out stays hidden from others: longer than a batch takes.
-HIDDEN_S = 120
 #: How long a message that must wait is hidden: this after its first try, twice that after its
 #: second, and so on.
 FIRST_DELAY_S = 15
@@ -64,7 +62,6 @@ class SqsBridge(Bridge):
                 QueueUrl=self._queue_url,
                 MaxNumberOfMessages=BATCH,
                 WaitTimeSeconds=wait_s,
-                VisibilityTimeout=HIDDEN_S,
                 MessageSystemAttributeNames=["ApproximateReceiveCount"],
             )
         )
@@ -81,6 +78,8 @@ class SqsBridge(Bridge):
         done = [message for message, waits_for in answered if waits_for is None]
         self._delete(done)
         self._postpone([message for message, waits_for in answered if waits_for is not None])
+        if not done:
+            raise next(waits_for for waits_for in outcomes if waits_for is not None)
         return len(done)
 
     def _delete(self, messages: list[dict[str, Any]]) -> None:

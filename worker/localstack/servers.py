@@ -208,7 +208,10 @@ class ValkeyServer(Server):
 
 
 class S3Server(Server):
-    """An S3 server that checks presigned signatures; objects survive a restart."""
+    """An S3 server that checks presigned signatures; objects survive a restart.
+
+    It serves queues of SQS at the same address.
+    """
 
     name = "s3"
     region: ClassVar[str] = "us-east-1"
