@@ -140,7 +140,7 @@ def check_declared_type(kind: str, *, declared_type: str | None, key: str | None
 def _promises(media_type: str) -> bool:
     if media_type in _GENERIC_TYPES:
         return False
-    return media_type in _KNOWN_TYPES or media_type.startswith(("image/", *_FOREIGN_FAMILIES))
+    return media_type in _KNOWN_TYPES or media_type.startswith(_FOREIGN_FAMILIES)
 
 
 def _media_type(declared_type: str | None) -> str:

@@ -125,6 +125,25 @@ def test_messages_become_rows_and_are_deleted(setting: Setting) -> None:
     assert setting.bridge.step(wait_s=0) == 0
 
 
+def test_plain_keys_are_found_and_confirmations_are_logged(
+    setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store settles which key an event means; what an operator has to do is in the log."""
+    setting.storage.put("uploads", "a+b.jpg", b"x", content_type="image/jpeg")
+    stored = {"key": "a+b.jpg"}
+    event = {
+        "eventVersion": "2.2",
+        "eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": "uploads"}, "object": stored},
+    }
+    asks = {"Type": "SubscriptionConfirmation", "TopicArn": "arn", "SubscribeURL": "https://x.y/"}
+    setting.send(json.dumps({"Records": [event]}), json.dumps(asks))
+    assert setting.bridge.step() == 2
+    assert setting.keys() == ["a+b.jpg"]
+    assert setting.count("ignored", reason="subscription_confirmation") == 1
+    assert "aws sns confirm-subscription" in capsys.readouterr().out
+
+
 def test_bad_messages_are_kept_with_their_reason_and_deleted(setting: Setting) -> None:
     """What cannot be used joins the list of refused entries; its neighbours go on."""
     setting.send("no json", own("good.jpg"), own("a.jpg", bucket="foreign"))

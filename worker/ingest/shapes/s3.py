@@ -28,7 +28,8 @@ def read_record(value: object) -> Event:
     if not re.fullmatch(r"2\.\d{1,4}", version):
         raise EventVersionUnknown(f"S3 events have version 2.x, this one {version[:20]!r}")
     kind = fields.required(record, "eventName").removeprefix("s3:")
-    if kind.startswith("ObjectCreated:"):
+    # Ceph's gateways tell when an object arrived from another zone.
+    if kind.startswith("ObjectCreated:") or kind == "ObjectSynced:Create":
         return _upload(record)
     if kind.startswith(("ObjectRemoved:", "LifecycleExpiration:")):
         # A delete marker hides the whole key; its version id is the marker's own.

@@ -22,7 +22,7 @@ def read(value: dict[str, Any]) -> list[Event]:
     """Read one message; a renaming is a removal and an upload."""
     path = fields.required(value, "key", limit=_MAX_PATH)
     message = fields.mapping(value.get("message"), "message")
-    old, new = _entry(message, "old_entry"), _entry(message, "new_entry")
+    old, new = _part(message, "old_entry"), _part(message, "new_entry")
     new_path = _new_path(path, message, new)
     events: list[Event] = []
     if old and (not new or new_path != path):
@@ -32,9 +32,10 @@ def read(value: dict[str, Any]) -> list[Event]:
     return events or [OTHER_KIND]
 
 
-def _entry(message: dict[str, Any], name: str) -> dict[str, Any]:
-    entry = message.get(name)
-    return {} if entry is None else fields.mapping(entry, name)
+def _part(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Read an object that may be missing."""
+    found = values.get(name)
+    return {} if found is None else fields.mapping(found, name)
 
 
 def _new_path(path: str, message: dict[str, Any], new: dict[str, Any]) -> str:
@@ -57,7 +58,7 @@ def _event(path: str, entry: dict[str, Any], *, removed: bool) -> Event:
     key = fields.checked_key(key)
     if removed:
         return Removal(bucket=bucket, key=key)
-    attributes = _entry(entry, "attributes")
+    attributes = _part(entry, "attributes")
     return Upload(
         bucket=bucket,
         key=key,
