@@ -82,12 +82,24 @@ def _keys(stored: dict[str, Any]) -> tuple[str, str | None]:
     """Return the decoded key and, where decoding changed it, the key as it is written."""
     # Three bytes of the encoded key may stand for one.
     written = fields.required(stored, "key", limit=3 * fields.MAX_KEY_BYTES)
-    decoded = unquote_plus(written)
+    decoded = _decoded(written)
+    if decoded is None:
+        return fields.checked_key(written), None
     try:
         raw = None if decoded == written else fields.checked_key(written)
     except EventFieldInvalid:
         raw = None  # too long to be a key as it is written
     return fields.checked_key(decoded), raw
+
+
+def _decoded(written: str) -> str | None:
+    """Undo URL encoding; None for what no encoder writes."""
+    if re.search(r"%(?![0-9A-Fa-f]{2})", written):
+        return None
+    try:
+        return unquote_plus(written, errors="strict")
+    except UnicodeDecodeError:
+        return None
 
 
 def _sequencer(stored: dict[str, Any], event_at: datetime | None) -> str | None:

@@ -144,13 +144,19 @@ def test_a_time_that_cannot_be_read_loses_no_upload(time: object) -> None:
 
 def test_keys_that_may_be_plain_are_carried_as_written() -> None:
     """Only where decoding changed them, and only of records of S3's shape."""
-    written = ["a+b.jpg", "100%25.jpg", "plain.jpg"]
-    found = read({"Records": [samples.s3_record(key=key) for key in written]})
-    assert [event.raw_key for event in found if isinstance(event, Upload)] == [
-        "a+b.jpg",
-        "100%25.jpg",
-        None,
-    ]
+    keys = {
+        "a+b.jpg": ("a b.jpg", "a+b.jpg"),
+        "100%25.jpg": ("100%.jpg", "100%25.jpg"),
+        "plain.jpg": ("plain.jpg", None),
+        # No encoder writes these.
+        "100%+sure.jpg": ("100%+sure.jpg", None),
+        "100%cat.jpg": ("100%cat.jpg", None),
+        "x" * 1020 + "%41+.j": ("x" * 1020 + "A .j", None),
+    }
+    found = read({"Records": [samples.s3_record(key=key) for key in keys]})
+    assert [(event.key, event.raw_key) for event in found if isinstance(event, Upload)] == list(
+        keys.values()
+    )
     (event,) = read(samples.eventbridge("Object Created", object={"key": "a+b.jpg"}))
     assert isinstance(event, Upload)
     assert (event.key, event.raw_key) == ("a+b.jpg", None)
