@@ -55,20 +55,8 @@ _KINDS = {
 }
 # Of these kinds, what is not in pixels: no picture that this service could judge.
 _NO_PIXELS = ("SVG", "PDF", "PostScript")
-# What servers and upload forms say when they know nothing, "text/plain" among it.
-_GENERIC_TYPES = frozenset(
-    {
-        "",
-        "application/octet-stream",
-        "application/x-www-form-urlencoded",
-        "binary/octet-stream",
-        "image/*",
-        "multipart/form-data",
-        "text/plain",
-        "*/*",
-    }
-)
-# Content types and extensions that promise something which is no image.
+# Content types and extensions that promise something which is no image. "text/plain" is none of
+# them, nor is what upload forms send: servers say it of whatever they do not know.
 _FOREIGN = _names(
     "text/html text/css text/csv text/javascript text/markdown text/calendar text/vcard "
     "application/javascript application/json application/ld+json application/x-ndjson "
@@ -129,18 +117,13 @@ def check_declared_type(kind: str, *, declared_type: str | None, key: str | None
         return
     media_type, extension = _media_type(declared_type), _extension(key or "")
     overruled = extension in names.extensions and media_type.startswith(_FOREIGN_FAMILIES)
-    if _promises(media_type) and media_type not in names.types and not overruled:
+    promises = media_type in _KNOWN_TYPES or media_type.startswith(_FOREIGN_FAMILIES)
+    if promises and media_type not in names.types and not overruled:
         message = f"The content type says {media_type[:100]!r} but the bytes are {kind}."
         raise TypeMismatch(message)
     if extension in _KNOWN_EXTENSIONS - names.extensions:
         message = f"The name ends in {'.' + extension!r} but the bytes are {kind}."
         raise TypeMismatch(message)
-
-
-def _promises(media_type: str) -> bool:
-    if media_type in _GENERIC_TYPES:
-        return False
-    return media_type in _KNOWN_TYPES or media_type.startswith(_FOREIGN_FAMILIES)
 
 
 def _media_type(declared_type: str | None) -> str:
