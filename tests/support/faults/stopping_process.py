@@ -39,6 +39,7 @@ BRIDGE_PHASES = {
     "removed": ("worker.ingest.bridge:Bridge", "_register_entries", "after"),
 }
 SQS_PHASES = {
+    "taking_in": ("worker.ingest.bridge:Bridge", "take_in", "before"),
     "taken_in": ("worker.ingest.bridge:Bridge", "take_in", "after"),
     "deleted": ("worker.ingest.sqs_bridge:SqsBridge", "_delete", "after"),
 }
