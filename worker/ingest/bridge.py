@@ -88,7 +88,10 @@ return entries
 
 
 class Bridge:
-    """One bridge; several may run at once. `name` is its own and survives its restarts."""
+    """One bridge; several may run at once. `name` is its own and survives its restarts.
+
+    `plain_keys` says that the store may write keys of S3's records without encoding them.
+    """
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class Bridge:
         settings: RedisSettings,
         metrics: BridgeMetrics,
         name: str,
+        plain_keys: bool = True,
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._redis = redis
@@ -108,6 +112,7 @@ class Bridge:
         self._publisher = publisher
         self._storage = storage
         self._buckets = frozenset(buckets)
+        self._plain_keys = plain_keys
         self._metrics = metrics
         self._tracer = tracer
         self._name = name
@@ -237,7 +242,8 @@ class Bridge:
         """Ask storage which object an event means when the event does not say."""
         if isinstance(event, Ignored):
             return [event]
-        return [self._identified(settled) for settled in settle(event, self._storage)]
+        settled = settle(event, self._storage) if self._plain_keys else [event]
+        return [self._identified(one) for one in settled]
 
     def _identified(self, event: Upload | Removal) -> Upload | Removal:
         if isinstance(event, Removal) or event.etag or event.version_id:

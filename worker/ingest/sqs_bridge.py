@@ -37,7 +37,7 @@ WAIT_S = 10
 FIRST_DELAY_S = 15
 LONGEST_DELAY_S = 900
 
-_AMAZON = re.compile(r"(?:[\w-]+\.)?sqs(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws|api)\.\S+")
+_AMAZON = re.compile(r"(?:[\w-]+\.)?sqs(?:-fips)?\.([a-z0-9-]+)\.(?:vpce\.)?(?:amazonaws|api)\..+")
 
 
 class QueueUnavailable(TransientError):

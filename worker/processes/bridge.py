@@ -81,6 +81,8 @@ def run_bridge(settings: Settings, *, name: str | None = None, sqs: str | None =
             "settings": settings.redis,
             "metrics": metrics,
             "name": name or f"{socket.gethostname()}-{os.getpid()}",
+            # Amazon encodes them all, and its customers' keys are full of spaces.
+            "plain_keys": settings.s3.endpoint_url is not None,
             "tracer": tracer,
         }
         if sqs is None:

@@ -58,18 +58,19 @@ class Setting:
         self.storage = AwayStorage(["uploads"])
         self.metrics = BridgeMetrics()
         self.rejected = settings.redis.key_prefix + "ingest:rejected"
-        self.bridge = SqsBridge(
-            queue_url=url,
-            client=self.client,
-            redis=redis,
-            ledger=self.ledger,
-            publisher=self.publisher,
-            storage=self.storage,
-            buckets=["uploads"],
-            settings=settings.redis,
-            metrics=self.metrics,
-            name="b1",
-        )
+        self.parts: dict[str, Any] = {
+            "queue_url": url,
+            "client": self.client,
+            "redis": redis,
+            "ledger": self.ledger,
+            "publisher": self.publisher,
+            "storage": self.storage,
+            "buckets": ["uploads"],
+            "settings": settings.redis,
+            "metrics": self.metrics,
+            "name": "b1",
+        }
+        self.bridge = SqsBridge(**self.parts)
 
     def send(self, *bodies: str) -> None:
         """Send messages."""
@@ -142,6 +143,19 @@ def test_plain_keys_are_found_and_confirmations_are_logged(
     assert setting.keys() == ["a+b.jpg"]
     assert setting.count("ignored", reason="subscription_confirmation") == 1
     assert "aws sns confirm-subscription" in capsys.readouterr().out
+
+
+def test_amazons_keys_are_decoded_without_a_question(setting: Setting) -> None:
+    """Where the store encodes every key, keys with spaces cost no HEAD."""
+    event = {
+        "eventVersion": "2.5",
+        "eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": "uploads"}, "object": {"key": "a+b.jpg", "eTag": "e"}},
+    }
+    setting.storage.away = True
+    setting.send(json.dumps({"Records": [event]}))
+    assert SqsBridge(plain_keys=False, **setting.parts).step() == 1
+    assert setting.keys() == ["a b.jpg"]
 
 
 def test_bad_messages_are_kept_with_their_reason_and_deleted(setting: Setting) -> None:

@@ -17,6 +17,8 @@ from worker.ledger.interface import Removal, Upload
 if TYPE_CHECKING:
     from datetime import datetime
 
+#: MinIO's name as a source; it encodes every key. Ceph's releases call themselves by several names.
+_ENCODES = "minio:s3"
 #: How far the clock of a Ceph gateway may be from itself between an event's two times, in seconds.
 _SAME_EVENT_S = 3600
 
@@ -43,7 +45,7 @@ def read_record(value: object) -> Event:
 
 def _upload(record: dict[str, Any]) -> Upload:
     bucket, stored = _parts(record)
-    key, raw_key = _keys(stored)
+    key, raw_key = _keys(stored, encoded=record.get("eventSource") == _ENCODES)
     uploaded_at = fields.any_time(record, "eventTime")
     return Upload(
         bucket=bucket,
@@ -61,7 +63,7 @@ def _upload(record: dict[str, Any]) -> Upload:
 
 def _removal(record: dict[str, Any], *, hides: bool) -> Removal:
     bucket, stored = _parts(record)
-    key, raw_key = _keys(stored)
+    key, raw_key = _keys(stored, encoded=record.get("eventSource") == _ENCODES)
     version_id = fields.version(stored, "versionId")
     return Removal(
         bucket=bucket,
@@ -78,15 +80,15 @@ def _parts(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return bucket, fields.mapping(s3.get("object"), "s3.object")
 
 
-def _keys(stored: dict[str, Any]) -> tuple[str, str | None]:
-    """Return the decoded key and, where decoding changed it, the key as it is written."""
+def _keys(stored: dict[str, Any], *, encoded: bool) -> tuple[str, str | None]:
+    """Return the decoded key and, where that leaves a doubt, the key as it is written."""
     # Three bytes of the encoded key may stand for one.
     written = fields.required(stored, "key", limit=3 * fields.MAX_KEY_BYTES)
     decoded = _decoded(written)
     if decoded is None:
         return fields.checked_key(written), None
     try:
-        raw = None if decoded == written else fields.checked_key(written)
+        raw = None if encoded or decoded == written else fields.checked_key(written)
     except EventFieldInvalid:
         raw = None  # too long to be a key as it is written
     return fields.checked_key(decoded), raw

@@ -157,6 +157,9 @@ def test_keys_that_may_be_plain_are_carried_as_written() -> None:
     assert [(event.key, event.raw_key) for event in found if isinstance(event, Upload)] == list(
         keys.values()
     )
+    (event,) = read({"Records": [samples.s3_record(event_source="minio:s3")]})
+    assert isinstance(event, Upload)
+    assert (event.key, event.raw_key) == ("a b+c.jpg", None)
     (event,) = read(samples.eventbridge("Object Created", object={"key": "a+b.jpg"}))
     assert isinstance(event, Upload)
     assert (event.key, event.raw_key) == ("a+b.jpg", None)
