@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import event_samples as samples
@@ -205,6 +205,7 @@ def only_known_outcomes(raw: bytes) -> None:
             assert "\0" not in event.key
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
 def test_a_mutated_event_is_read_or_refused(name: str, data: st.DataObject) -> None:
     """One to three values anywhere in it are replaced, removed or moved elsewhere."""
@@ -224,6 +225,7 @@ def test_a_mutated_event_is_read_or_refused(name: str, data: st.DataObject) -> N
     only_known_outcomes(json.dumps(value).encode())
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
 def test_an_event_with_broken_bytes_is_read_or_refused(name: str, data: st.DataObject) -> None:
     """Some bytes of it are cut out, doubled or replaced."""
