@@ -64,6 +64,18 @@ class S3(Section):
     denied_limit: int = Field(default=5, ge=1)
 
 
+class Sqs(Section):
+    """How `unlatent bridge --sqs` reaches its queue, whose address is in the queue's URL.
+
+    Without keys, boto3 looks for them where it always does: environment, files, the role of the pod
+    or machine. `region` is needed only where the URL does not name it.
+    """
+
+    region: str | None = None
+    access_key_id: SecretStr | None = None
+    secret_access_key: SecretStr | None = None
+
+
 class Intake(Section):
     """Limits on untrusted bytes."""
 
@@ -234,6 +246,7 @@ class Settings(BaseSettings):
     redis: Redis = Redis()
     postgres: Postgres = Postgres()
     s3: S3 = S3()
+    sqs: Sqs = Sqs()
     intake: Intake = Intake()
     scoring: Scoring = Scoring()
     queue: Queue = Queue()

@@ -26,11 +26,12 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from detection.errors import PermanentError, TransientError
 from worker.ingest.events import MAX_ENTRY_BYTES, Ignored, parse
+from worker.ingest.key_encoding import settle
 from worker.ledger.interface import Removal, Upload
 from worker.telemetry.tracing import NO_TRACER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
     from threading import Event as Stop
 
     from redis import Redis
@@ -87,7 +88,10 @@ return entries
 
 
 class Bridge:
-    """One bridge; several may run at once. `name` is its own and survives its restarts."""
+    """One bridge; several may run at once. `name` is its own and survives its restarts.
+
+    `plain_keys` says that the store may write keys of S3's records without encoding them.
+    """
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class Bridge:
         settings: RedisSettings,
         metrics: BridgeMetrics,
         name: str,
+        plain_keys: bool = True,
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._redis = redis
@@ -107,6 +112,7 @@ class Bridge:
         self._publisher = publisher
         self._storage = storage
         self._buckets = frozenset(buckets)
+        self._plain_keys = plain_keys
         self._metrics = metrics
         self._tracer = tracer
         self._name = name
@@ -190,35 +196,57 @@ class Bridge:
         raws = cast(
             "list[bytes]", self._redis.eval(_HEAD, 1, key, str(BATCH), str(MAX_ENTRY_BYTES))
         )
-        events: list[Event] = []
-        done: list[bytes] = []
-        refused: list[tuple[bytes, PermanentError]] = []
-        waits_for: TransientError | None = None
-        for raw in raws:
-            try:
-                events += [self._complete(event) for event in parse(raw, buckets=self._buckets)]
-            except PermanentError as error:
-                refused.append((raw, error))
-            except TransientError as error:
-                waits_for = error
-                continue
-            done.append(raw)
-        self._keep(events, publish=publish, read_at=read_at)
-        for raw, refusal in refused:
-            self._reject(raw, refusal)
+        outcomes = self.take_in(raws, publish=publish, read_at=read_at)
+        done = [raw for raw, waits_for in zip(raws, outcomes, strict=True) if waits_for is None]
         if done:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for raw in done:
                     pipeline.lrem(key, 1, raw)  # type: ignore[arg-type]  # bytes are fine
                 pipeline.execute()
-            self._metrics.received.inc(len(done))
-        if waits_for is not None:
-            raise waits_for
+        for waits_for in outcomes:
+            if waits_for is not None:
+                raise waits_for
         return len(done)
 
-    def _complete(self, event: Event) -> Event:
+    def take_in(
+        self, raws: Sequence[bytes], *, publish: bool, read_at: float
+    ) -> list[TransientError | None]:
+        """Commit and publish what entries say, and refuse what cannot be used.
+
+        Returns, entry by entry, what it must wait for; None means that it is done and may go.
+        Raises `TransientError` or `RedisError` when a service is away; then all must wait.
+        """
+        events: list[Event] = []
+        refused: list[tuple[bytes, PermanentError]] = []
+        outcomes: list[TransientError | None] = []
+        for raw in raws:
+            outcome = None
+            try:
+                events += [
+                    complete
+                    for event in parse(raw, buckets=self._buckets)
+                    for complete in self._complete(event)
+                ]
+            except PermanentError as error:
+                refused.append((raw, error))
+            except TransientError as error:
+                outcome = error
+            outcomes.append(outcome)
+        self._keep(events, publish=publish, read_at=read_at)
+        for raw, refusal in refused:
+            self._reject(raw, refusal)
+        self._metrics.received.inc(outcomes.count(None))
+        return outcomes
+
+    def _complete(self, event: Event) -> list[Event]:
         """Ask storage which object an event means when the event does not say."""
-        if not isinstance(event, Upload) or event.etag or event.version_id:
+        if isinstance(event, Ignored):
+            return [event]
+        settled = settle(event, self._storage) if self._plain_keys else [event]
+        return [self._identified(one) for one in settled]
+
+    def _identified(self, event: Upload | Removal) -> Upload | Removal:
+        if isinstance(event, Removal) or event.etag or event.version_id:
             return event
         facts = self._storage.head(event.bucket, event.key)
         return replace(
@@ -252,6 +280,8 @@ class Bridge:
                 for event in group:
                     if isinstance(event, Ignored):
                         self._metrics.ignored.labels(event.reason).inc()
+                        if event.hint:
+                            _log.warning("entry_ignored", reason=event.reason, hint=event.hint)
         once = list({answer.image_id: answer for answer in unpublished}.values())
         if publish and once:
             self._metrics.published.inc(self._publisher.publish(once))

@@ -78,7 +78,9 @@ class Upload:
     `etag` is unquoted; at least one of `version_id` and `etag` is set before an upload is
     registered (the bridge completes it by HEAD). `sequencer` is S3's hexadecimal order of events
     for one key. `sha256` is the checksum the producer claims, hex, to be verified after the fetch.
-    `traceparent` is the producer's trace, if it has one; the ledger does not keep it.
+    `traceparent` is the producer's trace, if it has one. `raw_key` is the key as the event writes
+    it, where decoding changed it and the producer may not encode keys at all. The ledger keeps
+    neither.
     """
 
     bucket: str
@@ -94,6 +96,7 @@ class Upload:
     priority: bool = False
     uploaded_at: datetime | None = None
     traceparent: str | None = None
+    raw_key: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +117,16 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """An object that a producer says was removed; withdraws the rows it orders after."""
+    """An object that a producer says was removed; withdraws the rows it orders after.
+
+    `raw_key` is as in `Upload`.
+    """
 
     bucket: str
     key: str
     version_id: str | None = None
     sequencer: str | None = None
+    raw_key: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
