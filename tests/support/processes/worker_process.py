@@ -9,13 +9,15 @@ import sys
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.support.waiting import eventually
-from worker.settings import PREFIX, Settings, child_environment
+from worker.settings import PREFIX, child_environment
 from worker.telemetry.health import READY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
+
+    from worker.settings import Settings
 
 
 class WorkerProcess:
@@ -86,16 +88,12 @@ class WorkerProcess:
 
 
 def _environment(settings: Settings, code: Path | None) -> dict[str, str]:
-    """Return the settings; an earlier release gets those that differ from today's defaults.
-
-    It would refuse a name that it does not know, as an operator's new setting.
-    """
+    """Return the settings; an earlier release gets those that it knows, as its operator wrote."""
     told = child_environment(settings)
     if code is None:
         return told
-    defaults = child_environment(Settings())
+    asked = "from worker.settings import environment_names; print(*environment_names())"
+    known = subprocess.check_output([sys.executable, "-c", asked], cwd=code, text=True).split()
     return {
-        name: value
-        for name, value in told.items()
-        if not name.startswith(PREFIX) or defaults.get(name) != value
+        name: value for name, value in told.items() if not name.startswith(PREFIX) or name in known
     }
