@@ -15,7 +15,15 @@ from detection.intake.container_limits import ContainerLimits
 from detection.intake.containers import identify, survey
 from detection.intake.errors import ImageRejected
 from detection.intake.metadata import xmp
-from detection.intake.metadata.c2pa_manifest import C2pa, ManifestState, read_c2pa
+from detection.intake.metadata.c2pa_manifest import (
+    NO_LISTS,
+    C2pa,
+    Ingredient,
+    ManifestState,
+    SignerState,
+    TrustLists,
+    read_c2pa,
+)
 from detection.intake.metadata.generator_marks import (
     FieldKind,
     Mark,
@@ -92,13 +100,7 @@ class ProvenanceRecord:
             exif=Exif(**{name: _storable(exif[name]) for name in Exif.__dataclass_fields__}),
             iptc_digital_source_type=_storable(told["iptc_digital_source_type"]),
             iptc_asserts_ai=bool(told["iptc_asserts_ai"]),
-            c2pa=C2pa(
-                state=ManifestState(c2pa["state"]),
-                claim_generator=_storable(c2pa["claim_generator"]),
-                digital_source_types=_storables(c2pa["digital_source_types"]),
-                asserts_ai=bool(c2pa["asserts_ai"]),
-                problems=_storables(c2pa["problems"]),
-            ),
+            c2pa=_c2pa_of(c2pa),
             declares_ai=bool(told["declares_ai"]),
             declared_generator=_storable(told["declared_generator"]),
             declared_where=_storables(told["declared_where"]),
@@ -114,10 +116,12 @@ class _Blocks:
     texts: tuple[PngText, ...] = ()
 
 
-def read_provenance(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> ProvenanceRecord:
+def read_provenance(
+    data: bytes, *, max_metadata_bytes: int = 8 * 2**20, trust: TrustLists = NO_LISTS
+) -> ProvenanceRecord:
     """Read the provenance of one file. Never raises for any bytes: what cannot be read is absent.
 
-    The C2PA library fetches nothing: a manifest that lies elsewhere counts as unreadable.
+    `trust` says which signers of C2PA manifests are trusted. Nothing is fetched from anywhere.
     """
     kind = identify(data)
     if kind not in _C2PA_TYPES:
@@ -134,7 +138,7 @@ def read_provenance(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> Prov
         properties = xmp.read_properties(packet) | properties
     fields = [*_png_fields(blocks.texts), *_exif_fields(blocks.exif), *_xmp_fields(properties)]
     source_type = properties.get(xmp.DIGITAL_SOURCE_TYPE, "")[:_MAX_TEXT] or None
-    c2pa = read_c2pa(data, _C2PA_TYPES[kind])
+    c2pa = read_c2pa(data, _C2PA_TYPES[kind], trust)
     marks = [*find_marks(fields), *_marks(properties, c2pa)]
     return ProvenanceRecord(
         exif=_camera(fields),
@@ -153,7 +157,31 @@ def _marks(properties: Mapping[str, str], c2pa: C2pa) -> Iterator[Mark]:
     if is_ai(properties.get(xmp.DIGITAL_SOURCE_TYPE)):
         yield Mark(where=f"XMP {xmp.DIGITAL_SOURCE_TYPE}")
     if c2pa.asserts_ai:
-        yield Mark(where="C2PA manifest", generator=c2pa.claim_generator)
+        broken = " (broken)" if c2pa.state is ManifestState.BROKEN else ""
+        yield Mark(where=f"C2PA manifest{broken}", generator=c2pa.ai_generator)
+
+
+def _c2pa_of(told: Mapping[str, Any]) -> C2pa:
+    signer_state = told["signer_state"]
+    return C2pa(
+        state=ManifestState(told["state"]),
+        signer=_storable(told["signer"]),
+        signer_state=None if signer_state is None else SignerState(signer_state),
+        signed_at=_storable(told["signed_at"]),
+        claim_generator=_storable(told["claim_generator"]),
+        digital_source_types=_storables(told["digital_source_types"]),
+        asserts_ai=bool(told["asserts_ai"]),
+        ai_generator=_storable(told["ai_generator"]),
+        problems=_storables(told["problems"]),
+        ingredients=tuple(
+            Ingredient(
+                relationship=_storable(ingredient["relationship"]) or "",
+                asserts_ai=bool(ingredient["asserts_ai"]),
+                problems=_storables(ingredient["problems"]),
+            )
+            for ingredient in told["ingredients"][:_MAX_LIST]
+        ),
+    )
 
 
 def _storable(text: object) -> str | None:

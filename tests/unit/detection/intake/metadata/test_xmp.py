@@ -56,7 +56,7 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_packet_is_read_wherever_a_png_holds_it(place: str, behind: bool) -> None:
+def test_a_packet_is_read_wherever_a_png_holds_it(place: str, *, behind: bool) -> None:
     """Every text chunk may hold the packet, plain or packed, before the pixels or behind them."""
     data = png(PLACES[place])
     if behind:
