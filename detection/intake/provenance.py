@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from detection.intake.container_limits import ContainerLimits
@@ -162,12 +163,12 @@ def _marks(properties: Mapping[str, str], c2pa: C2pa) -> Iterator[Mark]:
 
 
 def _c2pa_of(told: Mapping[str, Any]) -> C2pa:
-    signer_state = told["signer_state"]
+    signer_state, signed_at = told["signer_state"], told["signed_at"]
     return C2pa(
         state=ManifestState(told["state"]),
         signer=_storable(told["signer"]),
         signer_state=None if signer_state is None else SignerState(signer_state),
-        signed_at=_storable(told["signed_at"]),
+        signed_at=None if signed_at is None else datetime.fromisoformat(signed_at).isoformat(),
         claim_generator=_storable(told["claim_generator"]),
         digital_source_types=_storables(told["digital_source_types"]),
         asserts_ai=bool(told["asserts_ai"]),

@@ -11,6 +11,7 @@ import json
 import ssl
 from collections import deque
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
@@ -201,7 +202,7 @@ def _summarise(store: dict[str, Any], *, listed: bool) -> C2pa:
         state=state,
         signer=", ".join(filter(None, names))[:_MAX_TEXT] or None,
         signer_state=signer_state,
-        signed_at=_text(signature.get("time")),
+        signed_at=_moment(signature.get("time")),
         claim_generator=_generator(active),
         digital_source_types=tuple(types[:_MAX_LIST]),
         asserts_ai=claimant is not None,
@@ -234,6 +235,14 @@ def _signer_state(passed: set[str], failed: set[str], *, listed: bool) -> Signer
 
 def _text(value: object) -> str | None:
     return str(value)[:_MAX_TEXT] if value else None
+
+
+def _moment(value: object) -> str | None:
+    """Keep a time that a database can store."""
+    try:
+        return datetime.fromisoformat(str(value)).astimezone(UTC).isoformat() if value else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _generator(manifest: dict[str, Any]) -> str | None:

@@ -73,7 +73,7 @@ def read_provenance(data: bytes, *, max_metadata_bytes: int, trust: TrustLists) 
             return ProvenanceRecord(
                 c2pa=C2pa(
                     signer=many[0],
-                    signed_at=many[0],
+                    signed_at="2026-01-31T12:00:00+00:00",
                     claim_generator=many[0],
                     ai_generator=many[0],
                     digital_source_types=many,
