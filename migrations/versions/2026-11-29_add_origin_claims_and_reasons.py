@@ -4,7 +4,7 @@ Rows of earlier releases keep their words: `valid`, `invalid` and `unreadable` s
 an earlier release may write beside this one, and `moderation.c2pa_state` translates them.
 
 Revision: 0012
-Revises: 0005
+Revises: 0006
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0012"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

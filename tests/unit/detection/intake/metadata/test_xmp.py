@@ -67,6 +67,13 @@ def test_a_packet_is_read_wherever_a_png_holds_it(place: str, *, behind: bool) -
     assert found.declared_where == ("XMP Iptc4xmpExt:DigitalSourceType",)
 
 
+def test_a_webp_of_imagemagick_6_is_read() -> None:
+    """That program ends the name of the chunk with a zero instead of a space."""
+    data = encoded(picture(), "WEBP", xmp=IPTC)
+    assert data.count(b"XMP ") == 1
+    assert read_provenance(data.replace(b"XMP ", b"XMP\0")).iptc_digital_source_type == _TRAINED
+
+
 @pytest.mark.parametrize("name", ["exif", "APP1"])
 def test_exif_is_read_from_a_raw_profile(name: str) -> None:
     """ImageMagick keeps the EXIF of a photograph in such a profile too."""
