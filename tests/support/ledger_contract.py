@@ -379,7 +379,7 @@ class LedgerContract:
         lease = taken(ledger, registered(ledger))
         doubted = replace(verdict(lease), label="unsure", outside="too small: 64 pixels")
         ledger.record([doubted])
-        assert ledger.reusable_verdict("ab" * 32, model_version="model-1") == doubted
+        assert reusable(ledger) == doubted
 
     def test_evidence_is_noted_on_its_verdict_only(self, ledger: Ledger) -> None:
         """A verdict's evidence is found again; a model without a verdict gets none."""
