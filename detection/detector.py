@@ -189,10 +189,12 @@ class Detector:
         return [self._verdict(*pair) for pair in zip(branches, maps, strict=True)]
 
     def _apply_applicability(self, image: NDArray[np.uint8], score: Score) -> Score:
-        """Accuse nothing that the thresholds do not hold for: no evidence leaves the prior."""
-        if score.label is Label.REAL or not (
-            why := inapplicable_reason(image, self.bundle.manifest.aligned)
-        ):
+        """Judge nothing that the thresholds do not hold for, whatever the score says of it.
+
+        No evidence leaves the probability at the prior, or below where the score already is.
+        """
+        why = inapplicable_reason(image, self.bundle.manifest.aligned)
+        if why is None:
             return score
         probability = min(score.probability, score.prior)
         return replace(score, label=Label.UNSURE, probability=probability, outside=why)

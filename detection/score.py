@@ -32,8 +32,8 @@ class Score:
     over latent channels, or None when the bundle has no lare branch.
 
     `unsure` at the point of `generated` means that a mild re-encoding flipped the label, and the
-    probability is that of the weakest copy; or that `outside` says why the thresholds do not hold
-    for such an image, and the probability is no more than the prior.
+    probability is that of the weakest copy. Where `outside` says why the thresholds do not hold for
+    such an image, it is `unsure` whatever the score, and the probability is no more than the prior.
     """
 
     probability: float

@@ -77,7 +77,11 @@ class Sqs(Section):
 
 
 class Intake(Section):
-    """Limits on untrusted bytes."""
+    """Limits on untrusted bytes, and whose signatures on them count.
+
+    `c2pa_signers` and `c2pa_time_stamp_authorities` are PEM files of root certificates: whose C2PA
+    manifests are `trusted`, and whose time stamps prove that a certificate held when it signed.
+    """
 
     max_bytes: int = Field(default=64 * 2**20, ge=1)
     max_pixels: int = Field(default=100_000_000, ge=64 * 64)
@@ -88,6 +92,8 @@ class Intake(Section):
     signals_timeout_s: float = Field(default=5.0, gt=0)
     memory_bytes: int = Field(default=2 * 2**30, ge=256 * 2**20)
     in_flight_bytes: int = Field(default=2**30, ge=2**20)
+    c2pa_signers: tuple[Path, ...] = ()
+    c2pa_time_stamp_authorities: tuple[Path, ...] = ()
 
 
 class Scoring(Section):
@@ -318,7 +324,7 @@ def _shown(value: object) -> str:
 
 
 def _written(value: object) -> str:
-    return json.dumps(value) if isinstance(value, tuple) else str(value)
+    return json.dumps(value, default=str) if isinstance(value, tuple) else str(value)
 
 
 def _environment_name(path: tuple[int | str, ...]) -> str:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 _MAX_SCANS = 200
 _MAX_EXIF_ITEMS = 16
 _XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
-# Keyword, then "not compressed": packets are stored plain, so that every program finds them.
-_XMP_CHUNK = b"XML:com.adobe.xmp\0\0\0"
 
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -76,12 +74,16 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What the walk found; sizes in pixels, None where only the decoder's header pass knows."""
+    """What the walk found; sizes in pixels, None where only the decoder's header pass knows.
+
+    `texts` are the text chunks of a PNG, each its name and its body as stored.
+    """
 
     size: tuple[int, int] | None = None
     frames: int = 1
     exif: bytes = b""
     xmp: bytes = b""
+    texts: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def identify(data: bytes) -> str | None:
@@ -196,7 +198,8 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 def _walk_png(data: bytes, bounds: ContainerLimits) -> Survey:
     at, metadata, frames, pieces = 8, 0, 0, 0
     size: tuple[int, int] | None = None
-    exif = xmp = b""
+    exif = b""
+    texts: list[tuple[bytes, bytes]] = []
     while True:
         (length,) = struct.unpack_from(">I", data, at)
         name = data[at + 4 : at + 8]
@@ -218,10 +221,10 @@ def _walk_png(data: bytes, bounds: ContainerLimits) -> Survey:
             bounds.check_metadata(metadata)
             if name == b"eXIf":
                 exif = body
-            elif name == b"iTXt" and body.startswith(_XMP_CHUNK):
-                xmp = body[len(_XMP_CHUNK) :].split(b"\0", 2)[-1]
+            elif name in {b"tEXt", b"zTXt", b"iTXt"}:
+                texts.append((name, body))
         at += 12 + length
-    return Survey(size=size, frames=max(1, frames), exif=exif, xmp=xmp)
+    return Survey(size=size, frames=max(1, frames), exif=exif, texts=tuple(texts))
 
 
 def _inflated(name: bytes, body: bytes, bounds: ContainerLimits) -> int:
@@ -317,7 +320,7 @@ def _walk_webp(data: bytes, bounds: ContainerLimits) -> Survey:  # noqa: C901 - 
             bounds.check_metadata(metadata)
             if name == b"EXIF":
                 exif = data[body : body + length].removeprefix(b"Exif\0\0")
-            elif name == b"XMP ":
+            elif name in {b"XMP ", b"XMP\0"}:  # the second is how ImageMagick 6 writes it
                 xmp = data[body : body + length]
         at = body + length + (length & 1)
     if size is None:

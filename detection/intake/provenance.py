@@ -1,45 +1,49 @@
-"""Provenance that a file states (EXIF, XMP, C2PA): facts beside the score, never part of it.
+"""Provenance that a file states (EXIF, XMP, texts, C2PA): facts beside the score, never part of it.
 
-EXIF, IPTC and C2PA are claims by whoever wrote the file. They are read from their containers, never
-by searching the bytes for words, and none of them decides anything alone.
+All of them are claims by whoever wrote the file. They are read from their containers, never by
+searching the bytes for words, and none of them decides anything alone.
 """
 
 from __future__ import annotations
 
 import io
-import json
+import struct
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
-from xml.parsers import expat
 
 from detection.intake.container_limits import ContainerLimits
 from detection.intake.containers import identify, survey
 from detection.intake.errors import ImageRejected
+from detection.intake.metadata import xmp
+from detection.intake.metadata.c2pa_manifest import (
+    NO_LISTS,
+    C2pa,
+    Ingredient,
+    ManifestState,
+    SignerState,
+    TrustLists,
+    read_c2pa,
+)
+from detection.intake.metadata.generator_marks import (
+    FieldKind,
+    Mark,
+    TextField,
+    aigc_mark,
+    find_marks,
+    holds_data,
+)
+from detection.intake.metadata.png_text import XMP_KEYWORD, PngText, read_texts
+from detection.intake.metadata.source_type import is_ai
 from detection.intake.pillow_plugins import OPENERS
-from detection.intake.tiff_ifd import texts
+from detection.intake.tiff_ifd import directories, texts, user_comment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _MAX_TEXT = 200
 _MAX_LIST = 16
-_MAX_DEPTH = 32
 _MAX_FRAMES = 10_000
-_SOURCE_TYPE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ DigitalSourceType"
-_RDF_RESOURCE = "http://www.w3.org/1999/02/22-rdf-syntax-ns# resource"
-# Whoever uploads must not make this process call a server or another one's revocation list.
-_C2PA_SETTINGS = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
-# The terms of http://cv.iptc.org/newscodes/digitalsourcetype/, and C2PA's own one, which say
-# that a model made pixels.
-_AI_TERMS = frozenset(
-    {
-        "trainedAlgorithmicMedia",
-        "compositeWithTrainedAlgorithmicMedia",
-        "compositeSynthetic",
-        "trainedAlgorithmicData",
-    }
-)
 _C2PA_TYPES = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",
@@ -49,25 +53,15 @@ _C2PA_TYPES = {
     "AVIF": "image/avif",
     "HEIF": "image/heif",
 }
-
-
-class ManifestState(StrEnum):
-    """What became of the C2PA manifest store.
-
-    `VALID`: signature and hashes hold, whether or not the signer is one that we trust. `INVALID`:
-    a store was read and does not fit its file. `UNREADABLE`: there is one, and it cannot be parsed
-    or lies elsewhere.
-    """
-
-    ABSENT = "absent"
-    VALID = "valid"
-    INVALID = "invalid"
-    UNREADABLE = "unreadable"
+_XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exif:
-    """Camera and software as EXIF names them; `taken_at` as written ("2026:01:31 12:00:00")."""
+    """Camera and software as EXIF names them; `taken_at` as written ("2026:01:31 12:00:00").
+
+    A PNG without EXIF may name its software in the text of that keyword (PNG, section 11.3.4).
+    """
 
     make: str | None = None
     model: str | None = None
@@ -76,24 +70,21 @@ class Exif:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class C2pa:
-    """What the C2PA manifest store asserts; `problems` are the codes of failed validations."""
-
-    state: ManifestState = ManifestState.ABSENT
-    claim_generator: str | None = None
-    digital_source_types: tuple[str, ...] = ()
-    asserts_ai: bool = False
-    problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProvenanceRecord:
-    """Everything found; absent facts are None or empty."""
+    """Everything found; absent facts are None or empty.
+
+    `declares_ai`: the file says itself that a model made it, or part of it. `declared_where` are
+    the places that say so ("XMP Iptc4xmpExt:DigitalSourceType", "PNG tEXt parameters"), and
+    `declared_generator` is the program, model or service that the first of them names.
+    """
 
     exif: Exif = field(default_factory=Exif)
     iptc_digital_source_type: str | None = None
     iptc_asserts_ai: bool = False
     c2pa: C2pa = field(default_factory=C2pa)
+    declares_ai: bool = False
+    declared_generator: str | None = None
+    declared_where: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `json.dumps` takes."""
@@ -110,20 +101,28 @@ class ProvenanceRecord:
             exif=Exif(**{name: _storable(exif[name]) for name in Exif.__dataclass_fields__}),
             iptc_digital_source_type=_storable(told["iptc_digital_source_type"]),
             iptc_asserts_ai=bool(told["iptc_asserts_ai"]),
-            c2pa=C2pa(
-                state=ManifestState(c2pa["state"]),
-                claim_generator=_storable(c2pa["claim_generator"]),
-                digital_source_types=_storables(c2pa["digital_source_types"]),
-                asserts_ai=bool(c2pa["asserts_ai"]),
-                problems=_storables(c2pa["problems"]),
-            ),
+            c2pa=_c2pa_of(c2pa),
+            declares_ai=bool(told["declares_ai"]),
+            declared_generator=_storable(told["declared_generator"]),
+            declared_where=_storables(told["declared_where"]),
         )
 
 
-def read_provenance(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> ProvenanceRecord:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Blocks:
+    """The blocks of metadata as they stand in the file; a PNG may hold several of each."""
+
+    exif: tuple[bytes, ...] = ()
+    xmp: tuple[bytes, ...] = ()
+    texts: tuple[PngText, ...] = ()
+
+
+def read_provenance(
+    data: bytes, *, max_metadata_bytes: int = 8 * 2**20, trust: TrustLists = NO_LISTS
+) -> ProvenanceRecord:
     """Read the provenance of one file. Never raises for any bytes: what cannot be read is absent.
 
-    The C2PA library fetches nothing: a manifest that lies elsewhere counts as unreadable.
+    `trust` says which signers of C2PA manifests are trusted. Nothing is fetched from anywhere.
     """
     kind = identify(data)
     if kind not in _C2PA_TYPES:
@@ -132,15 +131,57 @@ def read_provenance(data: bytes, *, max_metadata_bytes: int = 8 * 2**20) -> Prov
         max_frames=_MAX_FRAMES, max_metadata_bytes=max_metadata_bytes, max_pixels=2**62
     )
     try:
-        exif, xmp = _blocks(kind, data, bounds)
+        blocks = _blocks(kind, data, bounds)
     except ImageRejected:
         return ProvenanceRecord()
-    source_type = _xmp_source_type(xmp)
+    properties: dict[str, str] = {}
+    for packet in blocks.xmp:
+        properties = xmp.read_properties(packet) | properties
+    fields = [*_png_fields(blocks.texts), *_exif_fields(blocks.exif), *_xmp_fields(properties)]
+    source_type = properties.get(xmp.DIGITAL_SOURCE_TYPE, "")[:_MAX_TEXT] or None
+    c2pa = read_c2pa(data, _C2PA_TYPES[kind], trust)
+    marks = [*find_marks(fields), *_marks(properties, c2pa)]
     return ProvenanceRecord(
-        exif=_read_exif(exif),
+        exif=_camera(fields),
         iptc_digital_source_type=source_type,
-        iptc_asserts_ai=_is_ai(source_type),
-        c2pa=_read_c2pa(data, _C2PA_TYPES[kind]),
+        iptc_asserts_ai=is_ai(source_type),
+        c2pa=c2pa,
+        declares_ai=bool(marks),
+        declared_generator=next((m.generator[:_MAX_TEXT] for m in marks if m.generator), None),
+        declared_where=tuple(dict.fromkeys(mark.where[:_MAX_TEXT] for mark in marks))[:_MAX_LIST],
+    )
+
+
+def _marks(properties: Mapping[str, str], c2pa: C2pa) -> Iterator[Mark]:
+    if mark := aigc_mark(properties):
+        yield mark
+    if is_ai(properties.get(xmp.DIGITAL_SOURCE_TYPE)):
+        yield Mark(where=f"XMP {xmp.DIGITAL_SOURCE_TYPE}")
+    if c2pa.asserts_ai:
+        broken = " (broken)" if c2pa.state is ManifestState.BROKEN else ""
+        yield Mark(where=f"C2PA manifest{broken}", generator=c2pa.ai_generator)
+
+
+def _c2pa_of(told: Mapping[str, Any]) -> C2pa:
+    signer_state, signed_at = told["signer_state"], told["signed_at"]
+    return C2pa(
+        state=ManifestState(told["state"]),
+        signer=_storable(told["signer"]),
+        signer_state=None if signer_state is None else SignerState(signer_state),
+        signed_at=None if signed_at is None else datetime.fromisoformat(signed_at).isoformat(),
+        claim_generator=_storable(told["claim_generator"]),
+        digital_source_types=_storables(told["digital_source_types"]),
+        asserts_ai=bool(told["asserts_ai"]),
+        ai_generator=_storable(told["ai_generator"]),
+        problems=_storables(told["problems"]),
+        ingredients=tuple(
+            Ingredient(
+                relationship=_storable(ingredient["relationship"]) or "",
+                asserts_ai=bool(ingredient["asserts_ai"]),
+                problems=_storables(ingredient["problems"]),
+            )
+            for ingredient in told["ingredients"][:_MAX_LIST]
+        ),
     )
 
 
@@ -155,154 +196,103 @@ def _storables(texts: list[object]) -> tuple[str, ...]:
     return tuple(filter(None, map(_storable, texts[:_MAX_LIST])))
 
 
-def _is_ai(source_type: str | None) -> bool:
-    return source_type is not None and source_type.rstrip("/").rsplit("/", 1)[-1] in _AI_TERMS
+# ---------------------------------------------------------------- blocks
 
 
-def _blocks(kind: str, data: bytes, bounds: ContainerLimits) -> tuple[bytes, bytes]:
-    """The EXIF block and the XMP packet, empty when there is none."""
+def _blocks(kind: str, data: bytes, bounds: ContainerLimits) -> _Blocks:
     found = survey(kind, data, bounds)
     if kind == "TIFF":
-        return data, found.xmp
+        return _Blocks(exif=(data,), xmp=(found.xmp,))
     if kind in {"AVIF", "HEIF"}:
         # Their items lie anywhere in the file; the decoder's header pass finds them.
         try:
             with OPENERS[kind](io.BytesIO(data)) as image:
-                exif, xmp = image.info.get("exif") or b"", image.info.get("xmp") or b""
+                exif, packet = image.info.get("exif") or b"", image.info.get("xmp") or b""
         except Exception:  # noqa: BLE001 - decoders raise nearly every built-in exception
-            return b"", b""
-        return exif.removeprefix(b"Exif\0\0"), xmp
-    return found.exif, found.xmp
+            return _Blocks()
+        return _Blocks(exif=(exif.removeprefix(b"Exif\0\0"),), xmp=(packet,))
+    if kind == "PNG":
+        return _png_blocks(found.exif, found.texts, bounds)
+    return _Blocks(exif=(found.exif,), xmp=(found.xmp,))
 
 
-# ---------------------------------------------------------------- EXIF
+def _png_blocks(
+    exif: bytes, chunks: tuple[tuple[bytes, bytes], ...], bounds: ContainerLimits
+) -> _Blocks:
+    """A PNG keeps XMP in a text and, where ImageMagick wrote it, profiles in hexadecimal texts."""
+    exifs, packets, plain = [exif], [], []
+    for text in read_texts(chunks, max_bytes=bounds.max_metadata_bytes):
+        if text.profile is not None:
+            block = text.profile_bytes()
+            if text.profile == "xmp" or block.startswith(_XMP_SEGMENT):
+                packets.append(block.removeprefix(_XMP_SEGMENT))
+            elif text.profile in {"exif", "app1"}:
+                exifs.append(_checked(block.removeprefix(b"Exif\0\0"), bounds))
+        elif text.keyword == XMP_KEYWORD:
+            packets.append(text.data)
+        else:
+            plain.append(text)
+    return _Blocks(exif=tuple(exifs), xmp=tuple(packets), texts=tuple(plain))
 
-_MAKE, _MODEL, _SOFTWARE, _CHANGED, _TAKEN = 0x010F, 0x0110, 0x0131, 0x0132, 0x9003
+
+def _checked(exif: bytes, bounds: ContainerLimits) -> bytes:
+    """Leave out EXIF that would cost more to read than its size; other blocks were surveyed."""
+    try:
+        for _ in directories(exif, bounds):
+            pass
+    except (struct.error, IndexError):
+        pass
+    except ImageRejected:
+        return b""
+    return exif
 
 
-def _read_exif(exif: bytes) -> Exif:
-    found = texts(exif, frozenset({_MAKE, _MODEL, _SOFTWARE, _CHANGED, _TAKEN}))
+# ---------------------------------------------------------------- fields
 
-    def text(*tags: int) -> str | None:
-        return next((found[tag][:_MAX_TEXT] for tag in tags if found.get(tag)), None)
+_TAKEN = "DateTimeOriginal"
+_CHANGED = "DateTime"
+_TAGS = {
+    0x010D: "DocumentName",
+    0x010E: "ImageDescription",
+    0x010F: "Make",
+    0x0110: "Model",
+    0x0131: "Software",
+    0x0132: _CHANGED,
+    0x013B: "Artist",
+    0x9003: _TAKEN,
+}
+
+
+def _exif_fields(blocks: tuple[bytes, ...]) -> Iterator[TextField]:
+    for block in blocks:
+        found = {_TAGS[tag]: text for tag, text in texts(block, frozenset(_TAGS)).items()}
+        found["UserComment"] = user_comment(block) or ""
+        for name, text in found.items():
+            if text:
+                yield TextField(kind=FieldKind.EXIF, name=name, text=text, where=f"EXIF {name}")
+
+
+def _png_fields(found: tuple[PngText, ...]) -> Iterator[TextField]:
+    for text in found:
+        where = f"PNG {text.chunk} {text.keyword}"
+        yield TextField(kind=FieldKind.PNG, name=text.keyword, text=text.text, where=where)
+
+
+def _xmp_fields(properties: Mapping[str, str]) -> Iterator[TextField]:
+    for name, text in properties.items():
+        yield TextField(kind=FieldKind.XMP, name=name, text=text, where=f"XMP {name}")
+
+
+def _camera(fields: list[TextField]) -> Exif:
+    """Camera and software; some generators keep their data in the tags for the camera's name."""
+
+    def text(kind: FieldKind, name: str) -> str | None:
+        found = (f.text for f in fields if (f.kind, f.name) == (kind, name))
+        return next((t[:_MAX_TEXT] for t in found if not holds_data(t)), None)
 
     return Exif(
-        make=text(_MAKE),
-        model=text(_MODEL),
-        software=text(_SOFTWARE),
-        taken_at=text(_TAKEN, _CHANGED),
+        make=text(FieldKind.EXIF, "Make"),
+        model=text(FieldKind.EXIF, "Model"),
+        software=text(FieldKind.EXIF, "Software") or text(FieldKind.PNG, "Software"),
+        taken_at=text(FieldKind.EXIF, _TAKEN) or text(FieldKind.EXIF, _CHANGED),
     )
-
-
-# ---------------------------------------------------------------- IPTC in XMP
-
-
-class _Stop(Exception):
-    """The property was found, or the packet declares entities."""
-
-
-def _xmp_source_type(xmp: bytes) -> str | None:
-    """Read Iptc4xmpExt:DigitalSourceType: attribute, rdf:resource or text (IPTC PMD 2023.1).
-
-    The older IIM block has no such property.
-    """
-    found: list[str] = []
-    inside = False
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal inside
-        inside = name == _SOURCE_TYPE
-        value = attributes.get(_RDF_RESOURCE) if inside else attributes.get(_SOURCE_TYPE)
-        if value:
-            found[:] = [value]
-            raise _Stop
-
-    def text(characters: str) -> None:
-        if inside and len(found) < _MAX_LIST:
-            found.append(characters)
-
-    def end(_name: str) -> None:
-        if inside and "".join(found).strip():
-            raise _Stop
-
-    def refuse(*_: object) -> None:
-        found.clear()
-        raise _Stop
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.StartElementHandler = start
-    parser.CharacterDataHandler = text
-    parser.EndElementHandler = end
-    # Entities are how a small packet becomes a huge one; XMP has none.
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(xmp.strip(b"\0"), True)
-    except _Stop:
-        return "".join(found).strip()[:_MAX_TEXT] or None
-    except (expat.ExpatError, ValueError):
-        pass
-    return None
-
-
-# ---------------------------------------------------------------- C2PA
-
-
-def _read_c2pa(data: bytes, media_type: str) -> C2pa:
-    # A library of its own size, which only files that reach this point need.
-    import c2pa  # type: ignore[import-untyped]
-
-    try:
-        context = c2pa.Context.from_dict(_C2PA_SETTINGS)
-        with context, c2pa.Reader(media_type, io.BytesIO(data), context=context) as reader:
-            store = json.loads(reader.json())
-    except c2pa.C2paError.ManifestNotFound:
-        return C2pa()
-    except Exception as error:  # noqa: BLE001 - a native parser of hostile bytes
-        return C2pa(state=ManifestState.UNREADABLE, problems=(type(error).__name__.lstrip("_"),))
-    return _summarise(store)
-
-
-def _summarise(store: dict[str, Any]) -> C2pa:
-    state = {"Valid": ManifestState.VALID, "Trusted": ManifestState.VALID}.get(
-        str(store.get("validation_state")), ManifestState.INVALID
-    )
-    manifests = store.get("manifests", {})
-    active = manifests.get(store.get("active_manifest"), {})
-    found = (str(value)[:_MAX_TEXT] for value in _values(manifests, "digitalSourceType"))
-    types = tuple(sorted(set(found)))
-    problems = {
-        str(status.get("code"))[:_MAX_TEXT]
-        for status in store.get("validation_status") or []
-        if status.get("code") != "signingCredential.untrusted"
-    }
-    return C2pa(
-        state=state,
-        claim_generator=_generator(active),
-        digital_source_types=types[:_MAX_LIST],
-        asserts_ai=any(_is_ai(value) for value in types),
-        problems=tuple(sorted(problems))[:_MAX_LIST],
-    )
-
-
-def _generator(manifest: dict[str, Any]) -> str | None:
-    for info in manifest.get("claim_generator_info") or []:
-        name, version = info.get("name"), info.get("version")
-        if name:
-            return f"{name} {version or ''}".strip()[:_MAX_TEXT]
-    generator = manifest.get("claim_generator")
-    return str(generator)[:_MAX_TEXT] if generator else None
-
-
-def _values(node: object, key: str, depth: int = 0) -> Iterator[object]:
-    """Every value under `key` in nested JSON, down to a bounded depth."""
-    if depth > _MAX_DEPTH:
-        return
-    if isinstance(node, dict):
-        for name, child in node.items():
-            if name == key:
-                yield child
-            else:
-                yield from _values(child, key, depth + 1)
-    elif isinstance(node, list):
-        for child in node:
-            yield from _values(child, key, depth + 1)

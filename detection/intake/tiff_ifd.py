@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _MAX_IFDS = 10_000
 _ORIENTATION, _EXIF_IFD = 0x0112, 0x8769
+_USER_COMMENT = 0x9286
 _ASCII, _SHORT = 2, 3
 _SUB_IFDS = {0x8769, 0x8825, 0xA005}
 _TYPE_SIZES = {
@@ -64,6 +65,32 @@ def texts(exif: bytes, wanted: frozenset[int]) -> dict[int, str]:
     except (struct.error, IndexError):
         pass
     return found
+
+
+def user_comment(exif: bytes) -> str | None:
+    """Read UserComment of the EXIF directory: eight bytes name its code, the text follows.
+
+    The standard leaves the byte order of UTF-16 open; where text is mostly Latin the zeros tell.
+    """
+    try:
+        for tag, kind, _, value in _entries(exif, _first_ifd(exif)):
+            if tag == _EXIF_IFD:
+                for inner, form, _, comment in _entries(exif, integer(exif, kind, value)):
+                    if inner == _USER_COMMENT and _TYPE_SIZES.get(form) == 1:
+                        return _decode_comment(bytes(comment))
+    except (struct.error, IndexError):
+        pass
+    return None
+
+
+def _decode_comment(value: bytes) -> str:
+    code, text = value[:8], value[8:]
+    if code == b"UNICODE\0":
+        big = text[0::2].count(0) >= text[1::2].count(0)
+        return text.decode("utf-16-be" if big else "utf-16-le", "replace").strip("\0\ufeff ")
+    if code not in {b"ASCII\0\0\0", b"JIS\0\0\0\0\0", bytes(8)}:
+        text = value  # what writes no code writes the text at once
+    return text.decode("utf-8", "replace").strip("\0 ")
 
 
 def directories(data: bytes, bounds: ContainerLimits) -> Iterator[list[Entry]]:

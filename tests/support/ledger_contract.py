@@ -374,6 +374,13 @@ class LedgerContract:
         assert reusable(ledger, intake_version=7, sha256="00" * 32) is None
         assert reusable(ledger, intake_version=8) is None
 
+    def test_why_an_image_cannot_be_judged_is_kept(self, ledger: Ledger) -> None:
+        """The reason stands in the verdict's row, and with the verdict that another image takes."""
+        lease = taken(ledger, registered(ledger))
+        doubted = replace(verdict(lease), label="unsure", outside="too small: 64 pixels")
+        ledger.record([doubted])
+        assert reusable(ledger) == doubted
+
     def test_evidence_is_noted_on_its_verdict_only(self, ledger: Ledger) -> None:
         """A verdict's evidence is found again; a model without a verdict gets none."""
         lease = taken(ledger, registered(ledger))

@@ -110,7 +110,8 @@ def _row(record: dict[str, Any]) -> str:
     if "error" in record:
         return f"{'-':>6}  {'error':<9}  {'-':<10}  {path}: {escape_controls(record['error'])}"
     score, label, branch = record["score"], record["label"], record["decided_by"]
-    return f"{score:6.3f}  {label:<9}  {branch:<10}  {path}"
+    why = f" ({record['outside']})" if record["outside"] else ""
+    return f"{score:6.3f}  {label:<9}  {branch:<10}  {path}{why}"
 
 
 def _keep_evidence(folder: Path, checked: ScoredFile, detector: Detector) -> Path:

@@ -38,7 +38,7 @@ from detection.errors import PermanentError, TransientError, UnlatentError
 from detection.intake.errors import ImageRejected
 from detection.intake.provenance import ProvenanceRecord
 from worker.decoding.byte_budget import ByteBudget
-from worker.decoding.process import anonymous_file, receive, send, write_all
+from worker.decoding.process import anonymous_file, load_trust_lists, receive, send, write_all
 from worker.ledger.interface import ImageFacts
 
 if TYPE_CHECKING:
@@ -250,6 +250,7 @@ class DecodePool:
     """Decodes for many threads in `settings.processes` processes of its own.
 
     `decoder` and `provenance` name the functions that the processes run, as "module:function".
+    Raises `SettingsError` for a trust list that cannot be read.
     """
 
     def __init__(
@@ -259,6 +260,11 @@ class DecodePool:
         decoder: str = "detection.intake.decode:decode",
         provenance: str = "detection.intake.provenance:read_provenance",
     ) -> None:
+        trust = {
+            "signers": [str(path) for path in settings.c2pa_signers],
+            "time_stamp_authorities": [str(path) for path in settings.c2pa_time_stamp_authorities],
+        }
+        load_trust_lists(trust)  # here a wrong path has a reader; the processes have none
         self._timeout_s = settings.timeout_s
         self._provenance_timeout_s = settings.signals_timeout_s
         config = {
@@ -267,6 +273,7 @@ class DecodePool:
             "timeout_s": settings.timeout_s,
             "signals_timeout_s": settings.signals_timeout_s,
             "memory_bytes": settings.memory_bytes,
+            "trust": trust,
             "limits": {
                 "max_bytes": settings.max_bytes,
                 "max_pixels": settings.max_pixels,

@@ -22,20 +22,28 @@ import socket
 import sys
 import tempfile
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.errors import PermanentError
+from detection.intake.metadata.c2pa_manifest import TrustLists
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from detection.intake.decode import DecodedImage, IntakeLimits
     from detection.intake.provenance import ProvenanceRecord
 
-#: More than the longest provenance takes: 38 texts of 200 characters, at 12 bytes each in JSON.
-MAX_LINE_BYTES = 256 * 1024
+#: More than the longest provenance takes: 100 texts of 200 characters, at 12 bytes each in JSON.
+MAX_LINE_BYTES = 512 * 1024
 #: Seconds after the parent's time limit at which the kernel ends the decoding instead.
 GRACE_S = 2.0
+
+
+def load_trust_lists(paths: Mapping[str, Iterable[str]]) -> TrustLists:
+    """Read the PEM files of each list; raises `SettingsError` naming one that cannot be read."""
+    return TrustLists.load(map(Path, paths["signers"]), map(Path, paths["time_stamp_authorities"]))
 
 
 def anonymous_file() -> int:
@@ -81,6 +89,7 @@ def main(config: dict[str, Any]) -> None:
     limits: IntakeLimits = importlib.import_module("detection.intake.decode").IntakeLimits(
         **config["limits"]
     )
+    trust = load_trust_lists(config["trust"])
     importlib.import_module("c2pa")  # now, lest loading it counts against the first image
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (config["memory_bytes"], config["memory_bytes"]))
@@ -89,7 +98,7 @@ def main(config: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with suppress(EOFError, ConnectionError):  # the parent hung up
         while True:
-            _serve(connection, config, decoder, reader, limits)
+            _serve(connection, config, decoder, partial(reader, trust=trust), limits)
 
 
 def _serve(

@@ -188,8 +188,9 @@ class Verdict:
 
     `intake_version` says how its bytes became pixels (`detection.intake.version`), and
     `thresholds_hold` whether the model's thresholds were measured on files read so.
-    `error_map`, float32 (h, w), and `outside` (see `detection.score.Score`) are what evidence is
-    drawn from right after scoring; no row keeps them.
+    `outside` says why the image cannot be judged (see `detection.score.Score`), the row's
+    `inapplicable_reason`. `error_map`, float32 (h, w), is what evidence is drawn from right after
+    scoring; no row keeps it.
     """
 
     image_id: UUID
@@ -211,7 +212,7 @@ class Verdict:
     reused_from: UUID | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     error_map: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
-    outside: str | None = field(default=None, compare=False, repr=False)
+    outside: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

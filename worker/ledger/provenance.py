@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -32,6 +34,7 @@ def store_provenance(connection: Connection, found: Mapping[UUID, ProvenanceReco
 
 
 def _row(image_id: UUID, record: ProvenanceRecord) -> dict[str, Any]:
+    signed_at = record.c2pa.signed_at
     return {
         "image_id": image_id,
         "exif_make": record.exif.make,
@@ -45,4 +48,11 @@ def _row(image_id: UUID, record: ProvenanceRecord) -> dict[str, Any]:
         "c2pa_digital_source_types": list(record.c2pa.digital_source_types),
         "c2pa_asserts_ai": record.c2pa.asserts_ai,
         "c2pa_problems": list(record.c2pa.problems),
+        "declares_ai": record.declares_ai,
+        "declared_generator": record.declared_generator,
+        "declared_where": list(record.declared_where),
+        "c2pa_signer": record.c2pa.signer,
+        "c2pa_signer_state": record.c2pa.signer_state,
+        "c2pa_signed_at": signed_at and datetime.fromisoformat(signed_at),
+        "c2pa_ingredients": [asdict(ingredient) for ingredient in record.c2pa.ingredients],
     }

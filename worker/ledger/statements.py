@@ -346,7 +346,7 @@ def fact_values(facts: ImageFacts) -> dict[str, Any]:
     return {f"new_{name}": value for name, value in fact_columns(facts).items()}
 
 
-#: Fields of a verdict that its row does not keep.
+#: Fields of a verdict that its row does not keep, or keeps under another name.
 _NO_COLUMNS = {"facts", "error_map", "outside"}
 
 
@@ -360,6 +360,7 @@ def verdict_values(verdict: Verdict) -> dict[str, Any]:
     }
     columns["branches"] = dict(verdict.branches)
     columns["timings_ms"] = dict(verdict.timings_ms)
+    columns["inapplicable_reason"] = verdict.outside
     return columns
 
 
@@ -379,4 +380,5 @@ def verdict_of(row: AnyRow) -> Verdict:
         for field in fields(Verdict)
         if field.name not in _NO_COLUMNS
     }
-    return Verdict(**(columns | {"facts": facts, "role": Role(row.role)}))
+    told = {"facts": facts, "role": Role(row.role), "outside": row.inapplicable_reason}
+    return Verdict(**(columns | told))

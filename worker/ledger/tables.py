@@ -248,6 +248,8 @@ class VerdictRow(Base):
     reused_from: Mapped[UUID | None] = mapped_column(ForeignKey("app.images.id"))
     timings_ms: Mapped[dict[str, Any]] = empty()
     scored_at: Mapped[datetime] = now()
+    #: Why the label is unsure whatever the score; empty in rows of earlier releases.
+    inapplicable_reason: Mapped[str | None]
 
 
 class Decision(Base):

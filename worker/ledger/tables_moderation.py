@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -15,8 +16,10 @@ from sqlalchemy import (
     Text,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
+from detection.intake.metadata.c2pa_manifest import ManifestState, SignerState
 from worker.database.table_base import Base, now, one_of, serial
 from worker.ledger import tables  # noqa: F401 - foreign keys point at its tables
 
@@ -128,9 +131,9 @@ class Provenance(Base):
 
     __tablename__ = "provenance"
     __table_args__ = (
-        CheckConstraint(
-            "c2pa_state IN ('absent', 'valid', 'invalid', 'unreadable')", name="c2pa_state"
-        ),
+        # The last three are words of earlier releases; moderation.c2pa_state translates them.
+        one_of("c2pa_state", (*ManifestState, "valid", "invalid", "unreadable")),
+        one_of("c2pa_signer_state", SignerState),
     )
 
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"), primary_key=True)
@@ -146,6 +149,14 @@ class Provenance(Base):
     c2pa_asserts_ai: Mapped[bool]
     c2pa_problems: Mapped[list[str]] = mapped_column(ARRAY(Text))
     read_at: Mapped[datetime] = now()
+    #: These are empty in rows of earlier releases.
+    declares_ai: Mapped[bool | None]
+    declared_generator: Mapped[str | None]
+    declared_where: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    c2pa_signer: Mapped[str | None]
+    c2pa_signer_state: Mapped[str | None]
+    c2pa_signed_at: Mapped[datetime | None]
+    c2pa_ingredients: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
 
 class LegalHold(Base):

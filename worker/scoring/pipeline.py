@@ -300,10 +300,13 @@ class Pipeline:
     def _note(self, job: _Job, verdict: Verdict) -> None:
         self._tracer.note(model_version=verdict.model_version)
         self._metrics.verdicts.labels(verdict.label, verdict.model_version, job.role).inc()
+        if verdict.outside is not None:
+            self._metrics.inapplicable.labels(verdict.outside.partition(":")[0]).inc()
         _log.info(
             "verdict_stored",
             label=verdict.label,
             score=round(verdict.score, 6),
+            inapplicable_reason=verdict.outside,
             model_version=verdict.model_version,
             reused=verdict.reused_from is not None,
             total_ms=round(1000 * (time.monotonic() - job.begun), 1),

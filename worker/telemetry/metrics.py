@@ -29,6 +29,9 @@ class Metrics:
         self.forward = self._histogram("forward_seconds", "Forward passes of a batch.", _SECONDS)
         self.persist = self._histogram("persist_seconds", "Transaction of a batch.", _SECONDS)
         self.verdicts = self._counter("verdicts", "Verdicts.", "label", "model_version", "role")
+        self.inapplicable = self._counter(
+            "verdicts_inapplicable", "Verdicts on images that nothing can be told of.", "reason"
+        )
         self.reused = self._counter("verdicts_reused", "Verdicts taken from the same bytes.")
         self.failures = self._counter("failures", "Images ended without a verdict.", "reason")
         self.retries = self._counter("retries", "Checks given back for another try.", "error")

@@ -9,7 +9,8 @@ import pytest
 from psycopg import errors
 from sqlalchemy import exc, text
 
-from detection.intake.provenance import C2pa, Exif, ManifestState, ProvenanceRecord
+from detection.intake.metadata.c2pa_manifest import C2pa, ManifestState
+from detection.intake.provenance import Exif, ProvenanceRecord
 from worker.ledger import provenance
 from worker.ledger.postgres import PostgresLedger
 from worker.moderation.retention import Removed, RetentionJob, UnderHold, request_erasure
@@ -27,7 +28,7 @@ SIGNALS = ProvenanceRecord(
     exif=Exif(make="Canon", model="EOS R6", software="GIMP", taken_at="2026:01:31 12:00:00"),
     iptc_digital_source_type="trainedAlgorithmicMedia",
     iptc_asserts_ai=True,
-    c2pa=C2pa(state=ManifestState.INVALID, problems=("assertion.dataHash.mismatch",)),
+    c2pa=C2pa(state=ManifestState.BROKEN, problems=("assertion.dataHash.mismatch",)),
 )
 
 
@@ -280,4 +281,4 @@ def test_provenance_stands_beside_the_verdict_and_changes_nothing(
         "FROM moderation.verdicts WHERE image_id = %s",
         image,
     )
-    assert seen == [("Canon", "GIMP", True, "invalid", "real", "allow")]
+    assert seen == [("Canon", "GIMP", True, "broken", "real", "allow")]

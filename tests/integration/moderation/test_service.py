@@ -67,9 +67,9 @@ def test_what_an_upload_claims_stands_beside_its_verdict(
     someone = desk()
     camera = ("Lumen", "L-7", "Darkroom 3", "2026:01:31 12:00:00")
     for image in (first, twin):
-        assert someone.rows(CLAIMS, image) == [(*camera, TRAINED, True, "valid", True, True)]
+        assert someone.rows(CLAIMS, image) == [(*camera, TRAINED, True, "well_formed", True, True)]
     (told,) = someone.rows(CLAIMS, broken)
-    assert told[6] == "invalid"
+    assert told[6] == "broken"
     assert someone.rows(CLAIMS, plain) == [
         (None, None, None, None, None, False, "absent", None, False)
     ]

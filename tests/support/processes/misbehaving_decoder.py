@@ -14,7 +14,8 @@ import numpy as np
 
 from detection.intake.decode import DecodedImage
 from detection.intake.errors import Truncated
-from detection.intake.provenance import C2pa, Exif, ProvenanceRecord
+from detection.intake.metadata.c2pa_manifest import C2pa, Ingredient, TrustLists
+from detection.intake.provenance import Exif, ProvenanceRecord
 
 
 def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a line
@@ -53,7 +54,7 @@ def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a
     return image(data, pixels)
 
 
-def read_provenance(data: bytes, *, max_metadata_bytes: int) -> ProvenanceRecord:
+def read_provenance(data: bytes, *, max_metadata_bytes: int, trust: TrustLists) -> ProvenanceRecord:
     """Do what the bytes say after the word "signals"."""
     match data.decode().split():
         case ["signals", "hang"]:
@@ -68,9 +69,24 @@ def read_provenance(data: bytes, *, max_metadata_bytes: int) -> ProvenanceRecord
             return ProvenanceRecord(c2pa=C2pa(state="certified"))  # type: ignore[arg-type]
         case ["signals", "long"]:
             many = ("\N{PILE OF POO}" * 200,) * 16
-            return ProvenanceRecord(c2pa=C2pa(digital_source_types=many, problems=many))
+            ingredient = Ingredient(relationship=many[0], problems=many[:4])
+            return ProvenanceRecord(
+                c2pa=C2pa(
+                    signer=many[0],
+                    signed_at="2026-01-31T12:00:00+00:00",
+                    claim_generator=many[0],
+                    ai_generator=many[0],
+                    digital_source_types=many,
+                    problems=many,
+                    ingredients=(ingredient,) * 8,
+                ),
+                declared_generator=many[0],
+                declared_where=many,
+            )
         case ["signals", "unstorable"]:
             return ProvenanceRecord(exif=Exif(make="a\0b", model="\ud800", software="s" * 999))
+        case ["signals", "trust"]:
+            return ProvenanceRecord(exif=Exif(model=trust.signers + trust.time_stamp_authorities))
     return ProvenanceRecord(exif=Exif(model=str(max_metadata_bytes)))
 
 

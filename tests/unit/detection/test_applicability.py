@@ -64,7 +64,7 @@ def test_even_is_what_equals_its_neighbours() -> None:
         (flat(255), "100% of what was read is blank"),
         (GRADIENT, "is blank"),
         (CHESSBOARD, "drawn rather than photographed"),
-        (PHOTOGRAPH[:127], "smaller than the 128 pixels"),
+        (PHOTOGRAPH[:127], "too small: smaller than the 128 pixels"),
         (PHOTOGRAPH[:, :64], "smaller than the 128 pixels"),
     ],
     ids=["black", "white", "gradient", "chessboard", "flat strip", "upright strip"],
@@ -109,16 +109,26 @@ def test_what_shows_nothing_is_not_accused(tmp_path: Path) -> None:
     assert detector.tile_logits(flat(7))[0].logit == pytest.approx(blank.branches["aligned"])
 
 
-def test_what_is_real_stays_real(tmp_path: Path) -> None:
-    """Nothing is doubted that nobody would have accused."""
+@pytest.mark.parametrize("image", [flat(7), CHESSBOARD], ids=["blank", "chessboard"])
+def test_what_shows_nothing_is_not_called_real(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    """Unsure, with the kind in front of the reason, where the score alone says real.
+
+    Score and branches are what they were; a photograph beside it is real.
+    """
     detector = Detector(build_tiny_bundle(tmp_path / "tiny", branches=("aligned",)))
     manifest = detector.bundle.manifest
     points = tuple(point.model_copy(update={"threshold": 100.0}) for point in operating_points())
     folder = detector.bundle.folder
     update = {"operating_points": points}
     calm = Detector(write_manifest(folder, manifest.model_copy(update=update)))
-    (score,) = calm.score([flat(7)])
-    assert (score.label, score.outside) == (Label.REAL, None)
+    score, judged = calm.score([image, PHOTOGRAPH])
+    assert score.label is Label.UNSURE
+    assert str(score.outside).startswith("nearly nothing to look at: ")
+    (before,) = calm._score_once([image])
+    assert before.label is Label.REAL
+    assert score.probability == min(before.probability, before.prior)
+    assert score.branches == before.branches
+    assert (judged.label, judged.outside) == (Label.REAL, None)
 
 
 @pytest.mark.parametrize("level", [128, 0])

@@ -92,7 +92,11 @@ def test_a_child_reads_the_settings_it_was_given(monkeypatch: pytest.MonkeyPatch
     """A child's environment carries these settings, secrets too, and none of this process's own."""
     monkeypatch.setenv("HARMLESS", "kept")
     given = Settings.model_validate(
-        {"redis": {"url": "redis://:hunter2@cache.example/0"}, "s3": {"buckets": ("a", "b")}}
+        {
+            "redis": {"url": "redis://:hunter2@cache.example/0"},
+            "s3": {"buckets": ("a", "b")},
+            "intake": {"c2pa_signers": ("a.pem", "b.pem")},
+        }
     )
     monkeypatch.setenv("UNLATENT_S3__ENDPOINT_URL", "http://elsewhere.example")
     child = child_environment(given)

@@ -74,6 +74,31 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN n >= total THEN 'infinity'::float8 ELSE n / (1 - n / total) END
 $$;
 
+-- What became of a C2PA manifest. Earlier releases stored other words: "valid" was a file that fits,
+-- whoever signed it; "invalid" was one that does not fit, or whose certificate had ended meanwhile.
+-- "unreadable" stays, because nobody knows any more whether it was broken or lies elsewhere.
+CREATE OR REPLACE FUNCTION moderation.c2pa_state(stored text, problems text[]) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN stored = 'valid' THEN 'well_formed'
+        WHEN stored = 'invalid' AND problems = ARRAY['signingCredential.expired']
+        THEN 'well_formed'
+        WHEN stored = 'invalid' THEN 'broken'
+        ELSE stored
+    END
+$$;
+
+-- What is known of the signer of a file that fits; earlier releases had no lists of whom to trust.
+CREATE OR REPLACE FUNCTION moderation.c2pa_signer_state(stored text, state text, problems text[])
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN state = 'valid' THEN 'unknown'
+        WHEN state = 'invalid' AND problems = ARRAY['signingCredential.expired'] THEN 'expired'
+        ELSE stored
+    END
+$$;
+
 -- An address from a template: {id}, {bucket} and {key}, the key safe for a URL's path.
 CREATE OR REPLACE FUNCTION moderation.address(template text, id uuid, bucket text, key text)
 RETURNS text

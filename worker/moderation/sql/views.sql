@@ -33,12 +33,15 @@ SELECT
             WHEN v.thresholds_hold THEN ''
             ELSE ' The thresholds were measured on files that another release read in another way:'
                 ' their rate of false accusations is not known for this verdict.'
-        END
+        END || coalesce(
+            ' Nothing can be told of such an image (' || v.inapplicable_reason || ').', ''
+        )
     END AS explanation,
     d.decision, d.moderator AS decision_by, d.reason_code AS decision_reason,
     d.created_at AS decision_at,
     o.exif_make, o.exif_model, o.exif_software, o.exif_taken_at, o.iptc_digital_source_type,
-    o.iptc_asserts_ai, o.c2pa_state, o.c2pa_claim_generator, o.c2pa_asserts_ai,
+    o.iptc_asserts_ai, moderation.c2pa_state(o.c2pa_state, o.c2pa_problems) AS c2pa_state,
+    o.c2pa_claim_generator, o.c2pa_asserts_ai,
     moderation.address(
         (SELECT c.value FROM app.config c WHERE c.name = 'image_url'), i.id, i.bucket, i.key
     ) AS image_url,
@@ -46,7 +49,13 @@ SELECT
         (SELECT c.value FROM app.config c WHERE c.name = 'evidence_url'), i.id,
         split_part(v.evidence_uri, '/', 3), regexp_replace(v.evidence_uri, '^s3://[^/]*/', '')
     ) AS evidence_url,
-    v.intake_version, v.thresholds_hold
+    v.intake_version, v.thresholds_hold,
+    v.inapplicable_reason, coalesce(o.declares_ai, o.iptc_asserts_ai OR o.c2pa_asserts_ai)
+        AS declares_ai,
+    o.declared_generator, o.declared_where,
+    moderation.c2pa_signer_state(o.c2pa_signer_state, o.c2pa_state, o.c2pa_problems)
+        AS c2pa_signer_state,
+    o.c2pa_signer, o.c2pa_signed_at, o.c2pa_problems, o.c2pa_ingredients
 FROM app.verdicts v
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true
@@ -72,14 +81,20 @@ SELECT
     c.moderator AS claimed_by, r.claimed_until, r.verdict_id, v.label, v.score, v.tier, v.held,
     v.operating_point, v.model_version, v.policy_id, i.uploader,
     coalesce(i.uploaded_at, i.created_at) AS uploaded_at, i.format, i.width, i.height,
-    o.exif_make, o.exif_model, o.exif_software, o.iptc_asserts_ai, o.c2pa_state, o.c2pa_asserts_ai,
+    o.exif_make, o.exif_model, o.exif_software, o.iptc_asserts_ai,
+    moderation.c2pa_state(o.c2pa_state, o.c2pa_problems) AS c2pa_state, o.c2pa_asserts_ai,
     moderation.address(
         (SELECT c.value FROM app.config c WHERE c.name = 'image_url'), i.id, i.bucket, i.key
     ) AS image_url,
     moderation.address(
         (SELECT c.value FROM app.config c WHERE c.name = 'evidence_url'), i.id,
         split_part(v.evidence_uri, '/', 3), regexp_replace(v.evidence_uri, '^s3://[^/]*/', '')
-    ) AS evidence_url
+    ) AS evidence_url,
+    v.inapplicable_reason, coalesce(o.declares_ai, o.iptc_asserts_ai OR o.c2pa_asserts_ai)
+        AS declares_ai,
+    o.declared_generator,
+    moderation.c2pa_signer_state(o.c2pa_signer_state, o.c2pa_state, o.c2pa_problems)
+        AS c2pa_signer_state
 FROM app.reviews r
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = r.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = r.verdict_id OFFSET 0) v ON true
@@ -109,7 +124,8 @@ FROM (
            format('%s, %s (%s)', v.label, round(v.score::numeric, 4), coalesce(v.tier, v.role)),
            jsonb_build_object('verdict_id', v.id, 'label', v.label, 'score', v.score,
                'tier', v.tier, 'held', v.held, 'role', v.role, 'branches', v.branches,
-               'operating_point', v.operating_point, 'policy_id', v.policy_id)
+               'operating_point', v.operating_point, 'policy_id', v.policy_id,
+               'inapplicable_reason', v.inapplicable_reason)
     FROM app.verdicts v
     UNION ALL
     SELECT c.image_id, c.since, 3, 'claim', c.moderator, 'claimed from ' || c.queue,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -11,13 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from detection.intake.provenance import ManifestState, ProvenanceRecord, read_provenance
+from detection.intake.provenance import ProvenanceRecord, read_provenance
 from tests.support.images import bad_files
 from tests.support.images.bad_files import encoded, picture
-from tests.support.images.signed_files import signed, signer
-
-if TYPE_CHECKING:
-    import c2pa
 
 _TERMS = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _TRAINED = _TERMS + "trainedAlgorithmicMedia"
@@ -110,59 +105,6 @@ def test_words_behind_the_picture_say_nothing() -> None:
     plain = encoded(picture(), "JPEG")
     assert read_provenance(plain + b"c2pa jumbf trainedAlgorithmicMedia") == read_provenance(plain)
     assert read_provenance(plain) == ProvenanceRecord()
-
-
-# ---------------------------------------------------------------- C2PA
-
-
-@pytest.fixture(scope="module")
-def signer_info() -> c2pa.C2paSignerInfo:
-    """A signer that nobody trusts."""
-    return signer()
-
-
-@pytest.mark.parametrize(
-    ("kind", "media"), [("JPEG", "image/jpeg"), ("PNG", "image/png"), ("WEBP", "image/webp")]
-)
-def test_signed_manifest_is_valid(signer_info: c2pa.C2paSignerInfo, kind: str, media: str) -> None:
-    """A manifest whose hashes hold is valid, and what it asserts is reported."""
-    found = read_provenance(signed(signer_info, _TRAINED, kind, media)).c2pa
-    assert found.state is ManifestState.VALID
-    assert found.asserts_ai
-    assert found.digital_source_types == (_TRAINED,)
-    assert found.claim_generator is not None
-    assert found.claim_generator.startswith("Test Camera 1.0")
-    assert found.problems == ()
-
-
-def test_signed_capture_asserts_no_ai(signer_info: c2pa.C2paSignerInfo) -> None:
-    """A camera's manifest is valid and asserts no model."""
-    found = read_provenance(signed(signer_info, _TERMS + "digitalCapture")).c2pa
-    assert found.state is ManifestState.VALID
-    assert not found.asserts_ai
-
-
-def test_changed_pixels_make_the_manifest_invalid(signer_info: c2pa.C2paSignerInfo) -> None:
-    """A manifest that does not fit its pixels is invalid, and says which hash failed."""
-    data = bytearray(signed(signer_info, _TRAINED))
-    data[-40] ^= 1
-    found = read_provenance(bytes(data)).c2pa
-    assert found.state is ManifestState.INVALID
-    assert "assertion.dataHash.mismatch" in found.problems
-
-
-def test_broken_manifest_is_unreadable(signer_info: c2pa.C2paSignerInfo) -> None:
-    """A manifest store that cannot be parsed is told apart from none at all."""
-    data = signed(signer_info, _TRAINED)
-    at = data.index(b"jumb") + 100
-    found = read_provenance(data[:at] + bytes(60) + data[at + 60 :]).c2pa
-    assert found.state is ManifestState.UNREADABLE
-    assert not found.asserts_ai
-
-
-def test_no_manifest_is_absent() -> None:
-    """A picture without a manifest has none."""
-    assert read_provenance(encoded(picture(), "PNG")).c2pa.state is ManifestState.ABSENT
 
 
 # ---------------------------------------------------------------- hostile bytes

@@ -17,7 +17,7 @@ from detection.intake.decode import IntakeLimits
 from detection.score import Label, Score
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from worker import cli
-from worker.cli.check import _record
+from worker.cli.check import _record, _row
 from worker.scoring.file_scoring import ScoredFile, check_files, find_files, intake_limits
 from worker.settings import Intake
 
@@ -183,7 +183,7 @@ def test_limits_of_the_settings_hold(pictures: Path, bundle: Path) -> None:
 
 
 def test_a_line_says_why_an_image_could_not_be_judged() -> None:
-    """The reason stands in the record of an image that is outside; any other's is null."""
+    """The reason stands in the record and the table's row of an image that is outside."""
     score = Score(
         probability=0.5,
         label=Label.UNSURE,
@@ -198,6 +198,8 @@ def test_a_line_says_why_an_image_could_not_be_judged() -> None:
     )
     assert plain["outside"] is None
     assert doubted == plain | {"outside": "nearly nothing to look at"}
+    assert _row(plain).endswith("a.png")
+    assert _row(doubted) == _row(plain) + " (nearly nothing to look at)"
 
 
 def test_only_image_files_are_found_in_folders(pictures: Path) -> None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from detection.errors import SettingsError
 from detection.intake.errors import Truncated
+from tests.support.images.signed_files import Authority
 from tests.support.waiting import eventually
 from worker.decoding.pool import (
     DecodeBusy,
@@ -127,6 +129,24 @@ def test_signals_arrive_whole_and_storable(pool: DecodePool) -> None:
         assert decoded.facts.provenance is not None
         exif = decoded.facts.provenance.exif
         assert (exif.make, exif.model, exif.software) == ("a?b", "?", "s" * 200)
+
+
+def test_trust_lists_reach_the_reader(tmp_path: Path) -> None:
+    """The PEM files of the settings are read in the processes; a wrong one is named at once."""
+    root = Authority.make().write(tmp_path)
+    pool = DecodePool(
+        Intake(processes=1, c2pa_signers=(root,)), decoder=DECODER, provenance=PROVENANCE
+    )
+    try:
+        with pool.decode(b"signals trust", wait_s=WAIT_S) as decoded:
+            assert decoded.facts.provenance is not None
+            model = decoded.facts.provenance.exif.model
+            assert model == root.read_text()[:200]
+    finally:
+        pool.close()
+    missing = tmp_path / "none.pem"
+    with pytest.raises(SettingsError, match=r"none\.pem cannot be read: No such file"):
+        DecodePool(Intake(c2pa_time_stamp_authorities=(missing,)))
 
 
 def test_neighbours_of_a_crash_decode(pool: DecodePool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -235,6 +236,24 @@ def test_the_same_bytes_are_not_scored_again(rig: Rig) -> None:
     assert verdict.reused_from == first
     assert verdict.score == rig.ledger.verdicts[first, "memory-1"].score
     assert rig.count("verdicts_reused_total") == 1
+
+
+def test_images_that_cannot_be_judged_are_counted_by_kind(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands before the colon of the reason is counted, and the reason is in the row."""
+    score = rig.scorer.score
+    why = "too small: smaller than the 128 pixels"
+    monkeypatch.setattr(
+        rig.scorer, "score", lambda images: [replace(told, outside=why) for told in score(images)]
+    )
+    image = rig.upload("a.png", b"\x33")
+    rig.pipeline.score(image)
+    assert rig.ledger.verdicts[image, "memory-1"].outside == why
+    counted = rig.metrics.registry.get_sample_value(
+        "unlatent_verdicts_inapplicable_total", {"reason": "too small"}
+    )
+    assert counted == 1
 
 
 def test_a_ledger_that_is_away_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
