@@ -16,6 +16,7 @@ from urllib.parse import unquote_plus
 
 from detection.errors import PermanentError
 from worker.ledger.interface import Removal, Upload
+from worker.storage.etags import bare_etag
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -319,12 +320,18 @@ def _key(key: str) -> str:
 def _version(values: dict[str, Any], name: str) -> str | None:
     """Read a version id; "null" is S3's word for an object without one."""
     version = _text(values, name, limit=MAX_VERSION_BYTES)
+    # It becomes a part of an address; no server makes ids that cannot be printed.
+    if version is not None and not version.isprintable():
+        raise EventFieldInvalid(f"{name} holds control characters")
     return None if version == "null" else version
 
 
 def _etag(values: dict[str, Any], name: str) -> str | None:
-    etag = _text(values, name)
-    return etag.strip('"') or None if etag else None
+    etag = bare_etag(_text(values, name))
+    # It becomes a header: characters of RFC 9110, section 8.8.3, that every client can send.
+    if etag is not None and not re.fullmatch(r"[\x21\x23-\x7e]+", etag):
+        raise EventFieldInvalid(f"{name} is no entity tag: it holds more than visible ASCII")
+    return etag
 
 
 def _sequencer(values: dict[str, Any]) -> str | None:
