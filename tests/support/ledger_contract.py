@@ -81,6 +81,13 @@ def taken(ledger: Ledger, image_id: UUID, duration: timedelta = LONG) -> Lease:
     return answer
 
 
+def taken_and_released(ledger: Ledger, image_id: UUID, outcome: LeaseOutcome) -> Lease:
+    """Take an image and give it back."""
+    lease = taken(ledger, image_id)
+    ledger.release(lease, outcome=outcome)
+    return lease
+
+
 def state(ledger: Ledger, image_id: UUID) -> State:
     """Ask for the state by way of a lease."""
     answer = ledger.lease(image_id, worker="asks", duration=LONG)
@@ -265,6 +272,24 @@ class LedgerContract:
             ledger.release(taken(ledger, image_id), outcome=outcome, detail="storage is slow")
         lease = taken(ledger, image_id)
         assert (lease.attempt, lease.deaths, lease.alone) == (6, 0, False)
+
+    def test_a_lease_tells_what_storage_cost_before(self, ledger: Ledger) -> None:
+        """Leases closed as unreadable count, retries begin the clock, and reopening forgives."""
+        image_id = registered(ledger)
+        first = taken(ledger, image_id)
+        assert (first.unreadable, first.retried_for) == (0, timedelta(0))
+        ledger.release(first, outcome=LeaseOutcome.RELEASED)
+        assert taken_and_released(ledger, image_id, LeaseOutcome.RETRY).retried_for == timedelta(0)
+        second = taken_and_released(ledger, image_id, LeaseOutcome.UNREADABLE)
+        third = taken_and_released(ledger, image_id, LeaseOutcome.UNREADABLE)
+        assert (second.unreadable, third.unreadable) == (0, 1)
+        assert timedelta(0) < second.retried_for < third.retried_for
+        last = taken(ledger, image_id)
+        assert (last.unreadable, last.attempt, last.deaths) == (2, 5, 0)
+        ledger.end(last, state=State.FAILED, reason="storage_unreadable", detail="")
+        ledger.reopen(reason="storage_unreadable", since=LONG_AGO, limit=1)
+        again = taken(ledger, image_id)
+        assert (again.unreadable, again.retried_for, again.attempt) == (0, timedelta(0), 6)
 
     def test_a_lease_that_runs_out_is_a_death(self, ledger: Ledger) -> None:
         """The next lease after a death runs alone."""

@@ -44,13 +44,17 @@ class State(StrEnum):
 
 
 class LeaseOutcome(StrEnum):
-    """How a lease was closed; the ledger itself closes one that ran out as a `DEATH`."""
+    """How a lease was closed; the ledger itself closes one that ran out as a `DEATH`.
+
+    `UNREADABLE` is a retry because storage failed with this object while it gives others.
+    """
 
     SCORED = "scored"
     FAILED = "failed"
     SUPERSEDED = "superseded"
     RETRY = "retry"
     RELEASED = "released"
+    UNREADABLE = "unreadable"
     DEATH = "death"
 
 
@@ -129,6 +133,10 @@ class Lease:
     the next crash has one suspect. Every lease that a process holds when it dies counts as a death,
     so a worker that is handed such a lease while it holds others releases it, lets the others
     finish, and takes it again with nothing else in flight.
+
+    Of the leases before it since the image became what it is (pending, when it is not rescored),
+    `unreadable` were closed as such, and the first to be closed for another try was taken
+    `retried_for` ago.
     """
 
     lease_id: int
@@ -138,6 +146,8 @@ class Lease:
     deaths: int
     alone: bool
     until: datetime
+    unreadable: int = 0
+    retried_for: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Each takes an open connection and leaves the transaction to its caller.
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, or_, select, text, tuple_, update
@@ -36,7 +37,6 @@ from worker.ledger.tables import Image, LeaseRow, ObjectRemoval
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-    from datetime import timedelta
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, Connection, Row, SQLColumnExpression
@@ -57,6 +57,7 @@ FACTS = (
     Image.pdq_quality,
 )
 
+RETRIED = (LeaseOutcome.RETRY, LeaseOutcome.UNREADABLE)
 LIVE = (LeaseRow.closed_at.is_(None)) & (LeaseRow.until > NOW)
 DIED = or_(
     LeaseRow.outcome == LeaseOutcome.DEATH, LeaseRow.closed_at.is_(None) & (LeaseRow.until <= NOW)
@@ -246,9 +247,18 @@ def open_lease(
     )
     if held is not None:
         return HeldElsewhere(image_id=image.id, until=held)
-    earlier = connection.scalar(
-        select(func.count()).select_from(LeaseRow).where(LeaseRow.image_id == image.id)
-    )
+    tried = LeaseRow.since >= image.state_since
+    earlier = connection.execute(
+        select(
+            func.count().label("leases"),
+            func.count()
+            .filter(tried, LeaseRow.outcome == LeaseOutcome.UNREADABLE)
+            .label("unreadable"),
+            (NOW - func.min(LeaseRow.since).filter(tried, LeaseRow.outcome.in_(RETRIED))).label(
+                "retried_for"
+            ),
+        ).where(LeaseRow.image_id == image.id)
+    ).one()
     taken = connection.execute(
         insert(LeaseRow)
         .values(
@@ -265,10 +275,12 @@ def open_lease(
         lease_id=taken.id,
         image_id=image.id,
         upload=_upload(image),
-        attempt=(earlier or 0) + 1,
+        attempt=earlier.leases + 1,
         deaths=deaths,
         alone=deaths > 0,
         until=taken.until,
+        unreadable=earlier.unreadable,
+        retried_for=earlier.retried_for or timedelta(0),
     )
 
 

@@ -152,7 +152,7 @@ def run_worker(
             tracer=tracer,
         )
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
-        metrics.watch("paused", "1 while storage denies everything.", lambda: breaker.is_open)
+        metrics.watch("paused", "1 while storage gives nothing.", lambda: breaker.is_open)
         if settings.observability.metrics_port:
             stack.callback(metrics.serve(settings.observability.metrics_port))
         return _consume(app, settings, queues, consumer, pipeline, health)
