@@ -175,6 +175,16 @@ class LedgerContract:
         (answer,) = ledger.register([whole])
         assert taken(ledger, answer.image_id).upload == whole
 
+    def test_more_uploads_than_a_statement_takes(self, ledger: Ledger) -> None:
+        """Postgres takes 65,535 parameters, about 4,700 rows; a call may bring more."""
+        uploads = [upload(f"{n}.jpg") for n in range(7000)]
+        answers = ledger.register(uploads)
+        assert sum(answer.created for answer in answers) == len(uploads)
+        ledger.mark_published([answer.image_id for answer in answers])
+        again = ledger.register(uploads)
+        assert [answer.image_id for answer in again] == [answer.image_id for answer in answers]
+        assert not any(answer.created or answer.unpublished for answer in again)
+
     def test_nothing_to_register_is_fine(self, ledger: Ledger) -> None:
         """Empty batches pass through every batch method."""
         assert ledger.register([]) == []

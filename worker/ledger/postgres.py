@@ -112,7 +112,7 @@ class PostgresLedger:
             ]
             connection.execute(
                 update(Image)
-                .where(Image.id.in_(gone))
+                .where(statements.among(Image.id, gone))
                 .values(state=State.WITHDRAWN, reason=REMOVED, detail=None, state_since=NOW)
             )
         return len(gone)
@@ -124,7 +124,7 @@ class PostgresLedger:
         with transaction(self._engine) as connection:
             statements.lock_images(connection, image_ids)
             connection.execute(
-                update(Image).where(Image.id.in_(image_ids)).values(published_at=NOW)
+                update(Image).where(statements.among(Image.id, image_ids)).values(published_at=NOW)
             )
 
     def stale(self, *, published_before: timedelta, limit: int) -> list[Registration]:
@@ -173,7 +173,7 @@ class PostgresLedger:
             ).all()
             rows = connection.execute(
                 update(Image)
-                .where(Image.id.in_(chosen))
+                .where(statements.among(Image.id, chosen))
                 .values(
                     state=State.PENDING,
                     reason=None,
