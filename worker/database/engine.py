@@ -134,6 +134,14 @@ def _is_away(error: exc.DBAPIError) -> bool:
     return not state.startswith(_TOO_MUCH)
 
 
+def blames_values(error: Exception) -> bool:
+    """Say whether the database refused a statement for the values that were to be stored."""
+    if isinstance(error, (exc.DataError, exc.IntegrityError)):
+        return True
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, exc.DBAPIError) else None
+    return state is not None and state.startswith(_TOO_MUCH)
+
+
 def alembic_config(url: str) -> Config:
     """Point Alembic at the migrations that ship with the package and at a database."""
     # Alembic belongs to the extra "service"; producers that only submit do not install it.

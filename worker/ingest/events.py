@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote_plus
@@ -110,18 +110,42 @@ class Ignored:
 Event = Upload | Removal | Ignored
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A record that cannot be used, beside others that can."""
+
+    error: EventError
+    record: object
+
+
 def parse(raw: bytes, *, buckets: Collection[str]) -> list[Event]:
     """Read one entry: one event for every record, in their order.
 
     Raises `EventError`, and nothing else, when any of its records cannot be used.
     """
+    events: list[Event] = []
+    for event in parse_records(raw, buckets=buckets):
+        if isinstance(event, Refused):
+            raise event.error
+        events.append(event)
+    return events
+
+
+def parse_records(raw: bytes, *, buckets: Collection[str]) -> list[Event | Refused]:
+    """Read one entry: an event or a refusal for every record, in their order.
+
+    Raises `EventError`, and nothing else, when there are no records to be found.
+    """
     if len(raw) > MAX_ENTRY_BYTES:
         raise EventTooLarge(f"an entry of more than {MAX_ENTRY_BYTES} bytes")
-    events = _events(_load(raw))
-    for event in events:
-        if not isinstance(event, Ignored) and event.bucket not in buckets:
-            raise BucketNotAllowed(f"bucket {event.bucket!r} is not in the setting s3.buckets")
-    return events
+    return [_allowed(event, buckets) for event in _events(_load(raw))]
+
+
+def _allowed(event: Event | Refused, buckets: Collection[str]) -> Event | Refused:
+    if isinstance(event, (Ignored, Refused)) or event.bucket in buckets:
+        return event
+    error = BucketNotAllowed(f"bucket {event.bucket!r} is not in the setting s3.buckets")
+    return Refused(error=error, record=asdict(event))
 
 
 def _load(raw: bytes) -> object:
@@ -149,17 +173,17 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _events(value: object) -> list[Event]:
+def _events(value: object) -> list[Event | Refused]:
     if isinstance(value, dict):
         if "v" in value:
             return [_own(value)]
         if value.get("Event") == "s3:TestEvent":
             return [Ignored(reason="test_event")]
         if "Records" in value:
-            return [_record(record) for record in _records(value["Records"])]
+            return [_read_record(record) for record in _records(value["Records"])]
     elif isinstance(value, list):
         return [
-            _record(record)
+            _read_record(record)
             for outer in _records(value)
             for record in _records(outer.get("Event") if isinstance(outer, dict) else None)
         ]
@@ -223,6 +247,13 @@ def own_event(upload: Upload) -> bytes:
 
 
 # S3's shape ---------------------------------------------------------------------------------------
+
+
+def _read_record(value: object) -> Event | Refused:
+    try:
+        return _record(value)
+    except EventError as error:
+        return Refused(error=error, record=value)
 
 
 def _record(value: object) -> Event:

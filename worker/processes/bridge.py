@@ -76,6 +76,7 @@ def run_bridge(settings: Settings, *, name: str | None = None) -> None:
             storage=storage,
             buckets=settings.s3.buckets,
             settings=settings.redis,
+            storage_settings=settings.s3,
             metrics=metrics,
             name=name or f"{socket.gethostname()}-{os.getpid()}",
             tracer=tracer,
