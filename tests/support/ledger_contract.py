@@ -385,6 +385,16 @@ class LedgerContract:
         ends = [state(ledger, lease.image_id) for lease in leases]
         assert ends == [State.WITHDRAWN, State.SCORED]
 
+    def test_the_last_upload_that_was_read_is_known(self, ledger: Ledger) -> None:
+        """It is the one scored last, until it is withdrawn."""
+        assert ledger.last_read() is None
+        for key in ("a.jpg", "b.jpg"):
+            scored(ledger, key)
+        registered(ledger, "c.jpg")
+        assert ledger.last_read() == upload("b.jpg", size=7)
+        ledger.withdraw([Removal(bucket="uploads", key="b.jpg")])
+        assert ledger.last_read() == upload("a.jpg", size=7)
+
     def test_equal_bytes_reuse_the_verdict_of_the_same_model_only(self, ledger: Ledger) -> None:
         """The whole verdict comes back, by checksum and model version."""
         lease = taken(ledger, registered(ledger))

@@ -167,6 +167,7 @@ class Bridge:
             registrar=self._registrar,
             rejected=self._rejected,
             metrics=metrics,
+            last_read=ledger.last_read,
         )
 
     def run(self, stop: Stop, *, alive: Callable[[], object]) -> None:

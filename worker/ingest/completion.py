@@ -30,7 +30,7 @@ from worker.storage.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from worker.ingest.bridge_metrics import BridgeMetrics
     from worker.ingest.registrar import Registrar
@@ -48,6 +48,8 @@ THREADS = 16
 ASK_S = 10.0
 FIRST_DELAY_S = 5.0
 LONGEST_DELAY_S = 600.0
+#: How often storage that gives nothing is asked whether it does again.
+PROBE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Completion:
         registrar: Registrar,
         rejected: RejectedEntries,
         metrics: BridgeMetrics,
+        last_read: Callable[[], Upload | None],
     ) -> None:
         self._storage = storage
         self._settings = settings
@@ -87,6 +90,8 @@ class Completion:
             tries=settings.unreadable_tries,
             pause=lambda: None,
             resume=lambda: None,
+            last_read=last_read,
+            probe_every_s=PROBE_S,
         )
 
     def close(self) -> None:

@@ -341,6 +341,9 @@ class Ledger(Protocol):
     def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
         """Note where a verdict's evidence lies; False when the image is to be erased."""
 
+    def last_read(self) -> Upload | None:
+        """Return the upload that was scored last and, as far as is known, is still stored."""
+
     def in_review(self, image_id: UUID) -> bool:
         """Say whether the image waits for a person to look at it."""
 

@@ -231,6 +231,14 @@ class MemoryLedger:
             self.verdicts[image_id, model_version] = replace(known, evidence_uri=uri)
             return True
 
+    def last_read(self) -> Upload | None:
+        """Return the upload that was scored last."""
+        with self._lock:
+            scored = [image for image in self.images.values() if image.state is State.SCORED]
+        if not scored:
+            return None
+        return max(scored, key=lambda image: image.state_since).upload
+
     def in_review(self, image_id: UUID) -> bool:
         """Say whether the image waits for a person; nobody but `reviews` says so here."""
         return image_id in self.reviews

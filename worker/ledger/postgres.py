@@ -316,6 +316,23 @@ class PostgresLedger:
             )
         return attached.rowcount == 1
 
+    def last_read(self) -> Upload | None:
+        """Return the upload that was scored last and, as far as is known, is still stored."""
+        with transaction(self._engine) as connection:
+            row = connection.execute(
+                select(Image.__table__)
+                .join(VerdictRow, VerdictRow.image_id == Image.id)
+                .where(
+                    VerdictRow.role == Role.CHAMPION,
+                    Image.state == State.SCORED,
+                    Image.object_removed_at.is_(None),
+                    Image.erased_at.is_(None),
+                )
+                .order_by(VerdictRow.scored_at.desc(), VerdictRow.id.desc())
+                .limit(1)
+            ).one_or_none()
+        return None if row is None else statements.upload_of(row)
+
     def in_review(self, image_id: UUID) -> bool:
         """Say whether the image waits for a person to look at it."""
         open_review = exists().where(Review.image_id == image_id, Review.closed_at.is_(None))

@@ -303,7 +303,7 @@ def open_lease(
     return Lease(
         lease_id=taken.id,
         image_id=image.id,
-        upload=_upload(image),
+        upload=upload_of(image),
         attempt=earlier.leases + 1,
         deaths=deaths,
         alone=deaths > 0,
@@ -354,7 +354,8 @@ def _upload_columns(upload: Upload) -> dict[str, Any]:
     return columns
 
 
-def _upload(image: AnyRow) -> Upload:
+def upload_of(image: AnyRow) -> Upload:
+    """Build an upload from its row."""
     return Upload(
         bucket=image.bucket,
         key=image.key,

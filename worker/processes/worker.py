@@ -117,6 +117,7 @@ def run_worker(
             limit=settings.s3.denied_limit,
             pause=consumer.pause,
             resume=consumer.resume,
+            last_read=ledger.last_read,
         )
         stack.callback(breaker.stop)
         messages = RedisBrokerState(settings.redis)

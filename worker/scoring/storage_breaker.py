@@ -6,9 +6,9 @@ a store that is away would use up the tries of every image. After `limit` distin
 the worker is paused instead. It takes no more messages, gives back what it holds, and asks for
 those objects again until it is given one.
 
-Trouble is judged at once when this worker has read something before: it asks for that again. Until
-it has, trouble is undecided and its images are tried again: denials and unusable answers `tries`
-times at most, storage that does not answer for as long as the image's budget lasts.
+Trouble is judged at once when this worker, or any before it, has read something: it asks for that
+again. Until one has, trouble is undecided and its images are tried again: denials and unusable
+answers `tries` times at most, storage that does not answer for as long as the budget lasts.
 
 The objects that it was paused over may be the only ones in trouble. So a paused worker goes back to
 its queue now and then, ever more rarely: one object that it can read ends the doubt, the first
@@ -57,6 +57,7 @@ class OutageSuspected(StorageUnavailable):
 class StorageBreaker:
     """`pause` and `resume` are called once each time the worker is paused and resumed.
 
+    `last_read` names an upload that any worker has read; it is asked while this one has read none.
     `probe_every_s` is how often a paused worker asks for what it was refused.
     """
 
@@ -67,6 +68,7 @@ class StorageBreaker:
         limit: int,
         pause: Callable[[], None],
         resume: Callable[[], None],
+        last_read: Callable[[], Upload | None] = lambda: None,
         probe_every_s: float = 10.0,
         first_trial_s: float = _FIRST_TRIAL_S,
         tries: int = _TRIES,
@@ -75,6 +77,7 @@ class StorageBreaker:
         self._limit = limit
         self._pause = pause
         self._resume = resume
+        self._last_read = last_read
         self._probe_every_s = probe_every_s
         self._first_trial_s = self._trial_s = first_trial_s
         self._tries = tries
@@ -116,9 +119,10 @@ class StorageBreaker:
         """
         if self._paused:
             return StorageForbidden()
-        readable = self._readable
+        readable = self._readable or self._read_by_others()
         if readable is not None and self._is_given(readable):
             with self._lock:
+                self._readable = readable
                 self._end_doubt()
             return error
         with self._lock:
@@ -139,6 +143,13 @@ class StorageBreaker:
         self._stopping.set()
         if self._prober is not None:
             self._prober.join()
+
+    def _read_by_others(self) -> _Object | None:
+        try:
+            upload = self._last_read()
+        except TransientError:
+            return None
+        return None if upload is None else _object(upload)
 
     def _note_trouble(self, wanted: _Object, error: Exception) -> bool:
         """Remember an object in trouble; return whether the worker is paused now."""
