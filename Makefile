@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/pytest
+PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-scale bench-pairs bench-improvement bench-sql bundle clean
+.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql fuzz-events bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +29,12 @@ $(INSTALLED): requirements.lock pyproject.toml
 UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links --quiet
 
-lock: venv ## Resolve pyproject.toml into requirements.lock, and the image's part of it
+lock: venv ## Resolve pyproject.toml into requirements.lock, and the images' parts of it
 	$(UV_COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	$(UV_COMPILE) pyproject.toml --extra service --extra tracing --constraint requirements.lock \
 		--no-annotate --output-file deploy/requirements.lock
+	$(UV_COMPILE) pyproject.toml --extra training --extra tracing --constraint requirements.lock \
+		--no-annotate --output-file deploy/requirements-training.lock
 	echo hatchling | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
 		--output-file deploy/build.lock
 
@@ -45,10 +47,13 @@ check: venv ## Lint, check types and the direction of imports
 	$(BIN)/hadolint deploy/Dockerfile
 
 test: venv ## Run the unit, integration, migration and failure tests but the long ones
-	$(PYTEST) -m "not full and not deploy"
+	$(PYTEST) -m "not full and not system and not deploy"
 
 test-full: venv ## Run the long tests that `make test` leaves out
 	$(PYTEST) -m full
+
+test-system: venv ## Run what needs the Debian packages of tests/system/packages.txt
+	$(PYTEST) -m "system and not deploy"
 
 test-deploy: venv ## Run what needs root and Debian's packages prometheus and debootstrap
 	$(PYTEST) -m deploy
@@ -97,8 +102,15 @@ bench-claims: venv ## Measure the papers' claims, with DATA=<folder> all of them
 	$(BIN)/python -m tests.benchmarks.bench_claims $(if $(DATA),--data "$(DATA)") \
 		$(if $(TAEF2),--taef2 "$(TAEF2)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out "$(OUT)")
 
+bench-install: venv ## Print what each extra installs: packages and megabytes
+	$(BIN)/python -m tests.benchmarks.bench_install
+
 bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
 	$(BIN)/python -m tests.benchmarks.bench_gpu
+
+fuzz-events: venv ## Parse EVENTS=1000000 events mutated in the order of SEED=1; count what becomes of them
+	$(BIN)/python -m tests.benchmarks.fuzz_events \
+		--events $(or $(EVENTS),1000000) --seed $(or $(SEED),1)
 
 clean: ## Remove the local stack, caches and build output; the virtual environment stays
 	@if [ -x $(BIN)/unlatent ]; then $(BIN)/unlatent down --delete; fi

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -22,9 +22,13 @@ from detection.errors import SettingsError
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
 from detection.lare import LareConfig  # pydantic resolves it at run time
 
-SCHEMA_VERSION: Final = 1
-#: Raised with every change of intake or views that could move a score.
+#: 2 added `intake_versions` and `arithmetic`; bundles of schema 1 load with their defaults.
+SCHEMA_VERSION: Final = 2
+#: Raised with every change of how pixels become views and tiles that could move a score. How bytes
+#: become pixels has a version of its own, `detection.intake.version`.
 PREPROCESSING_VERSION: Final = 1
+#: Of the forward passes; weights stay float32 and are cast where the device gains by it.
+Arithmetic = Literal["float32", "bfloat16"]
 BUNDLE_FILE: Final = "bundle.json"
 SUFFIXES: Final = frozenset({".safetensors", ".json", ".md", ".txt"})
 
@@ -70,11 +74,16 @@ class BundleProvenance(_Record):
 
 
 class BundleManifest(_Record):
-    """The content of `bundle.json`."""
+    """The content of `bundle.json`.
+
+    The thresholds hold for pixels that one of the `intake_versions` read from a file.
+    """
 
     schema_version: int
     name: str
     preprocessing_version: int
+    intake_versions: tuple[int, ...] = (1,)
+    arithmetic: Arithmetic = "float32"
     generator: GeneratorReference | None
     lare: LareConfig | None
     egre: EgreConfig | None

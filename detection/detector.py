@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.applicability import inapplicable_reason
 from detection.batch_norm_folding import fold_batch_norms
-from detection.bundle import Bundle, BundleError, load_bundle
+from detection.bundle import Arithmetic, Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
 from detection.egre import Egre
 from detection.errors import PermanentError, UnlatentError
@@ -37,11 +37,6 @@ MIN_SIDE = 64
 #: hold the activations of few.
 CHUNK, CPU_CHUNK = 32, 8
 GOLDEN_TOLERANCE = 2e-3
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class ImageTooSmall(PermanentError):
@@ -76,20 +71,16 @@ class Detector:
         bundle: Bundle,
         *,
         device: str = "cpu",
-        dtype: str = "float32",
         generators: Path | None = None,
     ) -> None:
         """Build the networks of a verified bundle on `device`.
 
         `generators` holds the folders of presets that a bundle may name instead of carrying a
-        generator; without it they come from the hub's cache on this machine. `dtype` is the
-        arithmetic of the forward passes; weights stay float32 and are cast by autocast where the
-        device gains by it.
+        generator; without it they come from the hub's cache on this machine.
         """
         manifest = bundle.manifest
         self.bundle = bundle
         self.device = device
-        self.dtype = dtype
         self._chunk = CPU_CHUNK if torch.device(device).type == "cpu" else CHUNK
         self._egre: Egre | None = None
         self._aligned: AlignedNet | None = None
@@ -107,12 +98,11 @@ class Detector:
         name_or_folder: str | Path = "small",
         *,
         device: str = "cpu",
-        dtype: str = "float32",
         generators: Path | None = None,
     ) -> Detector:
         """Verify and load a bundle by embedded name or folder; raises `BundleError`."""
         bundle = load_bundle(name_or_folder)
-        return cls(bundle, device=device, dtype=dtype, generators=generators)
+        return cls(bundle, device=device, generators=generators)
 
     @property
     def model_version(self) -> str:
@@ -163,8 +153,13 @@ class Detector:
 
     @property
     def golden_tolerance(self) -> float:
-        """By how much a golden logit may be off: half precision is allowed thirty times as much."""
-        return GOLDEN_TOLERANCE * (1 if self.dtype == "float32" else 30)
+        """By how much a golden logit may be off: bfloat16 is allowed thirty times as much."""
+        return GOLDEN_TOLERANCE * (1 if self.arithmetic == "float32" else 30)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Arithmetic of the forward passes, on every device the one that the bundle states."""
+        return self.bundle.manifest.arithmetic
 
     def self_check(self) -> None:
         """Score the golden image; raises `BundleError` when this machine computes otherwise."""
@@ -175,7 +170,7 @@ class Detector:
             if not abs(found[name] - value) <= allowed * max(1.0, abs(value)):
                 raise BundleError(
                     f"the golden image of {self.bundle.manifest.name} gets {found[name]:.5f} from"
-                    f" the {name} branch on {self.device} in {self.dtype}, not {value:.5f}"
+                    f" the {name} branch on {self.device} in {self.arithmetic}, not {value:.5f}"
                 )
 
     def _score_once(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
@@ -248,7 +243,7 @@ class Detector:
         for name, value in branches.items():
             if not math.isfinite(value):
                 raise NotFinite(
-                    f"the {name} branch gives {value} on {self.device} in {self.dtype}"
+                    f"the {name} branch gives {value} on {self.device} in {self.arithmetic}"
                     " (half precision may overflow: float32 does not)"
                 )
         logit = manifest.fusion.logit(branches)
@@ -274,7 +269,7 @@ class Detector:
 
     def _autocast(self) -> torch.autocast:
         device = torch.device(self.device).type
-        return torch.autocast(device, DTYPES[self.dtype], enabled=self.dtype != "float32")
+        return torch.autocast(device, torch.bfloat16, enabled=self.arithmetic == "bfloat16")
 
 
 def _load(network: _Network, file: Path) -> _Network:

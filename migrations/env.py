@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from detection.errors import SettingsError
+from worker.database.prerequisites import check_prerequisites
 from worker.database.table_base import SCHEMA, Base
 from worker.ledger import tables_training  # noqa: F401 - it knows every table
+from worker.moderation.sql_files import install_changed_sql
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def prepare(connection: Connection) -> None:
     """Bound every statement, wait for other migrators, and own what is created."""
     connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"))
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
-    if connection.scalar(text("SELECT to_regrole('unlatent_owner') IS NULL")):
-        message = "role unlatent_owner is missing: run worker/bootstrap.sql first"
-        raise SettingsError(message)
+    check_prerequisites(connection)
     # A superuser's migration must not leave tables that the owner cannot alter.
     connection.execute(text("SET ROLE unlatent_owner"))
     # Two pods that start together take turns; the second finds nothing left to do. The wait is
@@ -49,6 +48,13 @@ def prepare(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_lock(hashtext('alembic'))"))
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
     connection.commit()
+
+
+def upgraded_to_head() -> bool:
+    """Whether this was an upgrade, and not a look, and nothing newer is left to do."""
+    migration = context.get_context()
+    target = migration.opts.get("destination_rev")
+    return target is not None and migration.get_current_heads() == tuple(context.script.get_heads())
 
 
 def run() -> None:
@@ -69,6 +75,9 @@ def run() -> None:
         )
         with context.begin_transaction():
             context.run_migrations()
+        if upgraded_to_head():
+            install_changed_sql(connection.connection.driver_connection)
+            connection.commit()
 
 
 run()

@@ -87,6 +87,10 @@ def settings(stack: LocalStack, database: str, bucket: str, tmp_path: Path) -> S
                 "secret_access_key": stack.s3.secret_access_key,
                 "buckets": (bucket,),
             },
+            "sqs": {
+                "access_key_id": stack.s3.access_key_id,
+                "secret_access_key": stack.s3.secret_access_key,
+            },
             "scoring": {"device": "cpu"},
             "observability": {"run_dir": tmp_path / "run"},
         }

@@ -70,6 +70,18 @@ class S3(Section):
     unreadable_hours: float = Field(default=24.0, gt=0)
 
 
+class Sqs(Section):
+    """How `unlatent bridge --sqs` reaches its queue, whose address is in the queue's URL.
+
+    Without keys, boto3 looks for them where it always does: environment, files, the role of the pod
+    or machine. `region` is needed only where the URL does not name it.
+    """
+
+    region: str | None = None
+    access_key_id: SecretStr | None = None
+    secret_access_key: SecretStr | None = None
+
+
 class Intake(Section):
     """Limits on untrusted bytes."""
 
@@ -99,7 +111,6 @@ class Scoring(Section):
     reload_every_s: float = Field(default=5.0, gt=0)
     shadow_share: float = Field(default=0.1, ge=0, le=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: int = Field(default=16, ge=1)
     max_batch: int = Field(default=8, ge=1)
     max_wait_s: float = Field(default=0.02, ge=0)
@@ -241,6 +252,7 @@ class Settings(BaseSettings):
     redis: Redis = Redis()
     postgres: Postgres = Postgres()
     s3: S3 = S3()
+    sqs: Sqs = Sqs()
     intake: Intake = Intake()
     scoring: Scoring = Scoring()
     queue: Queue = Queue()

@@ -1,4 +1,8 @@
-"""Declared content type and file name, checked against what the bytes are."""
+"""Declared content type and file name: what they rule out, and what the bytes contradict.
+
+The names of all kinds stand here and nowhere else: events, `unlatent reconcile` and decoding read
+the same lists.
+"""
 
 from __future__ import annotations
 
@@ -49,40 +53,82 @@ _KINDS = {
     "JPEG XR": _names("image/jxr image/vnd.ms-photo", "jxr wdp hdp"),
     "icon": _names("image/x-icon image/vnd.microsoft.icon image/icns", "ico cur icns"),
 }
-_GENERIC_TYPES = frozenset(
-    {
-        "",
-        "application/octet-stream",
-        "binary/octet-stream",
-        "application/x-www-form-urlencoded",
-        "multipart/form-data",
-        "image/*",
-        "*/*",
-    }
-)
-# Extensions that promise something which is no image.
+# Of these kinds, what is not in pixels: no picture that this service could judge.
+_NO_PIXELS = ("SVG", "PDF", "PostScript")
+# Content types and extensions that promise something which is no image. "text/plain" is none of
+# them, nor is what upload forms send: servers say it of whatever they do not know.
 _FOREIGN = _names(
-    "",
-    "txt md csv json yaml html htm css js php py sh exe dll apk jar zip gz tar 7z rar doc docx xls "
-    "xlsx ppt pptx mp3 wav flac ogg mp4 m4v mov avi mkv webm mpg mpeg wmv flv",
-).extensions
-_KNOWN_EXTENSIONS = _FOREIGN.union(*(names.extensions for names in _KINDS.values()))
+    "text/html text/css text/csv text/javascript text/markdown text/calendar text/vcard "
+    "application/javascript application/json application/ld+json application/x-ndjson "
+    "application/xhtml+xml application/yaml application/rtf application/msword "
+    "application/vnd.ms-excel application/vnd.ms-powerpoint application/epub+zip "
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document "
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet "
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation "
+    "application/vnd.oasis.opendocument.text application/vnd.oasis.opendocument.spreadsheet "
+    "application/zip application/gzip application/x-gzip application/x-bzip2 application/x-xz "
+    "application/zstd application/x-tar application/x-7z-compressed application/vnd.rar "
+    "application/x-rar-compressed application/java-archive application/wasm "
+    "application/vnd.android.package-archive application/x-msdownload application/x-sh "
+    "application/sql application/vnd.sqlite3 application/vnd.apache.parquet "
+    "application/x-directory",
+    "txt md csv json yaml yml html htm css js mjs php py sh sql log exe dll apk jar wasm zip gz "
+    "tgz bz2 xz zst tar 7z rar iso dmg doc docx xls xlsx ppt pptx odt ods odp rtf epub mp3 m4a aac "
+    "wav flac ogg oga opus mid mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp m3u8 ttf otf woff "
+    "woff2 sqlite parquet svgz",
+)
+_FOREIGN_FAMILIES = ("audio/", "font/", "video/")
+_KNOWN_TYPES = _FOREIGN.types.union(*(names.types for names in _KINDS.values()))
+_KNOWN_EXTENSIONS = _FOREIGN.extensions.union(*(names.extensions for names in _KINDS.values()))
+_NEVER = _Names(
+    _FOREIGN.types.union(*(_KINDS[kind].types for kind in _NO_PIXELS)),
+    _FOREIGN.extensions.union(*(_KINDS[kind].extensions for kind in _NO_PIXELS)),
+)
+
+
+def foreign_claim(*, declared_type: str | None, key: str) -> str | None:
+    """Say which claim rules a file out without a look at its bytes, None if neither does.
+
+    Returns "content_type" or "extension". What either claims to be an image is none of that, and
+    neither is what claims nothing, or something unknown: there the bytes decide.
+    """
+    media_type, extension = _media_type(declared_type), _extension(key)
+    foreign_type = media_type in _NEVER.types or media_type.startswith(_FOREIGN_FAMILIES)
+    foreign_extension = extension in _NEVER.extensions
+    if (media_type.startswith("image/") and not foreign_type) or (
+        extension in _KNOWN_EXTENSIONS and not foreign_extension
+    ):
+        return None
+    if foreign_type:
+        return "content_type"
+    return "extension" if foreign_extension else None
 
 
 def check_declared_type(kind: str, *, declared_type: str | None, key: str | None) -> None:
     """Raise `TypeMismatch` when the content type or the key's extension names another kind.
 
-    A missing or generic type and a missing or unknown extension claim nothing. Kinds without names
-    of their own are never contradicted: they are refused as unsupported anyway.
+    A missing, generic or unknown type and a missing or unknown extension claim nothing, nor does a
+    video's or sound's type where the extension is right (phones send the picture of a live photo
+    with the type of its video). Kinds without names of their own are never contradicted: they are
+    refused as unsupported anyway.
     """
     names = _KINDS.get(kind)
     if names is None:
         return
-    media_type = (declared_type or "").split(";")[0].strip().lower()
-    if media_type not in _GENERIC_TYPES and media_type not in names.types:
+    media_type, extension = _media_type(declared_type), _extension(key or "")
+    overruled = extension in names.extensions and media_type.startswith(_FOREIGN_FAMILIES)
+    promises = media_type in _KNOWN_TYPES or media_type.startswith(_FOREIGN_FAMILIES)
+    if promises and media_type not in names.types and not overruled:
         message = f"The content type says {media_type[:100]!r} but the bytes are {kind}."
         raise TypeMismatch(message)
-    extension = PurePosixPath(key or "").suffix.removeprefix(".").lower()
     if extension in _KNOWN_EXTENSIONS - names.extensions:
         message = f"The name ends in {'.' + extension!r} but the bytes are {kind}."
         raise TypeMismatch(message)
+
+
+def _media_type(declared_type: str | None) -> str:
+    return (declared_type or "").split(";")[0].strip().lower()
+
+
+def _extension(key: str) -> str:
+    return PurePosixPath(key).suffix.removeprefix(".").lower()

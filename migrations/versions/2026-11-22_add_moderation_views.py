@@ -1,7 +1,7 @@
-"""Add the views and functions of moderation.
+"""Add schema moderation, its reason codes and the first policy.
 
-The SQL lives in worker/moderation/sql and is put in as a whole: a change of it is a new revision
-that installs it again.
+Its views, functions and rules are no part of any revision: worker/moderation/sql_files.py installs
+them once the schema is at the newest one, whose columns they read.
 
 Revision: 0003
 Revises: 0002
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-
-from worker.moderation.sql_files import install_sql
 
 revision = "0003"
 down_revision = "0002"
@@ -52,7 +50,6 @@ def upgrade() -> None:
         postgresql_using="gin",
     )
     op.execute("CREATE SCHEMA moderation")
-    install_sql(op.get_bind())
     reasons = sa.table(
         "reason_codes", sa.column("code"), sa.column("decision"), sa.column("words"), schema="app"
     )
@@ -66,6 +63,11 @@ def upgrade() -> None:
     op.execute(
         "INSERT INTO app.policies (review, flag, flag_high, reason) "
         "VALUES (0.5, 0.9, 0.98, 'the policy that the schema starts with')"
+    )
+    # The rule that enters policies into the audit is not there yet.
+    op.execute(
+        "INSERT INTO app.audit_log (action, reason, detail) "
+        "SELECT 'policy', p.reason, to_jsonb(p) - 'reason' FROM app.policies p"
     )
 
 

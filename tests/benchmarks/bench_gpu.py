@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
+from detection.bundle import load_bundle
 from detection.detector import Detector
 from detection.generators.generator import Generator, noise_bank, noise_schedule_from_scheduler
 from detection.lare import LareConfig, lare_map
@@ -123,10 +124,12 @@ def scores(bundle: str, device: str, sizes: Sizes) -> dict[str, float]:
     images = pictures(min(sizes.images, 32), sizes.image_side)
     reference = Detector.load(bundle).score(images)
     found: dict[str, float] = {}
-    for dtype in ("float32", "bfloat16"):
-        detector = Detector.load(bundle, device=device, dtype=dtype)
+    loaded = load_bundle(bundle)
+    for arithmetic in ("float32", "bfloat16"):
+        manifest = loaded.manifest.model_copy(update={"arithmetic": arithmetic})
+        detector = Detector(replace(loaded, manifest=manifest), device=device)
         for branch in reference[0].branches:
-            found[f"{dtype}_{branch}_logit_error_max"] = max(
+            found[f"{arithmetic}_{branch}_logit_error_max"] = max(
                 abs(one.branches[branch] - other.branches[branch])
                 for one, other in zip(reference, detector.score(images), strict=True)
             )

@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,8 +85,8 @@ class Image:
 
 def build(  # noqa: C901 - one branch an instruction
     dockerfile: Path, context: Path, *, base: Path, work: Path
-) -> Image:
-    """Run the Dockerfile on a base folder; return its last stage."""
+) -> dict[str, Image]:
+    """Run the Dockerfile on a base folder; return its stages by name."""
     images: dict[str, Image] = {}
     arguments: dict[str, str] = {}
     image = Image(base)
@@ -95,7 +95,7 @@ def build(  # noqa: C901 - one branch an instruction
         if word == "FROM":
             source, _, name = rest.split()
             origin = images.get(source, Image(base))
-            image = Image(work / name, dict(origin.environment))
+            image = replace(origin, root=work / name, environment=dict(origin.environment))
             _duplicate(origin.root, image.root)
             images[name] = image
         elif word == "ARG":
@@ -119,7 +119,7 @@ def build(  # noqa: C901 - one branch an instruction
             image.entrypoint = json.loads(rest)
         else:
             assert word in {"CMD", "STOPSIGNAL"}, f"this builder does not know {word}"
-    return image
+    return images
 
 
 def _instructions(text: str) -> Iterator[str]:

@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """The last stage of the Dockerfile."""
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
+    """The stages of the Dockerfile."""
     assert os.geteuid() == 0, "chroot needs root"
     assert shutil.which("debootstrap"), "debootstrap is missing: apt-get install debootstrap"
     work = tmp_path_factory.mktemp("image")
@@ -39,10 +39,26 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     return build(DEPLOY / "Dockerfile", REPOSITORY, base=base, work=work / "stages")
 
 
+@pytest.fixture(scope="module")
+def image(stages: dict[str, Image]) -> Image:
+    """The image of every role but the trainer."""
+    return stages["service"]
+
+
 def test_nothing_to_compile_or_install_with_is_left(image: Image) -> None:
     """Neither compilers nor pip are in the last stage, and it does not run as root."""
     absent = " || ".join(f"command -v {name}" for name in ("cc", "gcc", "g++", "make", "pip"))
     image.run(["sh", "-c", f"! ({absent}) && test $(id -u) = 10001"])
+
+
+def test_what_only_training_needs_is_in_the_trainer_alone(stages: dict[str, Image]) -> None:
+    """The trainer imports its stages; the service carries none of what only they import."""
+    stages["trainer"].run(["python3", "-c", "import worker.retraining.wiring, accelerate, timm"])
+    absent = [
+        f"! python3 -c 'import {name}' 2>/dev/null"
+        for name in ("accelerate", "matplotlib", "scipy", "sklearn", "tensorboard", "transformers")
+    ]
+    stages["service"].run(["sh", "-c", " && ".join(absent)])
 
 
 @pytest.mark.parametrize(

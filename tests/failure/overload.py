@@ -53,7 +53,7 @@ def stress(settings: Settings, *arguments: str) -> dict[str, Any]:
 def run(minutes: float) -> None:
     """Measure, overload, judge; raises `CalledProcessError` when a limit is broken."""
     with own_stack() as (_, settings), Crew(settings) as crew:
-        crew.beat()
+        crew.service("beat")
         bridge = crew.bridge()
         worker = crew.worker("--forward-s", str(_FORWARD_S)).wait_until_ready()
         crowd = stress(settings, "--load", f"{_CROWD}x1")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.faults.stopping_process import BRIDGE_PHASES
+from tests.support.faults.stopping_process import BRIDGE_PHASES, SQS_PHASES
 from tests.support.upload_site import Site, png
 from tests.support.waiting import eventually
 from worker.ingest import bridge
 from worker.ingest.events import own_event
+from worker.ingest.sqs_bridge import open_queue
 from worker.ledger.interface import State, Upload
 
 if TYPE_CHECKING:
@@ -52,6 +54,40 @@ def test_a_bridge_killed_between_any_two_steps_loses_nothing(
     crew.bridge("--name", "one")
     states = accounts.check(keys, processes=crew.left_behind)
     assert states == {State.SCORED: len(keys)}
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        phase if phase in {"taking_in", "taken_in"} else pytest.param(phase, marks=pytest.mark.full)
+        for phase in ("registered", "sent", *SQS_PHASES)
+    ],
+)
+def test_a_bridge_on_a_queue_killed_between_any_two_steps_loses_nothing(
+    phase: str, site: Site, crew: Crew, accounts: Accounts
+) -> None:
+    """Messages come again until they are deleted; those that were committed change nothing then."""
+    # As long as a test can wait, and no longer than it takes to start another bridge.
+    url = f"{site.settings.s3.endpoint_url}/000000000000/{site.bucket}"
+    with closing(open_queue(url, site.settings.sqs)) as queue:
+        queue.create_queue(QueueName=site.bucket, Attributes={"VisibilityTimeout": "2"})
+        keys = [f"{index}.png" for index in range(10)]
+        for index, key in enumerate(keys):
+            facts = site.storage.put(site.bucket, key, png(index), content_type="image/png")
+            event = own_event(Upload(bucket=site.bucket, key=key, etag=facts.etag))
+            queue.send_message(QueueUrl=url, MessageBody=event.decode())
+        crew.kill_when_stopped(crew.bridge("--sqs", url, "--stop-at", phase))
+        crew.worker()
+        crew.bridge("--sqs", url)
+        states = accounts.check(keys, processes=crew.left_behind)
+        assert states == {State.SCORED: len(keys)}
+        eventually(lambda: _left(queue, url) == 0, what="an empty queue")
+
+
+def _left(queue: Any, url: str) -> int:
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    answer = queue.get_queue_attributes(QueueUrl=url, AttributeNames=names)
+    return sum(int(answer["Attributes"][name]) for name in names)
 
 
 @pytest.mark.full

@@ -95,7 +95,7 @@ def test_twice_what_the_workers_can_do(
     """
     patient = changed(settings, "queue", visibility_timeout_s=10, sweep_every_s=1.0)
     patient = changed(patient, "scoring", lease_s=8.0)
-    bridge, beat = crew.bridge(settings=patient), crew.beat(settings=patient)
+    bridge, beat = crew.bridge(settings=patient), crew.service("beat", settings=patient)
     worker = crew.worker("--forward-s", "0.8", settings=patient).wait_until_ready()
     messages, platform = RedisBrokerState(settings.redis), Platform(site, redis_client)
     services = {"bridge": bridge, "beat": beat, "worker": worker}

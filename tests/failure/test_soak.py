@@ -49,7 +49,7 @@ def test_four_minutes_of_steady_load_leave_no_trace(
     patient = changed(patient, "intake", timeout_s=20.0)
     services = {
         "bridge": crew.bridge(settings=patient),
-        "beat": crew.beat(settings=patient),
+        "beat": crew.service("beat", settings=patient),
         "worker": crew.worker(settings=patient).wait_until_ready(),
     }
     samples: dict[str, list[Footprint]] = {name: [] for name in services}

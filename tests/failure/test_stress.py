@@ -47,7 +47,7 @@ def test_a_load_is_accounted_for(
     patient = changed(patient, "queue", visibility_timeout_s=600)
     patient = changed(patient, "intake", timeout_s=30.0)
     crew.bridge(settings=patient)
-    worker = crew.detector(settings=patient)
+    worker = crew.service("worker", settings=patient)
     eventually(lambda: worker.ready, timeout_s=300, what="a worker with its detector")
     load = ("--bad", "0.3", "--duplicates", "0.5", "--priority", "0.5", "--drain", "600")
     load = (*load, "--seed", "1")

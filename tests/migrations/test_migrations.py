@@ -25,14 +25,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.localstack import LocalStack
-    from worker.settings import Settings
-
-
-@pytest.fixture
-def owner_url(settings: Settings) -> str:
-    """URL of this test's own, migrated database, as its owner."""
-    assert settings.postgres.owner_url is not None
-    return settings.postgres.owner_url.get_secret_value()
 
 
 @pytest.fixture

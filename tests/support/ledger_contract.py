@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from detection.intake.version import INTAKE_VERSION
 from worker.ledger.interface import (
     AlreadyDone,
     DeathPolicy,
@@ -86,6 +87,19 @@ def taken_and_released(ledger: Ledger, image_id: UUID, outcome: LeaseOutcome) ->
     lease = taken(ledger, image_id)
     ledger.release(lease, outcome=outcome)
     return lease
+
+
+def reusable(
+    ledger: Ledger,
+    *,
+    sha256: str = "ab" * 32,
+    model_version: str = "model-1",
+    intake_version: int = INTAKE_VERSION,
+) -> Verdict | None:
+    """Ask for the verdict of `verdict` again."""
+    return ledger.reusable_verdict(
+        sha256, model_version=model_version, intake_version=intake_version
+    )
 
 
 def state(ledger: Ledger, image_id: UUID) -> State:
@@ -373,7 +387,7 @@ class LedgerContract:
         lease = taken(ledger, image_id)
         ledger.record([verdict(lease), verdict(lease, score=0.5)])
         ledger.record([verdict(lease, score=0.75)])
-        found = ledger.reusable_verdict("ab" * 32, model_version="model-1")
+        found = reusable(ledger)
         assert found is not None
         assert found.score == 0.25
 
@@ -398,13 +412,15 @@ class LedgerContract:
             ledger.withdraw([Removal(bucket="uploads", key=key)])
         assert ledger.last_read() is None
 
-    def test_equal_bytes_reuse_the_verdict_of_the_same_model_only(self, ledger: Ledger) -> None:
-        """The whole verdict comes back, by checksum and model version."""
+    def test_equal_bytes_reuse_the_verdict_of_the_same_versions_only(self, ledger: Ledger) -> None:
+        """The whole verdict comes back, by checksum, model version and intake version."""
         lease = taken(ledger, registered(ledger))
-        ledger.record([verdict(lease)])
-        assert ledger.reusable_verdict("ab" * 32, model_version="model-1") == verdict(lease)
-        assert ledger.reusable_verdict("ab" * 32, model_version="model-2") is None
-        assert ledger.reusable_verdict("00" * 32, model_version="model-1") is None
+        said = verdict(lease, intake_version=7, thresholds_hold=False)
+        ledger.record([said])
+        assert reusable(ledger, intake_version=7) == said
+        assert reusable(ledger, intake_version=7, model_version="model-2") is None
+        assert reusable(ledger, intake_version=7, sha256="00" * 32) is None
+        assert reusable(ledger, intake_version=8) is None
 
     def test_evidence_is_noted_on_its_verdict_only(self, ledger: Ledger) -> None:
         """A verdict's evidence is found again; a model without a verdict gets none."""
@@ -414,7 +430,7 @@ class LedgerContract:
         for model, attached in (("model-1", True), ("model-2", False)):
             done = ledger.attach_evidence(lease.image_id, model_version=model, uri=uri)
             assert done is attached
-        found = ledger.reusable_verdict("ab" * 32, model_version="model-1")
+        found = reusable(ledger)
         assert found is not None
         assert found.evidence_uri == uri
 

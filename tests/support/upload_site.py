@@ -75,6 +75,19 @@ class Site:
         with self._engine.begin() as connection:
             return connection.execute(select(Image.__table__).where(Image.id == image_id)).one()
 
+    def wait_for_registration(self, key: str) -> UUID:
+        """Wait until a bridge has registered an object and return the image's id."""
+        wanted = select(Image.id).where(Image.bucket == self.bucket, Image.key == key)
+
+        def found() -> UUID | None:
+            with self._engine.begin() as connection:
+                return connection.scalar(wanted)
+
+        eventually(lambda: found() is not None, what=f"the registration of {key}")
+        image_id = found()
+        assert image_id is not None
+        return image_id
+
     def verdicts(self, image_id: UUID) -> list[Row[Any]]:
         """Return an image's verdicts."""
         with self._engine.begin() as connection:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shlex
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,8 @@ import typer.main
 
 from tests.support.rendered_manifests import DEPLOY, OVERLAYS, REPOSITORY, pods
 from worker.cli import build_app
+from worker.ingest.events import OWN_EVENT_FIELDS, EventError, parse
+from worker.ledger.interface import Upload
 from worker.settings import Settings, in_force
 
 if TYPE_CHECKING:
@@ -114,6 +118,69 @@ def test_the_architecture_names_files_that_exist_and_every_room() -> None:
             if (folder / "__init__.py").is_file()
         }
         assert {room for room in rooms if f" {room}/" not in part} == set()
+
+
+def own_event_rows() -> dict[str, tuple[str, str]]:
+    """Return bounds and example of every field of our own event, from the table of the page."""
+    page = (REPOSITORY / "docs" / "events.md").read_text()
+    table = page.partition("## Our own event")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("| `")
+    ]
+    return {name.strip("`"): (bounds, example.strip("`")) for name, _, bounds, _, example in rows}
+
+
+def own_event(**changes: object) -> Upload:
+    """Parse the event that the examples of the table make, with some fields changed."""
+    values = {name: json.loads(example) for name, (_, example) in own_event_rows().items()}
+    (event,) = parse(json.dumps(values | changes).encode(), buckets=["uploads"])
+    assert isinstance(event, Upload)
+    return event
+
+
+def test_every_field_of_our_own_event_is_documented() -> None:
+    """The table has the fields that are read, and its examples make an event with all of them."""
+    assert own_event_rows().keys() == OWN_EVENT_FIELDS
+    event = own_event()
+    for name in OWN_EVENT_FIELDS - {"v", "id", "uploaded_at"}:
+        assert getattr(event, name) == json.loads(own_event_rows()[name][1]), name
+    assert event.uploaded_at == datetime(2026, 1, 31, 11, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("name", sorted(OWN_EVENT_FIELDS))
+def test_the_documented_bounds_of_our_own_event_hold(name: str) -> None:
+    """The longest value that the table allows is read, a longer one is refused."""
+    bounds = own_event_rows()[name][0]
+    longest = re.search(r"(\d+) (bytes|hexadecimal digits)", bounds)
+    if longest:
+        limit = int(longest[1])
+        assert own_event(**{name: "a" * limit}) if name != "bucket" else own_event()
+        with pytest.raises(EventError):
+            own_event(**{name: "a" * (limit + 1)})
+    if bounds.startswith("required"):
+        with pytest.raises(EventError):
+            own_event(**{name: None})
+    if name == "size":
+        low, high = (int(number) for number in bounds.split(" to "))
+        assert [own_event(size=size).size for size in (low, high)] == [low, high]
+        for size in (low - 1, high + 1):
+            with pytest.raises(EventError):
+                own_event(size=size)
+
+
+def test_every_reason_to_ignore_is_documented() -> None:
+    """The table of reasons has those that the code gives, and no others."""
+    page = (REPOSITORY / "docs" / "events.md").read_text()
+    table = page.partition("## What is ignored")[2].partition("\n### ")[0]
+    documented = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+    sources = (
+        "".join(path.read_text() for path in (REPOSITORY / "worker" / "ingest").rglob("*.py"))
+        + (REPOSITORY / "detection" / "intake" / "declared_type.py").read_text()
+    )
+    given = set(re.findall(r'Ignored\(reason="(\w+)"', sources)) | {"content_type", "extension"}
+    assert documented == given
 
 
 def test_no_room_is_crowded() -> None:

@@ -26,3 +26,14 @@ def test_the_wheel_carries_what_the_code_reads_at_run_time(tmp_path: Path) -> No
     needed += (path for path in (REPOSITORY / "detection" / "bundles").rglob("*") if path.is_file())
     missing = {path.relative_to(REPOSITORY).as_posix() for path in needed} - carried
     assert {name for name in missing if "__pycache__" not in name} == set()
+
+
+def test_an_embedded_bundle_stays_small() -> None:
+    """A bundle in the repository has at most 25 MB: every clone and every wheel carries it."""
+    sizes = {
+        bundle.name: sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
+        for bundle in (REPOSITORY / "detection" / "bundles").iterdir()
+        if bundle.is_dir()
+    }
+    assert {name: size for name, size in sizes.items() if size > 25_000_000} == {}
+    assert sizes

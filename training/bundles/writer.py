@@ -20,6 +20,7 @@ from detection.bundle import (
 )
 from detection.detector import Detector
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
+from detection.intake.version import INTAKE_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -84,6 +85,7 @@ def write_bundle(
         schema_version=SCHEMA_VERSION,
         name=recipe.name,
         preprocessing_version=PREPROCESSING_VERSION,
+        intake_versions=(INTAKE_VERSION,),
         generator=GeneratorReference(folder="generator"),
         lare=recipe.lare,
         egre=recipe.egre,
@@ -108,6 +110,7 @@ def derive_bundle(
 ) -> Bundle:
     """Write a bundle that is the champion but for some files of weights and manifest fields.
 
+    Its thresholds are measured anew, on files as this release reads them.
     What is in `folder` is replaced; weights are stored as `write_bundle` stores them.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -115,6 +118,7 @@ def derive_bundle(
     for name, tensors in weights.items():
         save_file(to_float16(tensors), folder / name)
     (folder / "card.md").write_text(card, encoding="utf-8")
+    changes |= {"schema_version": SCHEMA_VERSION, "intake_versions": (INTAKE_VERSION,)}
     return _with_golden(folder, champion.manifest.model_copy(update=changes))
 
 

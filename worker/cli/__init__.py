@@ -19,6 +19,11 @@ from detection.errors import UnlatentError
 from worker.cli.context import DEFAULT_STACK, Context
 from worker.text import escape_controls, mask
 
+#: Modules that only training imports; whoever installed the service alone has none of them.
+_OF_TRAINING = frozenset(
+    {"accelerate", "matplotlib", "scipy", "sklearn", "tensorboard", "transformers"}
+)
+
 #: Modules of this package whose `commands` become commands of `unlatent`.
 MODULES = (
     "stack",
@@ -67,8 +72,16 @@ def main() -> None:
         build_app()(obj=context)
     except UnlatentError as error:
         _fail(context, str(error))
+    except ModuleNotFoundError as error:
+        _fail(context, _not_installed(error))
     except Exception as error:  # noqa: BLE001 - the last line of defence of a command line
         _fail(context, f"unexpected {type(error).__name__}: {error} (--traceback shows where)")
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    package = (error.name or "").partition(".")[0]
+    extra = "training" if package in _OF_TRAINING else "service"
+    return f"package {package} is not installed: pip install 'unlatent[{extra}]' brings it"
 
 
 def _terminate(number: int, _: object) -> None:

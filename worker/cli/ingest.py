@@ -123,9 +123,11 @@ def reconcile(
         ledger=services.ledger,
         publisher=services.publisher,
     )
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.ignored.items()))
     typer.echo(
         f"listed {counts.listed}, added {counts.added}, known {counts.known}, "
-        f"ignored {counts.ignored}, published {counts.published}"
+        f"ignored {sum(counts.ignored.values())}{reasons and f' ({reasons})'}, "
+        f"published {counts.published}"
     )
 
 

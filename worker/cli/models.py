@@ -72,7 +72,10 @@ def list_(context: typer.Context) -> None:
         if model is not None
     }
     for model in known:
-        typer.echo(f"{model.digest}  {model.name}  {model.uri}  {roles.get(model.digest, '-')}")
+        role = roles.get(model.digest, "-")
+        typer.echo(f"{model.digest}  {model.name}  {model.uri}  {role}")
+        if role != "-" and model.threshold_warning:
+            typer.echo(f"warning: {model.name}: {model.threshold_warning}", err=True)
 
 
 @models.command()

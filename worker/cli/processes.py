@@ -40,6 +40,10 @@ def bridge(
     name: Annotated[
         str | None, typer.Option(help="This bridge's own.", show_default="host and process")
     ] = None,
+    sqs: Annotated[
+        str | None,
+        typer.Option(help="URL of an SQS queue.", show_default="the ingest list of Redis"),
+    ] = None,
 ) -> None:
     """Move uploads from the ingest list to the ledger and the queue, until SIGTERM."""
     settings = cli.of(context).settings()
@@ -47,7 +51,7 @@ def bridge(
     from worker.telemetry.logs import configure
 
     configure(settings.observability)
-    run_bridge(settings, name=name)
+    run_bridge(settings, name=name, sqs=sqs)
 
 
 @commands.command()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
 from worker.settings import load_settings
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 commands = typer.Typer()
 
@@ -52,7 +55,10 @@ def down(
 
 @commands.command()
 def status(context: typer.Context) -> None:
-    """Say which local services run; exit code 1 when one of them does not."""
+    """Say which local services run; exit code 1 when one of them does not.
+
+    Warns of a model whose thresholds were not measured on files as this release reads them.
+    """
     chosen = cli.of(context)
     if not chosen.stack_folder.exists():
         typer.echo(f"no local stack in {chosen.stack_folder}")
@@ -64,6 +70,21 @@ def status(context: typer.Context) -> None:
         typer.echo(f"{server.name:<9} {state}")
     if not stack.running:
         raise typer.Exit(1)
+    _warn_of_thresholds(load_settings(stack.env_file))
+
+
+def _warn_of_thresholds(settings: Settings) -> None:
+    from worker.database.engine import build_engine
+    from worker.models.loading import threshold_warnings
+    from worker.models.registry import ModelsRegistry
+
+    engine = build_engine(settings.postgres, application_name="unlatent-cli")
+    try:
+        warnings = threshold_warnings(settings, ModelsRegistry(engine))
+    finally:
+        engine.dispose()
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 @commands.command()

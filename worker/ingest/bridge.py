@@ -18,31 +18,30 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 import structlog
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from detection.errors import TransientError
-from worker.ingest.completion import Completion
+from worker.ingest.completion import Completion, written_event
 from worker.ingest.events import (
     MAX_ENTRY_BYTES,
     EventError,
     Ignored,
     Refused,
-    own_event,
     parse_records,
 )
 from worker.ingest.registrar import Registrar
 from worker.ingest.rejected import RejectedEntries
-from worker.ingest.waiting import WaitingUploads
+from worker.ingest.waiting import WaitingEvents
 from worker.ledger.interface import Removal, Upload
 from worker.settings import S3
 from worker.telemetry.tracing import NO_TRACER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from threading import Event as Stop
 
     from redis import Redis
@@ -108,13 +107,13 @@ return entries
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
     """One entry, and what its records ask for."""
 
     raw: bytes
     events: list[Upload | Removal] = field(default_factory=list)
-    #: Uploads that storage has to complete.
-    incomplete: list[Upload] = field(default_factory=list)
+    #: Events that storage has to complete.
+    incomplete: list[Upload | Removal] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
     refused: list[tuple[bytes, PermanentError]] = field(default_factory=list)
 
@@ -123,7 +122,10 @@ _DEFAULT_S3 = S3()
 
 
 class Bridge:
-    """One bridge; several may run at once. `name` is its own and survives its restarts."""
+    """One bridge; several may run at once. `name` is its own and survives its restarts.
+
+    `plain_keys` says that the store may write keys of S3's records without encoding them.
+    """
 
     def __init__(
         self,
@@ -137,10 +139,12 @@ class Bridge:
         metrics: BridgeMetrics,
         name: str,
         storage_settings: S3 = _DEFAULT_S3,
+        plain_keys: bool = True,
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._redis = redis
         self._buckets = frozenset(buckets)
+        self._plain_keys = plain_keys
         self._metrics = metrics
         self._name = name
         self._ingest = settings.key_prefix + settings.ingest_key
@@ -158,11 +162,10 @@ class Bridge:
             kept_bytes=KEPT_BYTES,
             metrics=metrics,
         )
-        self._waiting = WaitingUploads(redis, f"{self._ingest}:waiting")
+        self._waiting = WaitingEvents(redis, f"{self._ingest}:waiting")
         self._completion = Completion(
             storage=storage,
             settings=storage_settings,
-            buckets=buckets,
             waiting=self._waiting,
             registrar=self._registrar,
             rejected=self._rejected,
@@ -185,7 +188,7 @@ class Bridge:
                     completing.result()
 
             try:
-                self._repeat(self._take_in, stop, before=before)
+                self._repeat(self.intake, stop, before=before)
             finally:
                 stop.set()
                 self._completion.close()
@@ -219,11 +222,12 @@ class Bridge:
         Returns how many entries were done. Raises `TransientError` or `RedisError` when a service
         is away; nothing is lost by that.
         """
-        done = self._take_in(wait_s)
+        done = self.intake(wait_s)
         self._completion.step()
         return done
 
-    def _take_in(self, wait_s: int = WAIT_S) -> int:
+    def intake(self, wait_s: int = WAIT_S) -> int:
+        """Do one batch of entries; `step` without what was set aside."""
         try:
             self._touch_alive()
             self._take(wait_s)
@@ -277,16 +281,24 @@ class Bridge:
             "list[bytes]",
             self._redis.eval(_HEAD, 1, key, str(BATCH), str(MAX_ENTRY_BYTES), str(BATCH_BYTES)),
         )
-        for entries in _groups(self._read(raw) for raw in raws):
-            events = [event for entry in entries for event in entry.events]
-            failed = self._registrar.keep(events, publish=publish, read_at=read_at)
-            for event, failure in failed:
-                self._rejected.add(_written(event), failure)
-            self._finish(key, entries)
+        self._finish(key, self.take_in(raws, publish=publish, read_at=read_at))
         return len(raws)
 
-    def _read(self, raw: bytes) -> _Entry:
-        entry = _Entry(raw)
+    def take_in(self, raws: Sequence[bytes], *, publish: bool, read_at: float) -> list[Entry]:
+        """Commit and publish what entries say; what they leave to complete is up to the caller.
+
+        Raises `TransientError` or `RedisError` when a service is away; then all must wait.
+        """
+        entries = [self._read(raw) for raw in raws]
+        for group in _groups(entries):
+            events = [event for entry in group for event in entry.events]
+            failed = self._registrar.keep(events, publish=publish, read_at=read_at)
+            for event, failure in failed:
+                self._rejected.add(written_event(event), failure)
+        return entries
+
+    def _read(self, raw: bytes) -> Entry:
+        entry = Entry(raw)
         try:
             found = parse_records(raw, buckets=self._buckets)
         except EventError as error:
@@ -294,21 +306,26 @@ class Bridge:
             return entry
         for event in found:
             if isinstance(event, Refused):
-                record = raw if len(found) == 1 else json.dumps(event.record).encode()
+                record = raw if len(found) == 1 else json.dumps(event.record, default=str).encode()
                 entry.refused.append((record, event.error))
             elif isinstance(event, Ignored):
                 entry.ignored.append(event)
-            elif isinstance(event, Removal) or event.etag or event.version_id:
-                entry.events.append(event)
+            elif self._is_complete(event):
+                entry.events.append(replace(event, raw_key=None))
             else:
-                entry.incomplete.append(event)
+                entry.incomplete.append(event if self._plain_keys else replace(event, raw_key=None))
         return entry
 
-    def _finish(self, key: str, entries: list[_Entry]) -> None:
+    def _is_complete(self, event: Upload | Removal) -> bool:
+        if event.raw_key is not None and self._plain_keys:
+            return False
+        return isinstance(event, Removal) or bool(event.etag or event.version_id)
+
+    def _finish(self, key: str, entries: list[Entry]) -> None:
         """Remove entries whose events are committed; what they leave to complete is set aside."""
         for entry in entries:
             if not entry.incomplete:
-                self._note(entry)
+                self.note(entry)
         with self._redis.pipeline(transaction=False) as pipeline:
             for entry in entries:
                 if not entry.incomplete:
@@ -317,20 +334,22 @@ class Bridge:
         for entry in entries:
             if entry.incomplete:
                 self._waiting.put(key, entry.raw, entry.incomplete)
-                self._note(entry)
-        self._metrics.received.inc(len(entries))
+                self.note(entry)
 
-    def _note(self, entry: _Entry) -> None:
-        """Count what an entry did not ask for, or may not."""
+    def note(self, entry: Entry) -> None:
+        """Count an entry that is done, with what it did not ask for, or may not."""
+        self._metrics.received.inc()
         for record, error in entry.refused:
             self._rejected.add(record, error)
         for event in entry.ignored:
             self._metrics.ignored.labels(event.reason).inc()
+            if event.hint:
+                _log.warning("entry_ignored", reason=event.reason, hint=event.hint)
 
 
-def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
+def _groups(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Put entries together up to a bound on their records; a larger one stands alone."""
-    group: list[_Entry] = []
+    group: list[Entry] = []
     records = 0
     for entry in entries:
         if group and records + len(entry.events) > RECORDS:
@@ -340,8 +359,3 @@ def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
         records += len(entry.events)
     if group:
         yield group
-
-
-def _written(event: Upload | Removal) -> bytes:
-    """Write an event for people, an upload so that it can be sent again."""
-    return own_event(event) if isinstance(event, Upload) else json.dumps(asdict(event)).encode()

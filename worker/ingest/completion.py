@@ -1,4 +1,4 @@
-"""Completes uploads that name neither version nor etag: storage is asked which object they mean.
+"""Completes events: storage is asked which key, and which version or etag of it, they mean.
 
 They wait in a set of their own, so that storage that is slow, away or odd holds up nobody else:
 what storage cannot say now is put off, ever longer, within the budget of
@@ -7,18 +7,20 @@ what storage cannot say now is put off, ever longer, within the budget of
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
 from detection.errors import PermanentError, TransientError
-from worker.ingest.events import parse
-from worker.ingest.waiting import WaitingUpload, read_member
-from worker.ledger.interface import Upload
+from worker.ingest.events import own_event
+from worker.ingest.key_encoding import settle
+from worker.ingest.waiting import read_member
+from worker.ledger.interface import Removal, Upload
 from worker.scoring.storage_breaker import StorageBreaker
 from worker.scoring.storage_budget import counts, within_budget
 from worker.storage.etags import stand_in_of_event
@@ -30,12 +32,12 @@ from worker.storage.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Sequence
 
     from worker.ingest.bridge_metrics import BridgeMetrics
     from worker.ingest.registrar import Registrar
     from worker.ingest.rejected import RejectedEntries
-    from worker.ingest.waiting import WaitingUploads
+    from worker.ingest.waiting import WaitingEvent, WaitingEvents
     from worker.settings import S3
     from worker.storage.interface import Storage
 
@@ -52,24 +54,19 @@ LONGEST_DELAY_S = 600.0
 PROBE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    raw: bytes
-    waiting: WaitingUpload
-    #: What storage made of it; None while it was not asked.
-    answer: Upload | Exception | None = None
+class NotAsked(TransientError):
+    """There was no time to ask storage."""
 
 
 class Completion:
-    """Works off the uploads that wait; `close` ends what it began."""
+    """Works off the events that wait; `close` ends what it began."""
 
     def __init__(
         self,
         *,
         storage: Storage,
         settings: S3,
-        buckets: Collection[str],
-        waiting: WaitingUploads,
+        waiting: WaitingEvents,
         registrar: Registrar,
         rejected: RejectedEntries,
         metrics: BridgeMetrics,
@@ -77,7 +74,6 @@ class Completion:
     ) -> None:
         self._storage = storage
         self._settings = settings
-        self._buckets = frozenset(buckets)
         self._waiting = waiting
         self._registrar = registrar
         self._rejected = rejected
@@ -108,91 +104,101 @@ class Completion:
         if self._breaker.is_paused:
             return 0
         read_at = time.monotonic()
-        raws = self._waiting.claim(BATCH)
-        if not raws:
-            return 0
-        members = [_Member(raw, read_member(raw)) for raw in raws]
-        now = self._waiting.now()
-        deadline = time.monotonic() + ASK_S
-        with ThreadPoolExecutor(min(THREADS, len(members))) as pool:
-            members = list(pool.map(lambda one: self._ask(one, now, deadline), members))
-        self._settle(members, read_at=read_at)
+        members = self._waiting.claim(BATCH)
+        waiting = [read_member(member) for member in members]
+        outcomes = self.complete(waiting, read_at=read_at)
+        done = []
+        for member, one, error in zip(members, waiting, outcomes, strict=True):
+            if error is None:
+                done.append(member)
+            else:
+                self._put_off(member, one, error)
+        self._waiting.remove(done)
         return len(members)
 
-    def _ask(self, member: _Member, now: float, deadline: float) -> _Member:
-        """Ask for one object; never raises."""
-        if self._breaker.is_paused or time.monotonic() > deadline:
-            return member
-        waiting = member.waiting
+    def complete(
+        self, waiting: Sequence[WaitingEvent], *, read_at: float
+    ) -> list[Exception | None]:
+        """Ask for events, commit what is complete and refuse what never will be.
+
+        Returns for each what it must wait for, None for what is done.
+        """
+        if not waiting:
+            return []
+        now = self._waiting.now()
+        deadline = time.monotonic() + ASK_S
+        with ThreadPoolExecutor(min(THREADS, len(waiting))) as pool:
+            answers = list(pool.map(lambda one: self._ask(one, now, deadline), waiting))
+        complete = [event for found in answers if isinstance(found, list) for event in found]
+        for event, failure in self._registrar.keep(complete, publish=True, read_at=read_at):
+            self._rejected.add(written_event(event), failure)
+        outcomes: list[Exception | None] = []
+        for one, answer in zip(waiting, answers, strict=True):
+            if isinstance(answer, PermanentError):
+                self._rejected.add(written_event(one.event), answer)
+            outcomes.append(None if isinstance(answer, (list, PermanentError)) else answer)
+        return outcomes
+
+    def _ask(
+        self, waiting: WaitingEvent, now: float, deadline: float
+    ) -> list[Upload | Removal] | Exception:
+        """Ask what one event means; never raises."""
+        if self._breaker.is_paused:
+            return StorageForbidden()
+        if time.monotonic() > deadline:
+            return NotAsked()
+        event = waiting.event
+        error: Exception
         try:
-            answer: Upload | Exception = self._complete(waiting, now)
-        except PermanentError as error:
-            answer = error
-        except TransientError as error:
-            answer = error
-        except Exception as error:  # noqa: BLE001 - a bug must not hold up the others
+            found = [self._identified(one, waiting.since) for one in settle(event, self._storage)]
+        except (AccessDenied, StorageUnavailable) as trouble:
+            error = self._breaker.judge(event, trouble, attempt=waiting.attempts + 1)
+        except (PermanentError, TransientError) as end:
+            return end
+        except Exception as bug:  # noqa: BLE001 - a bug must not hold up the others
             _log.exception("completion_failed")
-            unexpected = AnswerUnusable(f"Unexpected {type(error).__name__} in the bridge.")
-            answer = self._within_budget(unexpected, waiting, now)
-        return replace(member, answer=answer)
-
-    def _complete(self, waiting: WaitingUpload, now: float) -> Upload:
-        (upload,) = parse(waiting.event, buckets=self._buckets)
-        if not isinstance(upload, Upload):
-            message = "A waiting event is no upload any more."
-            raise TypeError(message)
-        try:
-            facts = self._storage.head(upload.bucket, upload.key)
-        except (AccessDenied, StorageUnavailable) as error:
-            judged = self._breaker.judge(upload, error, attempt=waiting.attempts + 1)
-            raise self._within_budget(judged, waiting, now) from error
-        self._breaker.record_success(upload)
-        etag = facts.etag
-        if etag is None and facts.version_id is None:
-            # What storage does not tell apart, events may: their order, else their time.
-            moment = upload.uploaded_at.isoformat() if upload.uploaded_at else str(waiting.since)
-            etag = stand_in_of_event(upload.sequencer or moment)
-        return replace(
-            upload,
-            etag=etag,
-            version_id=facts.version_id,
-            size=facts.size,
-            content_type=upload.content_type or facts.content_type,
-        )
-
-    def _within_budget(self, error: Exception, waiting: WaitingUpload, now: float) -> Exception:
+            error = AnswerUnusable(f"Unexpected {type(bug).__name__} in the bridge.")
+        else:
+            self._breaker.record_success(event)
+            return found
         tried_for = timedelta(seconds=now - waiting.since)
         return within_budget(error, self._settings, tries=waiting.tries, tried_for=tried_for)
 
-    def _settle(self, members: list[_Member], *, read_at: float) -> None:
-        """Commit what is complete, refuse what never will be, and put off the rest."""
-        completed = {
-            id(member.answer): member for member in members if isinstance(member.answer, Upload)
-        }
-        uploads = [m.answer for m in completed.values() if isinstance(m.answer, Upload)]
-        for upload, failure in self._registrar.keep(uploads, publish=True, read_at=read_at):
-            self._rejected.add(completed[id(upload)].waiting.event, failure)
-        done = [member.raw for member in completed.values()]
-        for member in members:
-            error = member.answer
-            if isinstance(error, PermanentError):
-                self._rejected.add(member.waiting.event, error)
-                done.append(member.raw)
-            elif isinstance(error, Exception):
-                self._put_off(member, error)
-            elif error is None:
-                self._waiting.put_off(member.raw, delay_s=0.0, counted=False, asked=False)
-        self._waiting.remove(done)
+    def _identified(self, event: Upload | Removal, since: float) -> Upload | Removal:
+        if isinstance(event, Removal) or event.etag or event.version_id:
+            return event
+        facts = self._storage.head(event.bucket, event.key)
+        etag = facts.etag
+        if etag is None and facts.version_id is None:
+            # What storage does not tell apart, events may: their order, else their time.
+            moment = event.uploaded_at.isoformat() if event.uploaded_at else str(since)
+            etag = stand_in_of_event(event.sequencer or moment)
+        return replace(
+            event,
+            etag=etag,
+            version_id=facts.version_id,
+            size=facts.size,
+            content_type=event.content_type or facts.content_type,
+        )
 
-    def _put_off(self, member: _Member, error: Exception) -> None:
+    def _put_off(self, member: bytes, waiting: WaitingEvent, error: Exception) -> None:
+        if isinstance(error, NotAsked):
+            self._waiting.put_off(member, delay_s=0.0, counted=False, asked=False)
+            return
         asked = not isinstance(error, StorageForbidden)
-        delay_s = min(FIRST_DELAY_S * 2.0**member.waiting.attempts, LONGEST_DELAY_S)
-        self._waiting.put_off(member.raw, delay_s=delay_s, counted=counts(error), asked=asked)
+        delay_s = min(FIRST_DELAY_S * 2.0**waiting.attempts, LONGEST_DELAY_S)
+        self._waiting.put_off(member, delay_s=delay_s, counted=counts(error), asked=asked)
         self._metrics.put_off.inc()
         _log.info(
             "upload_waits",
-            upload=member.waiting.event.decode(),
+            bucket=waiting.event.bucket,
+            key=waiting.event.key,
             error=str(error),
-            attempts=member.waiting.attempts + asked,
+            attempts=waiting.attempts + asked,
             delay_s=delay_s,
         )
+
+
+def written_event(event: Upload | Removal) -> bytes:
+    """Write an event for people, an upload so that it can be sent again."""
+    return own_event(event) if isinstance(event, Upload) else json.dumps(asdict(event)).encode()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from worker.ingest.events import EventError, own_event, parse
-from worker.ledger.interface import Upload
+from worker.ingest.events import EventError, Ignored, own_event, parse
+from worker.ledger.interface import Removal, Upload
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from worker.ledger.interface import Ledger
@@ -20,12 +22,15 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """How many objects a listing held and what became of them."""
+    """How many objects a listing held and what became of them.
+
+    `ignored` counts by reason, the same as of events: no images by their names, or refused.
+    """
 
     listed: int = 0
     added: int = 0
     known: int = 0
-    ignored: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
     published: int = 0
 
 
@@ -34,28 +39,28 @@ def reconcile(
 ) -> Reconciled:
     """Register and publish every image stored in the bucket since then that the ledger lacks.
 
-    Rows that are there but were never published get their message, too. Objects that are no images
-    or whose names the service refuses are counted as ignored. Repeating it changes nothing.
+    Rows that are there but were never published get their message, too. Repeating it changes
+    nothing.
     """
-    counts = Reconciled()
+    counts, ignored = Reconciled(), Counter[str]()
     batch: list[Upload] = []
     for facts in storage.list(bucket):
         if facts.modified_at is not None and facts.modified_at < since:
             continue
         upload = _upload(facts)
         counts = replace(counts, listed=counts.listed + 1)
-        if upload is None:
-            counts = replace(counts, ignored=counts.ignored + 1)
+        if isinstance(upload, Ignored):
+            ignored[upload.reason] += 1
             continue
         batch.append(upload)
         if len(batch) == BATCH:
             counts = _add(batch, counts, ledger, publisher)
             batch = []
-    return _add(batch, counts, ledger, publisher)
+    return replace(_add(batch, counts, ledger, publisher), ignored=dict(ignored))
 
 
-def _upload(facts: ObjectFacts) -> Upload | None:
-    """Read a listed object as if its event had arrived; None for what an event would not pass."""
+def _upload(facts: ObjectFacts) -> Upload | Ignored:
+    """Read a listed object as if its event had arrived."""
     found = Upload(
         bucket=facts.bucket,
         key=facts.key,
@@ -67,9 +72,11 @@ def _upload(facts: ObjectFacts) -> Upload | None:
     )
     try:
         (event,) = parse(own_event(found), buckets=(facts.bucket,))
-    except EventError:
-        return None
-    return event if isinstance(event, Upload) else None
+    except EventError as error:
+        return Ignored(reason=error.reason)
+    if isinstance(event, Removal):
+        raise AssertionError("our own shape has no removals")  # noqa: TRY004 - not the caller's fault
+    return event
 
 
 def _add(

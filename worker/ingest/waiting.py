@@ -1,6 +1,6 @@
-"""Uploads of which storage has yet to say what they are, in a sorted set that bridges share.
+"""Events of which storage has yet to say what they mean, in a sorted set that bridges share.
 
-A member is an upload as an event of our own shape, with how often storage was asked for it; its
+A member is an event with how often storage was asked for it, in JSON; its
 score is when it is due, in seconds since 1970 by Redis' clock. A bridge that takes members puts
 their scores off, so that another one does them should this one die.
 """
@@ -8,22 +8,21 @@ their scores off, so that another one does them should this one die.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 from redis.exceptions import OutOfMemoryError
 
 from detection.errors import TransientError
-from worker.ingest.events import own_event
+from worker.ledger.interface import Removal, Upload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
 
-    from worker.ledger.interface import Upload
-
-#: So many uploads wait at most; beyond that, entries stay where they are.
+#: So many events wait at most; beyond that, entries stay where they are.
 LONGEST = 100_000
 #: A bridge that took members and was not done after so long, in seconds, is taken for dead.
 CLAIM_S = 120
@@ -55,34 +54,41 @@ end
 
 
 class TooManyWaiting(TransientError):
-    """As many uploads wait for storage as may; entries that would join them wait in their list."""
+    """As many events wait for storage as may; entries that would join them wait in their list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WaitingUpload:
-    """One member; `tries` of its `attempts` count against its budget, `since` is when it came.
+class WaitingEvent:
+    """One member; `tries` of its `attempts` count against its budget, `since` is when it came."""
 
-    `event` is the upload in our own shape.
-    """
-
-    event: bytes
+    event: Upload | Removal
     since: float
     attempts: int = 0
     tries: int = 0
 
     def written(self) -> bytes:
         """Write it as a member."""
-        values = {"since": self.since, "attempts": self.attempts, "tries": self.tries}
-        return json.dumps({**values, "event": self.event.decode()}).encode()
+        kind = "removal" if isinstance(self.event, Removal) else "upload"
+        event = {name: value for name, value in asdict(self.event).items() if value is not None}
+        values = {"since": self.since, "attempts": self.attempts, "tries": self.tries, kind: event}
+        return json.dumps(values, default=datetime.isoformat).encode()
 
 
-def read_member(member: bytes) -> WaitingUpload:
+def read_member(member: bytes) -> WaitingEvent:
     """Read what `written` wrote."""
     values = json.loads(member)
-    return WaitingUpload(**{**values, "event": values["event"].encode()})
+    event: Upload | Removal
+    if "removal" in values:
+        event = Removal(**values.pop("removal"))
+    else:
+        upload = values.pop("upload")
+        if "uploaded_at" in upload:
+            upload["uploaded_at"] = datetime.fromisoformat(upload["uploaded_at"])
+        event = Upload(**upload)
+    return WaitingEvent(event=event, **values)
 
 
-class WaitingUploads:
+class WaitingEvents:
     """The sorted set at `key`; every method raises `RedisError` when Redis is away."""
 
     def __init__(self, redis: Redis, key: str) -> None:
@@ -94,13 +100,13 @@ class WaitingUploads:
         seconds, microseconds = self._redis.time()
         return seconds + microseconds / 1e6
 
-    def put(self, list_key: str, entry: bytes, uploads: Sequence[Upload]) -> None:
-        """Move an entry of a list here, as the uploads of it that wait; due at once.
+    def put(self, list_key: str, entry: bytes, events: Sequence[Upload | Removal]) -> None:
+        """Move an entry of a list here, as the events of it that wait; due at once.
 
         Raises `TooManyWaiting`, and leaves the entry, when the set is full.
         """
         now = self.now()
-        members = [WaitingUpload(event=own_event(one), since=now).written() for one in uploads]
+        members = [WaitingEvent(event=one, since=now).written() for one in events]
         fixed = (entry, str(LONGEST), str(now))
         waiting = self._redis.eval(_PUT, 2, list_key, self._key, *fixed, *members)
         if waiting == -1:

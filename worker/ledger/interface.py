@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from detection.errors import PermanentError
+from detection.intake.version import INTAKE_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,7 +82,9 @@ class Upload:
     `etag` is unquoted; at least one of `version_id` and `etag` is set before an upload is
     registered (the bridge completes it by HEAD). `sequencer` is S3's hexadecimal order of events
     for one key. `sha256` is the checksum the producer claims, hex, to be verified after the fetch.
-    `traceparent` is the producer's trace, if it has one; the ledger does not keep it.
+    `traceparent` is the producer's trace, if it has one. `raw_key` is the key as the event writes
+    it, where decoding changed it and the producer may not encode keys at all. The ledger keeps
+    neither.
     """
 
     bucket: str
@@ -97,6 +100,7 @@ class Upload:
     priority: bool = False
     uploaded_at: datetime | None = None
     traceparent: str | None = None
+    raw_key: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +121,16 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """An object that a producer says was removed; withdraws the rows it orders after."""
+    """An object that a producer says was removed; withdraws the rows it orders after.
+
+    `raw_key` is as in `Upload`.
+    """
 
     bucket: str
     key: str
     version_id: str | None = None
     sequencer: str | None = None
+    raw_key: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +196,8 @@ class ImageFacts:
 class Verdict:
     """One row of `verdicts`: what one model version said of one image, and how it was computed.
 
+    `intake_version` says how its bytes became pixels (`detection.intake.version`), and
+    `thresholds_hold` whether the model's thresholds were measured on files read so.
     `error_map`, float32 (h, w), and `outside` (see `detection.score.Score`) are what evidence is
     drawn from right after scoring; no row keeps them.
     """
@@ -205,6 +215,8 @@ class Verdict:
     prior: float
     device: str
     dtype: str
+    intake_version: int = INTAKE_VERSION
+    thresholds_hold: bool = True
     evidence_uri: str | None = None
     reused_from: UUID | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
@@ -329,8 +341,10 @@ class Ledger(Protocol):
     ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take a scored image that has no verdict of `model_version` yet."""
 
-    def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
-        """Return the verdict of the same bytes by the same model version, if there is one."""
+    def reusable_verdict(
+        self, sha256: str, *, model_version: str, intake_version: int
+    ) -> Verdict | None:
+        """Return the verdict of the same bytes, read and scored by these versions, if any."""
 
     def record(self, verdicts: Sequence[Verdict]) -> None:
         """Upsert verdicts, end their images and close their leases, in one transaction.

@@ -199,12 +199,15 @@ class MemoryLedger:
                 return AlreadyDone(image_id=image_id, state=State.SCORED)
             return self._open_lease(image, duration)
 
-    def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
-        """Return the verdict of the same bytes by the same model version, if there is one."""
+    def reusable_verdict(
+        self, sha256: str, *, model_version: str, intake_version: int
+    ) -> Verdict | None:
+        """Return the verdict of the same bytes, read and scored by these versions, if any."""
+        wanted = sha256, model_version, intake_version
         with self._lock:
             for (image_id, version), verdict in self.verdicts.items():
                 facts = self.images[image_id].facts
-                if version == model_version and facts is not None and facts.sha256 == sha256:
+                if facts and (facts.sha256, version, verdict.intake_version) == wanted:
                     return verdict
         return None
 

@@ -252,13 +252,19 @@ class PostgresLedger:
 
     # Outcomes -------------------------------------------------------------------------------------
 
-    def reusable_verdict(self, sha256: str, *, model_version: str) -> Verdict | None:
-        """Return the verdict of the same bytes by the same model version, if there is one."""
+    def reusable_verdict(
+        self, sha256: str, *, model_version: str, intake_version: int
+    ) -> Verdict | None:
+        """Return the verdict of the same bytes, read and scored by these versions, if any."""
         with transaction(self._engine) as connection:
             row = connection.execute(
                 select(VerdictRow.__table__, *FACTS)
                 .join(Image, Image.id == VerdictRow.image_id)
-                .where(Image.sha256 == sha256, VerdictRow.model_version == model_version)
+                .where(
+                    Image.sha256 == sha256,
+                    VerdictRow.model_version == model_version,
+                    VerdictRow.intake_version == intake_version,
+                )
                 .order_by(VerdictRow.id)
                 .limit(1)
             ).one_or_none()

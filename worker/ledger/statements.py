@@ -198,7 +198,10 @@ def record_removals(connection: Connection, removals: Sequence[Removal]) -> None
         if sequencer_rank(removal.sequencer or "") > sequencer_rank(known.sequencer or ""):
             latest[removal.bucket, removal.key, removal.version_id or ""] = removal
     for some in in_chunks(sorted(latest)):
-        added = insert(ObjectRemoval).values([asdict(latest[known]) for known in some])
+        rows = [asdict(latest[known]) for known in some]
+        for row in rows:
+            del row["raw_key"]
+        added = insert(ObjectRemoval).values(rows)
         connection.execute(
             added.on_conflict_do_update(
                 index_elements=["bucket", "key", "version_id"],
@@ -348,7 +351,7 @@ def count_deaths(connection: Connection, when: ColumnElement[bool]) -> int:
 
 def _upload_columns(upload: Upload) -> dict[str, Any]:
     columns = asdict(upload)
-    del columns["traceparent"]
+    del columns["traceparent"], columns["raw_key"]
     columns["size_bytes"] = columns.pop("size")
     columns["claimed_sha256"] = columns.pop("sha256")
     return columns

@@ -236,6 +236,9 @@ class VerdictRow(Base):
     prior: Mapped[float]
     device: Mapped[str]
     dtype: Mapped[str]
+    #: Verdicts of releases that did not count it are version 1, as their bundles are.
+    intake_version: Mapped[int] = mapped_column(server_default=text("1"))
+    thresholds_hold: Mapped[bool] = mapped_column(server_default=text("true"))
     evidence_uri: Mapped[str | None]
     #: What the policy in force made of the score; triggers fill them for a champion's verdict.
     tier: Mapped[str | None]

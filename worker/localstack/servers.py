@@ -208,7 +208,10 @@ class ValkeyServer(Server):
 
 
 class S3Server(Server):
-    """An S3 server that checks presigned signatures; objects survive a restart."""
+    """An S3 server that checks presigned signatures; objects survive a restart.
+
+    It serves queues of SQS at the same address.
+    """
 
     name = "s3"
     region: ClassVar[str] = "us-east-1"
@@ -250,7 +253,7 @@ class S3Server(Server):
     def environment(self) -> dict[str, str]:
         """Return the server's settings, which it reads from its environment."""
         return super().environment() | {
-            "SERVICES": "s3",
+            "SERVICES": "s3,sqs",
             "GATEWAY_PORT": str(self.port),
             "BIND_HOST": LOOPBACK,
             "AUTH": "true",

@@ -126,6 +126,8 @@ class LocalStack:
             "UNLATENT_S3__REGION": self.s3.region,
             "UNLATENT_S3__ACCESS_KEY_ID": self.s3.access_key_id,
             "UNLATENT_S3__SECRET_ACCESS_KEY": self.s3.secret_access_key,
+            "UNLATENT_SQS__ACCESS_KEY_ID": self.s3.access_key_id,
+            "UNLATENT_SQS__SECRET_ACCESS_KEY": self.s3.secret_access_key,
         }
 
     def database_url(self, database: str = DATABASE) -> str:

@@ -9,6 +9,7 @@ from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import PermanentError, SettingsError
+from detection.intake.version import threshold_warning
 from worker.database.engine import transaction
 from worker.ledger.tables import ChampionEntry, ModelVersionRow, ShadowEntry
 
@@ -47,6 +48,11 @@ class ModelVersion:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     training_snapshot: str | None = None
     code_revision: str | None = None
+
+    @property
+    def threshold_warning(self) -> str | None:
+        """Why the bundle's thresholds may not hold in this release, if so."""
+        return threshold_warning(self.manifest.get("intake_versions", (1,)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

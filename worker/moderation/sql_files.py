@@ -1,15 +1,23 @@
-"""Installs the SQL files of schema `moderation` into a database; migrations call it."""
+"""Installs the SQL files of schema `moderation`: the step that repeats after every upgrade.
+
+The files may read every column of the newest revision, so no revision installs them. The comment on
+the schema keeps the SHA-256 of what is installed: it comes and goes with the views, and with dumps.
+A function that the last release calls stays for one release after the last code that needs it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
+from psycopg import errors, sql
+
+from worker.database.engine import SchemaOutdated
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from psycopg import Connection
 
 SQL = Path(__file__).with_name("sql")
 
@@ -23,25 +31,120 @@ _VISIBLE = (
     "::text[]))"
 )
 
+#: What CREATE OR REPLACE refuses: columns taken away or renamed, results of another type.
+_CHANGED_SHAPE = (errors.InvalidTableDefinition, errors.InvalidFunctionDefinition)
+
 
 def read_sql(name: str) -> str:
     """Return one SQL file with the limit by source written out."""
     return re.sub(r"VISIBLE\(([\w.]+)\)", _VISIBLE, (SQL / f"{name}.sql").read_text())
 
 
-def install_sql(connection: Connection) -> None:
-    """Create or replace everything in schema `moderation`, and grant it to `moderator`."""
-    cursor = connection.connection.cursor()
-    for name in FILES:
-        # Several statements at once need the driver's simple protocol, without parameters.
-        cursor.execute(read_sql(name))
-    cursor.execute(_SHUT)
-    for role in ("moderator", "unlatent_app"):
-        if connection.scalar(text("SELECT to_regrole(:role) IS NOT NULL"), {"role": role}):
-            cursor.execute(_GRANT.replace("ROLE", role))
-    if connection.scalar(text("SELECT to_regrole('unlatent_app') IS NOT NULL")):
-        cursor.execute(_GRANT_SERVICE)
+def sql_digest() -> str:
+    """Return the SHA-256 of all that `install_sql` runs, as hexadecimal digits."""
+    statements = (*map(read_sql, FILES), _SHUT, _GRANT, _GRANT_SERVICE)
+    return hashlib.sha256("\0".join(statements).encode()).hexdigest()
 
+
+def install_changed_sql(connection: Connection) -> bool:
+    """Install the SQL files unless the database has these already; return whether it did.
+
+    `connection` is the owner's, in a transaction that the caller commits. Raises `SchemaOutdated`
+    where views of somebody else stand on views that must go.
+    """
+    found = connection.execute(
+        "SELECT obj_description(to_regnamespace('moderation'), 'pg_namespace')"
+    ).fetchone()
+    mark = f"Views and functions of unlatent; sha256 {sql_digest()}"
+    if found == (mark,):
+        return False
+    try:
+        with connection.transaction():
+            _run_files(connection)
+    except _CHANGED_SHAPE:
+        _replace(connection)
+    for role in ("moderator", "unlatent_app"):
+        connection.execute(_GRANT.replace("ROLE", role).encode())
+    connection.execute(_SHUT)
+    connection.execute(_GRANT_SERVICE)
+    connection.execute(sql.SQL("COMMENT ON SCHEMA moderation IS {}").format(mark))
+    return True
+
+
+def _run_files(connection: Connection) -> None:
+    for name in FILES:
+        # Several statements at once need the simple protocol, which takes no parameters.
+        connection.execute(read_sql(name).encode())
+
+
+def _replace(connection: Connection) -> None:
+    """Drop the views and functions of the schema, run the files, and give back others' rights."""
+    rights = connection.execute(_RIGHTS).fetchall()
+    try:
+        connection.execute(_DROP)
+    except errors.DependentObjectsStillExist as error:
+        message = (
+            "views of your own stand on views of schema moderation that change: "
+            f"{error.diag.message_detail}. Drop yours, run `unlatent migrate`, make them again."
+        )
+        raise SchemaOutdated(message) from error
+    _run_files(connection)
+    for grantee, privilege, view in rights:
+        if connection.execute(_VIEW_EXISTS, (view,)).fetchone():
+            statement = sql.SQL("GRANT {} ON {} TO {}").format(
+                sql.SQL(privilege), sql.Identifier("moderation", view), sql.Identifier(grantee)
+            )
+            connection.execute(statement)
+
+
+#: What people granted on the views to roles of their own, a dashboard's login for example.
+_RIGHTS = """
+SELECT pg_get_userbyid(r.grantee), r.privilege_type, c.relname
+FROM pg_class c, aclexplode(c.relacl) r
+WHERE c.relnamespace = 'moderation'::regnamespace AND c.relkind = 'v'
+    AND r.grantee NOT IN (0, c.relowner)
+"""
+
+_VIEW_EXISTS = """
+SELECT true FROM pg_class
+WHERE relnamespace = 'moderation'::regnamespace AND relname = %s
+"""
+
+#: Views call functions, and functions return rows of views: what nothing needs goes first.
+_DROP = """
+DO $$
+DECLARE
+    ours record;
+    dropped boolean := true;
+    in_the_way text;
+BEGIN
+    WHILE dropped LOOP
+        dropped := false;
+        in_the_way := NULL;
+        FOR ours IN
+            SELECT 'VIEW' AS kind, oid::regclass::text AS name
+            FROM pg_class WHERE relnamespace = 'moderation'::regnamespace AND relkind = 'v'
+            UNION ALL
+            SELECT 'FUNCTION', oid::regprocedure::text
+            FROM pg_proc
+            WHERE pronamespace IN ('app'::regnamespace, 'moderation'::regnamespace)
+                -- Triggers hang on these, and their shape never changes.
+                AND prorettype <> 'trigger'::regtype
+        LOOP
+            BEGIN
+                EXECUTE format('DROP %s %s', ours.kind, ours.name);
+                dropped := true;
+            EXCEPTION WHEN dependent_objects_still_exist THEN
+                GET STACKED DIAGNOSTICS in_the_way = PG_EXCEPTION_DETAIL;
+            END;
+        END LOOP;
+    END LOOP;
+    IF in_the_way IS NOT NULL THEN
+        RAISE dependent_objects_still_exist USING DETAIL = in_the_way;
+    END IF;
+END
+$$
+"""
 
 _SHUT = "REVOKE ALL ON ALL FUNCTIONS IN SCHEMA app, moderation FROM PUBLIC"
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 from prometheus_client import start_http_server
@@ -15,6 +15,7 @@ from prometheus_client import start_http_server
 from worker.database.engine import build_engine
 from worker.ingest.bridge import Bridge
 from worker.ingest.bridge_metrics import BridgeMetrics
+from worker.ingest.sqs_bridge import SqsBridge, open_queue
 from worker.ledger.postgres import PostgresLedger
 from worker.monitoring.backlog_exporter import BacklogExporter
 from worker.monitoring.database_gauges import DatabaseCollector
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 
-def run_bridge(settings: Settings, *, name: str | None = None) -> None:
+def run_bridge(settings: Settings, *, name: str | None = None, sqs: str | None = None) -> None:
     """Move uploads from the ingest list to the ledger and the queue, until SIGTERM or SIGINT.
 
-    `name` tells bridges apart and is theirs across restarts; host and process id by default.
+    `name` tells bridges apart and is theirs across restarts; host and process id by default. `sqs`
+    is the URL of a queue to take entries from instead of the ingest list. Raises `SettingsError`
+    when it is none.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,15 +72,23 @@ def run_bridge(settings: Settings, *, name: str | None = None) -> None:
                 gauges=gauges,
             )
         )
-        Bridge(
-            redis=connection,
-            ledger=ledger,
-            publisher=CeleryPublisher(build_app(settings), ledger, tracer),
-            storage=storage,
-            buckets=settings.s3.buckets,
-            settings=settings.redis,
-            storage_settings=settings.s3,
-            metrics=metrics,
-            name=name or f"{socket.gethostname()}-{os.getpid()}",
-            tracer=tracer,
-        ).run(stop, alive=alive.touch)
+        parts: dict[str, Any] = {
+            "redis": connection,
+            "ledger": ledger,
+            "publisher": CeleryPublisher(build_app(settings), ledger, tracer),
+            "storage": storage,
+            "buckets": settings.s3.buckets,
+            "settings": settings.redis,
+            "storage_settings": settings.s3,
+            "metrics": metrics,
+            "name": name or f"{socket.gethostname()}-{os.getpid()}",
+            # Amazon encodes them all, and its customers' keys are full of spaces.
+            "plain_keys": settings.s3.endpoint_url is not None,
+            "tracer": tracer,
+        }
+        if sqs is None:
+            bridge = Bridge(**parts)
+        else:
+            queue = stack.enter_context(closing(open_queue(sqs, settings.sqs)))
+            bridge = SqsBridge(queue_url=sqs, client=queue, **parts)
+        bridge.run(stop, alive=alive.touch)

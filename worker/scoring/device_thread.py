@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, ClassVar
 import structlog
 
 from detection.errors import PermanentError, TransientError, UnlatentError
+from detection.intake.version import INTAKE_VERSION, threshold_warning
 from worker.ledger.interface import ImageFacts, Lease, Role, Verdict
 from worker.scoring.batcher import Batcher, CountMismatch
 from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded, Golden
@@ -241,8 +242,15 @@ class InferenceThread:
         models = {**self._models, role: scorer}
         self._models = {known: model for known, model in models.items() if model is not None}
         self._metrics.serve_models(
-            {known.value: model.model_version for known, model in self._models.items()}
+            {
+                known.value: (model.model_version, INTAKE_VERSION in model.intake_versions)
+                for known, model in self._models.items()
+            }
         )
+        if scorer is not None and (warning := threshold_warning(scorer.intake_versions)):
+            _log.warning(
+                "thresholds_not_measured", model_version=scorer.model_version, warning=warning
+            )
 
     def _verify_golden(self, scorer: Scorer, sizes: Sequence[int]) -> None:
         golden: Golden = scorer.golden()
@@ -380,6 +388,8 @@ class InferenceThread:
             prior=score.prior,
             device=scorer.device,
             dtype=scorer.dtype,
+            intake_version=INTAKE_VERSION,
+            thresholds_hold=INTAKE_VERSION in scorer.intake_versions,
             timings_ms={
                 **request.timings_ms,
                 "batch_wait": 1000 * (begun - request.submitted_at),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from detection.errors import UnlatentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -44,12 +44,16 @@ class Scorer(Protocol):
         """Digest of the bundle that scores."""
 
     @property
+    def intake_versions(self) -> Collection[int]:
+        """Versions of intake that the thresholds of that bundle hold for."""
+
+    @property
     def device(self) -> str:
         """Where the forward pass runs, for example "cpu" or "cuda:0"."""
 
     @property
     def dtype(self) -> str:
-        """Arithmetic of the forward pass, for example "float32"."""
+        """Arithmetic of the forward pass, "float32" or "bfloat16": the bundle states it."""
 
     def golden(self) -> Golden:
         """Return the image that tells a sound device and sound weights from broken ones."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detection.intake.version import INTAKE_VERSION
 from detection.score import Label, Score
 from worker.scoring.interface import Golden
 
@@ -26,6 +27,7 @@ class MemoryScorer:
 
     device = "cpu"
     dtype = "float32"
+    intake_versions = (INTAKE_VERSION,)
 
     def __init__(
         self,

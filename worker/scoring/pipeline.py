@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 import structlog
 
 from detection.errors import PermanentError, TransientError
+from detection.intake.version import INTAKE_VERSION
 from worker.database.engine import LedgerUnavailable, SchemaOutdated
 from worker.ledger.interface import (
     AlreadyDone,
@@ -263,7 +264,9 @@ class Pipeline:
             self._metrics.decode.observe(ready - fetched)
             timings_ms = {"fetch": 1000 * (fetched - begun), "decode": 1000 * (ready - fetched)}
             known = self._ledger.reusable_verdict(
-                decoded.facts.sha256, model_version=job.model_version or self._device.model_version
+                decoded.facts.sha256,
+                model_version=job.model_version or self._device.model_version,
+                intake_version=INTAKE_VERSION,
             )
             if known is not None:
                 reused = self._reuse(job, known, decoded, timings_ms)

@@ -34,7 +34,7 @@ from worker.storage.interface import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.ledger.interface import Upload
+    from worker.ledger.interface import Removal, Upload
     from worker.storage.interface import Storage
 
 _log = structlog.get_logger(__name__)
@@ -104,14 +104,14 @@ class StorageBreaker:
         if self._paused:
             raise StorageForbidden
 
-    def record_success(self, upload: Upload) -> None:
+    def record_success(self, upload: Upload | Removal) -> None:
         """Note that an object could be read."""
         with self._lock:
             self._readable = _object(upload)
             self._end_doubt()
 
     def judge(
-        self, upload: Upload, error: AccessDenied | StorageUnavailable, *, attempt: int
+        self, upload: Upload | Removal, error: AccessDenied | StorageUnavailable, *, attempt: int
     ) -> Exception:
         """Judge trouble with an object: return the error to raise in its place.
 
@@ -206,5 +206,5 @@ class StorageBreaker:
         return True
 
 
-def _object(upload: Upload) -> _Object:
+def _object(upload: Upload | Removal) -> _Object:
     return upload.bucket, upload.key, upload.version_id

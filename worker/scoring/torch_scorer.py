@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 class TorchScorer:
     """Scores with a `detection.detector.Detector`."""
 
-    def __init__(self, detector: Detector, *, device: str, dtype: str) -> None:
+    def __init__(self, detector: Detector, *, device: str) -> None:
         self._detector = detector
         self.device = device
-        self.dtype = dtype
+        self.dtype = detector.arithmetic
         self.model_version = detector.model_version
+        self.intake_versions = detector.bundle.manifest.intake_versions
 
     @classmethod
     def load(cls, settings: Scoring) -> TorchScorer:
@@ -35,10 +36,8 @@ class TorchScorer:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         name = "cuda:0" if device == "cuda" else device
-        detector = Detector.load(
-            settings.bundle, device=name, dtype=settings.dtype, generators=settings.generators
-        )
-        return cls(detector, device=name, dtype=settings.dtype)
+        detector = Detector.load(settings.bundle, device=name, generators=settings.generators)
+        return cls(detector, device=name)
 
     def golden(self) -> Golden:
         """Return the bundle's own golden image and logits."""

@@ -51,14 +51,22 @@ class Metrics:
             ("role", "model_version"),
             registry=self.registry,
         )
+        self._thresholds = Gauge(
+            "unlatent_thresholds_hold",
+            "1 where the model's thresholds were measured on files as this worker reads them.",
+            ("role", "model_version"),
+            registry=self.registry,
+        )
         self.sweeps = self._counter("sweeps", "Ticks of the sweeper; none come without beat.")
         self.swept = self._counter("swept", "Messages that the sweeper sent again.")
 
-    def serve_models(self, models: Mapping[str, str]) -> None:
-        """Publish which model version has which role in this worker."""
+    def serve_models(self, models: Mapping[str, tuple[str, bool]]) -> None:
+        """Publish which model version has which role here, and whether its thresholds hold."""
         self._models.clear()
-        for role, model_version in models.items():
+        self._thresholds.clear()
+        for role, (model_version, holds) in models.items():
             self._models.labels(role, model_version).set(1)
+            self._thresholds.labels(role, model_version).set(holds)
 
     def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """Publish a gauge that is read when it is scraped."""

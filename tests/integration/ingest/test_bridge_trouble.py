@@ -95,7 +95,7 @@ def test_giant_entries_are_committed_within_the_limits_of_a_statement(setting: S
 def test_one_bad_record_costs_only_itself(setting: Setting) -> None:
     """Of an entry whose records cannot all be used the others are kept; each bad one has a note."""
     good = [event(f"{n}.jpg") for n in range(500)]
-    foreign = event("x.jpg")
+    foreign = event("x.jpg") | {"eventTime": "2026-01-02T03:04:05.678Z"}
     foreign["s3"]["bucket"]["name"] = "secrets"
     setting.send(records(*good[:250], {"eventVersion": "2.1"}, foreign, 7, *good[250:]))
     setting.drain(setting.bridge())

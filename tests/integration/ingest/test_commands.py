@@ -104,9 +104,11 @@ def test_reconcile_and_rescore(
     """What notifications lost is added; what another model has not judged is queued for it."""
     bucket, prefix = settings.s3.buckets[0], settings.redis.key_prefix
     s3_client.put_object(Bucket=bucket, Key="lost.jpg", Body=b"lost", ContentType="image/jpeg")
+    for key in ("clip.mp4", "scan.pdf", "folder/"):
+        s3_client.put_object(Bucket=bucket, Key=key, Body=b"other")
     arguments = ("reconcile", "--bucket", bucket, "--since", "2020-01-01")
     assert unlatent(environment, *arguments) == (
-        "listed 1, added 1, known 0, ignored 0, published 1"
+        "listed 4, added 1, known 0, ignored 3 (extension 2, folder 1), published 1"
     )
     ledger, registry = PostgresLedger(engine), ModelsRegistry(engine)
     message = redis_client.lrange(prefix + queues.SCORE, 0, -1)

@@ -49,6 +49,7 @@ def test_a_stack_outlives_the_command_that_started_it(unlatent: Unlatent) -> Non
     status = unlatent("status")
     assert status.returncode == 0
     assert status.stdout.count("127.0.0.1:") == 3
+    assert "warning" not in status.stderr
 
     assert unlatent("up").stdout == up.stdout
     migrate = unlatent("migrate")

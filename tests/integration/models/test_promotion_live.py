@@ -19,7 +19,8 @@ from worker.cli import build_app
 from worker.cli.context import Context
 from worker.ledger.interface import Role
 from worker.ledger.tables import LeaseRow, VerdictRow
-from worker.models.registry import GateNotPassed
+from worker.models.loading import threshold_warnings
+from worker.models.registry import GateNotPassed, ModelsRegistry
 from worker.settings import PREFIX, child_environment
 
 if TYPE_CHECKING:
@@ -76,6 +77,24 @@ def release(models: Callable[..., str], tmp_path: Path) -> Callable[[str], str]:
         return bundle.model_version
 
     return register
+
+
+def test_a_champion_calibrated_on_other_pixels_is_warned_of(
+    models: Callable[..., str],
+    settings: Settings,
+    engine: Engine,
+    tmp_path: Path,
+) -> None:
+    """`models list` and `status` name the model and both intake versions."""
+    build_hollow_bundle(tmp_path / "other", "other", intake_versions=(98,))
+    digest = models("register", str(tmp_path / "other")).split()[0]
+    registry = ModelsRegistry(engine)
+    registry.promote(digest, actor="t", reason="r", forced=True)
+    (warning,) = threshold_warnings(settings, registry)
+    assert warning.startswith(f"model other {digest[:12]}: ")
+    assert "intake 98 reads them" in warning
+    result = CliRunner().invoke(build_app(), ["models", "list"], obj=Context())
+    assert "warning: other: the thresholds were measured" in result.stderr
 
 
 def pass_gate(engine: Engine, digest: str, champion: str) -> None:

@@ -77,6 +77,21 @@ def test_the_policy_in_force_sets_the_tier(
     assert ("forum", "stricter", True) in history
 
 
+def test_a_verdict_without_measured_thresholds_says_so(
+    desk: Callable[..., Any], scored: Callable[..., UUID], engine: Engine
+) -> None:
+    """The explanation that a person can be told claims no rate that nobody measured."""
+    measured, not_measured = scored(0.95), scored(0.95)
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE app.verdicts SET thresholds_hold = false WHERE image_id = :image"),
+            {"image": not_measured},
+        )
+    told = dict(desk().rows("SELECT image_id, explanation FROM moderation.verdicts"))
+    assert "rate of false accusations is not known" in told[not_measured]
+    assert "not known" not in told[measured]
+
+
 def test_a_preview_counts_changes_and_expects_a_precision(
     desk: Callable[..., Any], engine: Engine
 ) -> None:

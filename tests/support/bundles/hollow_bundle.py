@@ -13,12 +13,15 @@ from detection.bundle import (
     write_manifest,
 )
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
+from detection.intake.version import INTAKE_VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def build_hollow_bundle(folder: Path, name: str) -> Bundle:
+def build_hollow_bundle(
+    folder: Path, name: str, *, intake_versions: tuple[int, ...] = (INTAKE_VERSION,)
+) -> Bundle:
     """Write a bundle that is nothing but its manifest; another name is another version."""
     folder.mkdir(parents=True)
     point = OperatingPoint(
@@ -36,6 +39,7 @@ def build_hollow_bundle(folder: Path, name: str) -> Bundle:
         schema_version=SCHEMA_VERSION,
         name=name,
         preprocessing_version=PREPROCESSING_VERSION,
+        intake_versions=intake_versions,
         generator=None,
         lare=None,
         egre=None,

@@ -102,13 +102,19 @@ class Crew:
             "tests.support.faults.stopping_process", "bridge", *arguments, settings=settings
         )
 
-    def beat(self, *, settings: Settings | None = None) -> WorkerProcess:
-        """Start beat."""
-        return self._start("worker", "beat", settings=settings)
+    def earlier(self, code: Path, *arguments: str) -> WorkerProcess:
+        """Start the worker or the bridge of an earlier release; it is not waited for."""
+        return self._start("tests.failure.faulty", *arguments, code=code)
 
-    def detector(self, *, settings: Settings | None = None) -> WorkerProcess:
-        """Start a worker with the real detector of the settings; it is not waited for."""
-        return self._start("worker", "worker", settings=settings)
+    def service(
+        self,
+        role: str,
+        *,
+        settings: Settings | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> WorkerProcess:
+        """Start `unlatent worker`, `bridge` or `beat`; it is not waited for."""
+        return self._start("worker", role, settings=settings, environment=environment)
 
     def _start(
         self,
@@ -116,6 +122,7 @@ class Crew:
         *arguments: str,
         settings: Settings | None = None,
         environment: Mapping[str, str] | None = None,
+        code: Path | None = None,
     ) -> WorkerProcess:
         # Each in a folder of its own: liveness files and logs are one process's.
         self._count += 1
@@ -124,7 +131,9 @@ class Crew:
         own = chosen.model_copy(
             update={"observability": chosen.observability.model_copy(update={"run_dir": run_dir})}
         )
-        process = WorkerProcess(own, module=module, arguments=arguments, environment=environment)
+        process = WorkerProcess(
+            own, module=module, arguments=arguments, environment=environment, code=code
+        )
         self._logs.append(process.log)
         return self._stack.enter_context(process)
 

@@ -38,6 +38,11 @@ BRIDGE_PHASES = {
     "published": ("worker.queue.publisher:CeleryPublisher", "publish", "after"),
     "removed": ("worker.ingest.bridge:Bridge", "_register_entries", "after"),
 }
+SQS_PHASES = {
+    "taking_in": ("worker.ingest.bridge:Bridge", "take_in", "before"),
+    "taken_in": ("worker.ingest.bridge:Bridge", "take_in", "after"),
+    "deleted": ("worker.ingest.sqs_bridge:SqsBridge", "_delete", "after"),
+}
 
 
 def stop_at(place: str, name: str, side: str) -> None:
@@ -85,23 +90,20 @@ def main() -> int:
     """Run a worker with the in-memory scorer, or a bridge."""
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=["worker", "bridge"])
-    parser.add_argument("--stop-at", choices=[*WORKER_PHASES, *BRIDGE_PHASES])
-    parser.add_argument("--earlier", action="store_true")
+    parser.add_argument("--stop-at", choices=[*WORKER_PHASES, *BRIDGE_PHASES, *SQS_PHASES])
     parser.add_argument("--forward-s", type=float, default=0.0)
     parser.add_argument("--name", default=f"bridge-{os.getpid()}")
+    parser.add_argument("--sqs")
     options = parser.parse_args()
-    if options.earlier:
-        from tests.support.faults.earlier_release import forget_what_came_later
-
-        forget_what_came_later()
     if options.forward_s:
         slow_down(options.forward_s)
     if options.stop_at:
-        stop_at(*(WORKER_PHASES | BRIDGE_PHASES)[options.stop_at])
+        stop_at(*(WORKER_PHASES | BRIDGE_PHASES | SQS_PHASES)[options.stop_at])
     if options.kind == "bridge":
         from worker.cli import main as unlatent
 
-        sys.argv = ["unlatent", "bridge", "--name", options.name]
+        queue = ["--sqs", options.sqs] if options.sqs else []
+        sys.argv = ["unlatent", "bridge", "--name", options.name, *queue]
         unlatent()
         return 0
     from tests.support.processes.memory_worker import main as run

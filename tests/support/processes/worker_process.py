@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.support.waiting import eventually
-from worker.settings import child_environment
+from worker.settings import PREFIX, Settings, child_environment
 from worker.telemetry.health import READY
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from worker.settings import Settings
-
 
 class WorkerProcess:
-    """`python -m <module>` with settings in its environment; its log lines can be read."""
+    """`python -m <module>` with settings in its environment; its log lines can be read.
+
+    `code` is the folder of an earlier release's code, if that is to run.
+    """
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class WorkerProcess:
         module: str = "tests.support.processes.memory_worker",
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        code: Path | None = None,
     ) -> None:
         self._run_dir: Path = settings.observability.run_dir
         self._run_dir.mkdir(parents=True, exist_ok=True)
@@ -37,7 +39,8 @@ class WorkerProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
-                env=child_environment(settings) | dict(environment or {}),
+                cwd=code,  # where `-m` looks first
+                env=_environment(settings, code) | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -80,3 +83,19 @@ class WorkerProcess:
         """Ask for a warm shutdown and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+
+def _environment(settings: Settings, code: Path | None) -> dict[str, str]:
+    """Return the settings; an earlier release gets those that differ from today's defaults.
+
+    It would refuse a name that it does not know, as an operator's new setting.
+    """
+    told = child_environment(settings)
+    if code is None:
+        return told
+    defaults = child_environment(Settings())
+    return {
+        name: value
+        for name, value in told.items()
+        if not name.startswith(PREFIX) or defaults.get(name) != value
+    }

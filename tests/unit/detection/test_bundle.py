@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from detection.bundle import BundleError, load_bundle
+from detection.intake.version import INTAKE_VERSION, threshold_warning
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def test_pickled_weights_are_refused(folder: Path, suffix: str, *, listed: bool)
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.update(schema_version=2), "schema 2.*upgrade"),
+        (lambda c: c.update(schema_version=3), "schema 3.*upgrade"),
         (lambda c: c.update(preprocessing_version=9), "preprocessing 9"),
         (lambda c: c.pop("schema_version"), "no schema_version"),
         (lambda c: c.update(surprise=1), "surprise"),
@@ -110,6 +111,29 @@ def test_a_manifest_that_cannot_be_meant_is_refused(
     change(folder, edit)
     with pytest.raises(BundleError, match=message):
         load_bundle(folder)
+
+
+def test_a_bundle_of_the_first_schema_is_float32_and_of_the_first_intake(folder: Path) -> None:
+    """A bundle made before these were stated loads, so that one can go back to it."""
+
+    def age(content: dict[str, Any]) -> None:
+        content["schema_version"] = 1
+        del content["arithmetic"], content["intake_versions"]
+
+    change(folder, age)
+    manifest = load_bundle(folder).manifest
+    assert (manifest.arithmetic, manifest.intake_versions) == ("float32", (1,))
+    change(folder, lambda content: content.update(arithmetic="float16"))
+    with pytest.raises(BundleError, match="'float32' or 'bfloat16'"):
+        load_bundle(folder)
+
+
+def test_thresholds_of_another_intake_are_warned_of() -> None:
+    """The words name both versions; a bundle that covers this release's gets none."""
+    assert threshold_warning((1, INTAKE_VERSION, 99)) is None
+    warning = threshold_warning((98, 99))
+    assert warning is not None
+    assert f"intake 98, 99 reads them and this release is intake {INTAKE_VERSION}" in warning
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "1"])

@@ -73,6 +73,8 @@ BEGIN
             ('c2pa_claim_generator', 'The program that signed the C2PA claim.'),
             ('c2pa_asserts_ai', 'Whether the C2PA manifest says that a model made pixels.'),
             ('image_url', 'Address of the picture in the configured console or store.'),
+            ('intake_version', 'The rules by which the file became pixels, as a number.'),
+            ('thresholds_hold', 'Whether the thresholds were measured on files read that way.'),
             ('evidence_url', 'Address of the error map, where one was kept.'),
             ('queue', 'Why a person should look: flagged, unsure, audit, appeal, report, requested.'),
             ('uncertainty', '1 at the flag threshold, less the farther the score is from it.'),

@@ -29,7 +29,11 @@ SELECT
                 THEN 'below the line, but the label alone asks for a person'
                 ELSE 'so its tier is ' || v.tier
             END
-        )
+        ) || CASE
+            WHEN v.thresholds_hold THEN ''
+            ELSE ' The thresholds were measured on files that another release read in another way:'
+                ' their rate of false accusations is not known for this verdict.'
+        END
     END AS explanation,
     d.decision, d.moderator AS decision_by, d.reason_code AS decision_reason,
     d.created_at AS decision_at,
@@ -41,7 +45,8 @@ SELECT
     moderation.address(
         (SELECT c.value FROM app.config c WHERE c.name = 'evidence_url'), i.id,
         split_part(v.evidence_uri, '/', 3), regexp_replace(v.evidence_uri, '^s3://[^/]*/', '')
-    ) AS evidence_url
+    ) AS evidence_url,
+    v.intake_version, v.thresholds_hold
 FROM app.verdicts v
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true

@@ -197,7 +197,7 @@ def test_removals(name: str, version_id: str | None) -> None:
         (s3(record("ObjectRestore:Post")), "event_kind"),
         (s3(record(key="a.txt")), "extension"),
         (s3(record(key="folder/")), "folder"),
-        (own(key="a.jpg", content_type="text/html; charset=utf-8"), "content_type"),
+        (own(key="a.dat", content_type="text/html; charset=utf-8"), "content_type"),
         (own(key="a.svg", content_type="image/svg+xml"), "content_type"),
     ],
 )

@@ -28,9 +28,29 @@ def test_what_is_missing_is_added_and_published_once() -> None:
             "uploads", since=LONG_AGO, storage=storage, ledger=ledger, publisher=publisher
         )
 
-    assert run() == Reconciled(listed=3, added=1, known=1, ignored=1, published=1)
-    assert run() == Reconciled(listed=3, added=0, known=2, ignored=1, published=0)
+    assert run() == Reconciled(listed=3, added=1, known=1, ignored={"extension": 1}, published=1)
+    assert run() == Reconciled(listed=3, added=0, known=2, ignored={"extension": 1}, published=0)
     assert {image.state for image in ledger.images.values()} == {State.PENDING}
+
+
+def test_what_is_ignored_is_counted_by_reason() -> None:
+    """With the rule of events: names that say nothing are added, and the bytes decide."""
+    ledger, storage = MemoryLedger(), MemoryStorage(["uploads"])
+    for key in ("2024.01.05", "a.jif", "a.dat", "a", "b.mp4", "c.PDF", "d/", "e\0.jpg", "f.mp4"):
+        storage.put("uploads", key, b"x", content_type="text/plain")
+    counts = reconcile(
+        "uploads",
+        since=LONG_AGO,
+        storage=storage,
+        ledger=ledger,
+        publisher=MemoryPublisher(ledger),
+    )
+    assert counts == Reconciled(
+        listed=9,
+        added=4,
+        ignored={"extension": 3, "folder": 1, "invalid_field": 1},
+        published=4,
+    )
 
 
 def test_older_objects_are_left_alone() -> None:

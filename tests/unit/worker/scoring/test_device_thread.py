@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from detection.intake.version import INTAKE_VERSION
 from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable
 from worker.ledger.interface import AlreadyDone, ImageFacts, Lease, Role, State, Upload, Verdict
@@ -410,6 +412,27 @@ def test_models_change_between_two_batches(make_bench: Callable[..., Bench]) -> 
     assert bench.metrics.registry.get_sample_value("unlatent_model", labels) == 1
     labels["model_version"] = "memory-1"
     assert bench.metrics.registry.get_sample_value("unlatent_model", labels) is None
+
+
+def test_a_model_calibrated_on_other_pixels_serves_and_every_verdict_says_so(
+    make_bench: Callable[..., Bench],
+) -> None:
+    """Thresholds measured under another intake are a warning in row and metrics, no refusal."""
+    bench = make_bench(max_wait_s=0)
+    scorer = MemoryScorer()
+    scorer.intake_versions = (INTAKE_VERSION + 1,)
+    with capture_logs() as logs:
+        device = bench.start(scorer)
+    verdict = device.submit(bench.work(10)).result(LONG_S)
+    assert (verdict.intake_version, verdict.thresholds_hold) == (INTAKE_VERSION, False)
+    labels = {"role": "champion", "model_version": "memory-1"}
+    value = bench.metrics.registry.get_sample_value
+    assert value("unlatent_thresholds_hold", labels) == 0
+    assert [log["event"] for log in logs] == ["thresholds_not_measured"]
+    device.swap_model(Role.CHAMPION, MemoryScorer("memory-2")).result(LONG_S)
+    assert device.submit(bench.work(20)).result(LONG_S).thresholds_hold
+    assert value("unlatent_thresholds_hold", labels | {"model_version": "memory-2"}) == 1
+    assert value("unlatent_thresholds_hold", labels) is None
 
 
 def test_a_model_with_a_wrong_golden_score_takes_no_role(make_bench: Callable[..., Bench]) -> None:

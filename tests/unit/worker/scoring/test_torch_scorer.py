@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from detection.bundle import write_manifest
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded
 from worker.scoring.torch_scorer import TorchScorer
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_golden_image_scores_within_its_tolerance(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+def test_the_golden_image_scores_within_its_tolerance(tmp_path: Path, arithmetic: str) -> None:
     """The branch logits that the bundle states are those that scoring gives."""
-    folder = build_tiny_bundle(tmp_path / "tiny").folder
-    settings = Scoring.model_validate({"bundle": str(folder), "device": "cpu", "dtype": dtype})
-    scorer = TorchScorer.load(settings)
+    bundle = build_tiny_bundle(tmp_path / "tiny")
+    changes = {"arithmetic": arithmetic, "intake_versions": (3, 4)}
+    write_manifest(bundle.folder, bundle.manifest.model_copy(update=changes))
+    scorer = TorchScorer.load(Scoring(bundle=str(bundle.folder), device="cpu"))
+    assert (scorer.dtype, scorer.intake_versions) == (arithmetic, (3, 4))
     golden = scorer.golden()
     (score,) = scorer.score([golden.image])
     assert golden.branches
@@ -39,16 +42,20 @@ def test_the_golden_image_scores_within_its_tolerance(tmp_path: Path, dtype: str
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
     ],
 )
-def test_device_errors_get_their_names(raised: Exception, error: type[Exception]) -> None:
+def test_device_errors_get_their_names(
+    raised: Exception, error: type[Exception], tmp_path: Path
+) -> None:
     """Memory, a lost device and an ordinary bug are told apart."""
 
     class Failing:
         model_version = "tiny"
+        arithmetic = "float32"
+        bundle = build_tiny_bundle(tmp_path / "tiny")
 
         def score(self, _: object) -> None:
             raise raised
 
-    scorer = TorchScorer(Failing(), device="cpu", dtype="float32")  # type: ignore[arg-type]
+    scorer = TorchScorer(Failing(), device="cpu")  # type: ignore[arg-type]
     with pytest.raises(error) as caught:
         scorer.score([])
     assert type(caught.value) is error
