@@ -6,10 +6,11 @@ Each takes an open connection and leaves the transaction to its caller.
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import func, or_, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import any_, func, literal, or_, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from worker.ledger.interface import (
     KILLED_WORKER,
@@ -35,13 +36,15 @@ from worker.ledger.interface import (
 from worker.ledger.tables import Image, LeaseRow, ObjectRemoval
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from datetime import timedelta
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, Connection, Row, SQLColumnExpression
+    from sqlalchemy.orm import InstrumentedAttribute
 
     AnyRow = Row[*tuple[Any, ...]]
+
+_T = TypeVar("_T")
 
 #: The moment of the statement: `now()` is the transaction's start, which may lie before a wait.
 NOW = func.clock_timestamp()
@@ -57,10 +60,26 @@ FACTS = (
     Image.pdq_quality,
 )
 
+#: Rows of one statement; a row of `images` has 14 parameters.
+CHUNK = 1000
+
+RETRIED = (LeaseOutcome.RETRY, LeaseOutcome.UNREADABLE)
 LIVE = (LeaseRow.closed_at.is_(None)) & (LeaseRow.until > NOW)
 DIED = or_(
     LeaseRow.outcome == LeaseOutcome.DEATH, LeaseRow.closed_at.is_(None) & (LeaseRow.until <= NOW)
 )
+
+
+def in_chunks(values: Iterable[_T]) -> Iterator[list[_T]]:
+    """Cut what one statement would have too many parameters for; Postgres takes 65,535."""
+    listed = list(values)
+    for begin in range(0, len(listed), CHUNK):
+        yield listed[begin : begin + CHUNK]
+
+
+def among(column: InstrumentedAttribute[_T], values: Collection[_T]) -> ColumnElement[bool]:
+    """Say that a column has one of these values: one parameter, however many they are."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
 
 
 # Statements of register and withdraw --------------------------------------------------------------
@@ -70,9 +89,13 @@ def find_late_events(connection: Connection, uploads: Collection[Upload]) -> lis
     """Choose the uploads that are known to be older than a removal of their object."""
     keys = {(upload.bucket, upload.key) for upload in uploads}
     removals: dict[tuple[str, str], list[Removal]] = {}
-    for row in connection.execute(
-        select(ObjectRemoval.__table__).where(
-            tuple_(ObjectRemoval.bucket, ObjectRemoval.key).in_(keys)
+    for row in (
+        row
+        for some in in_chunks(keys)
+        for row in connection.execute(
+            select(ObjectRemoval.__table__).where(
+                tuple_(ObjectRemoval.bucket, ObjectRemoval.key).in_(some)
+            )
         )
     ):
         removals.setdefault((row.bucket, row.key), []).append(
@@ -116,36 +139,42 @@ def register_withdrawn(connection: Connection, upload: Upload) -> Registration:
 
 def insert_new(connection: Connection, uploads: list[Upload]) -> dict[Identity, Registration]:
     """Insert what is not there yet; answers only for what was inserted."""
-    rows = connection.execute(
-        insert(Image)
-        .values([_upload_columns(upload) for upload in uploads])
-        .on_conflict_do_nothing(
-            index_elements=["bucket", "key", "version_id", "etag"],
-            index_where=text("state <> 'withdrawn'"),
+    created: dict[Identity, Registration] = {}
+    for some in in_chunks(uploads):
+        rows = connection.execute(
+            insert(Image)
+            .values([_upload_columns(upload) for upload in some])
+            .on_conflict_do_nothing(
+                index_elements=["bucket", "key", "version_id", "etag"],
+                index_where=text("state <> 'withdrawn'"),
+            )
+            .returning(
+                Image.id, Image.bucket, Image.key, Image.version_id, Image.etag, Image.priority
+            )
         )
-        .returning(Image.id, Image.bucket, Image.key, Image.version_id, Image.etag, Image.priority)
-    )
-    return {
-        (row.bucket, row.key, row.version_id, row.etag): Registration(
-            image_id=row.id, created=True, priority=row.priority, unpublished=True
-        )
-        for row in rows
-    }
+        created |= {
+            (row.bucket, row.key, row.version_id, row.etag): Registration(
+                image_id=row.id, created=True, priority=row.priority, unpublished=True
+            )
+            for row in rows
+        }
+    return created
 
 
 def find_known(connection: Connection, uploads: list[Upload]) -> dict[Identity, Registration]:
     """Find the rows of duplicates; a later event of the same object moves its sequencer on."""
     wanted = {identity(upload): upload for upload in uploads}
-    rows = connection.execute(
-        select(Image.__table__)
-        .where(
-            tuple_(Image.bucket, Image.key).in_({known[:2] for known in wanted}),
-            Image.state != State.WITHDRAWN,
+    rows = [
+        row
+        for some in in_chunks({known[:2] for known in wanted})
+        for row in connection.execute(
+            select(Image.__table__).where(
+                tuple_(Image.bucket, Image.key).in_(some), Image.state != State.WITHDRAWN
+            )
         )
-        .order_by(Image.id)
-    ).all()
+    ]
     found = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.id):
         known = (row.bucket, row.key, row.version_id, row.etag)
         if known not in wanted:
             continue
@@ -168,17 +197,18 @@ def record_removals(connection: Connection, removals: Sequence[Removal]) -> None
         known = latest.setdefault((removal.bucket, removal.key, removal.version_id or ""), removal)
         if sequencer_rank(removal.sequencer or "") > sequencer_rank(known.sequencer or ""):
             latest[removal.bucket, removal.key, removal.version_id or ""] = removal
-    rows = [asdict(latest[known]) for known in sorted(latest)]
-    for row in rows:
-        del row["raw_key"]
-    added = insert(ObjectRemoval).values(rows)
-    connection.execute(
-        added.on_conflict_do_update(
-            index_elements=["bucket", "key", "version_id"],
-            set_={"sequencer": added.excluded.sequencer, "removed_at": NOW},
-            where=_rank(added.excluded.sequencer) > _rank(ObjectRemoval.sequencer),
+    for some in in_chunks(sorted(latest)):
+        rows = [asdict(latest[known]) for known in some]
+        for row in rows:
+            del row["raw_key"]
+        added = insert(ObjectRemoval).values(rows)
+        connection.execute(
+            added.on_conflict_do_update(
+                index_elements=["bucket", "key", "version_id"],
+                set_={"sequencer": added.excluded.sequencer, "removed_at": NOW},
+                where=_rank(added.excluded.sequencer) > _rank(ObjectRemoval.sequencer),
+            )
         )
-    )
 
 
 def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
@@ -192,7 +222,7 @@ def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
 def lock_images(connection: Connection, image_ids: Collection[UUID]) -> None:
     """Lock rows of images in the order of their ids."""
     connection.execute(
-        select(Image.id).where(Image.id.in_(image_ids)).order_by(Image.id).with_for_update()
+        select(Image.id).where(among(Image.id, image_ids)).order_by(Image.id).with_for_update()
     )
 
 
@@ -249,9 +279,18 @@ def open_lease(
     )
     if held is not None:
         return HeldElsewhere(image_id=image.id, until=held)
-    earlier = connection.scalar(
-        select(func.count()).select_from(LeaseRow).where(LeaseRow.image_id == image.id)
-    )
+    tried = LeaseRow.since >= image.state_since
+    earlier = connection.execute(
+        select(
+            func.count().label("leases"),
+            func.count()
+            .filter(tried, LeaseRow.outcome == LeaseOutcome.UNREADABLE)
+            .label("unreadable"),
+            (NOW - func.min(LeaseRow.since).filter(tried, LeaseRow.outcome.in_(RETRIED))).label(
+                "retried_for"
+            ),
+        ).where(LeaseRow.image_id == image.id)
+    ).one()
     taken = connection.execute(
         insert(LeaseRow)
         .values(
@@ -267,11 +306,13 @@ def open_lease(
     return Lease(
         lease_id=taken.id,
         image_id=image.id,
-        upload=_upload(image),
-        attempt=(earlier or 0) + 1,
+        upload=upload_of(image),
+        attempt=earlier.leases + 1,
         deaths=deaths,
         alone=deaths > 0,
         until=taken.until,
+        unreadable=earlier.unreadable,
+        retried_for=earlier.retried_for or timedelta(0),
     )
 
 
@@ -316,7 +357,8 @@ def _upload_columns(upload: Upload) -> dict[str, Any]:
     return columns
 
 
-def _upload(image: AnyRow) -> Upload:
+def upload_of(image: AnyRow) -> Upload:
+    """Build an upload from its row."""
     return Upload(
         bucket=image.bucket,
         key=image.key,
