@@ -52,6 +52,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Undo."""
+    # Views that read the columns go with them; the next upgrade installs all of them again.
+    op.execute("DROP SCHEMA moderation CASCADE")
+    op.execute("CREATE SCHEMA moderation")
     for name, table, _, _ in INDEXES:
         op.drop_index(name, table, schema="app")
     for column in ("restored_at", "expiring_at"):

@@ -106,8 +106,8 @@ DIED = or_(
 def at(addresses: Collection[Address], table: type[Image | ObjectRemoval] = Image) -> Any:
     """Match rows of these buckets and keys, however many there are: two parameters in all."""
     buckets, keys = zip(*addresses, strict=True)
-    wanted = func.unnest(_texts(buckets), _texts(keys)).table_valued("bucket", "key")
-    return tuple_(table.bucket, table.key).in_(select(wanted.c.bucket, wanted.c.key))
+    wanted = select(func.unnest(_texts(buckets)), func.unnest(_texts(keys)))
+    return tuple_(table.bucket, table.key).in_(wanted)
 
 
 def _texts(values: Iterable[str]) -> ColumnElement[list[str]]:
