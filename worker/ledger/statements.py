@@ -14,7 +14,6 @@ from sqlalchemy import (
     Text,
     any_,
     bindparam,
-    cast,
     exc,
     func,
     or_,
@@ -110,8 +109,8 @@ def at(addresses: Collection[Address], table: type[Image | ObjectRemoval] = Imag
     return tuple_(table.bucket, table.key).in_(wanted)
 
 
-def _texts(values: Iterable[str]) -> ColumnElement[list[str]]:
-    return cast(list(values), ARRAY(Text))
+def _texts(values: Iterable[str]) -> ColumnElement[Any]:
+    return bindparam(None, list(values), ARRAY(Text))
 
 
 def lock_addresses(connection: Connection, addresses: Collection[Address]) -> None:
