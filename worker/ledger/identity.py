@@ -41,8 +41,8 @@ class KnownUpload:
     """A row of the ledger as far as registration needs it; registration changes it in place.
 
     `live` is False for withdrawn rows, `pending` True while it has not ended, `published` True once
-    a message was sent for it, `hurried` True when that message went to the slower queue. `new` and
-    `changed` say what must be stored.
+    a message was sent for it. `hurried` says that this message went to the slower queue, `restored`
+    that the same bytes were stored again; `new` and `changed` say what must be stored.
     """
 
     image_id: UUID
@@ -51,6 +51,7 @@ class KnownUpload:
     pending: bool = True
     published: bool = False
     hurried: bool = False
+    restored: bool = False
     new: bool = False
     changed: bool = False
 
@@ -153,6 +154,7 @@ def _merge(row: KnownUpload, upload: Upload, removals: Sequence[Removal]) -> Non
     )
     if learnt != old:
         row.upload, row.changed = learnt, True
+        row.restored |= old.sequencer is not None and learnt.sequencer != old.sequencer
         row.hurried |= learnt.priority and not old.priority and row.published
     if any(is_stale(learnt, removal) for removal in removals):
         row.live = row.pending = False

@@ -191,13 +191,24 @@ def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
                 )
     except exc.IntegrityError:
         return False
-    withdraw(connection, [row.image_id for row in changed if not row.live])
+    gone = [row.image_id for row in changed if not row.live]
+    if gone:
+        withdraw(connection, gone)
     hurried = [row.image_id for row in changed if row.hurried]
-    connection.execute(
-        update(Image)
-        .where(Image.id.in_(hurried), Image.state == State.PENDING)
-        .values(published_at=None)
-    )
+    if hurried:
+        connection.execute(
+            update(Image)
+            .where(Image.id.in_(hurried), Image.state == State.PENDING)
+            .values(published_at=None)
+        )
+    restored = [row.image_id for row in changed if row.restored]
+    if restored:
+        # Not to the time of the event: a wrong clock would keep the object for ever.
+        connection.execute(
+            update(Image)
+            .where(Image.id.in_(restored))
+            .values(restored_at=NOW, expiring_at=None, object_removed_at=None)
+        )
     return True
 
 
