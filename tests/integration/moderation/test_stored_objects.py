@@ -446,7 +446,9 @@ def test_a_group_of_pictures_survives_the_picture_it_is_named_after(
     assert superuser.execute(groups).fetchall() == [(f"erased/{first}", before[0][1])]
 
 
-def test_a_hook_that_comes_after_the_verdict_moves_the_review(desk: Any) -> None:
+def test_a_hook_that_comes_after_the_verdict_moves_the_review(
+    engine: Engine, bucket: str, scored: Callable[..., UUID], desk: Callable[..., Any]
+) -> None:
     """Moderators of the hook's source see the image in their queue; others no longer do."""
     image = scored(0.97, key="k.jpg", source="default", uploader=None)
     PostgresLedger(engine).register(
