@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
+from detection.errors import TransientError
 from worker.database.prerequisites import check_prerequisites
 from worker.database.table_base import SCHEMA, Base
 from worker.ledger import tables_training  # noqa: F401 - it knows every table
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 #: A migration that needs longer sets its own time-outs with SET LOCAL, and says why.
 STATEMENT_TIMEOUT_S = 60
 LOCK_TIMEOUT_S = 5
+POLL_S = 0.1
 
 
 def url() -> str:
@@ -42,11 +45,16 @@ def prepare(connection: Connection) -> None:
     check_prerequisites(connection)
     # A superuser's migration must not leave tables that the owner cannot alter.
     connection.execute(text("SET ROLE unlatent_owner"))
-    # Two pods that start together take turns; the second finds nothing left to do. The wait is
-    # bounded by the statement time-out, not by the lock time-out of a single lock.
-    connection.execute(text("SET lock_timeout = 0"))
-    connection.execute(text("SELECT pg_advisory_lock(hashtext('alembic'))"))
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+    # Two pods that start together take turns; the second finds nothing left to do. It asks again
+    # and again instead of waiting in one statement, whose snapshot would keep the first one's
+    # CREATE INDEX CONCURRENTLY from ending.
+    deadline = time.monotonic() + STATEMENT_TIMEOUT_S
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(hashtext('alembic'))")):
+        connection.commit()
+        if time.monotonic() > deadline:
+            message = f"another migration has run for {STATEMENT_TIMEOUT_S} s: try again after it"
+            raise TransientError(message)
+        time.sleep(POLL_S)
     connection.commit()
 
 

@@ -4,7 +4,7 @@ Rows of earlier releases keep their words: `valid`, `invalid` and `unreadable` s
 an earlier release may write beside this one, and `moderation.c2pa_state` translates them.
 
 Revision: 0010
-Revises: 0007
+Revises: 0008
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0010"
-down_revision = "0007"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

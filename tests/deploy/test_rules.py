@@ -231,6 +231,7 @@ def test_panels_and_triggers_show_a_running_fleet(
             "Objectives: late checks and errors, one hour",
             "Checks for the challenger a second",
             "Evidence pictures a second",
+            "How far beyond its time the oldest object is kept",
             "Changes of model in an hour",
             "Agreement of champion and challenger",
             "Time in shadow",

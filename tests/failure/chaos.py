@@ -1,7 +1,9 @@
 """Random faults over steady uploads: `python -m tests.failure.chaos --minutes 1 --seed 7`.
 
 The seed fixes which faults are applied in which order and the pauses between them; a fault also
-waits until an image has ended since the one before, so that it strikes what works. No worker is
+waits until an image has ended since the one before, so that it strikes what works. Two bridges take
+in what comes; of some uploads they get an earlier life too, created and removed, in any order and
+beside a hook's word, and one row must be left of them. No worker is
 killed while an image is one death short of quarantine: whoever kills three workers over one image
 does what poison does, and quarantine is then the right end. At the end every server is started
 again, the bucket is reconciled, and the books must balance. On failure the seed and the log of
@@ -19,7 +21,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,8 +85,33 @@ _ODD: dict[str, tuple[Fault, State]] = {
 _GIANT_RECORDS = 1000
 
 
+def disordered(upload: Upload, order: random.Random) -> list[bytes]:
+    """Return the events of an object that was stored, removed and stored again, and a hook's.
+
+    All of one object, in any order: what counts is that it was stored last.
+    """
+    events = [
+        own_event(replace(upload, sequencer=None, source="hook", uploader="u-1")),
+        own_event(replace(upload, sequencer="01")),
+        _notification("ObjectRemoved:Delete", replace(upload, etag=None, sequencer="02")),
+        _notification("ObjectCreated:Put", replace(upload, sequencer="03")),
+    ]
+    order.shuffle(events)
+    return events
+
+
+def _notification(kind: str, upload: Upload) -> bytes:
+    stored = {"key": upload.key, "eTag": upload.etag, "sequencer": upload.sequencer}
+    record = {
+        "eventVersion": "2.1",
+        "eventName": kind,
+        "s3": {"bucket": {"name": upload.bucket}, "object": stored},
+    }
+    return json.dumps({"Records": [record]}).encode()
+
+
 class Deployment:
-    """Two workers, a bridge and beat under a supervisor that starts again what ends."""
+    """Two workers, two bridges and beat under a supervisor that starts again what ends."""
 
     def __init__(self, stack: LocalStack, settings: Settings, crew: Crew, seed: int) -> None:
         self._stack = stack
@@ -97,13 +125,16 @@ class Deployment:
         self._starters: dict[str, Callable[[], WorkerProcess]] = {
             "worker-a": crew.worker,
             "worker-b": crew.worker,
-            "bridge": lambda: crew.bridge("--name", "chaos"),
-            "beat": crew.beat,
+            "bridge-a": lambda: crew.bridge("--name", "chaos-a"),
+            "bridge-b": lambda: crew.bridge("--name", "chaos-b"),
+            "beat": lambda: crew.service("beat"),
         }
         self._running = {name: start() for name, start in self._starters.items()}
         self.keys: list[str] = []
         #: How the images that storage answers oddly for must end, by key.
         self.odd: dict[str, State] = {}
+        #: Those that were removed and stored again.
+        self.stored_again: set[str] = set()
         self.log: list[str] = []
         self._etags: dict[str, str] = {}
         self._ingest = settings.redis.key_prefix + settings.redis.ingest_key
@@ -126,12 +157,11 @@ class Deployment:
                 etag = client.put_object(Bucket=site_bucket, Key=key, Body=body)["ETag"].strip('"')
                 self.keys.append(key)
                 self._etags[key] = etag
-                event = own_event(Upload(bucket=site_bucket, key=key, etag=etag))
-                try:
-                    for _ in range(self._copies.choice((1, 1, 1, 2))):
-                        redis.rpush(ingest, event)
-                except RedisError:
-                    pass  # a notification lost before the ledger: reconciling finds the object
+                events = self._announce(Upload(bucket=site_bucket, key=key, etag=etag))
+                # What is lost before the ledger is lost as a whole, in one command: reconciling
+                # finds the object.
+                with suppress(RedisError):
+                    redis.rpush(ingest, *events)
             if now >= fault_at and counts[State.SCORED] > ended_before:
                 self._fault(now - begun, accounts)
                 fault_at = time.monotonic() + self._random.uniform(*_PAUSE_S)
@@ -140,6 +170,14 @@ class Deployment:
             self._tick.wait(1 / _RATE_PER_S)
         redis.close()
         client.close()
+
+    def _announce(self, upload: Upload) -> list[bytes]:
+        """Return the events of an upload: one, two of the same, or those of an earlier life too."""
+        way = self._copies.choice(("once", "once", "twice", "again"))
+        if way == "again":
+            self.stored_again.add(upload.key)
+            return disordered(upload, self._copies)
+        return [own_event(upload)] * (2 if way == "twice" else 1)
 
     def _fault(self, at_s: float, accounts: Accounts) -> None:
         outage_s = self._random.uniform(*_OUTAGE_S)
@@ -166,7 +204,7 @@ class Deployment:
                 self._tick.wait(outage_s)
                 worker.process.send_signal(signal.SIGCONT)
             case "kill bridge":
-                self._crew.kill(self._running["bridge"])
+                self._crew.kill(self._running[self._random.choice(("bridge-a", "bridge-b"))])
             case "kill redis":
                 self._stack.redis.kill()
                 self._stack.redis.start()
@@ -278,7 +316,10 @@ def run(minutes: float, seed: int) -> int:
                 )
                 accounts.keep = deployment.supervise
                 states = accounts.check(
-                    [*deployment.keys, *deployment.odd], processes=crew.left_behind, timeout_s=300
+                    [*deployment.keys, *deployment.odd],
+                    stored_again=deployment.stored_again,
+                    processes=crew.left_behind,
+                    timeout_s=300,
                 )
                 expected = Counter(deployment.odd.values())
                 expected[State.SCORED] += len(deployment.keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import groupby, permutations
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
@@ -148,20 +149,98 @@ class LedgerContract:
         ledger.mark_published([image_id])
         assert not ledger.register([upload()])[0].unpublished
 
-    def test_identity_is_bucket_key_version_and_etag(self, ledger: Ledger) -> None:
-        """Any part that differs makes another upload; a missing part equals a missing part."""
+    def test_another_bucket_key_or_content_is_another_upload(self, ledger: Ledger) -> None:
+        """Any part that both events name and that differs makes another upload."""
         answers = ledger.register(
             [
                 upload(),
                 upload(bucket="other"),
                 upload(key="b.jpg"),
                 upload(etag="e2"),
-                upload(version_id="v1"),
-                upload(version_id="v1", etag=None),
-                upload(version_id="v1", etag=None, sequencer="11"),
+                upload(version_id="v1", etag="e3"),
+                upload(version_id="v2", etag="e3"),
+                upload(version_id="v2", etag=None, sequencer="11"),
             ]
         )
         assert [a.created for a in answers] == [True] * 6 + [False]
+
+    def test_a_hook_and_storage_that_name_the_same_object_are_one_upload(
+        self, ledger: Ledger
+    ) -> None:
+        """Etag, version id or both: whichever comes first, in one call or several, it is one row.
+
+        What the hook says of source, uploader and priority stands, and the version is known.
+        """
+        names: list[dict[str, object]] = [
+            {"version_id": "v1"},
+            {"sequencer": None, "source": "web", "uploader": "u-1", "priority": True},
+            {"version_id": "v1", "sequencer": None, "content_type": "image/jpeg"},
+        ]
+        for number, order in enumerate(permutations(names)):
+            for at_once in (True, False):
+                key = f"{number}-{at_once}.jpg"
+                ordered = [upload(key, **one) for one in (*order, *order)]
+                calls = [ordered] if at_once else [[one] for one in ordered]
+                answers = [answer for call in calls for answer in ledger.register(call)]
+                assert len({answer.image_id for answer in answers}) == 1, order
+                assert [answer.created for answer in answers] == [True] + 5 * [False]
+                assert taken(ledger, answers[0].image_id).upload == upload(
+                    key,
+                    version_id="v1",
+                    source="web",
+                    uploader="u-1",
+                    priority=True,
+                    content_type="image/jpeg",
+                )
+
+    def test_priority_that_comes_late_sends_another_message(self, ledger: Ledger) -> None:
+        """An image that waits in the slower queue is published once more, to the quicker one."""
+        image_id = registered(ledger)
+        ledger.mark_published([image_id])
+        (hurried,) = ledger.register([upload(priority=True)])
+        assert (hurried.created, hurried.unpublished, hurried.priority) == (False, True, True)
+        ledger.mark_published([image_id])
+        assert not ledger.register([upload(priority=True)])[0].unpublished
+        ledger.record([verdict(taken(ledger, image_id))])
+
+    def test_a_notification_never_undoes_what_a_hook_said(self, ledger: Ledger) -> None:
+        """The first hook's word stands against notifications and against a second hook."""
+        told = upload(version_id="v1", source="web", uploader="u-1")
+        (first,) = ledger.register([told])
+        ledger.register([upload(version_id="v1"), upload(source="app", uploader="u-2")])
+        known = taken(ledger, first.image_id).upload
+        assert (known.source, known.uploader) == ("web", "u-1")
+
+    def test_two_versions_of_the_same_bytes_are_two_uploads(self, ledger: Ledger) -> None:
+        """Each version has its row, and each of two hooks speaks for another one."""
+        ledger.register([upload(version_id="v1", sequencer="10")])
+        ledger.register([upload(version_id="v2", sequencer="20")])
+        hooks = [upload(sequencer=None, source=source) for source in ("web", "app")]
+        answers = ledger.register([*hooks, *hooks])
+        assert [answer.created for answer in answers] == [False] * 4
+        assert len({answer.image_id for answer in answers}) == 2
+        assert ledger.backlog().pending == 2
+
+    def test_a_hook_that_came_twice_before_storage_is_split_by_versions(
+        self, ledger: Ledger
+    ) -> None:
+        """One row while nobody can tell; storage that names two versions makes it two."""
+        first, again = ledger.register([upload(sequencer=None), upload(sequencer=None)])
+        assert first.image_id == again.image_id
+        answers = ledger.register([upload(version_id=version) for version in ("v1", "v2")])
+        assert [answer.created for answer in answers] == [False, True]
+        assert answers[0].image_id == first.image_id
+
+    def test_a_version_that_was_removed_before_anybody_knew_it_ends_its_row(
+        self, ledger: Ledger
+    ) -> None:
+        """A hook's row has no version; when storage names the removed one, the row is withdrawn."""
+        (hooked,) = ledger.register([upload(sequencer=None)])
+        ledger.withdraw([Removal(bucket="uploads", key="a.jpg", version_id="v1", sequencer="20")])
+        assert state(ledger, hooked.image_id) is State.PENDING
+        (named,) = ledger.register([upload(version_id="v1", sequencer="10")])
+        assert (named.image_id, named.created, named.unpublished) == (hooked.image_id, False, False)
+        assert state(ledger, hooked.image_id) is State.WITHDRAWN
 
     def test_answers_come_in_the_order_of_the_uploads(self, ledger: Ledger) -> None:
         """The caller can zip uploads and answers."""
@@ -245,6 +324,33 @@ class LedgerContract:
         ledger.register([upload(sequencer="30")])
         assert ledger.withdraw([Removal(bucket="uploads", key="a.jpg", sequencer="20")]) == 0
         assert state(ledger, image_id) is State.PENDING
+
+    @pytest.mark.parametrize("etag", ["e1", "e2"])
+    def test_the_highest_sequencer_wins_in_any_order(self, ledger: Ledger, etag: str) -> None:
+        """Created 01, created 03 and removed 02 leave the upload of 03 live, of whatever bytes.
+
+        A bridge registers neighbours in one call; so does this, and one by one.
+        """
+        for order in permutations(("01", "03", "-02")):
+            for size in (1, 2):
+                key = f"{order}{size}.jpg"
+                created = {
+                    "01": upload(key, sequencer="01"),
+                    "03": upload(key, sequencer="03", etag=etag),
+                }
+                answers = {}
+                for removal, run in groupby(order, lambda name: name == "-02"):
+                    if removal:
+                        ledger.withdraw([Removal(bucket="uploads", key=key, sequencer="02")])
+                        continue
+                    names = list(run)
+                    for at in range(0, len(names), size):
+                        call = names[at : at + size]
+                        found = ledger.register([created[name] for name in call])
+                        answers |= {n: one.image_id for n, one in zip(call, found, strict=True)}
+                assert state(ledger, answers["03"]) is State.PENDING, order
+                if answers["01"] != answers["03"]:
+                    assert state(ledger, answers["01"]) is State.WITHDRAWN, order
 
     def test_a_removed_version_takes_only_itself(self, ledger: Ledger) -> None:
         """Deleting a version leaves the others, and that version never comes back."""

@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def engine(context: typer.Context) -> Iterator[Engine]:
-    """Yield connections; what the database refuses becomes one line, without the statement."""
+def engine(context: typer.Context, *, pool_size: int | None = None) -> Iterator[Engine]:
+    """Yield connections, at most as many as the settings say unless `pool_size` does.
+
+    What the database refuses becomes one line, without the statement.
+    """
     from sqlalchemy import exc
 
     from worker.database.engine import build_engine
 
-    built = build_engine(cli.of(context).settings().postgres, application_name="unlatent-cli")
+    postgres = cli.of(context).settings().postgres
+    if pool_size is not None:
+        postgres = postgres.model_copy(update={"pool_size": pool_size})
+    built = build_engine(postgres, application_name="unlatent-cli")
     try:
         yield built
     except exc.DBAPIError as error:

@@ -6,6 +6,7 @@ operator's.
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 from uuid import UUID
 
@@ -72,13 +73,13 @@ def retain(
     erase: Annotated[UUID | None, typer.Option(help="Ask for this image's deletion first.")] = None,
     reason: Annotated[str, typer.Option(help="Why it is deleted.")] = "on request",
 ) -> None:
-    """Remove what is older than the settings keep, and finish requested deletions."""
+    """Remove what is older than the settings keep, and finish requested deletions, to the end."""
     from worker.moderation import retention
     from worker.retraining.erasure import SnapshotShards
     from worker.storage.s3 import S3Storage, open_storage
 
     settings = cli.of(context).settings()
-    with queries.engine(context) as engine:
+    with queries.engine(context, pool_size=retention.CONCURRENCY) as engine:
         if erase is not None:
             retention.request_erasure(engine, erase, reason=reason)
         shards = SnapshotShards(engine, open_storage(settings), settings.training.bucket)
@@ -90,8 +91,17 @@ def retain(
             shards=shards,
             evidence_bucket=settings.moderation.evidence_bucket,
         )
+        begun = time.monotonic()
         done = job.run()
-    typer.echo(f"{done.erased} erased, {done.originals} originals, {done.evidence} evidence")
+    took_s = max(time.monotonic() - begun, 0.001)
+    rate = (done.erased + done.originals + done.evidence) / took_s
+    typer.echo(
+        f"{done.erased} erased, {done.originals} originals, {done.evidence} evidence "
+        f"in {took_s:.1f} s ({rate:.1f}/s)"
+    )
+    if done.failed:
+        typer.echo(f"{done.failed} could not be removed: the log says why of each", err=True)
+        raise typer.Exit(1)
 
 
 @commands.command()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from worker.ingest.events import EventError, Ignored, own_event, parse
 from worker.ledger.interface import Removal, Upload
+from worker.storage.interface import AccessDenied
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from worker.ledger.interface import Ledger
@@ -44,7 +45,7 @@ def reconcile(
     """
     counts, ignored = Reconciled(), Counter[str]()
     batch: list[Upload] = []
-    for facts in storage.list(bucket):
+    for facts in _current(bucket, storage):
         if facts.modified_at is not None and facts.modified_at < since:
             continue
         upload = _upload(facts)
@@ -57,6 +58,14 @@ def reconcile(
             counts = _add(batch, counts, ledger, publisher)
             batch = []
     return replace(_add(batch, counts, ledger, publisher), ignored=dict(ignored))
+
+
+def _current(bucket: str, storage: Storage) -> Iterator[ObjectFacts]:
+    """List the current objects, with their versions where this worker may list those."""
+    try:
+        yield from (facts for facts in storage.versions(bucket) if facts.latest)
+    except AccessDenied:
+        yield from storage.list(bucket)
 
 
 def _upload(facts: ObjectFacts) -> Upload | Ignored:

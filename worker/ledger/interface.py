@@ -77,7 +77,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """One object that a producer says was stored; identity is (bucket, key, version_id, etag).
+    """One object that a producer says was stored; `worker.ledger.identity` says which are the same.
 
     `etag` is unquoted; at least one of `version_id` and `etag` is set before an upload is
     registered (the bridge completes it by HEAD). `sequencer` is S3's hexadecimal order of events
@@ -259,9 +259,6 @@ KILLED_WORKER = "killed_worker"
 #: The `reason` of withdrawn rows.
 REMOVED = "removed"
 
-#: (bucket, key, version id, etag)
-Identity = tuple[str, str, str | None, str | None]
-
 #: How long a pending row may wait for its first message before the sweeper sends one: longer than
 #: a bridge takes from commit to publication.
 NEVER_PUBLISHED_GRACE = timedelta(seconds=30)
@@ -275,13 +272,11 @@ def truncate_detail(detail: str) -> str:
     return detail.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_DETAIL]
 
 
-def identity(upload: Upload) -> Identity:
-    """Return what makes two events the same upload."""
-    return upload.bucket, upload.key, upload.version_id, upload.etag
-
-
 def sequencer_rank(sequencer: str) -> str:
-    """Make S3 sequencers comparable: hexadecimal, padded with zeros on the right."""
+    """Make S3 sequencers comparable: hexadecimal, padded with zeros on the right.
+
+    So Amazon's guide has them compared: "Event message structure" in the S3 User Guide.
+    """
     return sequencer.upper().ljust(64, "0")
 
 
@@ -314,10 +309,16 @@ class Ledger(Protocol):
     """Every method is one transaction; all raise `TransientError` when the database is away."""
 
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
-        """Insert what is new, in one transaction; duplicates and stale events change nothing."""
+        """Insert what is new, in one transaction; stale events change nothing.
+
+        A duplicate only adds what its row lacks (`worker.ledger.identity`).
+        """
 
     def withdraw(self, removals: Sequence[Removal]) -> int:
-        """Move the rows of removed objects to `withdrawn`; return how many moved."""
+        """Move the rows of removed objects to `withdrawn`; return how many moved.
+
+        Rows whose original retention removed stay as they are: their verdicts go on counting.
+        """
 
     def mark_published(self, image_ids: Sequence[UUID]) -> None:
         """Stamp the rows whose messages were just published."""

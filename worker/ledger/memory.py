@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from threading import RLock
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
 
+from worker.ledger.identity import Address, KnownUpload, place
 from worker.ledger.interface import (
     KILLED_WORKER,
     NEVER_PUBLISHED_GRACE,
@@ -27,15 +28,13 @@ from worker.ledger.interface import (
     UnknownImage,
     Upload,
     Verdict,
-    identity,
-    is_stale,
     removal_applies,
-    sequencer_rank,
     truncate_detail,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from uuid import UUID
 
 
 @dataclass(slots=True)
@@ -94,43 +93,33 @@ class MemoryLedger:
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
         """Insert what is new; the answers are in the order of `uploads`."""
         with self._lock:
-            answers = [self._register(upload) for upload in uploads]
-            # A repeated upload in one call is answered as new once, like a repeated call later.
-            seen: set[UUID] = set()
-            for position, answer in enumerate(answers):
-                if answer.image_id in seen:
-                    answers[position] = replace(answer, created=False, unpublished=False)
-                seen.add(answer.image_id)
+            rows: dict[Address, list[KnownUpload]] = {(one.bucket, one.key): [] for one in uploads}
+            for image in self.images.values():
+                address = image.upload.bucket, image.upload.key
+                if address in rows:
+                    rows[address].append(_known(image))
+            removals: dict[Address, list[Removal]] = {}
+            for removal in self._removals:
+                removals.setdefault((removal.bucket, removal.key), []).append(removal)
+            answers = place(uploads, rows, removals)
+            for row in chain.from_iterable(rows.values()):
+                self._store(row)
             return answers
 
-    def _register(self, upload: Upload) -> Registration:
-        late = any(
-            (removal.bucket, removal.key) == (upload.bucket, upload.key)
-            and is_stale(upload, removal)
-            for removal in self._removals
-        )
-        same = [i for i in self.images.values() if identity(i.upload) == identity(upload)]
-        known = next((i for i in reversed(same) if late or i.state is not State.WITHDRAWN), None)
-        if known is not None:
-            if _rank(upload.sequencer) > _rank(known.upload.sequencer):
-                known.upload = replace(known.upload, sequencer=upload.sequencer)
-            return Registration(
-                image_id=known.image_id,
-                created=False,
-                priority=known.upload.priority,
-                unpublished=known.state is State.PENDING and known.published_at is None,
+    def _store(self, row: KnownUpload) -> None:
+        if row.new:
+            now = _now()
+            self.images[row.image_id] = MemoryImage(
+                image_id=row.image_id, upload=row.upload, created_at=now, state_since=now
             )
-        now = _now()
-        image = MemoryImage(image_id=uuid4(), upload=upload, created_at=now, state_since=now)
-        self.images[image.image_id] = image
-        if late:
+        elif not row.changed:
+            return
+        image = self.images[row.image_id]
+        image.upload = row.upload
+        if row.hurried:
+            image.published_at = None
+        if not row.live:
             image.move(State.WITHDRAWN, reason=REMOVED)
-        return Registration(
-            image_id=image.image_id,
-            created=not late,
-            priority=upload.priority,
-            unpublished=not late,
-        )
 
     def withdraw(self, removals: Sequence[Removal]) -> int:
         """Move the rows of removed objects to `withdrawn`, and remember the removals."""
@@ -398,8 +387,14 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _rank(sequencer: str | None) -> str:
-    return sequencer_rank(sequencer or "")
+def _known(image: MemoryImage) -> KnownUpload:
+    return KnownUpload(
+        image_id=image.image_id,
+        upload=image.upload,
+        live=image.state is not State.WITHDRAWN,
+        pending=image.state is State.PENDING,
+        published=image.published_at is not None,
+    )
 
 
 def _unpublished(images: Iterable[MemoryImage]) -> list[Registration]:

@@ -1,28 +1,28 @@
 """The ledger over Postgres: every method is one transaction, every clock is Postgres'.
 
 Rows of `images` are always locked in the order of their ids, so that overlapping batches wait for
-each other and never deadlock. An open lease is a row with `closed_at IS NULL`; a unique index
-makes two open leases of one image impossible, not merely unlikely.
+each other and never deadlock. What adds or withdraws rows of a key holds a lock on the key first:
+of two bridges, none misses what the other one does. An open lease is a row with `closed_at IS
+NULL`; a unique index makes two open leases of one image impossible, not merely unlikely.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, exists, func, or_, select, true, tuple_, update
+from sqlalchemy import bindparam, exists, func, or_, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 
 from worker.database.engine import LedgerUnavailable, transaction
 from worker.ledger import provenance, statements
+from worker.ledger.identity import place
 from worker.ledger.interface import (
     NEVER_PUBLISHED_GRACE,
-    REMOVED,
     AlreadyDone,
     Backlog,
     DeathPolicy,
     HeldElsewhere,
-    Identity,
     ImageFacts,
     Lease,
     LeaseOutcome,
@@ -30,9 +30,7 @@ from worker.ledger.interface import (
     Registration,
     Role,
     State,
-    Upload,
     Verdict,
-    identity,
     removal_applies,
     truncate_detail,
 )
@@ -41,17 +39,17 @@ from worker.ledger.tables import Image, LeaseRow, VerdictRow
 from worker.ledger.tables_moderation import Erasure, Review
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine, Row, Select
 
-    from worker.ledger.interface import Removal
+    from worker.ledger.interface import Removal, Upload
 
     AnyRow = Row[*tuple[Any, ...]]
 
-#: How often `register` looks again when a conflicting row was withdrawn between two statements.
+#: How often `register` looks again when a release that takes no locks inserted the same upload.
 REGISTER_TRIES = 3
 
 
@@ -66,38 +64,29 @@ class PostgresLedger:
 
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
         """Insert what is new; the answers are in the order of `uploads`."""
-        wanted = {identity(upload): upload for upload in reversed(uploads)}
-        answers: dict[Identity, Registration] = {}
+        if not uploads:
+            return []
+        addresses = {(upload.bucket, upload.key) for upload in uploads}
         with transaction(self._engine) as connection:
-            late = statements.find_late_events(connection, wanted.values())
-            for upload in late:
-                answers[identity(upload)] = statements.register_withdrawn(connection, upload)
-            # Sorted, so that two bridges with overlapping batches do not deadlock.
-            order = sorted(wanted, key=lambda known: [part or "" for part in known])
+            statements.lock_addresses(connection, addresses)
             for _ in range(REGISTER_TRIES):
-                missing = [wanted[known] for known in order if known not in answers]
-                if not missing:
-                    break
-                answers |= statements.insert_new(connection, missing)
-                answers |= statements.find_known(
-                    connection, [u for u in missing if identity(u) not in answers]
-                )
-            else:
-                raise LedgerUnavailable(
-                    "uploads are withdrawn while they are registered: try again"
-                )
-        return _once(answers[identity(upload)] for upload in uploads)
+                rows = statements.find_uploads(connection, uploads)
+                answers = place(uploads, rows, statements.find_removals(connection, addresses))
+                if statements.store_uploads(connection, chain.from_iterable(rows.values())):
+                    return answers
+        raise LedgerUnavailable("others register the same uploads without a lock: try again")
 
     def withdraw(self, removals: Sequence[Removal]) -> int:
         """Move the rows of removed objects to `withdrawn`, and remember the removals."""
         if not removals:
             return 0
+        addresses = {(removal.bucket, removal.key) for removal in removals}
         with transaction(self._engine) as connection:
+            statements.lock_addresses(connection, addresses)
             statements.record_removals(connection, removals)
-            keys = {(removal.bucket, removal.key) for removal in removals}
             rows = connection.execute(
                 select(Image.id, Image.bucket, Image.key, Image.version_id, Image.sequencer)
-                .where(tuple_(Image.bucket, Image.key).in_(keys), Image.state != State.WITHDRAWN)
+                .where(statements.at(addresses), Image.state != State.WITHDRAWN)
                 .order_by(Image.id)
                 .with_for_update()
             )
@@ -110,12 +99,7 @@ class PostgresLedger:
                     for removal in removals
                 )
             ]
-            connection.execute(
-                update(Image)
-                .where(statements.among(Image.id, gone))
-                .values(state=State.WITHDRAWN, reason=REMOVED, detail=None, state_since=NOW)
-            )
-        return len(gone)
+            return statements.withdraw(connection, gone)
 
     # Publication ----------------------------------------------------------------------------------
 
@@ -395,17 +379,6 @@ class PostgresLedger:
         columns = chosen.with_only_columns(Image.id, Image.priority)
         with transaction(self._engine) as connection:
             return [_unpublished(row) for row in connection.execute(columns)]
-
-
-def _once(answers: Iterable[Registration]) -> list[Registration]:
-    """Let only the first of several answers for one image say that it is new or unpublished."""
-    seen: set[UUID] = set()
-    result = []
-    for answer in answers:
-        repeated = answer.image_id in seen
-        seen.add(answer.image_id)
-        result.append(replace(answer, created=False, unpublished=False) if repeated else answer)
-    return result
 
 
 def _unpublished(row: AnyRow) -> Registration:

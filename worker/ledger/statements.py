@@ -5,31 +5,42 @@ Each takes an open connection and leaves the transaction to its caller.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import asdict, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import any_, func, literal, or_, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import (
+    ARRAY,
+    Text,
+    any_,
+    bindparam,
+    exc,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
 
+from worker.ledger.identity import KnownUpload
 from worker.ledger.interface import (
     KILLED_WORKER,
     REMOVED,
     HeldElsewhere,
-    Identity,
     ImageFacts,
     Lease,
     LeaseOutcome,
     Purpose,
-    Registration,
     Removal,
     Role,
     State,
     UnknownImage,
     Upload,
     Verdict,
-    identity,
-    is_stale,
     sequencer_rank,
     truncate_detail,
 )
@@ -41,6 +52,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, Row, SQLColumnExpression
     from sqlalchemy.orm import InstrumentedAttribute
+
+    from worker.ledger.identity import Address
 
     AnyRow = Row[*tuple[Any, ...]]
 
@@ -64,6 +77,30 @@ FACTS = (
 CHUNK = 1000
 
 RETRIED = (LeaseOutcome.RETRY, LeaseOutcome.UNREADABLE)
+#: The columns of `images` that an event fills.
+_UPLOAD = (
+    Image.bucket,
+    Image.key,
+    Image.version_id,
+    Image.etag,
+    Image.sequencer,
+    Image.size_bytes,
+    Image.content_type,
+    Image.claimed_sha256,
+    Image.source,
+    Image.uploader,
+    Image.priority,
+    Image.uploaded_at,
+)
+#: Those that a later event of the same upload may change; decoding owns the size.
+_LEARNT = tuple(
+    column.key for column in _UPLOAD if column.key not in {"bucket", "key", "size_bytes"}
+)
+
+#: Locks that all keys share, in a space of their own: no transaction holds more of them.
+_ADDRESS_LOCKS = 256
+_ADDRESS_LOCK_SPACE = 1_970_170_977
+
 LIVE = (LeaseRow.closed_at.is_(None)) & (LeaseRow.until > NOW)
 DIED = or_(
     LeaseRow.outcome == LeaseOutcome.DEATH, LeaseRow.closed_at.is_(None) & (LeaseRow.until <= NOW)
@@ -85,20 +122,67 @@ def among(column: InstrumentedAttribute[_T], values: Collection[_T]) -> ColumnEl
 # Statements of register and withdraw --------------------------------------------------------------
 
 
-def find_late_events(connection: Connection, uploads: Collection[Upload]) -> list[Upload]:
-    """Choose the uploads that are known to be older than a removal of their object."""
-    keys = {(upload.bucket, upload.key) for upload in uploads}
-    removals: dict[tuple[str, str], list[Removal]] = {}
-    for row in (
-        row
-        for some in in_chunks(keys)
-        for row in connection.execute(
-            select(ObjectRemoval.__table__).where(
-                tuple_(ObjectRemoval.bucket, ObjectRemoval.key).in_(some)
+def at(addresses: Collection[Address], table: type[Image | ObjectRemoval] = Image) -> Any:
+    """Match rows of these buckets and keys, however many there are: two parameters in all."""
+    buckets, keys = zip(*addresses, strict=True)
+    wanted = select(func.unnest(_texts(buckets)), func.unnest(_texts(keys)))
+    return tuple_(table.bucket, table.key).in_(wanted)
+
+
+def _texts(values: Iterable[str]) -> ColumnElement[Any]:
+    return bindparam(None, list(values), ARRAY(Text))
+
+
+def lock_addresses(connection: Connection, addresses: Collection[Address]) -> None:
+    """Keep other transactions that register or withdraw these keys waiting until this one's end.
+
+    Keys share a fixed number of locks: a batch must not fill the server's table of locks.
+    """
+    parts = {zlib.crc32(f"{bucket}/{key}".encode()) % _ADDRESS_LOCKS for bucket, key in addresses}
+    # In their order, so that two batches never wait for each other.
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(:space, part) FROM unnest(CAST(:parts AS int[])) part"),
+        {"space": _ADDRESS_LOCK_SPACE, "parts": sorted(parts)},
+    )
+
+
+def find_uploads(
+    connection: Connection, uploads: Sequence[Upload]
+) -> dict[Address, list[KnownUpload]]:
+    """Read the rows that may be these uploads, withdrawn ones too, by key, the oldest first."""
+    found: dict[Address, list[KnownUpload]] = {(one.bucket, one.key): [] for one in uploads}
+    etags = {upload.etag for upload in uploads if upload.etag}
+    versions = {upload.version_id for upload in uploads if upload.version_id}
+    rows = connection.execute(
+        select(*_UPLOAD, Image.id, Image.state, Image.published_at)
+        .where(
+            at(found),
+            or_(Image.etag == any_(_texts(etags)), Image.version_id == any_(_texts(versions))),
+        )
+        .order_by(Image.created_at, Image.id)
+    )
+    for row in rows:
+        found[row.bucket, row.key].append(
+            KnownUpload(
+                image_id=row.id,
+                upload=upload_of(row),
+                live=row.state != State.WITHDRAWN,
+                pending=row.state == State.PENDING,
+                published=row.published_at is not None,
             )
         )
+    return found
+
+
+def find_removals(
+    connection: Connection, addresses: Collection[Address]
+) -> dict[Address, list[Removal]]:
+    """Read what was removed under these keys."""
+    found: dict[Address, list[Removal]] = {}
+    for row in connection.execute(
+        select(ObjectRemoval.__table__).where(at(addresses, ObjectRemoval))
     ):
-        removals.setdefault((row.bucket, row.key), []).append(
+        found.setdefault((row.bucket, row.key), []).append(
             Removal(
                 bucket=row.bucket,
                 key=row.key,
@@ -106,88 +190,60 @@ def find_late_events(connection: Connection, uploads: Collection[Upload]) -> lis
                 sequencer=row.sequencer,
             )
         )
-    return [
-        upload
-        for upload in uploads
-        if any(
-            is_stale(upload, removal) for removal in removals.get((upload.bucket, upload.key), ())
-        )
-    ]
-
-
-def register_withdrawn(connection: Connection, upload: Upload) -> Registration:
-    """Answer an upload that was removed before we heard of it: a row that never was pending."""
-    known = connection.scalar(
-        select(Image.id)
-        .where(
-            Image.bucket == upload.bucket,
-            Image.key == upload.key,
-            Image.version_id.is_not_distinct_from(upload.version_id),
-            Image.etag.is_not_distinct_from(upload.etag),
-        )
-        .order_by(Image.created_at.desc())
-        .limit(1)
-    )
-    if known is None:
-        known = connection.scalars(
-            insert(Image)
-            .values(**_upload_columns(upload), state=State.WITHDRAWN, reason=REMOVED)
-            .returning(Image.id)
-        ).one()
-    return Registration(image_id=known, created=False, priority=upload.priority)
-
-
-def insert_new(connection: Connection, uploads: list[Upload]) -> dict[Identity, Registration]:
-    """Insert what is not there yet; answers only for what was inserted."""
-    created: dict[Identity, Registration] = {}
-    for some in in_chunks(uploads):
-        rows = connection.execute(
-            insert(Image)
-            .values([_upload_columns(upload) for upload in some])
-            .on_conflict_do_nothing(
-                index_elements=["bucket", "key", "version_id", "etag"],
-                index_where=text("state <> 'withdrawn'"),
-            )
-            .returning(
-                Image.id, Image.bucket, Image.key, Image.version_id, Image.etag, Image.priority
-            )
-        )
-        created |= {
-            (row.bucket, row.key, row.version_id, row.etag): Registration(
-                image_id=row.id, created=True, priority=row.priority, unpublished=True
-            )
-            for row in rows
-        }
-    return created
-
-
-def find_known(connection: Connection, uploads: list[Upload]) -> dict[Identity, Registration]:
-    """Find the rows of duplicates; a later event of the same object moves its sequencer on."""
-    wanted = {identity(upload): upload for upload in uploads}
-    rows = [
-        row
-        for some in in_chunks({known[:2] for known in wanted})
-        for row in connection.execute(
-            select(Image.__table__).where(
-                tuple_(Image.bucket, Image.key).in_(some), Image.state != State.WITHDRAWN
-            )
-        )
-    ]
-    found = {}
-    for row in sorted(rows, key=lambda row: row.id):
-        known = (row.bucket, row.key, row.version_id, row.etag)
-        if known not in wanted:
-            continue
-        found[known] = Registration(
-            image_id=row.id,
-            created=False,
-            priority=row.priority,
-            unpublished=row.state == State.PENDING and row.published_at is None,
-        )
-        sequencer = wanted[known].sequencer
-        if sequencer and sequencer_rank(sequencer) > sequencer_rank(row.sequencer or ""):
-            connection.execute(update(Image).where(Image.id == row.id).values(sequencer=sequencer))
     return found
+
+
+def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
+    """Write what registration added and changed; False, and nothing, when an upload is there."""
+    rows = list(rows)
+    added = [row for row in rows if row.new]
+    changed = sorted((r for r in rows if r.changed and not r.new), key=lambda row: row.image_id)
+    try:
+        with connection.begin_nested():
+            if added:
+                connection.execute(insert(Image), [_new_row(row) for row in added])
+            if changed:
+                connection.execute(
+                    update(Image)
+                    .where(Image.id == bindparam("image_id"))
+                    .values({name: bindparam(f"new_{name}") for name in _LEARNT}),
+                    [_learnt(row) for row in changed],
+                )
+    except exc.IntegrityError:
+        return False
+    gone = [row.image_id for row in changed if not row.live]
+    if gone:
+        withdraw(connection, gone)
+    hurried = [row.image_id for row in changed if row.hurried]
+    if hurried:
+        connection.execute(
+            update(Image)
+            .where(among(Image.id, hurried), Image.state == State.PENDING)
+            .values(published_at=None)
+        )
+    restored = [row.image_id for row in changed if row.restored]
+    if restored:
+        # Not to the time of the event: a wrong clock would keep the object for ever.
+        connection.execute(
+            update(Image)
+            .where(among(Image.id, restored))
+            .values(restored_at=NOW, expiring_at=None, object_removed_at=None)
+        )
+    return True
+
+
+def withdraw(connection: Connection, image_ids: Collection[UUID]) -> int:
+    """End images whose objects were removed; not those whose time retention had ended before."""
+    withdrawn = connection.execute(
+        update(Image)
+        .where(
+            among(Image.id, image_ids),
+            Image.state != State.WITHDRAWN,
+            Image.expiring_at.is_(None),
+        )
+        .values(state=State.WITHDRAWN, reason=REMOVED, detail=None, state_since=NOW)
+    )
+    return withdrawn.rowcount
 
 
 def record_removals(connection: Connection, removals: Sequence[Removal]) -> None:
@@ -355,6 +411,19 @@ def _upload_columns(upload: Upload) -> dict[str, Any]:
     columns["size_bytes"] = columns.pop("size")
     columns["claimed_sha256"] = columns.pop("sha256")
     return columns
+
+
+def _new_row(row: KnownUpload) -> dict[str, Any]:
+    return _upload_columns(row.upload) | {
+        "id": row.image_id,
+        "state": State.PENDING if row.live else State.WITHDRAWN,
+        "reason": None if row.live else REMOVED,
+    }
+
+
+def _learnt(row: KnownUpload) -> dict[str, Any]:
+    columns = _upload_columns(row.upload)
+    return {"image_id": row.image_id} | {f"new_{name}": columns[name] for name in _LEARNT}
 
 
 def upload_of(image: AnyRow) -> Upload:

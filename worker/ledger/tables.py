@@ -61,6 +61,14 @@ class Image(Base):
             postgresql_where=text("state IN ('failed', 'quarantined')"),
         ),
         Index("ix_images_created_at", "created_at"),
+        Index(
+            "ix_images_kept",
+            "created_at",
+            "id",
+            postgresql_where=text(
+                "object_removed_at IS NULL AND erased_at IS NULL AND state <> 'pending'"
+            ),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -93,6 +101,10 @@ class Image(Base):
     #: When retention removed the object, and when a request erased what identifies the upload.
     object_removed_at: Mapped[datetime | None]
     erased_at: Mapped[datetime | None]
+    #: When retention took the object up for removal: what removes it from now on is retention.
+    expiring_at: Mapped[datetime | None]
+    #: When the object was stored again with the same bytes: its time counts from then.
+    restored_at: Mapped[datetime | None]
 
 
 class ObjectRemoval(Base):
@@ -220,6 +232,12 @@ class VerdictRow(Base):
             "scored_at",
             "id",
             postgresql_where=text("role = 'champion' AND (tier <> 'allow' OR label <> 'real')"),
+        ),
+        Index(
+            "ix_verdicts_evidence",
+            "scored_at",
+            "id",
+            postgresql_where=text("evidence_uri IS NOT NULL"),
         ),
     )
 

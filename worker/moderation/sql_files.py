@@ -160,6 +160,8 @@ GRANT EXECUTE ON FUNCTION
     app.tier_of(float8, text, float8, float8, float8),
     app.check_breakers(),
     app.resume_flagging(text, text, text),
+    app.rows_of_object(uuid),
+    app.is_held(uuid),
     app.erase_rows(uuid)
 TO unlatent_app;
 """

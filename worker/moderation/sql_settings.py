@@ -21,6 +21,8 @@ def write_sql_settings(owner_url: str, settings: Settings) -> None:
         "image_url": moderation.image_url,
         "evidence_url": moderation.evidence_url,
         "claim_minutes": str(moderation.claim_minutes),
+        "originals_days": _text(settings.retention.originals_days),
+        "evidence_days": _text(settings.retention.evidence_days),
         "webhook_topics": ",".join(settings.webhooks.topics) if settings.webhooks.url else None,
     }
     engine = create_engine(owner_url, poolclass=NullPool)
@@ -34,3 +36,7 @@ def write_sql_settings(owner_url: str, settings: Settings) -> None:
                 added.on_conflict_do_update(index_elements=["name"], set_={"value": value})
             )
     engine.dispose()
+
+
+def _text(number: float | None) -> str | None:
+    return None if number is None else str(number)

@@ -33,6 +33,43 @@ _DRIFT = (
 RUN_STATES = ("running", "finished", "empty", "failed", "refused")
 
 
+#: Counting goes no further: a long backlog must not make the count itself slow.
+MOST_COUNTED = 10_000
+
+#: What retention has still to remove, the oldest first, and since when. The number of days is that
+#: of the last migration.
+_OVERDUE = {
+    "originals": (
+        "SELECT greatest(i.created_at, i.restored_at) + c.value::float8 * interval '1 day' AS due"
+        " FROM app.config c JOIN app.images i"
+        " ON i.created_at < now() - c.value::float8 * interval '1 day'"
+        " WHERE c.name = 'originals_days' AND i.object_removed_at IS NULL AND i.erased_at IS NULL"
+        " AND i.state <> 'pending'"
+        " AND coalesce(i.restored_at < now() - c.value::float8 * interval '1 day', true)"
+        " AND NOT EXISTS (SELECT FROM app.legal_holds h"
+        " WHERE h.image_id = i.id AND h.lifted_at IS NULL)"
+        " ORDER BY i.created_at LIMIT {most}"
+    ),
+    "evidence": (
+        "SELECT v.scored_at + c.value::float8 * interval '1 day' AS due"
+        " FROM app.config c JOIN app.verdicts v"
+        " ON v.scored_at < now() - c.value::float8 * interval '1 day'"
+        " WHERE c.name = 'evidence_days' AND v.evidence_uri IS NOT NULL"
+        " AND NOT EXISTS (SELECT FROM app.legal_holds h"
+        " WHERE h.image_id = v.image_id AND h.lifted_at IS NULL)"
+        " ORDER BY v.scored_at LIMIT {most}"
+    ),
+}
+
+
+def _overdue(value: str, most: int) -> str:
+    """Ask for one value of each kind's first overdue objects."""
+    return " UNION ALL ".join(
+        f"(SELECT '{kind}', {value} FROM ({query.format(most=most)}) o HAVING count(*) > 0)"  # noqa: S608 - constants
+        for kind, query in _OVERDUE.items()
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class GaugeQuery:
     """One gauge and the query that reads it: the labels' columns, then the value.
@@ -109,6 +146,19 @@ GAUGES = (
         "Age of the oldest request to erase an image that is not carried out.",
         "SELECT extract(epoch FROM clock_timestamp() - min(requested_at)) FROM app.erasures"
         " WHERE rows_done_at IS NULL HAVING count(*) > 0",
+    ),
+    GaugeQuery(
+        "retention_overdue_objects",
+        f"Objects that are kept longer than they may be, {MOST_COUNTED} at most.",
+        _overdue("count(*)", MOST_COUNTED),
+        labels=("kind",),
+        always=tuple((kind,) for kind in _OVERDUE),
+    ),
+    GaugeQuery(
+        "retention_overdue_seconds",
+        "For how long the oldest of those is kept beyond its time.",
+        _overdue("extract(epoch FROM clock_timestamp() - min(due))", 1),
+        labels=("kind",),
     ),
     GaugeQuery(
         "training_runs",

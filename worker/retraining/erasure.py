@@ -12,6 +12,7 @@ from worker.database.engine import transaction
 from worker.ledger.tables_training import TrainingRun
 from worker.retraining.dataset_store import BucketStore
 from worker.retraining.snapshots import Snapshots
+from worker.storage.interface import remove
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -38,12 +39,19 @@ class SnapshotShards:
             store = BucketStore(self._storage, self._bucket, prefix)
             if store.read(MANIFEST) is not None:
                 remove_samples(store, [str(image_id)], reason="erased", at=datetime.now(UTC))
+                self._forget_hidden(prefix)
             elif self._running():
                 clean = False
             else:
-                for found in list(self._storage.list(self._bucket, prefix=prefix)):
-                    self._storage.delete(self._bucket, found.key)
+                remove(self._storage, list(self._storage.versions(self._bucket, prefix=prefix)))
         return clean
+
+    def _forget_hidden(self, prefix: str) -> None:
+        """Remove what a bucket with versions keeps of shards that were replaced or removed."""
+        hidden = [
+            one for one in self._storage.versions(self._bucket, prefix=prefix) if not one.latest
+        ]
+        remove(self._storage, hidden)
 
     def _running(self) -> bool:
         with transaction(self._engine) as connection:

@@ -17,7 +17,7 @@ from PIL import Image
 from detection.errors import SettingsError
 from detection.evidence import overlay
 from detection.score import Label, Score
-from worker.storage.interface import parse_uri
+from worker.storage.interface import parse_uri, purge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ def store_evidence(
     uri = f"s3://{bucket}/{key}"
     if ledger.attach_evidence(verdict.image_id, model_version=verdict.model_version, uri=uri):
         return uri
-    storage.delete(bucket, key)
+    purge(storage, bucket, key)
     return None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from detection.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
 
@@ -75,6 +75,12 @@ class ObjectReplaced(PermanentError):
     reason: ClassVar[str] = "object_replaced"
 
 
+class ObjectKept(PermanentError):
+    """The object is still readable after it was removed: a lock or the store's rules keep it."""
+
+    reason: ClassVar[str] = "object_kept"
+
+
 class ObjectTooLarge(PermanentError):
     """The object is larger than the limit on bytes."""
 
@@ -86,7 +92,8 @@ class ObjectFacts:
     """What HEAD or a listing says of an object.
 
     `size` is None where storage does not say it. `etag` is as in `worker.storage.etags`: None where
-    storage says nothing that tells this object from its successor.
+    storage says nothing that tells this object from its successor. `latest` is False for a version
+    that another one, or a delete marker, hides.
     """
 
     bucket: str
@@ -96,6 +103,11 @@ class ObjectFacts:
     version_id: str | None = None
     content_type: str | None = None
     modified_at: datetime | None = None
+    latest: bool = True
+
+
+#: S3's name for the version of an object that was stored while its bucket had no versions.
+NULL_VERSION = "null"
 
 
 class Storage(Protocol):
@@ -118,11 +130,47 @@ class Storage(Protocol):
     def put(self, bucket: str, key: str, body: bytes, *, content_type: str) -> ObjectFacts:
         """Store one object."""
 
-    def delete(self, bucket: str, key: str) -> None:
-        """Remove one object; removing what is not there is no error."""
+    def delete(
+        self, bucket: str, key: str, *, version_id: str | None = None, etag: str | None = None
+    ) -> None:
+        """Remove one object, or one version of it; removing what is not there is no error.
+
+        With `etag`, only while that is the object's: raises `ObjectReplaced` otherwise. Without
+        `version_id`, a bucket with versions only hides the object.
+        """
 
     def list(self, bucket: str, *, prefix: str = "") -> Iterator[ObjectFacts]:
         """List the current objects of a bucket in key order."""
+
+    def versions(self, bucket: str, *, prefix: str = "") -> Iterator[ObjectFacts]:
+        """List every version of every object in key order, the newest of a key first.
+
+        In a bucket without versions that is the current objects, with `NULL_VERSION` or no version
+        as the store has it. Delete markers are no objects.
+        """
+
+    def versions_of(self, bucket: str, key: str) -> Sequence[ObjectFacts]:
+        """Return every version of one object, the newest first."""
+
+
+def purge(storage: Storage, bucket: str, key: str) -> None:
+    """Remove every version of an object that is this service's own; raises `ObjectKept`."""
+    remove(storage, storage.versions_of(bucket, key))
+    if storage.versions_of(bucket, key):
+        raise ObjectKept(f"{bucket}/{key} is still there after its removal")
+
+
+def remove(storage: Storage, versions: Iterable[ObjectFacts]) -> None:
+    """Remove versions of objects, each only while it is the one that was listed."""
+    for found in versions:
+        # What has a version id of its own never changes; the unnamed one may be overwritten.
+        unnamed = found.version_id in (None, NULL_VERSION) and found.latest
+        storage.delete(
+            found.bucket,
+            found.key,
+            version_id=found.version_id,
+            etag=found.etag if unnamed else None,
+        )
 
 
 def check_address(bucket: str, key: str, *, allowed: Collection[str]) -> None:

@@ -6,6 +6,7 @@ import functools
 import random
 import time
 from contextlib import closing
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import boto3
@@ -27,6 +28,7 @@ from worker.storage.interface import (
     AccessDenied,
     AnswerUnusable,
     ObjectFacts,
+    ObjectMissing,
     ObjectReplaced,
     ObjectTooLarge,
     StorageUnavailable,
@@ -34,7 +36,7 @@ from worker.storage.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from botocore.response import StreamingBody
@@ -54,6 +56,12 @@ _FIRST_DELAY_S = 0.2
 #: The answers to a condition that is not met, and to one that the server does not know.
 _NOT_MET = 412
 _NOT_UNDERSTOOD = 501
+#: Answers to a request that a store does not implement.
+_UNSUPPORTED = frozenset({400, 405, 501})
+
+#: Entries of a page of a listing, and of one that is asked for one key.
+_PAGE = 1000
+_SHORT_PAGE = 20
 
 
 class S3Storage:
@@ -198,10 +206,37 @@ class S3Storage:
             content_type=content_type,
         )
 
-    def delete(self, bucket: str, key: str) -> None:
-        """Remove one object; removing what is not there is no error."""
+    def delete(
+        self, bucket: str, key: str, *, version_id: str | None = None, etag: str | None = None
+    ) -> None:
+        """Remove one object, or one version of it; removing what is not there is no error.
+
+        With `etag`, HEAD compares first and the request says If-Match as well. A store that does
+        not know If-Match on DELETE (it ignores the header, or refuses it with 400 or 501) leaves
+        the moment between the two: what is stored in it is lost.
+        """
         check_address(bucket, key, allowed=self._buckets)
-        self._retrying(lambda: self._client.delete_object(Bucket=bucket, Key=key))
+        request = {"Bucket": bucket, "Key": key, **_version(version_id)}
+        try:
+            if etag is None:
+                self._retrying(lambda: self._client.delete_object(**request))
+            else:
+                self._delete_matching(request, etag)
+        except ObjectMissing:
+            return
+
+    def _delete_matching(self, request: dict[str, str], etag: str) -> None:
+        found = self.head(request["Bucket"], request["Key"], version_id=request.get("VersionId"))
+        # A store that tags nothing leaves nothing to compare.
+        if not is_same(etag, found.etag or etag):
+            raise ObjectReplaced("The object is another one by now.")
+        delete = functools.partial(self._client.delete_object, **request)
+        if is_stand_in(etag):
+            self._retrying(delete)
+            return
+        matching = functools.partial(delete, IfMatch=f'"{etag}"')
+        if self._retrying(functools.partial(_if_implemented, matching)) is None:
+            self._retrying(delete)
 
     def presign(self, bucket: str, key: str, *, expires_s: int) -> str:
         """Return an address that anybody can read the object at for a while; asks no server."""
@@ -229,6 +264,51 @@ class S3Storage:
             if not page.get("IsTruncated"):
                 return
             after = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def versions(self, bucket: str, *, prefix: str = "") -> Iterator[ObjectFacts]:
+        """List every version of every object in key order, the newest of a key first.
+
+        Needs the right to list versions. A store that has no such listing lists what is current.
+        """
+        check_address(bucket, prefix, allowed=self._buckets)
+        return self._versions(bucket, prefix, page=_PAGE)
+
+    def versions_of(self, bucket: str, key: str) -> Sequence[ObjectFacts]:
+        """Return every version of one object, the newest first."""
+        check_address(bucket, key, allowed=self._buckets)
+        # The key itself comes before whatever goes on after it.
+        listed = self._versions(bucket, key, page=_SHORT_PAGE)
+        return [*takewhile(lambda found: found.key == key, listed)]
+
+    def _versions(self, bucket: str, prefix: str, *, page: int) -> Iterator[ObjectFacts]:
+        request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": page}
+        any_listed = False
+        while True:
+            ask = functools.partial(self._client.list_object_versions, **request)
+            told = self._retrying(functools.partial(_if_implemented, ask))
+            if told is None:
+                if "KeyMarker" in request:
+                    raise StorageUnavailable("The listing of versions broke off.")
+                break
+            for found in told.get("Versions", ()):
+                any_listed = True
+                yield ObjectFacts(
+                    bucket=bucket,
+                    key=found["Key"],
+                    size=found["Size"],
+                    etag=_etag(found),
+                    version_id=found.get("VersionId"),
+                    modified_at=found["LastModified"],
+                    latest=found["IsLatest"],
+                )
+            any_listed |= bool(told.get("DeleteMarkers"))
+            if not told.get("IsTruncated"):
+                break
+            request["KeyMarker"] = told["NextKeyMarker"]
+            request["VersionIdMarker"] = told["NextVersionIdMarker"]
+        if not any_listed:
+            # A store may also know the request and name versions in its own way.
+            yield from self.list(bucket, prefix=prefix)
 
     def _retrying(
         self, call: Callable[[], _T], *, deadline: float | None = None, versioned: bool = False
@@ -294,6 +374,16 @@ def _is_mute(error: ClientError) -> bool:
     """Say whether a refusal without a code may have one when it is asked for with GET."""
     status, code, headers = _answer(error)
     return not code and sort_answer(status, code, headers) is not StorageUnavailable
+
+
+def _if_implemented(call: Callable[[], _T]) -> _T | None:
+    """Make a request that not every store knows; None when this one does not."""
+    try:
+        return call()
+    except ClientError as error:
+        if error.response["ResponseMetadata"].get("HTTPStatusCode") in _UNSUPPORTED:
+            return None
+        raise
 
 
 def _read(body: StreamingBody, *, max_bytes: int, deadline: float) -> bytes:

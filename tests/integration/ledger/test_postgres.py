@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import exc, text
+from sqlalchemy import event, exc, text
 
 from tests.support.ledger_contract import (
     LONG,
@@ -16,17 +18,50 @@ from tests.support.ledger_contract import (
     scored,
     upload,
 )
+from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable, build_engine, transaction
 from worker.ledger.interface import DeathPolicy, HeldElsewhere, Lease, Ledger, Removal
 from worker.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from uuid import UUID
 
     from sqlalchemy import Engine
 
     from worker.localstack import LocalStack
     from worker.settings import Settings
+
+
+@contextmanager
+def held_before_commit(engine: Engine) -> Iterator[tuple[Event, Event]]:
+    """Hold the first transaction that is ready to commit in the block until the second event."""
+    arrived, go_on = Event(), Event()
+
+    def hold(_connection: object) -> None:
+        if not arrived.is_set():
+            arrived.set()
+            go_on.wait(30)
+
+    event.listen(engine, "commit", hold)
+    try:
+        yield arrived, go_on
+    finally:
+        event.remove(engine, "commit", hold)
+
+
+def waiting_for_locks(engine: Engine) -> int:
+    """Count the sessions of this database that wait for another one's lock."""
+    with engine.connect() as connection:
+        return int(
+            connection.scalar(
+                text(
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                )
+            )
+            or 0
+        )
 
 
 class TestPostgresLedger(LedgerContract):
@@ -88,6 +123,60 @@ class TestPostgresLedger(LedgerContract):
         assert sum(answer.created for answer in answers) == 200
         with engine.connect() as connection:
             assert connection.scalar(text("SELECT count(*) FROM app.images")) == 200
+
+    @pytest.mark.parametrize("first", ["register", "withdraw"])
+    @pytest.mark.parametrize("sequencer", ["10", None])
+    def test_a_registration_and_a_removal_at_once_leave_nothing_pending(
+        self, ledger: Ledger, engine: Engine, first: str, sequencer: str | None
+    ) -> None:
+        """While one bridge stands before its commit another one comes: it sees what the first did.
+
+        Without sequencers, too: whichever came second then decides.
+        """
+        created = upload(sequencer=sequencer)
+        steps: dict[str, Callable[[], object]] = {
+            "register": lambda: ledger.register([created]),
+            "withdraw": lambda: ledger.withdraw(
+                [Removal(bucket="uploads", key="a.jpg", sequencer="20")]
+            ),
+        }
+        (second,) = steps.keys() - {first}
+        with ThreadPoolExecutor(2) as pool, held_before_commit(engine) as (arrived, go_on):
+            one = pool.submit(steps[first])
+            assert arrived.wait(10)
+            other = pool.submit(steps[second])
+            # It waits for the first, or it is through because nothing holds it.
+            eventually(
+                lambda: other.done() or waiting_for_locks(engine) > 0, what="the second bridge"
+            )
+            go_on.set()
+            one.result(10)
+            other.result(10)
+        pending = ledger.backlog().pending
+        assert pending == (1 if (first, sequencer) == ("withdraw", None) else 0)
+
+    def test_two_bridges_that_name_one_object_differently_make_one_row(
+        self, ledger: Ledger, engine: Engine
+    ) -> None:
+        """A hook's etag on one bridge, storage's version on another, many keys, both orders."""
+        keys = [f"{n}.jpg" for n in range(60)]
+        hooked = [upload(key, sequencer=None, source="web") for key in keys]
+        named = [upload(key, version_id=f"v-{key}") for key in reversed(keys)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ledger.register, [hooked, named, hooked[::-1], named[::-1]]))
+        with engine.connect() as connection:
+            rows = connection.execute(
+                text("SELECT key, version_id, source FROM app.images ORDER BY key")
+            ).all()
+        assert [tuple(row) for row in rows] == [(key, f"v-{key}", "web") for key in sorted(keys)]
+
+    def test_more_uploads_than_a_statement_has_parameters(self, ledger: Ledger) -> None:
+        """A batch of any size is one transaction; so are its repetition and its removal."""
+        uploads = [upload(f"{n}.jpg") for n in range(7000)]
+        assert all(answer.created for answer in ledger.register(uploads))
+        assert not any(answer.created for answer in ledger.register(uploads))
+        gone = [Removal(bucket="uploads", key=one.key, sequencer="20") for one in uploads[:200]]
+        assert ledger.withdraw(gone) == 200
 
     def test_every_change_of_state_is_in_the_audit(self, ledger: Ledger, engine: Engine) -> None:
         """Registration, verdict and withdrawal leave a row each, with who did it."""

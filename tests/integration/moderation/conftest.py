@@ -111,12 +111,15 @@ def scored(engine: Engine, settings: Settings) -> Callable[..., UUID]:
         pdq: bytes | None = None,
         evidence_uri: str | None = None,
         key: str | None = None,
+        etag: str = "e1",
+        version_id: str | None = None,
         uploader: str | None = "anna@example.com",
     ) -> UUID:
         upload = Upload(
             bucket=settings.s3.buckets[0],
             key=key or f"{uuid4().hex}.jpg",
-            etag="e1",
+            etag=etag,
+            version_id=version_id,
             source=source,
             uploader=uploader,
         )

@@ -5,19 +5,23 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from worker.ledger.tables_training import TrainingRun
 from worker.moderation import policies
 from worker.moderation.flagging_breaker import check_breakers
 from worker.moderation.policies import PolicyDraft
+from worker.moderation.sql_settings import write_sql_settings
 from worker.monitoring.database_gauges import GAUGES, RUN_STATES, DatabaseCollector
 from worker.retraining.runs import Ending, Runs
+from worker.settings import Retention, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
+    import psycopg
     from sqlalchemy import Engine
 
 
@@ -111,3 +115,38 @@ def test_a_run_shows_its_age_its_lease_and_its_stages(engine: Engine) -> None:
     assert value("training_runs", state="finished") == 1
     assert value("training_lease_seconds") is None
     assert value("training_finished_timestamp_seconds") is not None
+
+
+def test_what_is_kept_beyond_its_time_is_counted(
+    scored: Callable[..., UUID],
+    desk: Callable[..., Any],
+    engine: Engine,
+    settings: Settings,
+    superuser: psycopg.Connection,
+) -> None:
+    """By kind, with the age of the oldest; nothing is late without a limit or under a hold."""
+    images = [scored(evidence_uri="s3://b/k") for _ in range(4)]
+    for days, image in zip((1, 93, 95, 99), images, strict=True):
+        for table, column, key in (
+            ("images", "created_at", "id"),
+            ("verdicts", "scored_at", "image_id"),
+        ):
+            superuser.execute(
+                f"UPDATE app.{table} SET {column} = now() - make_interval(days => %s)"  # noqa: S608
+                f" WHERE {key} = %s",
+                [days, image],
+            )
+    desk(lead=True).value("SELECT moderation.place_hold(%s, 'court order 7')", images[3])
+    value = page(engine)
+    assert value("retention_overdue_objects", kind="originals") == 0
+    assert value("retention_overdue_seconds", kind="originals") is None
+    limited = settings.model_copy(
+        update={"retention": Retention(originals_days=90, evidence_days=94)}
+    )
+    assert settings.postgres.owner_url is not None
+    write_sql_settings(settings.postgres.owner_url.get_secret_value(), limited)
+    value = page(engine)
+    assert value("retention_overdue_objects", kind="originals") == 2
+    assert value("retention_overdue_objects", kind="evidence") == 1
+    assert value("retention_overdue_seconds", kind="originals") == pytest.approx(5 * 86400, abs=60)
+    assert value("retention_overdue_seconds", kind="evidence") == pytest.approx(86400, abs=60)

@@ -50,15 +50,18 @@ def keys(s3_client: Any, bucket: str) -> set[str]:
 
 
 @pytest.fixture
-def stored(scored: Callable[..., UUID], s3_client: Any, bucket: str) -> Callable[[str], UUID]:
+def stored(scored: Callable[..., UUID], s3_client: Any, bucket: str) -> Callable[..., UUID]:
     """Upload an object with its evidence and score it."""
 
-    def store(name: str) -> UUID:
-        for key in (f"{name}.jpg", f"evidence/{name}.png"):
-            s3_client.put_object(Bucket=bucket, Key=key, Body=b"x")
+    def store(name: str, body: bytes = b"x") -> UUID:
+        put = [
+            s3_client.put_object(Bucket=bucket, Key=key, Body=body)
+            for key in (f"{name}.jpg", f"evidence/{name}.png")
+        ]
         return scored(
             0.97, key=f"{name}.jpg", evidence_uri=f"s3://{bucket}/evidence/{name}.png",
-            pdq=bytes(range(32)), sha256="cd" * 32,
+            pdq=bytes(range(32)), sha256="cd" * 32, etag=put[0]["ETag"].strip('"'),
+            version_id=put[0].get("VersionId"),
         )  # fmt: skip
 
     return store
@@ -71,7 +74,7 @@ def storage(settings: Settings) -> S3Storage:
 
 
 def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
-    stored: Callable[[str], UUID],
+    stored: Callable[..., UUID],
     engine: Engine,
     storage: S3Storage,
     s3_client: Any,
@@ -131,7 +134,7 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
 
 
 def test_no_evidence_is_attached_to_what_is_to_be_erased(
-    stored: Callable[[str], UUID], engine: Engine
+    stored: Callable[..., UUID], engine: Engine
 ) -> None:
     """Evidence that comes after the request is refused, so that its maker takes it back."""
     image = stored("late")
@@ -148,7 +151,7 @@ def test_no_evidence_is_attached_to_what_is_to_be_erased(
 
 
 def test_an_erasure_that_was_cut_short_is_finished(
-    stored: Callable[[str], UUID],
+    stored: Callable[..., UUID],
     engine: Engine,
     storage: S3Storage,
     s3_client: Any,
@@ -161,7 +164,7 @@ def test_an_erasure_that_was_cut_short_is_finished(
     request_erasure(engine, image, reason="request")
     with monkeypatch.context() as away:
 
-        def refuse(_bucket: str, key: str) -> None:
+        def refuse(_bucket: str, key: str, **_: object) -> None:
             raise StorageUnavailable(key)
 
         away.setattr(storage, "delete", refuse)
@@ -177,7 +180,7 @@ def test_an_erasure_that_was_cut_short_is_finished(
 
 
 def test_age_removes_evidence_and_originals_but_not_what_is_held(
-    stored: Callable[[str], UUID],
+    stored: Callable[..., UUID],
     engine: Engine,
     storage: S3Storage,
     s3_client: Any,
@@ -216,7 +219,7 @@ def test_age_removes_evidence_and_originals_but_not_what_is_held(
 
 
 def test_a_hold_stops_an_erasure_that_was_asked_for_before(
-    stored: Callable[[str], UUID],
+    stored: Callable[..., UUID],
     engine: Engine,
     storage: S3Storage,
     s3_client: Any,
@@ -235,7 +238,7 @@ def test_a_hold_stops_an_erasure_that_was_asked_for_before(
 
 
 def test_a_hold_that_comes_while_others_are_deleted_still_counts(
-    stored: Callable[[str], UUID],
+    stored: Callable[..., UUID],
     engine: Engine,
     storage: S3Storage,
     s3_client: Any,
@@ -252,13 +255,13 @@ def test_a_hold_that_comes_while_others_are_deleted_still_counts(
             request_erasure(engine, image, reason="request")
     lead, delete, held = desk(lead=True), storage.delete, []
 
-    def hold_its_twin(bucket: str, key: str) -> None:
+    def hold_its_twin(bucket: str, key: str, **version: Any) -> None:
         name = key.removeprefix("evidence/").partition(".")[0]
         twin = name[:-1] + {"1": "2", "2": "1"}[name[-1]]
         if twin not in held and name not in held:
             lead.value("SELECT moderation.place_hold(%s, 'court order 7')", images[twin])
             held.append(twin)
-        delete(bucket, key)
+        delete(bucket, key, **version)
 
     monkeypatch.setattr(storage, "delete", hold_its_twin)
     done = RetentionJob(engine, storage, Retention(evidence_days=1)).run()

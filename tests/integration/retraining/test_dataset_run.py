@@ -322,10 +322,21 @@ def test_photographs_say_whether_the_audit_drew_them(
     assert sorted(drawn) == [("camera", False)] * 6 + [("web", True)] * 6
 
 
+@pytest.mark.parametrize("versioning", ["Suspended", "Enabled"])
 def test_an_erased_image_leaves_the_data_sets(
-    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
+    engine: Engine,
+    storage: S3Storage,
+    settings: Settings,
+    images: list[UUID],
+    s3_client: Any,
+    versioning: str,
 ) -> None:
-    """Erasing waits for a run that writes; then the image is in no shard, under a tombstone."""
+    """Erasing waits for a run that writes; then the image is in no shard, under a tombstone.
+
+    A bucket with versions keeps no earlier shard of it.
+    """
+    (bucket,) = settings.s3.buckets
+    s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": versioning})
     place = dataset_context(engine, storage, settings, Imitator())
     shards = SnapshotShards(engine, storage, place.bucket)
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
@@ -339,6 +350,7 @@ def test_an_erased_image_leaves_the_data_sets(
 
     assert shards.erase(images[0])
 
+    assert all(one.latest for one in storage.versions(place.bucket, prefix=place.prefix(run.id)))
     dataset = load_dataset(place.store(run.id))
     assert [stone.key for stone in dataset.tombstones] == [str(images[0])]
     kept = {sample.key for sample in read_samples(place.store(run.id), dataset)}
@@ -346,9 +358,11 @@ def test_an_erased_image_leaves_the_data_sets(
 
 
 def test_the_rest_of_a_dead_run_is_erased(
-    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
+    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID], s3_client: Any
 ) -> None:
     """Shards of a run that failed before its data set was whole go when an image in it goes."""
+    (bucket,) = settings.s3.buckets
+    s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     place = dataset_context(engine, storage, settings, Imitator())
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
@@ -359,4 +373,4 @@ def test_the_rest_of_a_dead_run_is_erased(
     runs.end(run.id, Ending.FAILED, "disk full")
 
     assert SnapshotShards(engine, storage, place.bucket).erase(images[0])
-    assert list(storage.list(place.bucket, prefix=place.prefix(run.id))) == []
+    assert list(storage.versions(place.bucket, prefix=place.prefix(run.id))) == []

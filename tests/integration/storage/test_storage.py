@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from worker.storage.interface import AddressRefused, ObjectMissing, ObjectReplaced, ObjectTooLarge
+from worker.storage.interface import (
+    AddressRefused,
+    ObjectMissing,
+    ObjectReplaced,
+    ObjectTooLarge,
+    purge,
+    remove,
+)
 from worker.storage.memory import MemoryStorage
 from worker.storage.s3 import S3Storage
 
@@ -24,6 +31,18 @@ def storage(request: pytest.FixtureRequest, bucket: str) -> Storage:
     if request.param == "memory":
         return MemoryStorage([bucket])
     settings: Settings = request.getfixturevalue("settings")
+    return S3Storage(settings.s3)
+
+
+@pytest.fixture(params=["memory", "s3"])
+def versioned(request: pytest.FixtureRequest, bucket: str) -> Storage:
+    """Return an empty storage of each kind whose bucket keeps every version."""
+    if request.param == "memory":
+        return MemoryStorage([bucket], versioned=[bucket])
+    settings: Settings = request.getfixturevalue("settings")
+    request.getfixturevalue("s3_client").put_bucket_versioning(
+        Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
     return S3Storage(settings.s3)
 
 
@@ -102,3 +121,97 @@ def test_listing_is_in_key_order_and_by_prefix(storage: Storage, bucket: str) ->
     storage.delete(bucket, "b/2")
     assert [facts.key for facts in storage.list(bucket)] == ["a/1", "b/1", "c"]
     assert [facts.key for facts in storage.list(bucket, prefix="b/")] == ["b/1"]
+
+
+def test_an_object_that_was_replaced_is_not_removed(storage: Storage, bucket: str) -> None:
+    """A removal that names an etag spares the successor, and repeats without an error."""
+    first = storage.put(bucket, "k", b"first", content_type="image/png")
+    second = storage.put(bucket, "k", b"second", content_type="image/png")
+    with pytest.raises(ObjectReplaced):
+        storage.delete(bucket, "k", etag=first.etag)
+    assert storage.head(bucket, "k").etag == second.etag
+    for _ in range(2):
+        storage.delete(bucket, "k", etag=second.etag)
+    with pytest.raises(ObjectMissing):
+        storage.head(bucket, "k")
+
+
+def test_a_bucket_without_versions_lists_what_is_current(storage: Storage, bucket: str) -> None:
+    """Each object once, and what was listed can be removed as it was listed."""
+    for body in (b"first", b"second"):
+        storage.put(bucket, "k", body, content_type="image/png")
+    storage.put(bucket, "k2", b"other", content_type="image/png")
+    (found,) = storage.versions_of(bucket, "k")
+    assert (found.etag, found.latest) == (storage.head(bucket, "k").etag, True)
+    assert [facts.key for facts in storage.versions(bucket)] == ["k", "k2"]
+    remove(storage, [found])
+    assert [facts.key for facts in storage.versions(bucket)] == ["k2"]
+    assert storage.versions_of(bucket, "k") == []
+
+
+def test_what_was_overwritten_after_it_was_listed_is_not_removed(
+    storage: Storage, bucket: str
+) -> None:
+    """The unnamed version of a bucket without versions may be another one by now."""
+    storage.put(bucket, "k", b"first", content_type="image/png")
+    listed = storage.versions_of(bucket, "k")
+    storage.put(bucket, "k", b"second", content_type="image/png")
+    with pytest.raises(ObjectReplaced):
+        remove(storage, listed)
+    assert storage.fetch(bucket, "k", max_bytes=LIMIT) == b"second"
+
+
+def test_versions_are_listed_and_removed_one_by_one(versioned: Storage, bucket: str) -> None:
+    """Newest first, hidden ones too; removing one leaves the others readable."""
+    put = [
+        versioned.put(bucket, "k", body, content_type="image/png") for body in (b"1", b"1", b"2")
+    ]
+    versioned.put(bucket, "k.jpg", b"other", content_type="image/png")
+    ids = [facts.version_id for facts in put]
+    assert len(set(ids)) == 3
+
+    def listed() -> list[tuple[str | None, bool]]:
+        return [(facts.version_id, facts.latest) for facts in versioned.versions_of(bucket, "k")]
+
+    assert listed() == [(ids[2], True), (ids[1], False), (ids[0], False)]
+    assert [facts.key for facts in versioned.versions(bucket)] == ["k"] * 3 + ["k.jpg"]
+    versioned.delete(bucket, "k", version_id=ids[1])
+    versioned.delete(bucket, "k", version_id=ids[1])
+    assert versioned.fetch(bucket, "k", version_id=ids[0], max_bytes=LIMIT) == b"1"
+    with pytest.raises(ObjectMissing):
+        versioned.head(bucket, "k", version_id=ids[1])
+    versioned.delete(bucket, "k")
+    assert listed() == [(ids[2], False), (ids[0], False)]
+    with pytest.raises(ObjectMissing):
+        versioned.head(bucket, "k")
+    purge(versioned, bucket, "k")
+    assert listed() == []
+    assert [facts.key for facts in versioned.versions(bucket)] == ["k.jpg"]
+
+
+def test_more_versions_than_a_page_are_listed_whole(versioned: Storage, bucket: str) -> None:
+    """No version is lost or told twice where one page ends and the next begins."""
+    ids = {
+        versioned.put(bucket, "k", b"%d" % n, content_type="image/png").version_id
+        for n in range(45)
+    }
+    found = [facts.version_id for facts in versioned.versions_of(bucket, "k")]
+    assert len(found) == 45
+    assert set(found) == ids
+
+
+def test_what_was_stored_before_its_bucket_had_versions_is_removed(
+    settings: Settings, s3_client: Any, bucket: str
+) -> None:
+    """It has the version id "null": it goes for good, and no later version with it."""
+    storage = S3Storage(settings.s3)
+    storage.put(bucket, "k", b"before", content_type="image/png")
+    storage.put(bucket, "alone", b"before", content_type="image/png")
+    s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    storage.put(bucket, "k", b"after", content_type="image/png")
+    for key in ("k", "alone"):
+        before = storage.versions_of(bucket, key)[-1]
+        assert before.version_id == "null"
+        remove(storage, [before])
+    assert [facts.size for facts in storage.versions(bucket)] == [len(b"after")]
+    assert "DeleteMarkers" not in s3_client.list_object_versions(Bucket=bucket)

@@ -103,14 +103,16 @@ class Accounts:
         keys: Iterable[str],
         *,
         quarantined: Collection[str] = (),
+        stored_again: Collection[str] = (),
         processes: Collection[Process] = (),
         timeout_s: float = 60.0,
     ) -> Counter[str]:
         """Wait for the end of everything and check the books; return the count of each state.
 
         `keys` names the object of every distinct upload, `quarantined` those that must end so,
-        `processes` those that must be gone. A worker must still run, to take back what its
-        predecessors left unacknowledged.
+        `stored_again` those whose earlier life ended in a removal, which may have left withdrawn
+        rows, and `processes` those that must be gone. A worker must still run, to take back what
+        its predecessors left unacknowledged.
         """
         expected = Counter(keys)
         self.settle(events=expected.total(), timeout_s=timeout_s)
@@ -120,6 +122,11 @@ class Accounts:
                 (row.image_id, row.model_version)
                 for row in connection.execute(select(VerdictRow.image_id, VerdictRow.model_version))
             )
+        removed = {
+            row.id for row in rows if row.key in stored_again and row.state == State.WITHDRAWN
+        }
+        rows = [row for row in rows if row.id not in removed]
+        verdicts = Counter({key: n for key, n in verdicts.items() if key[0] not in removed})
         assert Counter(row.key for row in rows) == expected
         scored = {row.id for row in rows if row.state == State.SCORED}
         assert set(verdicts.values()) <= {1}

@@ -84,6 +84,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     verdict app.verdicts := app.current_verdict(image.id);
     its_group text;
+    is_pinned boolean;
 BEGIN
     -- What a later decision says of an image that is in the corpus already counts, whatever the
     -- detector said: an entry with the wrong label would ask every later model for that error.
@@ -97,7 +98,7 @@ BEGIN
     IF FOUND OR verdict.label IS NOT DISTINCT FROM label THEN
         RETURN;
     END IF;
-    SELECT r.group_key INTO its_group
+    SELECT r.group_key, r.pinned INTO its_group, is_pinned
     FROM app.regression_items r JOIN app.images i ON i.id = r.image_id
     WHERE image.pdq_quality >= 50 AND i.pdq_quality >= 50
       AND bit_count(('x' || encode(i.pdq, 'hex'))::bit(256)
@@ -108,7 +109,7 @@ BEGIN
     INSERT INTO app.regression_items (image_id, decision_id, label, group_key, created_at, pinned)
     VALUES (
         image.id, decision_id, label, its_group, clock_timestamp(),
-        get_byte(decode(md5('pinned ' || its_group), 'hex'), 0) < 128
+        coalesce(is_pinned, get_byte(decode(md5('pinned ' || its_group), 'hex'), 0) < 128)
     );
 END
 $$;
@@ -515,9 +516,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'an erasure is requested by a lead, with a reason';
     END IF;
-    IF EXISTS (
-        SELECT FROM app.legal_holds h WHERE h.image_id = found_image.id AND h.lifted_at IS NULL
-    ) THEN
+    IF app.is_held(found_image.id) THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'image ' || image || ' is under a legal hold';
     END IF;

@@ -236,6 +236,44 @@ BEGIN
 END
 $$;
 
+-- The rows that stand for the stored object of an image: the image's own, those of the same version,
+-- and, where one of the two has no version, those of the same etag (the same object announced twice).
+-- A withdrawn row lost its object: what is stored now belongs to the rows that live.
+CREATE OR REPLACE FUNCTION app.rows_of_object(image uuid) RETURNS SETOF app.images
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT o.*
+    FROM app.images i JOIN app.images o ON o.bucket = i.bucket AND o.key = i.key
+    WHERE i.id = image AND (
+        o.id = i.id
+        OR o.version_id = i.version_id
+        OR (o.etag = i.etag AND (o.version_id IS NULL OR i.version_id IS NULL)
+            AND (o.state = 'withdrawn') = (i.state = 'withdrawn'))
+    )
+$$;
+
+-- A legal hold on any of those rows keeps the object, and with it all of them.
+CREATE OR REPLACE FUNCTION app.is_held(image uuid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM app.rows_of_object(image) o
+        JOIN app.legal_holds h ON h.image_id = o.id AND h.lifted_at IS NULL
+    )
+$$;
+
+-- Groups of pictures are named after the hash of their first picture. When that one is erased, its
+-- group goes on under a name that says nothing.
+CREATE OR REPLACE FUNCTION app.rename_groups(image uuid, hash text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    named CONSTANT text[] := ARRAY[hash, 'image:' || hash, 'picture:' || hash];
+BEGIN
+    UPDATE app.regression_items r SET group_key = replace(r.group_key, hash, 'erased/' || image)
+    WHERE r.group_key = ANY (named);
+    UPDATE app.snapshot_items s SET group_key = replace(s.group_key, hash, 'erased/' || image)
+    WHERE s.group_key = ANY (named);
+END
+$$;
+
 -- The last step of an erasure: objects are gone, now everything in the rows that identifies the
 -- upload, its content or its uploader goes; what was decided and by whom stays.
 CREATE OR REPLACE FUNCTION app.erase_rows(image uuid) RETURNS void
@@ -248,10 +286,15 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'image ' || image || ' is under a legal hold';
     END IF;
+    -- What else is stored under the key still needs to know what was removed.
     DELETE FROM app.object_removals o
-    WHERE o.bucket = found_image.bucket AND o.key = found_image.key;
+    WHERE o.bucket = found_image.bucket AND o.key = found_image.key AND NOT EXISTS (
+        SELECT FROM app.images i
+        WHERE i.bucket = o.bucket AND i.key = o.key AND i.id <> image
+    );
     DELETE FROM app.provenance p WHERE p.image_id = image;
     DELETE FROM app.near_duplicate_keys k WHERE k.image_id = image;
+    PERFORM app.rename_groups(image, found_image.sha256);
     UPDATE app.leases l SET detail = NULL WHERE l.image_id = image AND l.detail IS NOT NULL;
     UPDATE app.verdicts v SET evidence_uri = NULL WHERE v.image_id = image;
     UPDATE app.images i SET
@@ -268,6 +311,15 @@ BEGIN
 END
 $$;
 
+-- A hook may name the source after the verdict: the open review belongs to that source, too.
+CREATE OR REPLACE FUNCTION app.follow_source() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    UPDATE app.reviews r SET source = NEW.source WHERE r.image_id = NEW.id;
+    RETURN NULL;
+END
+$$;
+
 DROP TRIGGER IF EXISTS apply_policy ON app.verdicts;
 CREATE TRIGGER apply_policy BEFORE INSERT OR UPDATE OF role ON app.verdicts
     FOR EACH ROW WHEN (NEW.role = 'champion') EXECUTE FUNCTION app.apply_policy();
@@ -279,6 +331,9 @@ DROP TRIGGER IF EXISTS leave_queue ON app.images;
 CREATE TRIGGER leave_queue AFTER UPDATE OF state ON app.images
     FOR EACH ROW WHEN (NEW.state = 'withdrawn' AND OLD.state <> 'withdrawn')
     EXECUTE FUNCTION app.leave_queue();
+DROP TRIGGER IF EXISTS follow_source ON app.images;
+CREATE TRIGGER follow_source AFTER UPDATE OF source ON app.images
+    FOR EACH ROW WHEN (NEW.source <> OLD.source) EXECUTE FUNCTION app.follow_source();
 DROP TRIGGER IF EXISTS audit_policy ON app.policies;
 CREATE TRIGGER audit_policy AFTER INSERT ON app.policies
     FOR EACH ROW EXECUTE FUNCTION app.audit_policy();

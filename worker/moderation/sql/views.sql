@@ -42,9 +42,9 @@ SELECT
     o.exif_make, o.exif_model, o.exif_software, o.exif_taken_at, o.iptc_digital_source_type,
     o.iptc_asserts_ai, moderation.c2pa_state(o.c2pa_state, o.c2pa_problems) AS c2pa_state,
     o.c2pa_claim_generator, o.c2pa_asserts_ai,
-    moderation.address(
+    CASE WHEN i.object_removed_at IS NULL THEN moderation.address(
         (SELECT c.value FROM app.config c WHERE c.name = 'image_url'), i.id, i.bucket, i.key
-    ) AS image_url,
+    ) END AS image_url,
     moderation.address(
         (SELECT c.value FROM app.config c WHERE c.name = 'evidence_url'), i.id,
         split_part(v.evidence_uri, '/', 3), regexp_replace(v.evidence_uri, '^s3://[^/]*/', '')
@@ -55,7 +55,8 @@ SELECT
     o.declared_generator, o.declared_where,
     moderation.c2pa_signer_state(o.c2pa_signer_state, o.c2pa_state, o.c2pa_problems)
         AS c2pa_signer_state,
-    o.c2pa_signer, o.c2pa_signed_at, o.c2pa_problems, o.c2pa_ingredients
+    o.c2pa_signer, o.c2pa_signed_at, o.c2pa_problems, o.c2pa_ingredients,
+    i.object_removed_at AS original_removed_at
 FROM app.verdicts v
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true
@@ -83,9 +84,9 @@ SELECT
     coalesce(i.uploaded_at, i.created_at) AS uploaded_at, i.format, i.width, i.height,
     o.exif_make, o.exif_model, o.exif_software, o.iptc_asserts_ai,
     moderation.c2pa_state(o.c2pa_state, o.c2pa_problems) AS c2pa_state, o.c2pa_asserts_ai,
-    moderation.address(
+    CASE WHEN i.object_removed_at IS NULL THEN moderation.address(
         (SELECT c.value FROM app.config c WHERE c.name = 'image_url'), i.id, i.bucket, i.key
-    ) AS image_url,
+    ) END AS image_url,
     moderation.address(
         (SELECT c.value FROM app.config c WHERE c.name = 'evidence_url'), i.id,
         split_part(v.evidence_uri, '/', 3), regexp_replace(v.evidence_uri, '^s3://[^/]*/', '')
@@ -94,7 +95,8 @@ SELECT
         AS declares_ai,
     o.declared_generator,
     moderation.c2pa_signer_state(o.c2pa_signer_state, o.c2pa_state, o.c2pa_problems)
-        AS c2pa_signer_state
+        AS c2pa_signer_state,
+    i.object_removed_at AS original_removed_at
 FROM app.reviews r
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = r.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = r.verdict_id OFFSET 0) v ON true
