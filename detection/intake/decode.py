@@ -35,7 +35,7 @@ from detection.intake.errors import (
     UnsupportedFormat,
 )
 from detection.intake.pdq import pdq
-from detection.intake.pillow_plugins import OPENERS
+from detection.intake.pillow_plugins import OPENERS, mended
 from detection.intake.tiff_ifd import orientation
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def decode(
     if kind is None:
         message = "The bytes are not an image of any kind we know."
         raise NotAnImage(message)
-    check_declared_type(kind, declared_type=declared_type, key=key)
     if kind not in SUPPORTED:
         message = f"The file is {kind}, which is not checked; see the list of supported formats."
         raise UnsupportedFormat(message)
+    check_declared_type(kind, declared_type=declared_type, key=key)
     with _refusing(kind):
         pixels, frames = _decode_first_frame(kind, data, limits)
     fingerprint, quality = pdq(pixels)
@@ -146,18 +146,22 @@ def _decode_first_frame(
     found = survey(kind, data, bounds)
     if found.size is not None:
         _check_size(found.size, len(data), limits)
-    with OPENERS[kind](io.BytesIO(data)) as image:
-        # The header as the decoder read it decides what is allocated, so it is checked as well.
-        _check_size(image.size, len(data), limits)
+    picture = data if found.picture is None else found.picture
+    with OPENERS[kind](io.BytesIO(picture)) as image:
         frames = max(found.frames, int(getattr(image, "n_frames", 1)) if kind in _COUNTED else 1)
         bounds.check_frames(frames)
+        if found.page:
+            image.seek(found.page)
+        # The header as the decoder read it decides what is allocated, so it is checked as well.
+        _check_size(image.size, len(data), limits)
         image.load()
         _check_size(image.size, len(data), limits)
         exif = found.exif
         if kind == "AVIF":
             # Pillow turns the container's own rotation into an orientation tag.
             exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-        pixels = np.array(upright(to_srgb(image), orientation(exif)))
+        shown = to_srgb(mended(image), icc=found.icc, colours=found.colours)
+        pixels = np.array(upright(shown, orientation(exif)))
     return pixels, frames
 
 
@@ -203,6 +207,9 @@ def _refusing(kind: str) -> Iterator[None]:
         if "too large" in text or "Too much memory" in text:
             message = f"The {kind} file's metadata unpacks to far more than its size."
             raise DecompressionBomb(message) from error
+        if any(word in text for word in _UNSUPPORTED_WORDS):
+            message = f"The {kind} file has a layout that is not checked ({text[:200]})."
+            raise UnsupportedFormat(message) from error
         message = f"The {kind} file's contents cannot be decoded ({text[:200]})."
         raise Corrupt(message) from error
 
@@ -213,6 +220,15 @@ _TRUNCATION_WORDS = (
     "end of file",
     "not enough data",
     "unexpected end",
+)
+
+
+# What Pillow says of a whole file of a layout that it does not read.
+_UNSUPPORTED_WORDS = (
+    "unknown pixel mode",
+    "unknown data organization",
+    "Unsupported BMP",
+    "not yet supported",
 )
 
 
