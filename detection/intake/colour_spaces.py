@@ -11,6 +11,7 @@ is taken through its display transform for a screen of 1000 cd/m² first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -22,6 +23,7 @@ from detection.intake.errors import UnsupportedFormat
 # Red, green, blue and white, each as CIE x and y.
 Primaries = tuple[float, float, float, float, float, float, float, float]
 Floats = NDArray[np.float64]
+Curve = Callable[[Floats], Floats]
 
 _D65 = (0.3127, 0.3290)
 _BT709: Primaries = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, *_D65)
@@ -37,18 +39,7 @@ _PRIMARIES: dict[int, Primaries] = {  # H.273, table 2
     12: (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, *_D65),
     22: (0.630, 0.340, 0.295, 0.605, 0.155, 0.077, *_D65),
 }
-# H.273, table 3. The camera curves of BT.709, BT.601 and BT.2020 are meant for a display that
-# undoes them roughly as sRGB's does, and viewers show them so; 2 is "unspecified".
-_SRGB, _PQ, _HLG = -1.0, -2.0, -3.0
-_TRANSFERS: dict[int, float] = {
-    4: 2.2,
-    5: 2.8,
-    7: 2.2,
-    8: 1.0,
-    16: _PQ,
-    17: 2.6,
-    18: _HLG,
-}
+# Of H.273, table 3: curves that no viewer shows alike, and colours that are no light's.
 _LOGARITHMIC = {9, 10}
 _XYZ = 10
 
@@ -65,10 +56,14 @@ _SAME_XY, _SAME_GAMMA = 0.01, 0.05
 
 @dataclass(frozen=True)
 class ColourSpace:
-    """Primaries, and the exponent that turns stored values into linear light (or a named curve)."""
+    """Primaries, and the curve from stored levels, 0 to 1, to light of which 1 is white.
+
+    With `scene_light` it is HLG's scene light, which a display shows by a transform of its own.
+    """
 
     primaries: Primaries
-    exponent: float
+    curve: Curve
+    scene_light: bool = False
 
     def to_srgb(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Convert uint8 (height, width, 3) to sRGB."""
@@ -76,7 +71,7 @@ class ColourSpace:
         result = np.empty_like(flat)
         for start in range(0, len(flat), _BLOCK):
             light = self._light[flat[start : start + _BLOCK]]
-            if self.exponent == _HLG:
+            if self.scene_light:
                 light = _hlg_display(light, self.primaries)
             light = np.clip(light @ self._matrix, 0, 1)
             result[start : start + _BLOCK] = _encoded()[np.rint(light * 65535).astype(np.uint16)]
@@ -84,17 +79,7 @@ class ColourSpace:
 
     @cached_property
     def _light(self) -> NDArray[np.float32]:
-        levels: Floats = np.arange(256) / 255
-        light: Floats
-        if self.exponent == _SRGB:
-            light = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
-        elif self.exponent == _PQ:
-            light = _pq(levels) / _REFERENCE_WHITE
-        elif self.exponent == _HLG:
-            light = _hlg_scene(levels)
-        else:
-            light = np.power(levels, self.exponent)
-        return light.astype(np.float32)
+        return self.curve(np.arange(256) / 255).astype(np.float32)
 
     @cached_property
     def _matrix(self) -> NDArray[np.float32]:
@@ -104,10 +89,15 @@ class ColourSpace:
         return matrix.T.astype(np.float32)
 
 
-def by_code_points(primaries: int, transfer: int) -> ColourSpace | None:
-    """Read code points of H.273; None for sRGB, for BT.709 and for what they leave unspecified.
+def by_code_points(
+    primaries: int, transfer: int, *, camera_display: bool = False
+) -> ColourSpace | None:
+    """Read code points of H.273; None for sRGB and for what they leave unspecified.
 
-    Raises `UnsupportedFormat` for a description that no viewer shows alike.
+    Pictures made for the camera curves of BT.709, BT.601 and BT.2020 are shown with
+    `camera_display` as BT.1886 says (a display's gamma of 2.4), as browsers do for PNG; otherwise
+    as sRGB, as browsers do for HEIF and AVIF, where these curves stand in many a photograph. Raises
+    `UnsupportedFormat` for a description that no viewer shows alike.
     """
     if transfer in _LOGARITHMIC or primaries == _XYZ:
         message = (
@@ -115,9 +105,11 @@ def by_code_points(primaries: int, transfer: int) -> ColourSpace | None:
             "a screen shows; upload the picture in sRGB."
         )
         raise UnsupportedFormat(message)
-    found = _PRIMARIES.get(primaries, _BT709)
-    exponent = _TRANSFERS.get(transfer, _SRGB)
-    return None if (found, exponent) == (_BT709, _SRGB) else ColourSpace(found, exponent)
+    curves = _CURVES | dict.fromkeys(_CAMERAS, _power(2.4)) if camera_display else _CURVES
+    found = ColourSpace(
+        _PRIMARIES.get(primaries, _BT709), curves.get(transfer, _srgb), scene_light=transfer == 18
+    )
+    return None if found == ColourSpace(_BT709, _srgb) else found
 
 
 def by_measurement(primaries: Primaries | None, gamma: float) -> ColourSpace | None:
@@ -132,7 +124,7 @@ def by_measurement(primaries: Primaries | None, gamma: float) -> ColourSpace | N
         if abs(gamma * 2.2 - 1) < _SAME_GAMMA:
             return None
         found = _BT709
-    return ColourSpace(found, 1 / gamma) if _are_colours(found) else None
+    return ColourSpace(found, _power(1 / gamma)) if _are_colours(found) else None
 
 
 def _are_colours(primaries: Primaries) -> bool:
@@ -170,19 +162,55 @@ def _adapted(primaries: Primaries) -> Floats:
     return matrix
 
 
+# ---------------------------------------------------------------- curves
+
+
+def _power(exponent: float) -> Curve:
+    return lambda levels: np.power(levels, exponent)
+
+
+def _knee(levels: Floats, slope: float, start: float, offset: float, exponent: float) -> Floats:
+    """A curve that is straight up to a level and a power from there."""
+    bent = ((levels + offset) / (1 + offset)) ** exponent
+    return np.asarray(np.where(levels <= start, levels / slope, bent), np.float64)
+
+
+def _srgb(levels: Floats) -> Floats:
+    return _knee(levels, 12.92, 0.04045, 0.055, 2.4)
+
+
+def _st240(levels: Floats) -> Floats:
+    return _knee(levels, 4.0, 0.0912, 0.1115, 1 / 0.45)
+
+
+def _st428(levels: Floats) -> Floats:
+    return np.asarray(levels**2.6 * 52.37 / 48, np.float64)
+
+
 def _pq(levels: Floats) -> Floats:
-    """Light in cd/m² of BT.2100's PQ."""
+    """BT.2100's PQ, whose light in cd/m² is divided by that of reference white."""
     root = levels ** (1 / 78.84375)
     ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
-    light: Floats = 10_000 * ratio ** (1 / 0.1593017578125)
-    return light
+    return np.asarray(10_000 / _REFERENCE_WHITE * ratio ** (1 / 0.1593017578125), np.float64)
 
 
 def _hlg_scene(levels: Floats) -> Floats:
-    """Scene light, 0 to 1, of BT.2100's HLG."""
+    """BT.2100's HLG: scene light, 0 to 1."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    light: Floats = np.where(levels <= 0.5, levels**2 / 3, (np.exp((levels - c) / a) + b) / 12)
-    return light
+    light = np.where(levels <= 0.5, levels**2 / 3, (np.exp((levels - c) / a) + b) / 12)
+    return np.asarray(light, np.float64)
+
+
+_CAMERAS = (1, 6, 14, 15)
+_CURVES: dict[int, Curve] = {  # H.273, table 3; what is not here is sRGB's or unspecified
+    4: _power(2.2),
+    5: _power(2.8),
+    7: _st240,
+    8: _power(1.0),
+    16: _pq,
+    17: _st428,
+    18: _hlg_scene,
+}
 
 
 def _hlg_display(scene: NDArray[np.float32], primaries: Primaries) -> NDArray[np.float32]:

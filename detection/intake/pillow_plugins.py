@@ -15,6 +15,7 @@ from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     COLORMAP,
     COMPRESSION,
+    EXTRASAMPLES,
     PHOTOMETRIC_INTERPRETATION,
     PLANAR_CONFIGURATION,
     TiffImageFile,
@@ -34,12 +35,17 @@ class _TiffImageFile(TiffImageFile):
 
     def _setup(self) -> None:
         tags = self.tag_v2
-        deep = max(tags.get(BITSPERSAMPLE, (1,))) > 8
-        planes = tags.get(PLANAR_CONFIGURATION) == _SEPARATE and deep
+        depths = tags.get(BITSPERSAMPLE, (1,))
+        planes = tags.get(PLANAR_CONFIGURATION) == _SEPARATE
         subsampled = tags.get(PHOTOMETRIC_INTERPRETATION) == _YCBCR
-        if tags.get(COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED and (planes or subsampled):
+        if tags.get(COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED and (
+            subsampled or (planes and (max(depths) > 8 or EXTRASAMPLES in tags))
+        ):
             # Only a name that is not "raw" makes Pillow ask libtiff, which goes by the file itself.
             tags[COMPRESSION] = _RAW_16
+        self.white_is_zero = depths == (16,) and tags.get(PHOTOMETRIC_INTERPRETATION, 0) == 0
+        if self.white_is_zero:
+            tags[PHOTOMETRIC_INTERPRETATION] = 1  # Pillow reads both alike, where it reads both
         super()._setup()
         entries = tags.get(COLORMAP, ())
         if self.palette is not None and max(entries, default=0) < 256:
@@ -77,10 +83,8 @@ def mended(image: Image.Image) -> Image.Image:
     if isinstance(image, BmpImageFile) and image.mode == "RGBA":
         blank = image.getchannel("A").getextrema() == (0, 0)
         return image.convert("RGB") if blank else image
-    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
-        return image
-    if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION, 0) != 0:
-        return image
-    turned = Image.fromarray(65_535 - np.asarray(image).astype(np.uint16))
-    turned.info = image.info
-    return turned
+    if isinstance(image, _TiffImageFile) and image.white_is_zero:
+        turned = Image.fromarray(65_535 - np.asarray(image).astype(np.uint16))
+        turned.info = image.info
+        return turned
+    return image

@@ -206,7 +206,7 @@ def _colours(
         if not coded[3]:
             message = "The PNG file's levels are of video range (cICP), which viewers show unlike."
             raise UnsupportedFormat(message)
-        return None, by_code_points(coded[0], coded[1])
+        return None, by_code_points(coded[0], coded[1], camera_display=True)
     if b"iCCP" in first:
         profile = _inflated(b"iCCP", first[b"iCCP"], bounds.max_metadata_bytes)
         if profile:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from detection.intake.tiff_ifd import Entry
 
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 254, 255, 256, 257, 258, 259
-_PHOTOMETRIC, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _FORMAT = 262, 277, 322, 323, 339
+_PHOTOMETRIC, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _FORMAT = 262, 277, 284, 322, 323, 339
 _MAKE, _XMP, _DNG_VERSION = 271, 700, 50706
 _REDUCED = 1  # a bit of NewSubfileType
 _UNSIGNED, _FLOAT = 1, 3
+_SEPARATE = 2
 _FORMATS = {2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex numbers"}
 _GREY = {0, 1}
 _PHOTOMETRICS = {0, 1, 2, 3, 5, 6, 8}
@@ -73,6 +74,9 @@ def survey_tiff(data: bytes, bounds: ContainerLimits) -> Survey:
     A camera's raw file is refused by its name: its first page is a thumbnail or a preview, and its
     picture is a sensor's. So is a layout that Pillow reads as other pixels than are stored.
     """
+    if data.startswith(b"MM\0+"):
+        message = "The file is a BigTIFF with the highest byte first, which is not checked."
+        raise UnsupportedFormat(message)
     pages: list[_Page] = []
     xmp = b""
     for entries in directories(data, bounds):
@@ -133,7 +137,10 @@ def _check_layout(page: _Page) -> None:
     photometric = page.values.get(_PHOTOMETRIC, 0)
     sample_format = page.values.get(_FORMAT, _UNSIGNED)
     grey = photometric in _GREY and page.values.get(_SAMPLES, 1) == 1
-    if photometric not in _PHOTOMETRICS:
+    planes = page.values.get(_PLANAR) == _SEPARATE
+    if photometric in _GREY and planes and page.values.get(_SAMPLES, 1) > 1:
+        reason = "grey and alpha in planes of their own"
+    elif photometric not in _PHOTOMETRICS:
         reason = f"colours of a kind that is not checked (photometric interpretation {photometric})"
     elif sample_format == _FLOAT and grey and photometric and page.bits == (32,):
         return  # scaled to its own range
@@ -144,7 +151,7 @@ def _check_layout(page: _Page) -> None:
     else:
         return
     message = (
-        f"The TIFF file has {reason}, which viewers show unlike; upload it with 8 or 16 unsigned "
-        "bits a sample."
+        f"The TIFF file has {reason}, which is not checked; save it with 8 or 16 unsigned bits a "
+        "sample, and its samples together."
     )
     raise UnsupportedFormat(message)
