@@ -397,7 +397,9 @@ def _other_tiffs() -> dict[str, bytes]:
                 b"".join(_packed(samples, depth)), bits=(depth,), photometric=photometric
             )
     ycc = np.asarray(colour.convert("YCbCr"))
-    files["tiff ycbcr 444"] = _bare_tiff(ycc.tobytes(), bits=(8, 8, 8), photometric=6)
+    files["tiff ycbcr 444"] = _bare_tiff(
+        ycc.tobytes(), bits=(8, 8, 8), photometric=6, more=((530, 3, 2, 1 | 1 << 16),)
+    )
     files["tiff ycbcr 420"] = _bare_tiff(
         _subsampled(ycc), bits=(8, 8, 8), photometric=6, more=((530, 3, 2, 2 | 2 << 16),)
     )
