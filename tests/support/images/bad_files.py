@@ -407,6 +407,22 @@ def _well_shown(image: Image.Image) -> dict[str, bytes]:
     }
 
 
+@cache
+def animated() -> dict[str, bytes]:
+    """Three frames, red, green and blue, shown for 100, 200 and 700 ms, by format."""
+    red, green, blue = (Image.new("RGB", (WIDTH, HEIGHT), name) for name in ("red", "lime", "blue"))
+    options = {"save_all": True, "append_images": [green, blue], "duration": [100, 200, 700]}
+    return {
+        kind: encoded(red, kind, **options, **more)
+        for kind, more in (
+            ("GIF", {"loop": 0}),
+            ("PNG", {"loop": 0}),
+            ("WEBP", {"lossless": True, "loop": 0}),
+            ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+        )
+    }
+
+
 def _ihdr(depth: int) -> bytes:
     return png_chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, 2, 0, 0, 0))
 

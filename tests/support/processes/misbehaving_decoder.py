@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from detection.intake.animation import ShownFrame
 from detection.intake.decode import DecodedImage
 from detection.intake.errors import Truncated
 from detection.intake.metadata.c2pa_manifest import C2pa, Ingredient, TrustLists
@@ -93,7 +94,7 @@ def read_provenance(data: bytes, *, max_metadata_bytes: int, trust: TrustLists) 
 def image(data: bytes, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> DecodedImage:
     """Dress pixels up as a decoded file."""
     return DecodedImage(
-        pixels=pixels,
+        sample=(ShownFrame(0, 1.0, pixels),),
         format="PNG",
         width=pixels.shape[1],
         height=pixels.shape[0],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from detection.intake.animation import ShownFrame
 from detection.intake.version import INTAKE_VERSION
 from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable
@@ -98,7 +99,7 @@ class Bench:
         return InferenceRequest(
             lease=lease,
             facts=ImageFacts(sha256=sha256, size=1, format="PNG", width=64, height=64),
-            pixels=np.full((64, 64, 3), value, np.uint8),
+            sample=(ShownFrame(0, 1.0, np.full((64, 64, 3), value, np.uint8)),),
             role=role,
             timings_ms={"fetch": 1.0},
             submitted_at=0.0,
