@@ -25,6 +25,16 @@ _GREY, _RGB, _PALETTE = 0, 2, 3
 _METADATA = {b"tEXt", b"zTXt", b"iCCP", b"iTXt", b"eXIf"}
 # Keyword, then "not compressed": packets are stored plain, so that every program finds them.
 _XMP_CHUNK = b"XML:com.adobe.xmp\0\0\0"
+# A chunk that says how to show the picture is ignored without its checksum, as viewers do, and one
+# that the picture cannot do without spoils it. Pixels have a checksum of their own.
+_CRITICAL = {b"IHDR", b"PLTE"}
+_CHECKED = {*_CRITICAL, b"tRNS", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"} | {
+    b"acTL",
+    b"fcTL",
+}
+_BROKEN_ANIMATION = (
+    "The PNG file's animation (APNG) does not fit together: each viewer shows something else."
+)
 # Of these only the first counts, and only before the picture.
 _ONCE = {b"IHDR", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"tRNS", b"acTL"}
 
@@ -32,7 +42,8 @@ _ONCE = {b"IHDR", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"tRNS", b"acTL"}
 def chunks(data: bytes, bounds: ContainerLimits) -> Iterator[tuple[bytes, memoryview]]:
     """Yield the name and body of each whole chunk up to IEND, or to where the file ends.
 
-    Raises `Truncated` when the end cuts the picture's own data.
+    What viewers ignore for its checksum is left out. Raises `Truncated` when the end cuts the
+    picture's own data.
     """
     view = memoryview(data)
     at, pieces, drawn = len(SIGNATURE), 0, False
@@ -49,11 +60,13 @@ def chunks(data: bytes, bounds: ContainerLimits) -> Iterator[tuple[bytes, memory
             break
         drawn = drawn or name == b"IDAT"
         body = view[at + 8 : at + 8 + length]
-        if name in {b"IHDR", b"PLTE"} and not _intact(name, body, data[at + 8 + length :][:4]):
-            message = f"The PNG file's {name.decode()!r} chunk does not have its checksum."
-            raise Corrupt(message)
-        yield name, body
         at += 12 + length
+        if name in _CHECKED and zlib.crc32(body, zlib.crc32(name)).to_bytes(4) != data[at - 4 : at]:
+            if name in _CRITICAL:
+                message = f"The PNG file's {name.decode()!r} chunk does not have its checksum."
+                raise Corrupt(message)
+            continue
+        yield name, body
     if not drawn:
         message = "The PNG file ends before its picture begins."
         raise Truncated(message)
@@ -63,8 +76,7 @@ def survey_png(data: bytes, bounds: ContainerLimits) -> Survey:
     """Read the metadata, and copy the chunks that draw the picture.
 
     What tells its colours has the standard's order of precedence: cICP, iCCP, sRGB, then gAMA with
-    cHRM. A colour key (tRNS) is written the way Pillow reads it. An animation whose chunks do not
-    fit together is none: viewers show the default picture then.
+    cHRM. A colour key (tRNS) is written the way Pillow reads it.
     """
     found = list(chunks(data, bounds))
     if found[0][0] == b"CgBI":
@@ -167,10 +179,6 @@ def _before_the_picture(found: list[tuple[bytes, memoryview]]) -> dict[bytes, by
     return first
 
 
-def _intact(name: bytes, body: memoryview, checksum: bytes) -> bool:
-    return zlib.crc32(body, zlib.crc32(name)) == int.from_bytes(checksum, "big")
-
-
 def _chunk(name: bytes, body: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
     checksum = zlib.crc32(body, zlib.crc32(name))
     return struct.pack(">I", len(body)) + name, body, struct.pack(">I", checksum)
@@ -225,45 +233,46 @@ def _colours(
 
 
 def _timeline(found: list[tuple[bytes, memoryview]], first: dict[bytes, bytes]) -> Timeline | None:
-    """Read the animation (APNG); None when there is none, or none that viewers would play."""
+    """Read the animation (APNG), None when there is none.
+
+    Raises `Corrupt` for one whose chunks do not fit together: some viewers show the default picture
+    then, others a part of the animation or nothing.
+    """
     control = first.get(b"acTL", b"")
     if len(control) < 8:
         return None
     count, plays = struct.unpack_from(">II", control)
     canvas = struct.unpack_from(">II", first[b"IHDR"])
     durations: list[float] = []
-    sequence, drawn, hidden, waiting = 0, False, False, False
+    sequence, drawn, hidden, empty = 0, False, False, False
     for name, body in found:
         if name == b"IDAT":
             hidden = hidden or not durations
-            drawn, waiting = True, False
+            drawn, empty = True, False
         if name not in {b"fcTL", b"fdAT"}:
             continue
-        if len(body) < 4 or struct.unpack_from(">I", body)[0] != sequence:
-            return None
+        in_order = len(body) >= 4 and struct.unpack_from(">I", body)[0] == sequence
+        expected = not empty if name == b"fcTL" else bool(drawn and durations)
+        if not (in_order and expected):
+            raise Corrupt(_BROKEN_ANIMATION)
         sequence += 1
-        if name == b"fdAT":
-            if not durations or not drawn:
-                return None
-            waiting = False
-            continue
-        duration = _frame_ms(body, canvas, whole=not drawn)
-        if waiting or duration is None:
-            return None
-        durations.append(duration)
-        waiting = True
+        empty = name == b"fcTL"
+        if empty:
+            durations.append(_frame_ms(body, canvas, whole=not drawn))
+    if empty or not durations or not count:
+        raise Corrupt(_BROKEN_ANIMATION)
     durations = durations[:count]
-    if waiting or not durations or (len(durations) == 1 and not hidden):
+    if len(durations) == 1 and not hidden:
         return None
     return Timeline(durations_ms=tuple(durations), repeats=plays == 0, first=int(hidden))
 
 
-def _frame_ms(body: memoryview, canvas: tuple[int, ...], *, whole: bool) -> float | None:
-    """A frame's time; None when it does not lie on the canvas, or not on all of it if it must."""
+def _frame_ms(body: memoryview, canvas: tuple[int, ...], *, whole: bool) -> float:
+    """A frame's time, once it is known to lie on the canvas, and on all of it if it must."""
     if len(body) < 26:
-        return None
+        raise Corrupt(_BROKEN_ANIMATION)
     width, height, x, y, numerator, denominator = struct.unpack_from(">IIIIHH", body, 4)
     fits = width and height and x + width <= canvas[0] and y + height <= canvas[1]
     if not fits or (whole and (width, height) != canvas):
-        return None
+        raise Corrupt(_BROKEN_ANIMATION)
     return float(1000 * numerator / (denominator or 100))
