@@ -76,7 +76,7 @@ def main() -> int:
     pool = DecodePool(Intake(processes=_PROCESSES, timeout_s=20.0))
     pool.start()
     outcomes: Counter[str] = Counter()
-    slowest = 0.0
+    slowest = (0.0, 0)
 
     def one(number: int) -> tuple[str, float]:
         chance = random.Random(f"{told.seed} {number}")
@@ -100,7 +100,7 @@ def main() -> int:
         with ThreadPoolExecutor(_PROCESSES) as threads:
             for number, (outcome, spent_s) in enumerate(threads.map(one, range(told.count)), 1):
                 outcomes[outcome] += 1
-                slowest = max(slowest, spent_s)
+                slowest = max(slowest, (spent_s, number - 1))
                 if number % 5000 == 0:
                     print(f"{number} in {time.monotonic() - begun:.0f} s", flush=True)
     finally:
@@ -108,7 +108,7 @@ def main() -> int:
     print(f"{told.count} mutated images of {len(originals)}, seed {told.seed}")
     for outcome, count in outcomes.most_common():
         print(f"{count:8} {outcome}")
-    print(f"slowest: {slowest:.1f} s")
+    print(f"slowest: number {slowest[1]}, {slowest[0]:.1f} s")
     return int(any(outcome.startswith("FAULT") for outcome in outcomes))
 
 
