@@ -51,8 +51,9 @@ if TYPE_CHECKING:
 # Beyond the limit on pixels, a file with more of them than this to the byte was made to burst its
 # reader: photographs stay under ten.
 _BOMB_PIXELS_PER_BYTE = 100
-# All frames of an animation together may have this many times the pixels of one picture.
-_MAX_ANIMATION = 10
+# All frames of an animation together may have this many times the pixels of one picture: every one
+# is decoded, some twice, at 10 to 60 million pixels a second.
+_MAX_ANIMATION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
