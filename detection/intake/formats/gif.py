@@ -43,6 +43,8 @@ def survey_gif(data: bytes, bounds: ContainerLimits) -> Survey:
             pieces += 1
             bounds.check_pieces(pieces)
             at += data[at] + 1
+        if introducer == _IMAGE and at >= len(data) and len(durations) > 1:
+            durations.pop()  # viewers play a file that was cut up to its last whole frame
         at += 1
     if not durations:
         message = "The GIF file ends before its first frame."

@@ -123,6 +123,14 @@ def test_frames_that_only_change_a_part_are_shown_whole() -> None:
     assert second[50, 50].tolist() == [255, 0, 0]
 
 
+def test_a_gif_that_was_cut_is_judged_up_to_its_last_whole_frame() -> None:
+    """Viewers play what is there."""
+    data = bad_files.animated()["GIF"]
+    image = decode(data[:-8], limits=LIMITS)
+    assert [frame.number for frame in image.sample] == [0, 1]
+    assert image.sample[1].pixels[5, 5].tolist() == [0, 255, 0]
+
+
 def _grey_steps(count: int) -> bytes:
     pictures = [Image.new("RGB", (96, 80), (5 * n, 0, 0)) for n in range(count)]
     rest = pictures[1:]

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, ImageFile
 from detection.intake.container_limits import ContainerLimits
 from detection.intake.containers import identify, survey
 from detection.intake.decode import decode
-from detection.intake.errors import ImageRejected, TooManyFrames, TypeMismatch
+from detection.intake.errors import ImageRejected, TooManyFrames, TypeMismatch, UnsupportedFormat
 from detection.intake.pdq import hamming
 from tests.support.images import bad_files
 from tests.support.images.bad_files import HEIGHT, LIMITS, WIDTH, encoded, picture, tiff
@@ -321,6 +321,24 @@ def test_mismatch_names_both_kinds() -> None:
     """The refusal tells what was claimed and what the bytes are."""
     with pytest.raises(TypeMismatch, match=r"'\.html'.*PNG"):
         decode(bad_files.accepted()["png"], limits=LIMITS, key="holiday.html")
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"II*\0\x10\0\0\0CR\x02\0", "CR2"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom", "CR3"),
+        (b"II\x1a\0\0\0HEAPCCDR", "CRW"),
+        (b"IIU\0\x18\0\0\0", "RW2"),
+        (b"IIRO\x08\0\0\0", "ORF"),
+        (b"FUJIFILMCCD-RAW 0201", "RAF"),
+        (b"\0MRM\0\0\0\0", "MRW"),
+    ],
+)
+def test_camera_raws_of_their_own_formats_are_refused_by_name(start: bytes, name: str) -> None:
+    """A camera's own container is told from its first bytes."""
+    with pytest.raises(UnsupportedFormat, match=f"camera raw \\({name}\\)"):
+        decode(start + bytes(200), limits=LIMITS)
 
 
 def test_right_checksum_passes() -> None:
