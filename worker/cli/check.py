@@ -99,6 +99,7 @@ def _record(checked: ScoredFile, model_version: str) -> dict[str, Any]:
         "operating_point": score.operating_point,
         "prior": score.prior,
         "outside": score.outside,
+        "frame": score.frame,
     }
 
 
