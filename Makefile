@@ -113,7 +113,7 @@ fuzz-events: venv ## Parse EVENTS=1000000 events mutated in the order of SEED=1;
 		--events $(or $(EVENTS),1000000) --seed $(or $(SEED),1)
 
 fuzz-images: venv ## Decode COUNT=50000 mutated images in the real pool: nothing may crash or hang
-	$(BIN)/python -m tests.benchmarks.fuzz_images --count $(or $(COUNT),50000) --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.fuzz.images --count $(or $(COUNT),50000) --seed $(or $(SEED),1)
 
 clean: ## Remove the local stack, caches and build output; the virtual environment stays
 	@if [ -x $(BIN)/unlatent ]; then $(BIN)/unlatent down --delete; fi
