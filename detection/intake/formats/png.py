@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _METADATA = {b"tEXt", b"zTXt", b"iCCP", b"iTXt", b"eXIf"}
-# Keyword, then "not compressed": packets are stored plain, so that every program finds them.
-_XMP_CHUNK = b"XML:com.adobe.xmp\0\0\0"
 # A chunk that says how to show the picture is ignored without its checksum, as viewers do, and one
 # that the picture cannot do without spoils it. Pixels have a checksum of their own.
 _CRITICAL = {b"IHDR", b"PLTE"}
@@ -89,14 +87,13 @@ def survey_png(data: bytes, bounds: ContainerLimits) -> Survey:
         raise Corrupt(message)
     frames = sum(name == b"fcTL" for name, _ in found)
     bounds.check_frames(frames)
-    exif, xmp, texts = _metadata(found, bounds)
+    exif, texts = _metadata(found, bounds)
     icc, colours = _colours(first, bounds)
     timeline = _timeline(found, first)
     return Survey(
         size=struct.unpack_from(">II", header),
         frames=max(1, frames),
         exif=exif,
-        xmp=xmp,
         texts=texts,
         picture=_picture(found, first, animated=timeline is not None),
         timeline=timeline,
@@ -107,10 +104,10 @@ def survey_png(data: bytes, bounds: ContainerLimits) -> Survey:
 
 def _metadata(
     found: list[tuple[bytes, memoryview]], bounds: ContainerLimits
-) -> tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]:
-    """EXIF, XMP and all text chunks, once what is packed is known to unpack to little."""
+) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+    """EXIF and all text chunks, once what is packed is known to unpack to little."""
     unpacked = 0
-    exif = xmp = b""
+    exif = b""
     texts: list[tuple[bytes, bytes]] = []
     for name, view in found:
         if name not in _METADATA:
@@ -127,9 +124,7 @@ def _metadata(
             exif = body
         elif name != b"iCCP":
             texts.append((name, body))
-        if name == b"iTXt" and body.startswith(_XMP_CHUNK):
-            xmp = body[len(_XMP_CHUNK) :].split(b"\0", 2)[-1]
-    return exif, xmp, tuple(texts)
+    return exif, tuple(texts)
 
 
 def _inflated(name: bytes, body: bytes, limit: int) -> bytes:

@@ -27,8 +27,8 @@ class Survey:
     """What the walk found.
 
     `size` is in pixels, None where only the decoder's header pass knows it. `exif` (a TIFF block)
-    and `xmp` are empty where there is none; `texts` are the text chunks of a PNG, each its name and
-    its body as stored. `picture` is what a decoder is given in place of the
+    and `xmp` are empty where there is none; a PNG has XMP in `texts`, its text chunks, each a name
+    and a body as stored. `picture` is what a decoder is given in place of the
     file, None for the file itself; `page` the decoder's number of the picture. `icc` and `colours`
     say how colours are told where the decoder does not find it.
     """

@@ -40,7 +40,7 @@ def survey_webp(data: bytes, bounds: ContainerLimits) -> Survey:
             bounds.check_frames(len(durations))
         elif name == b"EXIF":
             exif = data[body : body + length].removeprefix(b"Exif\0\0")
-        elif name == b"XMP ":
+        elif name in {b"XMP ", b"XMP\0"}:  # the second is how ImageMagick 6 writes it
             xmp = data[body : body + length]
         at = body + length + (length & 1)
     if size is None:
