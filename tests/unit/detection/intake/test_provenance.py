@@ -76,6 +76,15 @@ def test_source_type_is_read_from_every_container(kind: str) -> None:
     assert read_provenance(encoded(picture(), kind, **options)).iptc_digital_source_type == _TRAINED
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_a_trailer_of_a_phone_hides_no_camera(kind: str) -> None:
+    """What lies behind the last box changes nothing of what the file says."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    data = encoded(picture(), kind, exif=exif.tobytes()) + b"SEFHk\0\0\0\x01\0\0\0SEFT"
+    assert read_provenance(data).exif.make == "Maker"
+
+
 def test_a_camera_source_type_asserts_no_ai() -> None:
     """A digital capture is reported as what it is."""
     packet = xmp(attribute=f' i:DigitalSourceType="{_TERMS}digitalCapture"')
