@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from psycopg.errors import UniqueViolation
 from sqlalchemy import (
     ARRAY,
     Text,
@@ -209,8 +210,10 @@ def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
                     .values({name: bindparam(f"new_{name}") for name in _LEARNT}),
                     [_learnt(row) for row in changed],
                 )
-    except exc.IntegrityError:
-        return False
+    except exc.IntegrityError as error:
+        if isinstance(error.orig, UniqueViolation):
+            return False
+        raise
     gone = [row.image_id for row in changed if not row.live]
     if gone:
         withdraw(connection, gone)
