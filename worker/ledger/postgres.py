@@ -99,7 +99,7 @@ class PostgresLedger:
                 select(Image.id, Image.bucket, Image.key, Image.version_id, Image.sequencer)
                 .where(tuple_(Image.bucket, Image.key).in_(keys), Image.state != State.WITHDRAWN)
                 .order_by(Image.id)
-                .with_for_update()
+                .with_for_update(key_share=True)
             )
             gone = [
                 row.id
@@ -169,7 +169,7 @@ class PostgresLedger:
                 )
                 .order_by(Image.id)
                 .limit(limit)
-                .with_for_update(skip_locked=True)
+                .with_for_update(skip_locked=True, key_share=True)
             ).all()
             rows = connection.execute(
                 update(Image)

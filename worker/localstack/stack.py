@@ -187,11 +187,14 @@ class LocalStack:
         shutil.rmtree(self.folder)
 
     def clone_database(self, template: str, name: str) -> None:
-        """Copy a database that nobody is connected to, file by file."""
+        """Copy a database that nobody is connected to, file by file, with its rights and limits."""
         with self._superuser() as cursor:
             cursor.execute(
                 f'CREATE DATABASE "{name}" OWNER {OWNER} TEMPLATE "{template}" STRATEGY FILE_COPY'
             )
+        # Who may connect, and what is set for a database, stay behind with the one copied.
+        with self._superuser(name) as cursor:
+            cursor.execute(_bootstrap_sql())
 
     def drop_database(self, name: str) -> None:
         """Drop a database and whoever is connected to it."""
@@ -250,19 +253,22 @@ class LocalStack:
             yield connection.cursor()
 
     def _make_database(self) -> None:
-        bootstrap = importlib.resources.files("worker").joinpath("bootstrap.sql").read_text()
         with self._superuser() as cursor:
             cursor.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,))
             if cursor.fetchone() is None:
                 cursor.execute(f"CREATE DATABASE {DATABASE}")
         with self._superuser(DATABASE) as cursor:
-            cursor.execute(bootstrap)
+            cursor.execute(_bootstrap_sql())
             for role, password in (
                 (OWNER, self._identity.owner_password),
                 (APP, self._identity.app_password),
             ):
                 cursor.execute(f"ALTER ROLE {role} LOGIN PASSWORD '{password}'")
             cursor.execute(f"ALTER DATABASE {DATABASE} OWNER TO {OWNER}")
+
+
+def _bootstrap_sql() -> str:
+    return importlib.resources.files("worker").joinpath("bootstrap.sql").read_text()
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -51,17 +51,6 @@ MakeDesk = "Callable[..., Desk]"
 def superuser(stack: LocalStack, database: str) -> Iterator[psycopg.Connection]:
     """A superuser's connection to this test's database."""
     with psycopg.connect(stack.postgres.dsn(database), autocommit=True) as connection:
-        # Rights on a database are not cloned with it; bootstrap takes PUBLIC's away.
-        connection.execute(
-            psycopg.sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(
-                psycopg.sql.Identifier(database)
-            )
-        )
-        connection.execute(
-            psycopg.sql.SQL("GRANT CONNECT ON DATABASE {} TO unlatent_app, moderator").format(
-                psycopg.sql.Identifier(database)
-            )
-        )
         yield connection
 
 
