@@ -16,6 +16,7 @@ from tests.support.ledger_contract import (
     scored,
     upload,
 )
+from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable, build_engine, transaction
 from worker.ledger.interface import DeathPolicy, HeldElsewhere, Lease, Ledger, Removal
 from worker.ledger.postgres import PostgresLedger
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from tests.support.pgbouncer import PgBouncer
     from worker.localstack import LocalStack
     from worker.settings import Settings
 
@@ -108,7 +110,7 @@ class TestPostgresLedger(LedgerContract):
         ]
 
     def test_an_absent_database_is_a_transient_error(
-        self, ledger: Ledger, stack: LocalStack
+        self, ledger: Ledger, stack: LocalStack, pooler: PgBouncer | None
     ) -> None:
         """While Postgres is down the ledger says so; afterwards it works on the same pool."""
         image_id = registered(ledger)
@@ -116,7 +118,15 @@ class TestPostgresLedger(LedgerContract):
         with pytest.raises(LedgerUnavailable):
             ledger.backlog()
         stack.postgres.start()
-        assert isinstance(ledger.lease(image_id, worker="w", duration=LONG), Lease)
+
+        def leased() -> bool:
+            try:
+                return isinstance(ledger.lease(image_id, worker="w", duration=LONG), Lease)
+            except LedgerUnavailable:
+                assert pooler is not None, "only a pooler takes a moment to notice"
+                return False
+
+        eventually(leased, what="a lease")
 
     def test_a_locked_row_is_a_transient_error(
         self, ledger: Ledger, engine: Engine, settings: Settings

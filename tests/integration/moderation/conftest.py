@@ -56,7 +56,11 @@ def superuser(stack: LocalStack, database: str) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def desk(
-    stack: LocalStack, database: str, superuser: psycopg.Connection, engine: Engine
+    stack: LocalStack,
+    database: str,
+    superuser: psycopg.Connection,
+    engine: Engine,
+    route: Callable[[str], str],
 ) -> Iterator[Callable[..., Desk]]:
     """Make moderators: `desk("web", lead=True)`; without sources they see every one."""
     made: list[Desk] = []
@@ -70,7 +74,7 @@ def desk(
         )
         if allowed:
             allow(engine, name, sources=sources or None, lead=lead)
-        made.append(Desk(name, password, stack.postgres.dsn(database)))
+        made.append(Desk(name, password, route(stack.postgres.dsn(database))))
         return made[-1]
 
     yield make
