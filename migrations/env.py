@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from alembic import context
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, event
 
 from worker.database.prerequisites import check_prerequisites
 from worker.database.table_base import SCHEMA, Base
@@ -14,7 +15,9 @@ from worker.moderation.sql_files import install_changed_sql
 from worker.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
 
 #: A migration that needs longer sets its own time-outs with SET LOCAL, and says why.
 STATEMENT_TIMEOUT_S = 60
@@ -35,19 +38,30 @@ def compared(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "schema" or name == SCHEMA
 
 
-def prepare(connection: Connection) -> None:
-    """Bound every statement, wait for other migrators, and own what is created."""
-    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"))
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
-    check_prerequisites(connection)
-    # A superuser's migration must not leave tables that the owner cannot alter.
-    connection.execute(text("SET ROLE unlatent_owner"))
-    # Two pods that start together take turns; the second finds nothing left to do. The wait is
-    # bounded by the statement time-out, not by the lock time-out of a single lock.
-    connection.execute(text("SET lock_timeout = 0"))
-    connection.execute(text("SELECT pg_advisory_lock(hashtext('alembic'))"))
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
-    connection.commit()
+def settle(connection: Connection) -> None:
+    """Bound every statement, and own what is created: a superuser's tables were not the owner's.
+
+    What is set holds for a transaction, because a pooler may run the next on another connection.
+    """
+    connection.exec_driver_sql("SET LOCAL ROLE unlatent_owner")
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s'")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+
+
+@contextmanager
+def turn(engine: Engine) -> Iterator[None]:
+    """Wait for pods that migrate already; they find nothing left to do, or this one does.
+
+    A transaction of its own holds the lock from the first migration to the last. The wait is
+    bounded by the statement time-out.
+    """
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN "
+            "('lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
+        )
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('alembic'))")
+        yield
 
 
 def upgraded_to_head() -> bool:
@@ -58,12 +72,16 @@ def upgraded_to_head() -> bool:
 
 
 def run() -> None:
-    """Run the migrations over one connection that nothing else uses."""
+    """Run the migrations over one connection, while another one keeps other migrators waiting."""
     engine = create_engine(
-        url(), poolclass=NullPool, connect_args={"application_name": "unlatent-migrate"}
+        url(),
+        poolclass=NullPool,
+        connect_args={"application_name": "unlatent-migrate", "prepare_threshold": None},
     )
     with engine.connect() as connection:
-        prepare(connection)
+        check_prerequisites(connection)
+    event.listen(engine, "begin", settle)
+    with turn(engine), engine.connect() as connection:
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
