@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 from psycopg import errors
 from sqlalchemy import create_engine, event, exc
 
@@ -16,7 +17,6 @@ from detection.errors import SettingsError, TransientError, UnlatentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import psycopg
     from alembic.config import Config
     from sqlalchemy import Connection, Engine, ExceptionContext
 
@@ -119,8 +119,12 @@ def _set_prepare_threshold(
 ) -> None:
     if wanted is None:
         # A pooler makes up the process id that it tells its clients, as there is no such process.
-        answer = connection.execute("SELECT pg_backend_pid()").fetchone()
-        connection.rollback()
+        try:
+            answer = connection.execute("SELECT pg_backend_pid()").fetchone()
+            connection.rollback()
+        except psycopg.Error:
+            connection.close()  # the pool has not heard of it yet
+            raise
         wanted = PREPARE_THRESHOLD if answer == (connection.info.backend_pid,) else 0
     connection.prepare_threshold = wanted or None  # the driver's 0 prepares at once
 

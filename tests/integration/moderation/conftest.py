@@ -80,6 +80,10 @@ def desk(
     yield make
     for one in made:
         one.connection.close()
+        # A pooler would keep them.
+        superuser.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [one.name]
+        )
 
         def gone(name: str = one.name) -> bool:
             """Whether the server has ended the sessions, whose temporary objects bind the role."""
