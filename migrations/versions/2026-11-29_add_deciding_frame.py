@@ -1,7 +1,7 @@
 """Add to verdicts which frame of an animation decided.
 
-Revision: 0011
-Revises: 0010
+Revision: 0010
+Revises: 0009
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

@@ -3,7 +3,7 @@
 Rows of earlier releases keep their words: `valid`, `invalid` and `unreadable` stay allowed, because
 an earlier release may write beside this one, and `moderation.c2pa_state` translates them.
 
-Revision: 0010
+Revision: 0009
 Revises: 0008
 """
 
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0010"
+revision = "0009"
 down_revision = "0008"
 branch_labels = None
 depends_on = None

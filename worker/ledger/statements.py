@@ -281,14 +281,17 @@ def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
 def lock_images(connection: Connection, image_ids: Collection[UUID]) -> None:
     """Lock rows of images in the order of their ids."""
     connection.execute(
-        select(Image.id).where(among(Image.id, image_ids)).order_by(Image.id).with_for_update()
+        select(Image.id)
+        .where(among(Image.id, image_ids))
+        .order_by(Image.id)
+        .with_for_update(key_share=True)
     )
 
 
 def lock_image(connection: Connection, image_id: UUID) -> AnyRow:
     """Read and lock one image; raises `UnknownImage`."""
     row = connection.execute(
-        select(Image.__table__).where(Image.id == image_id).with_for_update()
+        select(Image.__table__).where(Image.id == image_id).with_for_update(key_share=True)
     ).one_or_none()
     if row is None:
         raise UnknownImage(f"image {image_id} is not in the ledger")
