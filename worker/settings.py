@@ -51,7 +51,11 @@ class Postgres(Section):
 
 
 class S3(Section):
-    """Where uploads are stored; only these buckets are ever read."""
+    """Where uploads are stored; only these buckets are ever read.
+
+    After trouble with `denied_limit` objects in a row a worker pauses. An image that storage does
+    not give ends after `unreadable_tries` or `unreadable_hours`, whichever comes first.
+    """
 
     endpoint_url: str | None = None
     region: str = "us-east-1"
@@ -62,6 +66,8 @@ class S3(Section):
     read_timeout_s: float = Field(default=10.0, gt=0)
     fetch_timeout_s: float = Field(default=30.0, gt=0)
     denied_limit: int = Field(default=5, ge=1)
+    unreadable_tries: int = Field(default=20, ge=1)
+    unreadable_hours: float = Field(default=24.0, gt=0)
 
 
 class Sqs(Section):

@@ -3,8 +3,8 @@
 Rows of earlier releases keep their words: `valid`, `invalid` and `unreadable` stay allowed, because
 an earlier release may write beside this one, and `moderation.c2pa_state` translates them.
 
-Revision: 0012
-Revises: 0006
+Revision: 0010
+Revises: 0007
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0012"
-down_revision = "0006"
+revision = "0010"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 

@@ -1,7 +1,7 @@
 """Mark originals that retention is about to remove, and index what it has still to look at.
 
 Revision: 0008
-Revises: 0012
+Revises: 0010
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0012"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 

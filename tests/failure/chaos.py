@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ from redis.exceptions import RedisError
 from detection.errors import UnlatentError
 from tests.support.faults.accounting import Accounts
 from tests.support.faults.process_crew import Crew, changed
+from tests.support.faults.proxy import Proxy, bare, status
 from tests.support.upload_site import Site, png
 from worker.database.engine import build_engine, migrate
 from worker.ingest.events import own_event
@@ -45,6 +47,7 @@ from worker.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.support.faults.proxy import Fault
     from tests.support.processes.worker_process import WorkerProcess
 
 _RATE_PER_S = 4.0
@@ -61,7 +64,25 @@ _FAULTS = (
     "redis away",
     "restart postgres",
     "postgres away",
+    "odd answers",
+    "giant entries",
 )
+#: What storage answers for a key that begins with the name, and how its image ends. `bare` is the
+#: answer of a store that names neither etag nor length.
+_ODD: dict[str, tuple[Fault, State]] = {
+    "bare": (bare(png(77)), State.SCORED),
+    "ssec": (status("400 Bad Request", "<Code>InvalidRequest</Code>"), State.FAILED),
+    "forbidden": (status("403 Forbidden", "<Code>AccessDenied</Code>"), State.FAILED),
+    "archived": (status("403 Forbidden", "<Code>InvalidObjectState</Code>"), State.FAILED),
+    "gone": (status("410 Gone"), State.FAILED),
+    "redirected": (
+        status("301 Moved Permanently", "<Code>PermanentRedirect</Code>"),
+        State.FAILED,
+    ),
+    "range": (status("416 Range Not Satisfiable", "<Code>InvalidRange</Code>"), State.FAILED),
+    "withheld": (status("451 Unavailable For Legal Reasons"), State.FAILED),
+}
+_GIANT_RECORDS = 1000
 
 
 def disordered(upload: Upload, order: random.Random) -> list[bytes]:
@@ -106,13 +127,18 @@ class Deployment:
             "worker-b": crew.worker,
             "bridge-a": lambda: crew.bridge("--name", "chaos-a"),
             "bridge-b": lambda: crew.bridge("--name", "chaos-b"),
-            "beat": crew.beat,
+            "beat": lambda: crew.service("beat"),
         }
         self._running = {name: start() for name, start in self._starters.items()}
         self.keys: list[str] = []
         #: Those that were removed and stored again.
         self.stored_again: set[str] = set()
+        #: How the images that storage answers oddly for must end, by key.
+        self.odd: dict[str, State] = {}
         self.log: list[str] = []
+        self._etags: dict[str, str] = {}
+        self._ingest = settings.redis.key_prefix + settings.redis.ingest_key
+        self._bucket = settings.s3.buckets[0]
 
     def run(self, minutes: float, accounts: Accounts) -> None:
         """Upload and break things for so long."""
@@ -130,6 +156,7 @@ class Deployment:
                 body = png(len(self.keys) % 256, side=64 + len(self.keys) % 64)
                 etag = client.put_object(Bucket=site_bucket, Key=key, Body=body)["ETag"].strip('"')
                 self.keys.append(key)
+                self._etags[key] = etag
                 events = self._announce(Upload(bucket=site_bucket, key=key, etag=etag))
                 # What is lost before the ledger is lost as a whole, in one command: reconciling
                 # finds the object.
@@ -157,6 +184,14 @@ class Deployment:
         name = self._random.choice(_FAULTS)
         self.log.append(f"{at_s:7.1f} s  {name} ({outage_s:.1f} s)")
         worker = self._running[self._random.choice(("worker-a", "worker-b"))]
+        if name == "odd answers":
+            self._announce_odd()
+        elif name == "giant entries":
+            self._announce_giants()
+        else:
+            self._break(name, worker, outage_s, accounts)
+
+    def _break(self, name: str, worker: WorkerProcess, outage_s: float, accounts: Accounts) -> None:
         match name:
             case "kill worker" if accounts.pending_with_deaths(self._most_deaths):
                 self.log.append("            spared")
@@ -184,6 +219,38 @@ class Deployment:
                 self._stack.postgres.kill()
                 self._tick.wait(outage_s)
                 self._stack.postgres.start()
+
+    def _announce_odd(self) -> None:
+        """Announce an object of each odd kind, with and without an identity."""
+        events = []
+        for name, (_, state) in _ODD.items():
+            for etag in ("e", None):
+                key = f"{name}-{len(self.odd)}-{etag}.png"
+                events.append(own_event(Upload(bucket=self._bucket, key=key, etag=etag)))
+                # Without an identity what storage never gives is refused before the ledger.
+                if etag or state is State.SCORED:
+                    self.odd[key] = state
+        self._push(*events)
+
+    def _announce_giants(self) -> None:
+        """Announce known objects again, in entries of as many records as are read, one bad."""
+        for _ in range(3):
+            known = self._copies.choices(self.keys, k=_GIANT_RECORDS - 1)
+            records: list[object] = [self._record(key) for key in known]
+            self._push(json.dumps({"Records": [*records, {"eventVersion": "2.1"}]}).encode())
+
+    def _record(self, key: str) -> dict[str, object]:
+        stored = {"key": key, "eTag": self._etags[key]}
+        return {
+            "eventVersion": "2.1",
+            "eventName": "ObjectCreated:Put",
+            "s3": {"bucket": {"name": self._bucket}, "object": stored},
+        }
+
+    def _push(self, *entries: bytes) -> None:
+        url = self._settings.redis.url.get_secret_value()
+        with Redis.from_url(url, socket_timeout=5) as redis:
+            redis.rpush(self._ingest, *entries)
 
     def supervise(self) -> None:
         """Start again what has ended."""
@@ -217,10 +284,18 @@ def own_stack() -> Iterator[tuple[LocalStack, Settings]]:
         yield stack, settings
 
 
+def _odd_answer(request: bytes) -> Fault | None:
+    """Choose what storage answers by the key in the request's first line."""
+    name = request.partition(b"\r\n")[0].rpartition(b"/")[0].rpartition(b"/")[2].partition(b"-")[0]
+    return _ODD.get(name.decode(errors="replace"), (None,))[0]
+
+
 def run(minutes: float, seed: int) -> int:
     """Run chaos on a stack of its own; raises `AssertionError` when the books do not balance."""
-    with own_stack() as (stack, usual):
-        settings = changed(usual, "queue", visibility_timeout_s=5, sweep_every_s=1.0)
+    with own_stack() as (stack, usual), Proxy(stack.s3.port) as proxy:
+        proxy.choose = _odd_answer
+        settings = changed(usual, "s3", endpoint_url=f"http://127.0.0.1:{proxy.port}")
+        settings = changed(settings, "queue", visibility_timeout_s=5, sweep_every_s=1.0)
         settings = changed(settings, "scoring", lease_s=10.0)
         (bucket,) = settings.s3.buckets
         engine = build_engine(settings.postgres)
@@ -241,12 +316,14 @@ def run(minutes: float, seed: int) -> int:
                 )
                 accounts.keep = deployment.supervise
                 states = accounts.check(
-                    deployment.keys,
+                    [*deployment.keys, *deployment.odd],
                     stored_again=deployment.stored_again,
                     processes=crew.left_behind,
-                    timeout_s=180,
+                    timeout_s=300,
                 )
-                assert states == {State.SCORED: len(deployment.keys)}, states
+                expected = Counter(deployment.odd.values())
+                expected[State.SCORED] += len(deployment.keys)
+                assert states == expected, states
             except (AssertionError, UnlatentError):
                 sys.stderr.write(f"chaos failed with seed {seed}; its faults were\n")
                 sys.stderr.write("\n".join(deployment.log) + "\n")

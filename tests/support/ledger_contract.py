@@ -83,6 +83,13 @@ def taken(ledger: Ledger, image_id: UUID, duration: timedelta = LONG) -> Lease:
     return answer
 
 
+def taken_and_released(ledger: Ledger, image_id: UUID, outcome: LeaseOutcome) -> Lease:
+    """Take an image and give it back."""
+    lease = taken(ledger, image_id)
+    ledger.release(lease, outcome=outcome)
+    return lease
+
+
 def reusable(
     ledger: Ledger,
     *,
@@ -261,6 +268,16 @@ class LedgerContract:
         (answer,) = ledger.register([whole])
         assert taken(ledger, answer.image_id).upload == whole
 
+    def test_more_uploads_than_a_statement_takes(self, ledger: Ledger) -> None:
+        """Postgres takes 65,535 parameters, about 4,700 rows; a call may bring more."""
+        uploads = [upload(f"{n}.jpg") for n in range(7000)]
+        answers = ledger.register(uploads)
+        assert sum(answer.created for answer in answers) == len(uploads)
+        ledger.mark_published([answer.image_id for answer in answers])
+        again = ledger.register(uploads)
+        assert [answer.image_id for answer in again] == [answer.image_id for answer in answers]
+        assert not any(answer.created or answer.unpublished for answer in again)
+
     def test_nothing_to_register_is_fine(self, ledger: Ledger) -> None:
         """Empty batches pass through every batch method."""
         assert ledger.register([]) == []
@@ -386,6 +403,24 @@ class LedgerContract:
         lease = taken(ledger, image_id)
         assert (lease.attempt, lease.deaths, lease.alone) == (6, 0, False)
 
+    def test_a_lease_tells_what_storage_cost_before(self, ledger: Ledger) -> None:
+        """Leases closed as unreadable count, retries begin the clock, and reopening forgives."""
+        image_id = registered(ledger)
+        first = taken(ledger, image_id)
+        assert (first.unreadable, first.retried_for) == (0, timedelta(0))
+        ledger.release(first, outcome=LeaseOutcome.RELEASED)
+        assert taken_and_released(ledger, image_id, LeaseOutcome.RETRY).retried_for == timedelta(0)
+        second = taken_and_released(ledger, image_id, LeaseOutcome.UNREADABLE)
+        third = taken_and_released(ledger, image_id, LeaseOutcome.UNREADABLE)
+        assert (second.unreadable, third.unreadable) == (0, 1)
+        assert timedelta(0) < second.retried_for < third.retried_for
+        last = taken(ledger, image_id)
+        assert (last.unreadable, last.attempt, last.deaths) == (2, 5, 0)
+        ledger.end(last, state=State.FAILED, reason="storage_unreadable", detail="")
+        ledger.reopen(reason="storage_unreadable", since=LONG_AGO, limit=1)
+        again = taken(ledger, image_id)
+        assert (again.unreadable, again.retried_for, again.attempt) == (0, timedelta(0), 6)
+
     def test_a_lease_that_runs_out_is_a_death(self, ledger: Ledger) -> None:
         """The next lease after a death runs alone."""
         image_id = registered(ledger)
@@ -469,6 +504,19 @@ class LedgerContract:
         ledger.record([verdict(lease) for lease in leases])
         ends = [state(ledger, lease.image_id) for lease in leases]
         assert ends == [State.WITHDRAWN, State.SCORED]
+
+    def test_the_last_upload_that_was_read_is_known(self, ledger: Ledger) -> None:
+        """It is the one scored last, until it is withdrawn."""
+        assert ledger.last_read() is None
+        for key in ("a.jpg", "b.jpg"):
+            scored(ledger, key)
+        registered(ledger, "c.jpg")
+        for key in ("b.jpg", "a.jpg"):
+            known = ledger.last_read()
+            assert known is not None
+            assert (known.bucket, known.key, known.etag) == ("uploads", key, "e1")
+            ledger.withdraw([Removal(bucket="uploads", key=key)])
+        assert ledger.last_read() is None
 
     def test_equal_bytes_reuse_the_verdict_of_the_same_versions_only(self, ledger: Ledger) -> None:
         """The whole verdict comes back, by checksum, model version and intake version."""

@@ -31,6 +31,8 @@ _MISSING = (
     errors.UndefinedColumn,
     errors.UndefinedFunction,
 )
+#: The class of SQLSTATE (PostgreSQL's manual, appendix A) of what exceeds a limit of the server.
+_TOO_MUCH = "54"
 
 
 class LedgerUnavailable(TransientError):
@@ -106,19 +108,38 @@ def _outdated(context: ExceptionContext) -> SchemaOutdated | None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """Commit on leaving; the database's absence, in whatever form, is a `LedgerUnavailable`."""
+    """Commit on leaving; the database's absence, in whatever form, is a `LedgerUnavailable`.
+
+    What a statement itself is to blame for is raised as it is: another try would meet it again.
+    """
     try:
         with engine.begin() as connection:
             yield connection
-    # InternalError: a fail-over left us on a read-only server; TimeoutError: the pool's.
-    except (
-        exc.OperationalError,
-        exc.InterfaceError,
-        exc.InternalError,
-        exc.TimeoutError,
-    ) as error:
-        cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise LedgerUnavailable(f"the ledger's database is away: {cause}") from error
+    except exc.TimeoutError as error:  # the pool's
+        raise LedgerUnavailable(f"the ledger's database is away: {error}") from error
+    except exc.DBAPIError as error:
+        if not _is_away(error):
+            raise
+        raise LedgerUnavailable(f"the ledger's database is away: {error.orig}") from error
+
+
+def _is_away(error: exc.DBAPIError) -> bool:
+    # InternalError: a fail-over left us on a read-only server.
+    if not isinstance(error, (exc.OperationalError, exc.InterfaceError, exc.InternalError)):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        # Not the server's word: the connection broke, or there was none to send a statement on.
+        return error.connection_invalidated or error.statement is None
+    return not state.startswith(_TOO_MUCH)
+
+
+def blames_values(error: Exception) -> bool:
+    """Say whether the database refused a statement for the values that were to be stored."""
+    if isinstance(error, (exc.DataError, exc.IntegrityError)):
+        return True
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, exc.DBAPIError) else None
+    return state is not None and state.startswith(_TOO_MUCH)
 
 
 def alembic_config(url: str) -> Config:

@@ -2,12 +2,14 @@
 
 An entry moves from `ingest` to this bridge's own list, is parsed and committed to the ledger,
 published, and only then removed. A bridge may die between any two steps: what its list still holds
-is done again by it or by another one, and doing it again changes nothing.
+is done again by it or by another one, and doing it again changes nothing. Uploads that storage has
+to complete first are set aside, so that no entry waits for storage.
 
 Keys, all under the prefix of the settings:
     ingest                      the list that producers append to
     ingest:processing:<name>    entries that bridge <name> works on
     ingest:bridge:<name>        expires when bridge <name> was not seen for a while
+    ingest:waiting              uploads without version and etag, set aside until they have one
     ingest:rejected             refused entries, truncated, the newest first
 """
 
@@ -15,30 +17,38 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime
-from itertools import groupby
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 import structlog
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from detection.errors import PermanentError, TransientError
-from worker.ingest.events import MAX_ENTRY_BYTES, Ignored, parse
-from worker.ingest.key_encoding import settle
+from detection.errors import TransientError
+from worker.ingest.completion import Completion, written_event
+from worker.ingest.events import (
+    MAX_ENTRY_BYTES,
+    EventError,
+    Ignored,
+    Refused,
+    parse_records,
+)
+from worker.ingest.registrar import Registrar
+from worker.ingest.rejected import RejectedEntries
+from worker.ingest.waiting import WaitingEvents
 from worker.ledger.interface import Removal, Upload
+from worker.settings import S3
 from worker.telemetry.tracing import NO_TRACER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from threading import Event as Stop
 
     from redis import Redis
 
+    from detection.errors import PermanentError
     from worker.ingest.bridge_metrics import BridgeMetrics
-    from worker.ingest.events import Event
-    from worker.ledger.interface import Ledger, Registration
+    from worker.ledger.interface import Ledger
     from worker.queue.publisher import Publisher
     from worker.settings import Redis as RedisSettings
     from worker.storage.interface import Storage
@@ -46,14 +56,21 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+#: Entries that are read at once, up to so many bytes, and records that are committed at once.
 BATCH = 256
+BATCH_BYTES = 4 * MAX_ENTRY_BYTES
+RECORDS = 1000
 #: How long one wait for an entry lasts; a stop is noticed after it at the latest.
 WAIT_S = 1
 #: How often a waiting bridge looks. It does not block in BLMOVE, whose answer is the entry itself.
 POLL_S = 0.05
-#: A bridge not seen for this long is dead, and its entries are taken over. Taking over from one
-#: that was only slow is harmless.
-ALIVE_S = 60
+#: How often it is looked whether uploads that were set aside are due.
+LOOK_S = 0.2
+#: A bridge not seen for this long is dead, and its entries are taken over by another one, which
+#: looks every `TAKE_OVER_S`: within a minute together. Taking over from one that was only slow is
+#: harmless.
+ALIVE_S = 45
+TAKE_OVER_S = 10.0
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 #: How much of a refused entry is kept, in bytes.
@@ -68,11 +85,12 @@ end
 return moved
 """
 
-#: Reads up to ARGV[1] entries at the head of KEYS[1]. What has more than ARGV[2] bytes leaves the
-#: list and is read one byte beyond that: a bridge has room for every event, not for everything.
+#: Reads up to ARGV[1] entries at the head of KEYS[1], until they have ARGV[3] bytes together. What
+#: has more than ARGV[2] bytes leaves the list and is read one byte beyond that: a bridge has room
+#: for every event, not for everything.
 _HEAD = """
-local entries, limit, index = {}, tonumber(ARGV[2]), 0
-while #entries < tonumber(ARGV[1]) do
+local entries, limit, index, bytes = {}, tonumber(ARGV[2]), 0, 0
+while #entries < tonumber(ARGV[1]) and bytes < tonumber(ARGV[3]) do
     local entry = redis.call('LINDEX', KEYS[1], index)
     if not entry then break end
     if #entry > limit then
@@ -82,9 +100,25 @@ while #entries < tonumber(ARGV[1]) do
         index = index + 1
     end
     entries[#entries + 1] = entry
+    bytes = bytes + #entry
 end
 return entries
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry, and what its records ask for."""
+
+    raw: bytes
+    events: list[Upload | Removal] = field(default_factory=list)
+    #: Events that storage has to complete.
+    incomplete: list[Upload | Removal] = field(default_factory=list)
+    ignored: list[Ignored] = field(default_factory=list)
+    refused: list[tuple[bytes, PermanentError]] = field(default_factory=list)
+
+
+_DEFAULT_S3 = S3()
 
 
 class Bridge:
@@ -104,48 +138,96 @@ class Bridge:
         settings: RedisSettings,
         metrics: BridgeMetrics,
         name: str,
+        storage_settings: S3 = _DEFAULT_S3,
         plain_keys: bool = True,
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._redis = redis
-        self._ledger = ledger
-        self._publisher = publisher
-        self._storage = storage
         self._buckets = frozenset(buckets)
         self._plain_keys = plain_keys
         self._metrics = metrics
-        self._tracer = tracer
         self._name = name
-        self._rejected_max = settings.rejected_max
         self._ingest = settings.key_prefix + settings.ingest_key
         self._processing = f"{self._ingest}:processing:"
         self._alive = f"{self._ingest}:bridge:"
-        self._rejected = f"{self._ingest}:rejected"
         self._mine = self._processing + name
+        self._looked_at = float("-inf")
+        self._registrar = Registrar(
+            ledger=ledger, publisher=publisher, metrics=metrics, tracer=tracer
+        )
+        self._rejected = RejectedEntries(
+            redis,
+            f"{self._ingest}:rejected",
+            longest=settings.rejected_max,
+            kept_bytes=KEPT_BYTES,
+            metrics=metrics,
+        )
+        self._waiting = WaitingEvents(redis, f"{self._ingest}:waiting")
+        self._completion = Completion(
+            storage=storage,
+            settings=storage_settings,
+            waiting=self._waiting,
+            registrar=self._registrar,
+            rejected=self._rejected,
+            metrics=metrics,
+            last_read=ledger.last_read,
+        )
 
     def run(self, stop: Stop, *, alive: Callable[[], object]) -> None:
         """Work until `stop` is set; services that are away are waited for, ever more patiently.
 
-        `alive` is called before every round.
+        `alive` is called before every round. When it ends, for whatever cause, `stop` is set.
         """
-        delay_s = 0.0
         _log.info("bridge_started", bridge=self._name)
-        while not stop.wait(delay_s):
-            alive()
+        with ThreadPoolExecutor(1, thread_name_prefix="completion") as pool:
+            completing = pool.submit(self._repeat, self._completion.step, stop, pause_s=LOOK_S)
+
+            def before() -> None:
+                alive()
+                if completing.done() and not stop.is_set():
+                    completing.result()
+
             try:
-                self.step()
-                delay_s = 0.0
-            except (TransientError, RedisError) as error:
-                delay_s = min(max(2 * delay_s, FIRST_DELAY_S), LONGEST_DELAY_S)
-                self._metrics.outages.inc()
-                _log.warning("bridge_backed_off", error=str(error), delay_s=delay_s)
+                self._repeat(self.intake, stop, before=before)
+            finally:
+                stop.set()
+                self._completion.close()
+            completing.result()
         _log.info("bridge_stopped", bridge=self._name)
 
-    def step(self, *, wait_s: int = WAIT_S) -> int:
-        """Work on one batch, waiting for its first entry; return how many entries were done.
+    def _repeat(
+        self,
+        work: Callable[[], int],
+        stop: Stop,
+        *,
+        pause_s: float = 0.0,
+        before: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Repeat until `stop` is set, with a pause after a round without work."""
+        delay_s, failures = 0.0, 0
+        while not stop.wait(delay_s):
+            before()
+            try:
+                delay_s = 0.0 if work() else pause_s
+                failures = 0
+            except (TransientError, RedisError) as error:
+                delay_s = min(FIRST_DELAY_S * 2.0**failures, LONGEST_DELAY_S)
+                failures += 1
+                self._metrics.outages.inc()
+                _log.warning("bridge_backed_off", error=str(error), delay_s=delay_s)
 
-        Raises `TransientError` or `RedisError` when a service is away; nothing is lost by that.
+    def step(self, *, wait_s: int = WAIT_S) -> int:
+        """Do one batch of entries, waiting for the first one, and one of what was set aside.
+
+        Returns how many entries were done. Raises `TransientError` or `RedisError` when a service
+        is away; nothing is lost by that.
         """
+        done = self.intake(wait_s)
+        self._completion.step()
+        return done
+
+    def intake(self, wait_s: int = WAIT_S) -> int:
+        """Do one batch of entries; `step` without what was set aside."""
         try:
             self._touch_alive()
             self._take(wait_s)
@@ -159,9 +241,11 @@ class Bridge:
         return self._register_entries(self._mine, publish=True)
 
     def _touch_alive(self) -> None:
-        """Renew the sign of life; when it had expired, also look for bridges that died."""
-        if self._redis.set(self._alive + self._name, b"1", ex=ALIVE_S, get=True) is None:
+        """Renew the sign of life, and look for bridges that died now and then."""
+        self._redis.set(self._alive + self._name, b"1", ex=ALIVE_S)
+        if time.monotonic() - self._looked_at >= TAKE_OVER_S:
             self.take_over()
+            self._looked_at = time.monotonic()
 
     def take_over(self) -> int:
         """Move the entries of dead bridges to this one's list; return how many there were."""
@@ -190,129 +274,88 @@ class Bridge:
         return cast("int", self._redis.eval(_MOVE, 2, key, self._mine, str(count)))
 
     def _register_entries(self, key: str, *, publish: bool) -> int:
-        """Do the entries at the head of a list and remove them; those that must wait stay."""
+        """Do the entries at the head of a list and remove them; returns how many they were."""
         read_at = time.monotonic()
         # The client is built without decode_responses, which its types cannot tell.
         raws = cast(
-            "list[bytes]", self._redis.eval(_HEAD, 1, key, str(BATCH), str(MAX_ENTRY_BYTES))
+            "list[bytes]",
+            self._redis.eval(_HEAD, 1, key, str(BATCH), str(MAX_ENTRY_BYTES), str(BATCH_BYTES)),
         )
-        outcomes = self.take_in(raws, publish=publish, read_at=read_at)
-        done = [raw for raw, waits_for in zip(raws, outcomes, strict=True) if waits_for is None]
-        if done:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for raw in done:
-                    pipeline.lrem(key, 1, raw)  # type: ignore[arg-type]  # bytes are fine
-                pipeline.execute()
-        for waits_for in outcomes:
-            if waits_for is not None:
-                raise waits_for
-        return len(done)
+        self._finish(key, self.take_in(raws, publish=publish, read_at=read_at))
+        return len(raws)
 
-    def take_in(
-        self, raws: Sequence[bytes], *, publish: bool, read_at: float
-    ) -> list[TransientError | None]:
-        """Commit and publish what entries say, and refuse what cannot be used.
+    def take_in(self, raws: Sequence[bytes], *, publish: bool, read_at: float) -> list[Entry]:
+        """Commit and publish what entries say; what they leave to complete is up to the caller.
 
-        Returns, entry by entry, what it must wait for; None means that it is done and may go.
         Raises `TransientError` or `RedisError` when a service is away; then all must wait.
         """
-        events: list[Event] = []
-        refused: list[tuple[bytes, PermanentError]] = []
-        outcomes: list[TransientError | None] = []
-        for raw in raws:
-            outcome = None
-            try:
-                events += [
-                    complete
-                    for event in parse(raw, buckets=self._buckets)
-                    for complete in self._complete(event)
-                ]
-            except PermanentError as error:
-                refused.append((raw, error))
-            except TransientError as error:
-                outcome = error
-            outcomes.append(outcome)
-        self._keep(events, publish=publish, read_at=read_at)
-        for raw, refusal in refused:
-            self._reject(raw, refusal)
-        self._metrics.received.inc(outcomes.count(None))
-        return outcomes
+        entries = [self._read(raw) for raw in raws]
+        for group in _groups(entries):
+            events = [event for entry in group for event in entry.events]
+            failed = self._registrar.keep(events, publish=publish, read_at=read_at)
+            for event, failure in failed:
+                self._rejected.add(written_event(event), failure)
+        return entries
 
-    def _complete(self, event: Event) -> list[Event]:
-        """Ask storage which object an event means when the event does not say."""
-        if isinstance(event, Ignored):
-            return [event]
-        settled = settle(event, self._storage) if self._plain_keys else [event]
-        return [self._identified(one) for one in settled]
-
-    def _identified(self, event: Upload | Removal) -> Upload | Removal:
-        if isinstance(event, Removal) or event.etag or event.version_id:
-            return event
-        facts = self._storage.head(event.bucket, event.key)
-        return replace(
-            event,
-            etag=facts.etag,
-            version_id=facts.version_id,
-            size=facts.size,
-            content_type=event.content_type or facts.content_type,
-        )
-
-    def _keep(self, events: list[Event], *, publish: bool, read_at: float) -> None:
-        """Commit events in their order, then publish what has no message yet."""
-        unpublished: list[Registration] = []
-        for kind, group in groupby(events, key=type):
-            if kind is Upload:
-                uploads = [event for event in group if isinstance(event, Upload)]
-                asked_at = time.monotonic()
-                answers = self._ledger.register(uploads)
-                created = sum(answer.created for answer in answers)
-                self._metrics.registered.inc(created)
-                self._metrics.duplicates.inc(len(answers) - created)
-                unpublished += [
-                    self._traced(upload, answer, read_at=read_at, asked_at=asked_at)
-                    for upload, answer in zip(uploads, answers, strict=True)
-                    if answer.unpublished
-                ]
-            elif kind is Removal:
-                removals = [event for event in group if isinstance(event, Removal)]
-                self._metrics.withdrawn.inc(self._ledger.withdraw(removals))
+    def _read(self, raw: bytes) -> Entry:
+        entry = Entry(raw)
+        try:
+            found = parse_records(raw, buckets=self._buckets)
+        except EventError as error:
+            entry.refused.append((raw, error))
+            return entry
+        for event in found:
+            if isinstance(event, Refused):
+                record = raw if len(found) == 1 else json.dumps(event.record, default=str).encode()
+                entry.refused.append((record, event.error))
+            elif isinstance(event, Ignored):
+                entry.ignored.append(event)
+            elif self._is_complete(event):
+                entry.events.append(replace(event, raw_key=None))
             else:
-                for event in group:
-                    if isinstance(event, Ignored):
-                        self._metrics.ignored.labels(event.reason).inc()
-                        if event.hint:
-                            _log.warning("entry_ignored", reason=event.reason, hint=event.hint)
-        once = list({answer.image_id: answer for answer in unpublished}.values())
-        if publish and once:
-            self._metrics.published.inc(self._publisher.publish(once))
+                entry.incomplete.append(event if self._plain_keys else replace(event, raw_key=None))
+        return entry
 
-    def _traced(
-        self, upload: Upload, answer: Registration, *, read_at: float, asked_at: float
-    ) -> Registration:
-        """Begin the trace of an image that gets its first message, or go on with its producer's."""
-        now = time.monotonic()
-        entry = self._tracer.record(
-            "ingest",
-            begun_s=read_at,
-            ended_s=now,
-            parent=upload.traceparent,
-            image_id=str(answer.image_id),
-        )
-        self._tracer.record("register", begun_s=asked_at, ended_s=now, parent=entry)
-        return replace(answer, traceparent=entry)
+    def _is_complete(self, event: Upload | Removal) -> bool:
+        if event.raw_key is not None and self._plain_keys:
+            return False
+        return isinstance(event, Removal) or bool(event.etag or event.version_id)
 
-    def _reject(self, raw: bytes, error: PermanentError) -> None:
-        """Count a refused entry and keep the beginning of it with the reason."""
-        self._metrics.rejected.labels(error.reason).inc()
-        _log.warning("entry_rejected", reason=error.reason, error=str(error))
-        note = {
-            "at": datetime.now(UTC).isoformat(),
-            "reason": error.reason,
-            "error": str(error)[:KEPT_BYTES],
-            "entry": raw[:KEPT_BYTES].decode(errors="backslashreplace"),
-        }
-        # A full Redis must not stop the bridge; the counter and the log still know.
-        with suppress(OutOfMemoryError), self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.lpush(self._rejected, json.dumps(note))
-            pipeline.ltrim(self._rejected, 0, self._rejected_max - 1)
+    def _finish(self, key: str, entries: list[Entry]) -> None:
+        """Remove entries whose events are committed; what they leave to complete is set aside."""
+        for entry in entries:
+            if not entry.incomplete:
+                self.note(entry)
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for entry in entries:
+                if not entry.incomplete:
+                    pipeline.lrem(key, 1, entry.raw)  # type: ignore[arg-type]  # bytes are fine
             pipeline.execute()
+        for entry in entries:
+            if entry.incomplete:
+                self._waiting.put(key, entry.raw, entry.incomplete)
+                self.note(entry)
+
+    def note(self, entry: Entry) -> None:
+        """Count an entry that is done, with what it did not ask for, or may not."""
+        self._metrics.received.inc()
+        for record, error in entry.refused:
+            self._rejected.add(record, error)
+        for event in entry.ignored:
+            self._metrics.ignored.labels(event.reason).inc()
+            if event.hint:
+                _log.warning("entry_ignored", reason=event.reason, hint=event.hint)
+
+
+def _groups(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Put entries together up to a bound on their records; a larger one stands alone."""
+    group: list[Entry] = []
+    records = 0
+    for entry in entries:
+        if group and records + len(entry.events) > RECORDS:
+            yield group
+            group, records = [], 0
+        group.append(entry)
+        records += len(entry.events)
+    if group:
+        yield group

@@ -22,6 +22,11 @@ class BridgeMetrics:
         self.rejected = self._counter("rejected", "Entries that cannot be used.", "reason")
         self.published = self._counter("published", "Messages sent.")
         self.outages = self._counter("outages", "Steps put off because a service was away.")
+        self.put_off = self._counter(
+            "put_off", "Uploads put off because storage did not say what they are."
+        )
+        self.waiting = self._gauge("bridge_waiting", "Uploads set aside until storage says it.")
+        self.paused = self._gauge("bridge_paused", "1 while storage gives the bridge nothing.")
         self.pending = self._gauge("backlog_images", "Images waiting or in flight.")
         self.leased = self._gauge("backlog_leases", "Leases that run.")
         self.oldest = self._gauge("backlog_oldest_seconds", "Age of the oldest pending image.")

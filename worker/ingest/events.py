@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from detection.intake.declared_type import foreign_claim
@@ -24,12 +25,13 @@ from worker.ingest.shapes.outcomes import (
     EventTooLarge,
     EventVersionUnknown,
     Ignored,
+    Refused,
 )
 from worker.ingest.shapes.own import OWN_EVENT_FIELDS, own_event
 from worker.ledger.interface import Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 __all__ = [
     "MAX_ENTRY_BYTES",
@@ -45,8 +47,10 @@ __all__ = [
     "EventTooLarge",
     "EventVersionUnknown",
     "Ignored",
+    "Refused",
     "own_event",
     "parse",
+    "parse_records",
 ]
 
 #: S3 sends at most 64 KB an event, queues carry at most 256 KB; a producer's own is far smaller.
@@ -68,18 +72,35 @@ def parse(raw: bytes, *, buckets: Collection[str]) -> list[Event]:
 
     Raises `EventError`, and nothing else, when any of its records cannot be used.
     """
+    events: list[Event] = []
+    for event in parse_records(raw, buckets=buckets):
+        if isinstance(event, Refused):
+            raise event.error
+        events.append(event)
+    return events
+
+
+def parse_records(raw: bytes, *, buckets: Collection[str]) -> list[Event | Refused]:
+    """Read one entry: an event or a refusal for every record, in their order.
+
+    Raises `EventError`, and nothing else, when there are no records to be found.
+    """
     if len(raw) > MAX_ENTRY_BYTES:
         raise EventTooLarge(f"an entry of more than {MAX_ENTRY_BYTES} bytes")
     events = _events(fields.load(raw), MAX_ENVELOPES)
     if len(events) > MAX_RECORDS:
         raise EventTooLarge(f"{len(events)} records; the limit is {MAX_RECORDS}")
-    for event in events:
-        if not isinstance(event, Ignored) and event.bucket not in buckets:
-            raise BucketNotAllowed(f"bucket {event.bucket!r} is not in the setting s3.buckets")
-    return [_unless_foreign(event) for event in events]
+    return [_unless_foreign(_allowed(event, buckets)) for event in events]
 
 
-def _unless_foreign(event: Event) -> Event:
+def _allowed(event: Event | Refused, buckets: Collection[str]) -> Event | Refused:
+    if isinstance(event, (Ignored, Refused)) or event.bucket in buckets:
+        return event
+    error = BucketNotAllowed(f"bucket {event.bucket!r} is not in the setting s3.buckets")
+    return Refused(error=error, record=asdict(event))
+
+
+def _unless_foreign(event: Event | Refused) -> Event | Refused:
     """Ignore what is certainly no image; the worker looks at the bytes of everything else."""
     if not isinstance(event, Upload):
         return event
@@ -89,31 +110,37 @@ def _unless_foreign(event: Event) -> Event:
     return event if claim is None else Ignored(reason=claim)
 
 
-def _events(value: object, envelopes: int) -> list[Event]:
+def _events(value: object, envelopes: int) -> list[Event | Refused]:
     if isinstance(value, dict):
         return _single(value, envelopes)
     if isinstance(value, list):
-        return [event for item in _records(value) for event in _item(item, envelopes)]
+        return [event for item in _records(value) for event in _of_record(_item, item, envelopes)]
     raise EventShapeUnknown
 
 
-def _item(value: object, envelopes: int) -> list[Event]:
+def _item(value: object, envelopes: int) -> list[Event | Refused]:
     """Read an element of a list: MinIO's `access` format, or an event of a batch."""
     if not isinstance(value, dict):
         raise EventShapeUnknown
     if "Event" in value and value["Event"] != "s3:TestEvent":
-        return [s3.read_record(record) for record in _records(value["Event"])]
+        return [
+            event
+            for record in _records(value["Event"])
+            for event in _of_record(_s3_record, record, envelopes)
+        ]
     return _single(value, envelopes)
 
 
-def _single(value: dict[str, Any], envelopes: int) -> list[Event]:  # noqa: C901, PLR0911 - one branch a shape
+def _single(value: dict[str, Any], envelopes: int) -> list[Event | Refused]:  # noqa: C901, PLR0911 - one branch a shape
     if "v" in value:
         return [own.read(value)]
     if value.get("Event") == "s3:TestEvent":
         return [Ignored(reason="test_event")]
     if "Records" in value:
         return [
-            event for record in _records(value["Records"]) for event in _record(record, envelopes)
+            event
+            for record in _records(value["Records"])
+            for event in _of_record(_record, record, envelopes)
         ]
     if "specversion" in value:
         return _cloud_event(value, envelopes)
@@ -128,10 +155,24 @@ def _single(value: dict[str, Any], envelopes: int) -> list[Event]:  # noqa: C901
     if "action" in value and "object" in value:
         return [r2.read(value)]
     if "eventType" in value and "subject" in value:
-        return azure.read(fields.required(value, "eventType"), value=value)
+        return [*azure.read(fields.required(value, "eventType"), value=value)]
     if "key" in value and "message" in value:
-        return seaweedfs.read(value)
+        return [*seaweedfs.read(value)]
     raise EventShapeUnknown
+
+
+def _s3_record(value: object, _envelopes: int) -> list[Event | Refused]:
+    return [s3.read_record(value)]
+
+
+def _of_record(
+    read: Callable[[object, int], list[Event | Refused]], record: object, envelopes: int
+) -> list[Event | Refused]:
+    """Read one of several records; what is wrong with it is said of it alone."""
+    try:
+        return read(record, envelopes)
+    except EventError as error:
+        return [Refused(error=error, record=record)]
 
 
 def _records(value: object) -> list[Any]:
@@ -145,7 +186,7 @@ def _records(value: object) -> list[Any]:
 # Envelopes ----------------------------------------------------------------------------------------
 
 
-def _open(content: object, envelopes: int) -> list[Event]:
+def _open(content: object, envelopes: int) -> list[Event | Refused]:
     """Read what an envelope holds: JSON, or a string with JSON in it."""
     if not envelopes:
         raise EventTooDeep(f"more than {MAX_ENVELOPES} envelopes around an event")
@@ -154,7 +195,7 @@ def _open(content: object, envelopes: int) -> list[Event]:
     return _events(content, envelopes - 1)
 
 
-def _record(value: object, envelopes: int) -> list[Event]:
+def _record(value: object, envelopes: int) -> list[Event | Refused]:
     """Read an element of `Records`: S3's own, or a message of SQS or SNS as Lambda gets it."""
     if isinstance(value, dict):
         if "body" in value and value.get("eventSource") == "aws:sqs":
@@ -164,7 +205,7 @@ def _record(value: object, envelopes: int) -> list[Event]:
     return [s3.read_record(value)]
 
 
-def _sns(value: dict[str, Any], envelopes: int) -> list[Event]:
+def _sns(value: dict[str, Any], envelopes: int) -> list[Event | Refused]:
     kind = fields.required(value, "Type")
     if kind == "Notification":
         return _open(value.get("Message"), envelopes)
@@ -173,13 +214,13 @@ def _sns(value: dict[str, Any], envelopes: int) -> list[Event]:
     return [OTHER_KIND]
 
 
-def _cloud_event(value: dict[str, Any], envelopes: int) -> list[Event]:
+def _cloud_event(value: dict[str, Any], envelopes: int) -> list[Event | Refused]:
     version = fields.required(value, "specversion")
     if not version.startswith("1."):
         raise EventVersionUnknown(f"CloudEvents have version 1.x, this one {version[:20]!r}")
     kind = fields.required(value, "type")
     if kind.startswith(azure.PREFIX) or kind == azure.VALIDATION:
-        return azure.read(kind, value=value)
+        return [*azure.read(kind, value=value)]
     data = value.get("data")
     if data is None:
         data = _decoded(value.get("data_base64"), "data_base64")
@@ -193,7 +234,7 @@ def _is_pubsub(message: object) -> bool:
     return isinstance(message, dict) and ("attributes" in message or "data" in message)
 
 
-def _pubsub(value: dict[str, Any], envelopes: int) -> list[Event]:
+def _pubsub(value: dict[str, Any], envelopes: int) -> list[Event | Refused]:
     """Read a message of Pub/Sub, by itself or as it is pushed."""
     message = fields.mapping(value.get("message", value), "message")
     attributes = message.get("attributes")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from detection.errors import PermanentError
 from worker.ledger.interface import Removal, Upload
+from worker.storage.interface import AccessDenied
 
 if TYPE_CHECKING:
     from worker.storage.interface import ObjectFacts, Storage
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def settle(event: Upload | Removal, storage: Storage) -> list[Upload | Removal]:
     """Return the event with the key that it means; one removal becomes two when both may be meant.
 
-    Raises `TransientError` when the store cannot tell now.
+    Raises `TransientError` when the store cannot tell now, and `AccessDenied` when what it denies
+    may be meant.
     """
     if event.raw_key is None:
         return [event]
@@ -29,16 +31,25 @@ def settle(event: Upload | Removal, storage: Storage) -> list[Upload | Removal]:
         # What is still there was not removed. Withdrawing a key that never had a row is no harm.
         gone = [one for one in candidates if _found(one, storage) is None]
         return gone or candidates[:1]
+    denial: AccessDenied | None = None
     for one in candidates:
-        facts = _found(one, storage)
+        try:
+            facts = _found(one, storage)
+        except AccessDenied as error:
+            denial = error
+            continue
         if facts is not None and event.etag in (None, facts.etag):
             return [one]
+    if denial is not None:
+        raise denial
     return [candidates[0]]
 
 
 def _found(event: Upload | Removal, storage: Storage) -> ObjectFacts | None:
     try:
         return storage.head(event.bucket, event.key, version_id=event.version_id)
+    except AccessDenied:
+        raise
     except PermanentError:
-        # Not there, or not to be read: then the decoded key, as S3 documents it, stands.
+        # Not there: then the decoded key, as S3 documents it, stands.
         return None

@@ -20,10 +20,12 @@ from redis.exceptions import RedisError
 
 from detection.errors import SettingsError, TransientError
 from worker.ingest.bridge import Bridge
+from worker.ingest.waiting import WaitingEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from worker.ingest.bridge import Entry
     from worker.settings import Sqs
 
 _log = structlog.get_logger(__name__)
@@ -53,34 +55,62 @@ class SqsBridge(Bridge):
         self._client = client
 
     def step(self, *, wait_s: int = WAIT_S) -> int:
+        """Work on one batch, waiting for its first message; return how many were done."""
+        return self.intake(wait_s)
+
+    def intake(self, wait_s: int = WAIT_S) -> int:
         """Work on one batch, waiting for its first message; return how many were done.
 
-        Raises `TransientError` or `RedisError` when a service is away; nothing is lost by that.
+        A message that storage has to complete is asked for at once: until it is, it stays in the
+        queue. Raises `TransientError` or `RedisError` when a service is away; nothing is lost by
+        that.
         """
         answer = self._ask(
             lambda: self._client.receive_message(
                 QueueUrl=self._queue_url,
                 MaxNumberOfMessages=BATCH,
                 WaitTimeSeconds=wait_s,
-                MessageSystemAttributeNames=["ApproximateReceiveCount"],
+                MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             )
         )
         messages = answer.get("Messages", [])
         if not messages:
             return 0
         bodies = [message["Body"].encode(errors="surrogatepass") for message in messages]
+        read_at = time.monotonic()
         try:
-            outcomes = self.take_in(bodies, publish=True, read_at=time.monotonic())
+            entries = self.take_in(bodies, publish=True, read_at=read_at)
+            outcomes = [
+                self._completed(entry, message, read_at=read_at)
+                for entry, message in zip(entries, messages, strict=True)
+            ]
         except (TransientError, RedisError):
             self._postpone(messages)
             raise
-        answered = list(zip(messages, outcomes, strict=True))
-        done = [message for message, waits_for in answered if waits_for is None]
+        answered = list(zip(messages, entries, outcomes, strict=True))
+        for _, entry, waits_for in answered:
+            if waits_for is None:
+                self.note(entry)
+        done = [message for message, _, waits_for in answered if waits_for is None]
         self._delete(done)
-        self._postpone([message for message, waits_for in answered if waits_for is not None])
+        self._postpone([message for message, _, waits_for in answered if waits_for is not None])
         if not done:
             raise next(waits_for for waits_for in outcomes if waits_for is not None)
         return len(done)
+
+    def _completed(
+        self, entry: Entry, message: dict[str, Any], *, read_at: float
+    ) -> Exception | None:
+        """Complete what a message leaves to; return what it must wait for, if anything."""
+        attributes = message.get("Attributes", {})
+        received = int(attributes.get("ApproximateReceiveCount", 1))
+        since = int(attributes.get("SentTimestamp", 1000 * time.time())) / 1000
+        waiting = [
+            WaitingEvent(event=event, since=since, attempts=received - 1, tries=received - 1)
+            for event in entry.incomplete
+        ]
+        outcomes = self._completion.complete(waiting, read_at=read_at)
+        return next((error for error in outcomes if error is not None), None)
 
     def _delete(self, messages: list[dict[str, Any]]) -> None:
         if messages:

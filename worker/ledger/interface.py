@@ -45,13 +45,17 @@ class State(StrEnum):
 
 
 class LeaseOutcome(StrEnum):
-    """How a lease was closed; the ledger itself closes one that ran out as a `DEATH`."""
+    """How a lease was closed; the ledger itself closes one that ran out as a `DEATH`.
+
+    `UNREADABLE` is a retry because storage failed with this object while it gives others.
+    """
 
     SCORED = "scored"
     FAILED = "failed"
     SUPERSEDED = "superseded"
     RETRY = "retry"
     RELEASED = "released"
+    UNREADABLE = "unreadable"
     DEATH = "death"
 
 
@@ -137,6 +141,10 @@ class Lease:
     the next crash has one suspect. Every lease that a process holds when it dies counts as a death,
     so a worker that is handed such a lease while it holds others releases it, lets the others
     finish, and takes it again with nothing else in flight.
+
+    Of the leases before it since the image became what it is (pending, when it is not rescored),
+    `unreadable` were closed as such, and the first to be closed for another try was taken
+    `retried_for` ago.
     """
 
     lease_id: int
@@ -146,6 +154,8 @@ class Lease:
     deaths: int
     alone: bool
     until: datetime
+    unreadable: int = 0
+    retried_for: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +356,9 @@ class Ledger(Protocol):
 
     def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
         """Note where a verdict's evidence lies; False when the image is to be erased."""
+
+    def last_read(self) -> Upload | None:
+        """Return the upload that was scored last and, as far as is known, is still stored."""
 
     def in_review(self, image_id: UUID) -> bool:
         """Say whether the image waits for a person to look at it."""

@@ -63,6 +63,7 @@ class MemoryLease:
     """One attempt; `outcome` is None while it is open."""
 
     image_id: UUID
+    since: datetime
     until: datetime
     outcome: LeaseOutcome | None = None
 
@@ -222,6 +223,14 @@ class MemoryLedger:
             self.verdicts[image_id, model_version] = replace(known, evidence_uri=uri)
             return True
 
+    def last_read(self) -> Upload | None:
+        """Return the upload that was scored last."""
+        with self._lock:
+            scored = [image for image in self.images.values() if image.state is State.SCORED]
+        if not scored:
+            return None
+        return max(scored, key=lambda image: image.state_since).upload
+
     def in_review(self, image_id: UUID) -> bool:
         """Say whether the image waits for a person; nobody but `reviews` says so here."""
         return image_id in self.reviews
@@ -330,9 +339,14 @@ class MemoryLedger:
         for lease in mine:
             if lease.outcome is None:
                 return HeldElsewhere(image_id=image.image_id, until=lease.until)
-        until = _now() + duration
+        now = _now()
+        until = now + duration
+        tried = [lease for lease in mine if lease.since >= image.state_since]
+        unreadable = [lease for lease in tried if lease.outcome is LeaseOutcome.UNREADABLE]
+        retried = [lease.since for lease in tried if lease.outcome is LeaseOutcome.RETRY]
+        retried += [lease.since for lease in unreadable]
         lease_id = len(self.leases) + 1
-        self.leases[lease_id] = MemoryLease(image_id=image.image_id, until=until)
+        self.leases[lease_id] = MemoryLease(image_id=image.image_id, since=now, until=until)
         return Lease(
             lease_id=lease_id,
             image_id=image.image_id,
@@ -341,6 +355,8 @@ class MemoryLedger:
             deaths=image.deaths,
             alone=image.deaths > 0,
             until=until,
+            unreadable=len(unreadable),
+            retried_for=now - min(retried, default=now),
         )
 
     def _close_lease(self, lease_id: int, outcome: LeaseOutcome) -> None:

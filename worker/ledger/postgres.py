@@ -108,7 +108,7 @@ class PostgresLedger:
         with transaction(self._engine) as connection:
             statements.lock_images(connection, image_ids)
             connection.execute(
-                update(Image).where(Image.id.in_(image_ids)).values(published_at=NOW)
+                update(Image).where(statements.among(Image.id, image_ids)).values(published_at=NOW)
             )
 
     def stale(self, *, published_before: timedelta, limit: int) -> list[Registration]:
@@ -157,7 +157,7 @@ class PostgresLedger:
             ).all()
             rows = connection.execute(
                 update(Image)
-                .where(Image.id.in_(chosen))
+                .where(statements.among(Image.id, chosen))
                 .values(
                     state=State.PENDING,
                     reason=None,
@@ -305,6 +305,23 @@ class PostgresLedger:
                 .values(evidence_uri=uri)
             )
         return attached.rowcount == 1
+
+    def last_read(self) -> Upload | None:
+        """Return the upload that was scored last and, as far as is known, is still stored."""
+        with transaction(self._engine) as connection:
+            row = connection.execute(
+                select(Image.__table__)
+                .join(VerdictRow, VerdictRow.image_id == Image.id)
+                .where(
+                    VerdictRow.role == Role.CHAMPION,
+                    Image.state == State.SCORED,
+                    Image.object_removed_at.is_(None),
+                    Image.erased_at.is_(None),
+                )
+                .order_by(VerdictRow.scored_at.desc(), VerdictRow.id.desc())
+                .limit(1)
+            ).one_or_none()
+        return None if row is None else statements.upload_of(row)
 
     def in_review(self, image_id: UUID) -> bool:
         """Say whether the image waits for a person to look at it."""

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from psycopg.errors import UniqueViolation
 from sqlalchemy import (
-    ARRAY,
     Text,
     any_,
     bindparam,
     exc,
     func,
+    literal,
     or_,
     select,
     text,
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from worker.ledger.identity import KnownUpload
 from worker.ledger.interface import (
@@ -45,15 +47,17 @@ from worker.ledger.interface import (
 from worker.ledger.tables import Image, LeaseRow, ObjectRemoval
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
-    from datetime import timedelta
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, Connection, Row, SQLColumnExpression
+    from sqlalchemy.orm import InstrumentedAttribute
 
     from worker.ledger.identity import Address
 
     AnyRow = Row[*tuple[Any, ...]]
+
+_T = TypeVar("_T")
 
 #: The moment of the statement: `now()` is the transaction's start, which may lie before a wait.
 NOW = func.clock_timestamp()
@@ -93,10 +97,26 @@ _LEARNT = tuple(
 _ADDRESS_LOCKS = 256
 _ADDRESS_LOCK_SPACE = 1_970_170_977
 
+#: Rows of one statement; a row of `images` has 14 parameters.
+CHUNK = 1000
+
+RETRIED = (LeaseOutcome.RETRY, LeaseOutcome.UNREADABLE)
 LIVE = (LeaseRow.closed_at.is_(None)) & (LeaseRow.until > NOW)
 DIED = or_(
     LeaseRow.outcome == LeaseOutcome.DEATH, LeaseRow.closed_at.is_(None) & (LeaseRow.until <= NOW)
 )
+
+
+def in_chunks(values: Iterable[_T]) -> Iterator[list[_T]]:
+    """Cut what one statement would have too many parameters for; Postgres takes 65,535."""
+    listed = list(values)
+    for begin in range(0, len(listed), CHUNK):
+        yield listed[begin : begin + CHUNK]
+
+
+def among(column: InstrumentedAttribute[_T], values: Collection[_T]) -> ColumnElement[bool]:
+    """Say that a column has one of these values: one parameter, however many they are."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
 
 
 # Statements of register and withdraw --------------------------------------------------------------
@@ -110,7 +130,7 @@ def at(addresses: Collection[Address], table: type[Image | ObjectRemoval] = Imag
 
 
 def _texts(values: Iterable[str]) -> ColumnElement[Any]:
-    return bindparam(None, list(values), ARRAY(Text))
+    return literal(list(values), ARRAY(Text))
 
 
 def lock_addresses(connection: Connection, addresses: Collection[Address]) -> None:
@@ -145,7 +165,7 @@ def find_uploads(
         found[row.bucket, row.key].append(
             KnownUpload(
                 image_id=row.id,
-                upload=_upload(row),
+                upload=upload_of(row),
                 live=row.state != State.WITHDRAWN,
                 pending=row.state == State.PENDING,
                 published=row.published_at is not None,
@@ -189,7 +209,9 @@ def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
                     .values({name: bindparam(f"new_{name}") for name in _LEARNT}),
                     [_learnt(row) for row in changed],
                 )
-    except exc.IntegrityError:
+    except exc.IntegrityError as error:
+        if not isinstance(error.orig, UniqueViolation):
+            raise
         return False
     gone = [row.image_id for row in changed if not row.live]
     if gone:
@@ -198,7 +220,7 @@ def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
     if hurried:
         connection.execute(
             update(Image)
-            .where(Image.id.in_(hurried), Image.state == State.PENDING)
+            .where(among(Image.id, hurried), Image.state == State.PENDING)
             .values(published_at=None)
         )
     restored = [row.image_id for row in changed if row.restored]
@@ -206,7 +228,7 @@ def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
         # Not to the time of the event: a wrong clock would keep the object for ever.
         connection.execute(
             update(Image)
-            .where(Image.id.in_(restored))
+            .where(among(Image.id, restored))
             .values(restored_at=NOW, expiring_at=None, object_removed_at=None)
         )
     return True
@@ -216,7 +238,9 @@ def withdraw(connection: Connection, image_ids: Collection[UUID]) -> int:
     """End images whose objects were removed; not those whose time retention had ended before."""
     withdrawn = connection.execute(
         update(Image)
-        .where(Image.id.in_(image_ids), Image.state != State.WITHDRAWN, Image.expiring_at.is_(None))
+        .where(
+            among(Image.id, image_ids), Image.state != State.WITHDRAWN, Image.expiring_at.is_(None)
+        )
         .values(state=State.WITHDRAWN, reason=REMOVED, detail=None, state_since=NOW)
     )
     return withdrawn.rowcount
@@ -229,17 +253,18 @@ def record_removals(connection: Connection, removals: Sequence[Removal]) -> None
         known = latest.setdefault((removal.bucket, removal.key, removal.version_id or ""), removal)
         if sequencer_rank(removal.sequencer or "") > sequencer_rank(known.sequencer or ""):
             latest[removal.bucket, removal.key, removal.version_id or ""] = removal
-    rows = [asdict(latest[known]) for known in sorted(latest)]
-    for row in rows:
-        del row["raw_key"]
-    added = insert(ObjectRemoval).values(rows)
-    connection.execute(
-        added.on_conflict_do_update(
-            index_elements=["bucket", "key", "version_id"],
-            set_={"sequencer": added.excluded.sequencer, "removed_at": NOW},
-            where=_rank(added.excluded.sequencer) > _rank(ObjectRemoval.sequencer),
+    for some in in_chunks(sorted(latest)):
+        rows = [asdict(latest[known]) for known in some]
+        for row in rows:
+            del row["raw_key"]
+        added = insert(ObjectRemoval).values(rows)
+        connection.execute(
+            added.on_conflict_do_update(
+                index_elements=["bucket", "key", "version_id"],
+                set_={"sequencer": added.excluded.sequencer, "removed_at": NOW},
+                where=_rank(added.excluded.sequencer) > _rank(ObjectRemoval.sequencer),
+            )
         )
-    )
 
 
 def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
@@ -253,7 +278,7 @@ def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
 def lock_images(connection: Connection, image_ids: Collection[UUID]) -> None:
     """Lock rows of images in the order of their ids."""
     connection.execute(
-        select(Image.id).where(Image.id.in_(image_ids)).order_by(Image.id).with_for_update()
+        select(Image.id).where(among(Image.id, image_ids)).order_by(Image.id).with_for_update()
     )
 
 
@@ -310,9 +335,18 @@ def open_lease(
     )
     if held is not None:
         return HeldElsewhere(image_id=image.id, until=held)
-    earlier = connection.scalar(
-        select(func.count()).select_from(LeaseRow).where(LeaseRow.image_id == image.id)
-    )
+    tried = LeaseRow.since >= image.state_since
+    earlier = connection.execute(
+        select(
+            func.count().label("leases"),
+            func.count()
+            .filter(tried, LeaseRow.outcome == LeaseOutcome.UNREADABLE)
+            .label("unreadable"),
+            (NOW - func.min(LeaseRow.since).filter(tried, LeaseRow.outcome.in_(RETRIED))).label(
+                "retried_for"
+            ),
+        ).where(LeaseRow.image_id == image.id)
+    ).one()
     taken = connection.execute(
         insert(LeaseRow)
         .values(
@@ -328,11 +362,13 @@ def open_lease(
     return Lease(
         lease_id=taken.id,
         image_id=image.id,
-        upload=_upload(image),
-        attempt=(earlier or 0) + 1,
+        upload=upload_of(image),
+        attempt=earlier.leases + 1,
         deaths=deaths,
         alone=deaths > 0,
         until=taken.until,
+        unreadable=earlier.unreadable,
+        retried_for=earlier.retried_for or timedelta(0),
     )
 
 
@@ -390,7 +426,8 @@ def _learnt(row: KnownUpload) -> dict[str, Any]:
     return {"image_id": row.image_id} | {f"new_{name}": columns[name] for name in _LEARNT}
 
 
-def _upload(image: AnyRow) -> Upload:
+def upload_of(image: AnyRow) -> Upload:
+    """Build an upload from its row."""
     return Upload(
         bucket=image.bucket,
         key=image.key,

@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import UUID as UUID_TYPE
 
 from worker.database.engine import transaction
+from worker.storage.etags import is_same, names_no_bytes
 from worker.storage.interface import NULL_VERSION, ObjectKept, ObjectReplaced, remove
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ class Original:
     claimed: set[str] = field(default_factory=set)
     #: Etags of other rows without a version that live: of a withdrawn row they claim everything.
     claimed_etags: set[str] = field(default_factory=set)
+    #: Whether the key had other uploads.
+    alone: bool = True
+
+    @property
+    def _unnamed(self) -> bool:
+        """Whether storage says nothing that tells this object from a successor."""
+        return self.versions == {None} and all(map(names_no_bytes, self.etags))
 
     def find(self, stored: Iterable[ObjectFacts]) -> list[ObjectFacts]:
         """Choose what is this object's among the versions of the key, the newest first."""
@@ -85,13 +93,21 @@ class Original:
             version = None if facts.version_id == NULL_VERSION else facts.version_id
             named = version is not None and version in self.versions
             reached = reached or named
-            same_bytes = facts.etag in self.etags - self.claimed_etags
+            same_bytes = self._unnamed or any(
+                is_same(etag, facts.etag or "") for etag in self.etags - self.claimed_etags
+            )
             if named or (reached and same_bytes and version not in self.claimed):
                 found.append(facts)
         return found
 
     def clear(self, storage: Storage) -> None:
-        """Remove all of it; raises `ObjectKept` when some is left, and what storage raises."""
+        """Remove all of it; raises `ObjectKept` when some is left, and what storage raises.
+
+        What storage names no bytes of is removed only while the key had no other upload.
+        """
+        if self._unnamed and not self.alone:
+            message = f"storage gives {self.bucket}/{self.key} no etag and no date, and other "
+            raise ObjectKept(f"{message}uploads had the key: remove it by hand")
         for _ in range(_TRIES):
             found = self.find(storage.versions_of(self.bucket, self.key))
             if not found:
@@ -146,6 +162,7 @@ def _own(original: Original, row: Any) -> None:
 
 
 def _others(original: Original, row: Any) -> None:
+    original.alone = False
     if row.version_id is not None:
         original.claimed.add(row.version_id)
     elif row.etag is not None and not row.withdrawn:

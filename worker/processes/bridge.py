@@ -79,6 +79,7 @@ def run_bridge(settings: Settings, *, name: str | None = None, sqs: str | None =
             "storage": storage,
             "buckets": settings.s3.buckets,
             "settings": settings.redis,
+            "storage_settings": settings.s3,
             "metrics": metrics,
             "name": name or f"{socket.gethostname()}-{os.getpid()}",
             # Amazon encodes them all, and its customers' keys are full of spaces.

@@ -117,6 +117,7 @@ def run_worker(
             limit=settings.s3.denied_limit,
             pause=consumer.pause,
             resume=consumer.resume,
+            last_read=ledger.last_read,
         )
         stack.callback(breaker.stop)
         messages = RedisBrokerState(settings.redis)
@@ -152,7 +153,7 @@ def run_worker(
             tracer=tracer,
         )
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
-        metrics.watch("paused", "1 while storage denies everything.", lambda: breaker.is_open)
+        metrics.watch("paused", "1 while storage gives nothing.", lambda: breaker.is_open)
         if settings.observability.metrics_port:
             stack.callback(metrics.serve(settings.observability.metrics_port))
         return _consume(app, settings, queues, consumer, pipeline, health)

@@ -34,7 +34,14 @@ from worker.ledger.interface import (
 from worker.scoring.batcher import Displaced
 from worker.scoring.device_thread import InferenceRequest
 from worker.scoring.isolation_lock import SharedExclusiveLock
-from worker.storage.interface import AccessDenied, ObjectReplaced, StorageForbidden
+from worker.scoring.storage_budget import counts, within_budget
+from worker.storage.interface import (
+    AccessDenied,
+    ObjectReplaced,
+    StorageForbidden,
+    StorageUnavailable,
+    StorageUnreadable,
+)
 from worker.telemetry.tracing import NO_TRACER
 
 if TYPE_CHECKING:
@@ -126,6 +133,8 @@ class Pipeline:
         self._device = device
         self._breaker = breaker
         self._metrics = metrics
+        # A counter that begins with its first event would hide that one from every alert.
+        metrics.failures.labels(StorageUnreadable.reason)
         self._settings = settings
         self._worker = worker
         self._waiting = waiting
@@ -186,7 +195,7 @@ class Pipeline:
             job = _Job(lease=lease, role=role, begun=time.monotonic(), model_version=model_version)
             self._work(job)
 
-        self._breaker.raise_if_open()
+        self._breaker.raise_if_paused()
         wait_s = self._settings.scoring.lease_s
         with self._isolation.shared(wait_s=wait_s):
             lease = self._lease(ask)
@@ -370,8 +379,14 @@ class Pipeline:
                 etag=upload.etag,
                 max_bytes=self._settings.intake.max_bytes,
             )
-        except AccessDenied as error:
-            raise self._breaker.record_denial(job.lease, error) from error
+        except (AccessDenied, StorageUnavailable) as error:
+            judged = self._breaker.judge(upload, error, attempt=job.lease.attempt)
+            raise within_budget(
+                judged,
+                self._settings.s3,
+                tries=job.lease.unreadable,
+                tried_for=job.lease.retried_for,
+            ) from error
         self._breaker.record_success(upload)
         return data
 
@@ -422,8 +437,9 @@ class Pipeline:
         _log.info("image_ended", state=state.value, reason=error.reason, detail=str(error))
 
     def _give_back(self, lease: Lease, error: TransientError | SchemaOutdated) -> None:
-        paused = isinstance(error, StorageForbidden)
-        outcome = LeaseOutcome.RELEASED if paused else LeaseOutcome.RETRY
+        outcome = LeaseOutcome.UNREADABLE if counts(error) else LeaseOutcome.RETRY
+        if isinstance(error, StorageForbidden):
+            outcome = LeaseOutcome.RELEASED
         detail = f"{type(error).__name__}: {error}"
         self._release(lease, outcome=outcome, detail=detail)
         self._metrics.retries.labels(type(error).__name__).inc()

@@ -19,8 +19,18 @@ class StorageUnavailable(TransientError):
     """Object storage did not answer or asked to slow down."""
 
 
+class AnswerUnusable(StorageUnavailable):
+    """Object storage answered, but neither with the object nor with what is wrong with it."""
+
+
 class StorageForbidden(TransientError):
-    """Object storage refuses this worker's credentials on everything it asks for."""
+    """Object storage gives this worker nothing of what it asks for."""
+
+
+class StorageUnreadable(PermanentError):
+    """Object storage did not give the object within its budget of tries and time."""
+
+    reason: ClassVar[str] = "storage_unreadable"
 
 
 class ObjectMissing(PermanentError):
@@ -33,6 +43,24 @@ class AccessDenied(PermanentError):
     """Object storage denies this worker the object."""
 
     reason: ClassVar[str] = "access_denied"
+
+
+class ObjectArchived(PermanentError):
+    """The object lies in an archive; it has to be restored before it can be read."""
+
+    reason: ClassVar[str] = "object_archived"
+
+
+class ObjectWithheld(PermanentError):
+    """Object storage withholds the object for legal reasons."""
+
+    reason: ClassVar[str] = "object_withheld"
+
+
+class ContentEncodingUnknown(PermanentError):
+    """The object is stored in a content encoding that this service does not undo."""
+
+    reason: ClassVar[str] = "unknown_content_encoding"
 
 
 class AddressRefused(PermanentError):
@@ -61,15 +89,17 @@ class ObjectTooLarge(PermanentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectFacts:
-    """What HEAD or a listing says of an object; `etag` is unquoted.
+    """What HEAD or a listing says of an object.
 
-    `latest` is False for a version that another one, or a delete marker, hides.
+    `size` is None where storage does not say it. `etag` is as in `worker.storage.etags`: None where
+    storage says nothing that tells this object from its successor. `latest` is False
+    for a version that another one, or a delete marker, hides.
     """
 
     bucket: str
     key: str
-    size: int
-    etag: str
+    size: int | None
+    etag: str | None
     version_id: str | None = None
     content_type: str | None = None
     modified_at: datetime | None = None

@@ -61,7 +61,7 @@ class MemoryStorage:
         facts, body = self._find(bucket, key, version_id)
         if etag is not None and etag != facts.etag:
             raise ObjectReplaced
-        if facts.size > max_bytes:
+        if len(body) > max_bytes:
             raise ObjectTooLarge
         return body
 

@@ -7,7 +7,7 @@ import random
 import time
 from contextlib import closing
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import boto3
 import structlog
@@ -19,9 +19,14 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.parsers import ResponseParserError
 
+from worker.storage.answers import advice, sort_answer
+from worker.storage.content_encoding import undo_encodings
+from worker.storage.etags import bare_etag, is_same, is_stand_in, stand_in
 from worker.storage.interface import (
     AccessDenied,
+    AnswerUnusable,
     ObjectFacts,
     ObjectMissing,
     ObjectReplaced,
@@ -31,7 +36,8 @@ from worker.storage.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from botocore.response import StreamingBody
 
@@ -47,20 +53,9 @@ _CONNECTIONS = 64
 _TRIES = 3
 _FIRST_DELAY_S = 0.2
 
-_FORBIDDEN = 403
-_NOT_FOUND = 404
-_PRECONDITION_FAILED = 412
-_TOO_MANY_REQUESTS = 429
-_SERVER_ERROR = 500
-
-#: Answers that another try may not meet, beside every status from 500 up.
-_PASSING = frozenset(
-    {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
-)
-#: Faults of this worker's credentials or settings, whatever their status.
-_REFUSING = frozenset({"ExpiredToken", "InvalidToken", "NoSuchBucket"})
-_IMPOSSIBLE_KEY = "KeyTooLongError"
-
+#: The answers to a condition that is not met, and to one that the server does not know.
+_NOT_MET = 412
+_NOT_UNDERSTOOD = 501
 
 #: Answers to a request that a store does not implement.
 _UNSUPPORTED = frozenset({400, 405, 501})
@@ -68,10 +63,6 @@ _UNSUPPORTED = frozenset({400, 405, 501})
 #: Entries of a page of a listing, and of one that is asked for one key.
 _PAGE = 1000
 _SHORT_PAGE = 20
-
-
-class _Passing(StorageUnavailable):
-    """Object storage failed in a way that is worth another try at once."""
 
 
 class S3Storage:
@@ -109,14 +100,26 @@ class S3Storage:
     def head(self, bucket: str, key: str, *, version_id: str | None = None) -> ObjectFacts:
         """Ask for an object's facts."""
         check_address(bucket, key, allowed=self._buckets)
-        told = self._retrying(
-            lambda: self._client.head_object(Bucket=bucket, Key=key, **_version(version_id))
-        )
+        request = {"Bucket": bucket, "Key": key, **_version(version_id)}
+
+        def once() -> dict[str, Any]:
+            try:
+                told: dict[str, Any] = self._client.head_object(**request)
+            except ClientError as error:
+                if not _is_mute(error):
+                    raise
+                # HEAD has no body to say why: an expired key, a key of the customer's and a
+                # gateway that knows no HEAD look the same. GET tells them apart.
+                told = self._client.get_object(**request)
+                told["Body"].close()
+            return told
+
+        told = self._retrying(once, versioned=version_id is not None)
         return ObjectFacts(
             bucket=bucket,
             key=key,
-            size=told["ContentLength"],
-            etag=_unquoted(told["ETag"]),
+            size=told.get("ContentLength"),
+            etag=_etag(told),
             version_id=_real_version(told.get("VersionId")),
             content_type=told.get("ContentType"),
             modified_at=told.get("LastModified"),
@@ -131,22 +134,58 @@ class S3Storage:
         etag: str | None = None,
         max_bytes: int,
     ) -> bytes:
-        """Download one object within `s3.fetch_timeout_s`, retries included."""
+        """Download one object within `s3.fetch_timeout_s`, retries included.
+
+        Its content encoding is undone. What storage cannot compare with `etag` is compared here.
+        """
         check_address(bucket, key, allowed=self._buckets)
-        condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
+        request = {"Bucket": bucket, "Key": key, **_version(version_id)}
         deadline = time.monotonic() + self._fetch_timeout_s
 
         def once() -> bytes:
-            answer = self._client.get_object(
-                Bucket=bucket, Key=key, **_version(version_id), **condition
-            )
+            answer = self._get(request, etag)
             with closing(answer["Body"]) as body:
-                if answer["ContentLength"] > max_bytes:
-                    message = f"The object has {answer['ContentLength']} bytes; limit {max_bytes}."
+                length = answer.get("ContentLength")
+                if length is not None and length > max_bytes:
+                    message = f"The object has {length} bytes; the limit is {max_bytes}."
                     raise ObjectTooLarge(message)
-                return _read(body, max_bytes=max_bytes, deadline=deadline)
+                data = _read(body, max_bytes=max_bytes, deadline=deadline)
+            return undo_encodings(data, answer.get("ContentEncoding", ""), max_bytes=max_bytes)
 
-        return self._retrying(once, deadline=deadline)
+        return self._retrying(once, deadline=deadline, versioned=version_id is not None)
+
+    def _get(self, request: Mapping[str, str], etag: str | None) -> dict[str, Any]:
+        """Ask for an object with this etag; raises `ObjectReplaced` when it has another."""
+        if etag is None or is_stand_in(etag):
+            answer = self._client.get_object(**request)
+        else:
+            try:
+                answer = self._client.get_object(**request, IfMatch=f'"{etag}"')
+            except ClientError as error:
+                status = _answer(error)[0]
+                # A weak tag never meets a condition (RFC 9110, section 13.1.1), and some servers
+                # know none: what an unconditional request returns says which object it is.
+                if status != _NOT_UNDERSTOOD and not (
+                    status == _NOT_MET and self._has_tag(request, etag)
+                ):
+                    raise
+                answer = self._client.get_object(**request)
+        found = _etag(answer)
+        comparable = etag and found and is_stand_in(etag) == is_stand_in(found)
+        if comparable and not is_same(etag or "", found or ""):
+            answer["Body"].close()
+            raise ObjectReplaced
+        if not comparable and _is_page(answer):
+            answer["Body"].close()
+            message = "A web page came in place of the object, as of a firewall or a login."
+            raise AnswerUnusable(message)
+        return cast("dict[str, Any]", answer)
+
+    def _has_tag(self, request: Mapping[str, str], etag: str) -> bool:
+        try:
+            return bare_etag(self._client.head_object(**request).get("ETag")) == etag
+        except ClientError:
+            return False
 
     def put(self, bucket: str, key: str, body: bytes, *, content_type: str) -> ObjectFacts:
         """Store one object."""
@@ -156,11 +195,14 @@ class S3Storage:
                 Bucket=bucket, Key=key, Body=body, ContentType=content_type
             )
         )
+        etag = bare_etag(told.get("ETag"))
+        if etag is None:
+            return self.head(bucket, key, version_id=_real_version(told.get("VersionId")))
         return ObjectFacts(
             bucket=bucket,
             key=key,
             size=len(body),
-            etag=_unquoted(told["ETag"]),
+            etag=etag,
             version_id=_real_version(told.get("VersionId")),
             content_type=content_type,
         )
@@ -176,22 +218,20 @@ class S3Storage:
         """
         check_address(bucket, key, allowed=self._buckets)
         request = {"Bucket": bucket, "Key": key, **_version(version_id)}
+        delete = functools.partial(self._client.delete_object, **request)
         try:
-            if etag is None:
-                self._retrying(lambda: self._client.delete_object(**request))
-            else:
-                self._delete_matching(request, etag)
+            if etag is not None:
+                found = self.head(bucket, key, version_id=version_id)
+                if not is_same(etag, found.etag or ""):
+                    raise ObjectReplaced("The object is another one by now.")
+                if not is_stand_in(etag):
+                    matching = functools.partial(delete, IfMatch=f'"{etag}"')
+                    ask = functools.partial(_if_implemented, matching)
+                    if self._retrying(ask, versioned=version_id is not None) is not None:
+                        return
+            self._retrying(delete, versioned=version_id is not None)
         except ObjectMissing:
             return
-
-    def _delete_matching(self, request: dict[str, str], etag: str) -> None:
-        found = self.head(request["Bucket"], request["Key"], version_id=request.get("VersionId"))
-        if found.etag != etag:
-            raise ObjectReplaced("The object is another one by now.")
-        delete = functools.partial(self._client.delete_object, **request)
-        matching = functools.partial(delete, IfMatch=f'"{etag}"')
-        if self._retrying(functools.partial(_if_implemented, matching)) is None:
-            self._retrying(delete)
 
     def presign(self, bucket: str, key: str, *, expires_s: int) -> str:
         """Return an address that anybody can read the object at for a while; asks no server."""
@@ -212,9 +252,9 @@ class S3Storage:
                 yield ObjectFacts(
                     bucket=bucket,
                     key=told["Key"],
-                    size=told["Size"],
-                    etag=_unquoted(told["ETag"]),
-                    modified_at=told["LastModified"],
+                    size=told.get("Size"),
+                    etag=_etag(told),
+                    modified_at=told.get("LastModified"),
                 )
             if not page.get("IsTruncated"):
                 return
@@ -250,11 +290,11 @@ class S3Storage:
                 yield ObjectFacts(
                     bucket=bucket,
                     key=found["Key"],
-                    size=found["Size"],
-                    etag=_unquoted(found["ETag"]),
+                    size=found.get("Size"),
+                    etag=_etag(found),
                     version_id=found.get("VersionId"),
-                    modified_at=found["LastModified"],
-                    latest=found["IsLatest"],
+                    modified_at=found.get("LastModified"),
+                    latest=found.get("IsLatest", True),
                 )
             any_listed |= bool(told.get("DeleteMarkers"))
             if not told.get("IsTruncated"):
@@ -265,13 +305,17 @@ class S3Storage:
             # A store may also know the request and name versions in its own way.
             yield from self.list(bucket, prefix=prefix)
 
-    def _retrying(self, call: Callable[[], _T], *, deadline: float | None = None) -> _T:
+    def _retrying(
+        self, call: Callable[[], _T], *, deadline: float | None = None, versioned: bool = False
+    ) -> _T:
         until = time.monotonic() + self._fetch_timeout_s if deadline is None else deadline
         delay_s = _FIRST_DELAY_S
         for tries_left in reversed(range(_TRIES)):
             try:
-                return _translating(call)
-            except _Passing as error:
+                return _translating(call, versioned=versioned)
+            except AnswerUnusable:
+                raise
+            except StorageUnavailable as error:
                 wait_s = delay_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
                 if not tries_left or time.monotonic() + wait_s > until:
                     raise
@@ -287,33 +331,44 @@ def open_storage(settings: Settings) -> S3Storage:
     return S3Storage(settings.s3.model_copy(update={"buckets": buckets}))
 
 
-def _translating(call: Callable[[], _T]) -> _T:
+def _translating(call: Callable[[], _T], *, versioned: bool) -> _T:
     try:
         return call()
     except ClientError as error:
-        _raise_ours(error)
+        _raise_ours(error, versioned=versioned)
     except (NoCredentialsError, PartialCredentialsError) as error:
         message = "There are no credentials for object storage."
         raise AccessDenied(message) from error
+    # ValueError: a date or a length that is none.
+    except (ResponseParserError, ValueError) as error:
+        message = f"The answer of object storage cannot be read: {error}"
+        raise AnswerUnusable(message) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
         message = f"Object storage did not answer in full: {type(error).__name__}."
-        raise _Passing(message) from error
+        raise StorageUnavailable(message) from error
 
 
-def _raise_ours(error: ClientError) -> NoReturn:
-    # HEAD has no body to carry a code: there the code is the status as text.
-    code = error.response["Error"].get("Code", "")
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    message = f"Object storage answered {status} {code}."
-    if status >= _SERVER_ERROR or status == _TOO_MANY_REQUESTS or code in _PASSING:
-        raise _Passing(message) from error
-    if status == _FORBIDDEN or code in _REFUSING:
-        raise AccessDenied(message) from error
-    if status == _NOT_FOUND or code == _IMPOSSIBLE_KEY:
-        raise ObjectMissing(message) from error
-    if status == _PRECONDITION_FAILED:
-        raise ObjectReplaced(message) from error
-    raise StorageUnavailable(message) from error
+def _raise_ours(error: ClientError, *, versioned: bool) -> NoReturn:
+    status, code, headers = _answer(error)
+    meaning = sort_answer(status, code, headers, versioned=versioned)
+    hint = advice(status, code, headers) if issubclass(meaning, AnswerUnusable) else ""
+    raise meaning(f"Object storage answered {status} {code}.{hint}") from error
+
+
+def _answer(error: ClientError) -> tuple[int, str, dict[str, str]]:
+    """Return status, code and headers of an error; the code is empty where there is none."""
+    metadata = error.response["ResponseMetadata"]
+    status = metadata.get("HTTPStatusCode", 0)
+    # Without a body boto3 gives the status for a code.
+    code = str(error.response["Error"].get("Code", ""))
+    headers = {name.lower(): str(value) for name, value in metadata.get("HTTPHeaders", {}).items()}
+    return status, "" if code == str(status) else code, headers
+
+
+def _is_mute(error: ClientError) -> bool:
+    """Say whether a refusal without a code may have one when it is asked for with GET."""
+    status, code, headers = _answer(error)
+    return not code and sort_answer(status, code, headers) is not StorageUnavailable
 
 
 def _if_implemented(call: Callable[[], _T]) -> _T | None:
@@ -348,5 +403,14 @@ def _real_version(version_id: str | None) -> str | None:
     return None if version_id == "null" else version_id
 
 
-def _unquoted(etag: str) -> str:
-    return etag.strip('"')
+def _is_page(answer: Mapping[str, Any]) -> bool:
+    """Say whether an answer may be of something before storage: storage names versions."""
+    kind = answer.get("ContentType", "").partition(";")[0].strip().lower()
+    return kind == "text/html" and "VersionId" not in answer
+
+
+def _etag(told: Mapping[str, Any]) -> str | None:
+    """Return the tag of an answer, or what stands in for it."""
+    modified_at: datetime | None = told.get("LastModified")
+    size = told.get("ContentLength", told.get("Size"))
+    return bare_etag(told.get("ETag")) or stand_in(modified_at, size)

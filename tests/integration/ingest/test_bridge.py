@@ -10,13 +10,12 @@ import pytest
 from sqlalchemy import text
 
 from detection.errors import TransientError
+from tests.support.ingest_list import Setting, event
 from tests.support.waiting import eventually
-from worker.ingest.bridge import BATCH, Bridge
-from worker.ingest.bridge_metrics import BridgeMetrics
-from worker.ledger.postgres import PostgresLedger
+from worker.ingest.bridge import BATCH
 from worker.queue import names as queues
 from worker.queue.app import build_app
-from worker.queue.publisher import CeleryPublisher, MemoryPublisher
+from worker.queue.publisher import CeleryPublisher
 from worker.storage.interface import ObjectMissing, StorageUnavailable
 from worker.storage.memory import MemoryStorage
 
@@ -33,78 +32,6 @@ if TYPE_CHECKING:
 
 #: Nobody looks whether these bridges live.
 UNWATCHED = {"alive": lambda: None}
-
-
-def event(key: str, name: str = "ObjectCreated:Put", *, sequencer: str = "10") -> dict[str, Any]:
-    """Return an S3 record of the bucket `uploads`."""
-    return {
-        "eventVersion": "2.1",
-        "eventName": name,
-        "s3": {
-            "bucket": {"name": "uploads"},
-            "object": {"key": key, "eTag": "e1", "sequencer": sequencer},
-        },
-    }
-
-
-class Setting:
-    """One ingest list with its ledger; builds bridges over them."""
-
-    def __init__(self, redis: Redis, engine: Engine, settings: Settings) -> None:
-        self.redis = redis
-        self.engine = engine
-        self.settings = settings
-        self.ledger = PostgresLedger(engine)
-        self.publisher = MemoryPublisher(self.ledger)
-        self.storage = MemoryStorage(["uploads"])
-        self.metrics = BridgeMetrics()
-        self.ingest = settings.redis.key_prefix + "ingest"
-
-    def bridge(self, name: str = "b1", **changes: Any) -> Bridge:
-        """Build a bridge."""
-        parts: dict[str, Any] = {
-            "redis": self.redis,
-            "ledger": self.ledger,
-            "publisher": self.publisher,
-            "storage": self.storage,
-            "buckets": ["uploads"],
-            "settings": self.settings.redis,
-            "metrics": self.metrics,
-            "name": name,
-        }
-        return Bridge(**(parts | changes))
-
-    def send(self, *entries: object) -> None:
-        """Append entries: bytes as they are, records as S3 events."""
-        for entry in entries:
-            raw = entry if isinstance(entry, bytes) else json.dumps({"Records": [entry]})
-            self.redis.rpush(self.ingest, raw)
-
-    def drain(self, bridge: Bridge) -> None:
-        """Step until nothing is left."""
-        while bridge.step(wait_s=1):
-            if not self.left():
-                return
-
-    def left(self) -> int:
-        """Count the entries that are still in the ingest list or a bridge's own."""
-        # In this order, because entries move from the one to the others.
-        waiting = self.redis.llen(self.ingest)
-        theirs = self.redis.scan_iter(match=f"{self.ingest}:processing:*")
-        return waiting + sum(self.redis.llen(key) for key in theirs)
-
-    def states(self) -> dict[str, str]:
-        """Return the state of every row by key; a key with two rows is an error."""
-        with self.engine.connect() as connection:
-            rows = connection.execute(text("SELECT key, state FROM app.images")).all()
-        assert len({row.key for row in rows}) == len(rows)
-        return {row.key: row.state for row in rows}
-
-    def count(self, name: str, **labels: str) -> float:
-        """Read a counter."""
-        return (
-            self.metrics.registry.get_sample_value(f"unlatent_bridge_{name}_total", labels) or 0.0
-        )
 
 
 @pytest.fixture
@@ -221,21 +148,24 @@ def test_an_event_without_identity_is_completed_by_storage(setting: Setting) -> 
     assert setting.count("rejected", reason=ObjectMissing.reason) == 1
 
 
-def test_what_storage_cannot_say_now_waits_without_holding_up_the_rest(setting: Setting) -> None:
-    """While storage is away only the entries that need it stay in the list."""
+def test_what_storage_cannot_say_now_waits_without_holding_up_the_rest(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While storage is away only the uploads that need it wait, aside from the list."""
+    monkeypatch.setattr("worker.ingest.completion.FIRST_DELAY_S", 0.0)
 
     class Away(MemoryStorage):
         def head(self, *_: object, **__: object) -> Any:
             raise StorageUnavailable
 
     setting.send(json.dumps({"v": 1, "bucket": "uploads", "key": "a.jpg"}).encode(), event("b.jpg"))
-    with pytest.raises(StorageUnavailable):
-        setting.bridge(storage=Away(["uploads"])).step()
+    setting.bridge(storage=Away(["uploads"])).step()
     assert setting.states() == {"b.jpg": "pending"}
-    assert setting.left() == 1
+    assert (setting.left(), setting.waiting()) == (0, 1)
     setting.storage.put("uploads", "a.jpg", b"bytes", content_type="image/jpeg")
-    setting.drain(setting.bridge())
+    setting.bridge().step()
     assert setting.states().keys() == {"a.jpg", "b.jpg"}
+    assert setting.waiting() == 0
 
 
 class Killed(BaseException):

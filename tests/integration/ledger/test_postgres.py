@@ -8,7 +8,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, exc, text
 
 from tests.support.ledger_contract import (
     LONG,
@@ -19,7 +19,7 @@ from tests.support.ledger_contract import (
     upload,
 )
 from tests.support.waiting import eventually
-from worker.database.engine import LedgerUnavailable, build_engine
+from worker.database.engine import LedgerUnavailable, build_engine, transaction
 from worker.ledger.interface import DeathPolicy, HeldElsewhere, Lease, Ledger, Removal
 from worker.ledger.postgres import PostgresLedger
 
@@ -88,6 +88,29 @@ class TestPostgresLedger(LedgerContract):
                 answers = list(pool.map(ask, [image_id] * 6))
                 assert sum(isinstance(answer, Lease) for answer in answers) == 1
                 assert sum(isinstance(answer, HeldElsewhere) for answer in answers) == 5
+
+    @pytest.mark.parametrize(
+        "faulty",
+        [
+            {"size": 2**63},  # DataError
+            {"key": "nul\0"},  # DataError
+            {"sha256": "not hexadecimal"},  # IntegrityError
+            {"key": "".join(chr(0x4E00 + n) for n in range(9000))},  # too large for an index
+        ],
+    )
+    def test_what_a_row_is_to_blame_for_is_no_outage(
+        self, ledger: Ledger, faulty: dict[str, object]
+    ) -> None:
+        """A row that the database can never take is not called a database that is away."""
+        with pytest.raises(exc.DBAPIError):
+            ledger.register([upload(**faulty)])
+
+    def test_too_many_parameters_are_no_outage(self, engine: Engine) -> None:
+        """Neither is a statement that never reaches the server."""
+        wanted = ", ".join(f":p{n}" for n in range(70_000))
+        values = {f"p{n}": n for n in range(70_000)}
+        with pytest.raises(exc.OperationalError), transaction(engine) as connection:
+            connection.execute(text(f"SELECT 1 WHERE 1 IN ({wanted})"), values)
 
     def test_bridges_with_overlapping_batches_make_one_row_each(
         self, ledger: Ledger, engine: Engine

@@ -330,6 +330,22 @@ def test_an_image_is_not_called_erased_while_its_bytes_are_there(
     assert platform.bodies() == set()
 
 
+def test_an_object_that_storage_does_not_name_goes_while_its_key_has_no_other(
+    platform: Platform, erase: Callable[[UUID], Any]
+) -> None:
+    """Where only the event told uploads apart, nothing tells an object from its successor."""
+    for key in ("alone.jpg", "again.jpg"):
+        platform.store(key, key.encode())
+    alone = platform.scored("alone.jpg", etag="event:01")
+    first = platform.scored("again.jpg", etag="event:01")
+    platform.scored("again.jpg", etag="event:02")
+    assert erase(alone).erased == 1
+    done = erase(first)
+    assert (done.erased, done.failed) == (0, 1)
+    assert platform.bodies() == {b"again.jpg"}
+    assert platform.state(first)[2] is False
+
+
 def test_retention_is_not_taken_for_a_removal_by_the_platform(
     platform: Platform,
     engine: Engine,

@@ -150,6 +150,8 @@ class Accounts:
         names = [self._prefix + queue for queue in queues.QUEUES]
         for key in [*names, self._ingest, *(key.decode() for key in bridges)]:
             waiting[key] = self._redis.llen(key)
+        aside = f"{self._ingest}:waiting"
+        waiting[aside] = self._redis.zcard(aside)
         waiting["unacked"] = self._redis.hlen(f"{self._prefix}unacked")
         waiting["unacked_index"] = self._redis.zcard(f"{self._prefix}unacked_index")
         return {key: count for key, count in waiting.items() if count}

@@ -5,29 +5,40 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from worker.localstack.processes import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
 #: Handles one request in the server's place: takes the client's socket, the request's first bytes
 #: and the server's socket; returns whether the connection goes on.
-Fault = "Callable[[socket.socket, bytes, socket.socket], bool]"
+Fault = Callable[[socket.socket, bytes, socket.socket], bool]
 
 _CHUNK_BYTES = 64 * 1024
 
 
-def status(line: str, body: str = "") -> Callable[[socket.socket, bytes, socket.socket], bool]:
+def status(line: str, body: str = "") -> Fault:
     """Answer every request with a status line and an S3 error document."""
     document = f"<?xml version='1.0'?><Error>{body}</Error>".encode()
     head = f"HTTP/1.1 {line}\r\nContent-Type: application/xml\r\nContent-Length: {len(document)}"
 
     def answer(client: socket.socket, _request: bytes, _server: socket.socket) -> bool:
         client.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode() + document)
+        return False
+
+    return answer
+
+
+def bare(body: bytes) -> Fault:
+    """Answer every request with an object that has a date and neither etag nor length."""
+    head = b"HTTP/1.1 200 OK\r\nLast-Modified: Wed, 21 Oct 2026 07:28:00 GMT\r\nConnection: close"
+
+    def answer(client: socket.socket, request: bytes, _server: socket.socket) -> bool:
+        client.sendall(head + b"\r\n\r\n" + (b"" if request.startswith(b"HEAD") else body))
         return False
 
     return answer
@@ -65,15 +76,16 @@ def _head_and_some(request: bytes, server: socket.socket) -> bytes:
 class Proxy:
     """Listens on a port of its own and passes on to another; `fault` applies from the next request.
 
-    `hits` counts the requests that met the fault, `before` is called with each request that does
-    not, ahead of passing it on.
+    `choose`, if set, names the fault of one request by its first bytes. `hits` counts the requests
+    that met a fault, `before` is called with each request that does not, ahead of passing it on.
     """
 
     def __init__(self, port: int) -> None:
         self._target = (LOOPBACK, port)
         self._listener = socket.create_server((LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
-        self.fault: Callable[[socket.socket, bytes, socket.socket], bool] | None = None
+        self.fault: Fault | None = None
+        self.choose: Callable[[bytes], Fault | None] | None = None
         self.before: Callable[[bytes], object] | None = None
         self.hits = 0
         self._open: list[socket.socket] = []
@@ -119,11 +131,12 @@ class Proxy:
         with suppress(OSError), client, server:
             answers: threading.Thread | None = None
             while request := client.recv(_CHUNK_BYTES):
-                if self.fault is not None:
+                fault = self.fault or (self.choose and self.choose(request))
+                if fault:
                     self.hits += 1
                     # The answers' thread, if any, waits for what this request never causes.
                     with socket.create_connection(self._target) as fresh:
-                        if not self.fault(client, request, fresh):
+                        if not fault(client, request, fresh):
                             break
                     continue
                 if self.before is not None:

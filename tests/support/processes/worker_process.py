@@ -92,7 +92,7 @@ def _environment(settings: Settings, code: Path | None) -> dict[str, str]:
     told = child_environment(settings)
     if code is None:
         return told
-    asked = "from worker.settings import environment_names; print(*environment_names())"
+    asked = "from worker.settings import Settings, in_force; print(*in_force(Settings()))"
     known = subprocess.check_output([sys.executable, "-c", asked], cwd=code, text=True).split()
     return {
         name: value for name, value in told.items() if not name.startswith(PREFIX) or name in known

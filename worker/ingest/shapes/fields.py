@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.ingest.shapes.outcomes import EventFieldInvalid, EventNotJson, EventTooDeep
+from worker.storage.etags import bare_etag
 
 #: The deepest shape that is read (a CloudEvent around a Pub/Sub message around an S3 event with
 #: metadata) is 9 deep in one JSON text.
@@ -94,13 +95,19 @@ def checked_key(key: str) -> str:
 def version(values: dict[str, Any], name: str) -> str | None:
     """Read a version id; "null" is S3's word for an object without one."""
     found = text(values, name, limit=MAX_VERSION_BYTES)
+    # It becomes a part of an address; no server makes ids that cannot be printed.
+    if found is not None and not found.isprintable():
+        raise EventFieldInvalid(f"{name} holds control characters")
     return None if found == "null" else found
 
 
 def etag(values: dict[str, Any], name: str) -> str | None:
-    """Read an entity tag, which some producers write with its quotes."""
-    found = text(values, name)
-    return found.strip('"') or None if found else None
+    """Read an entity tag, which some producers write with its quotes and its weakness."""
+    found = bare_etag(text(values, name))
+    # It becomes a header: characters of RFC 9110, section 8.8.3, that every client can send.
+    if found is not None and not re.fullmatch(r"[\x21\x23-\x7e]+", found):
+        raise EventFieldInvalid(f"{name} is no entity tag: it holds more than visible ASCII")
+    return found
 
 
 def sequencer(values: dict[str, Any]) -> str | None:

@@ -68,6 +68,14 @@ class Ignored:
     hint: str | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A record that cannot be used, beside others that can."""
+
+    error: EventError
+    record: object
+
+
 Event = Upload | Removal | Ignored
 
 #: What happened to an object is neither its creation nor its removal.

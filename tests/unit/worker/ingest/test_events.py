@@ -97,6 +97,34 @@ def test_what_we_write_we_read() -> None:
     assert one(events.own_event(upload)) == upload
 
 
+@pytest.mark.parametrize("written", ["e1", '"e1"', 'W/"e1"', ' W/"e1" ', "W/e1"])
+def test_a_tag_is_read_without_its_quotes_and_its_weakness(written: str) -> None:
+    """Weak and strong forms of one tag are one identity."""
+    for event in (one(own(etag=written)), one(s3(record(eTag=written)))):
+        assert isinstance(event, Upload)
+        assert event.etag == "e1"
+
+
+@pytest.mark.parametrize("character", ["\r\n", "\x01", "\x7f", "\x85", "\u2028", "\u200b"])
+def test_what_would_break_a_request_is_refused_at_the_door(character: str) -> None:
+    """Neither tags nor version ids carry characters that no header and no address may hold."""
+    for raw in (
+        own(etag=f"e{character}X-Other: 1"),
+        own(etag="e", version_id=f"v{character}1"),
+        s3(record(eTag=f"e{character}1")),
+        s3(record(versionId=f"v{character}1")),
+    ):
+        with pytest.raises(events.EventFieldInvalid):
+            parse(raw, buckets=BUCKETS)
+
+
+@pytest.mark.parametrize("etag", ["ü", 'a"b', "a b", "\N{FULLWIDTH LATIN SMALL LETTER E}"])
+def test_a_tag_that_no_client_can_send_is_refused(etag: str) -> None:
+    """Tags are visible ASCII without quotes inside."""
+    with pytest.raises(events.EventFieldInvalid):
+        parse(own(etag=etag), buckets=BUCKETS)
+
+
 @pytest.mark.parametrize("prefix", ["", "s3:"])
 @pytest.mark.parametrize("version", ["2.0", "2.1", "2.6"])
 def test_s3_event_is_read(prefix: str, version: str) -> None:

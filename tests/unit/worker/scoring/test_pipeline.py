@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -23,9 +24,15 @@ from worker.ledger.memory import MemoryLedger
 from worker.scoring.device_thread import InferenceThread, ModelReplaced
 from worker.scoring.memory import MemoryScorer
 from worker.scoring.pipeline import Pipeline
-from worker.scoring.storage_breaker import DenialUndecided, StorageBreaker
+from worker.scoring.storage_breaker import DenialUndecided, OutageSuspected, StorageBreaker
 from worker.settings import Settings, Tracing
-from worker.storage.interface import StorageForbidden, StorageUnavailable
+from worker.storage.interface import (
+    AccessDenied,
+    AnswerUnusable,
+    ObjectArchived,
+    StorageForbidden,
+    StorageUnavailable,
+)
 from worker.storage.memory import MemoryStorage
 from worker.telemetry.health import Health
 from worker.telemetry.metrics import Metrics
@@ -75,7 +82,10 @@ class Rig:
         self.waiting = 0
         self.resumed = threading.Event()
         settings = Settings.model_validate(
-            {"scoring": {"max_wait_s": 0, "max_batch": 2, "shadow_share": 1}}
+            {
+                "scoring": {"max_wait_s": 0, "max_batch": 2, "shadow_share": 1},
+                "s3": {"unreadable_tries": 6},
+            }
         )
         self.device = InferenceThread(
             lambda: self.scorer,
@@ -323,6 +333,160 @@ def test_denials_of_everything_pause_the_worker(rig: Rig, *, read_before: bool) 
     for image_id in images:
         rig.pipeline.score(image_id)
     assert [rig.image(image_id).state for image_id in images] == [State.SCORED] * 5
+
+
+class Failing:
+    """Stands before a storage and fails as told, for some keys or for all."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.keys: dict[str, Exception] = {}
+        self.everything: Exception | None = None
+        fetch = rig.storage.fetch
+
+        def failing(bucket: str, key: str, **named: Any) -> bytes:
+            error = self.everything or self.keys.get(key)
+            if error is not None:
+                raise error
+            return fetch(bucket, key, **named)
+
+        monkeypatch.setattr(rig.storage, "fetch", failing)
+
+
+def tries_until_the_end(rig: Rig, image_id: UUID, *, at_most: int = 50) -> int:
+    """Check an image until it has ended; return how often it was tried."""
+    for tries in range(1, at_most + 1):
+        with suppress(TransientError):
+            rig.pipeline.score(image_id)
+        if rig.image(image_id).state is not State.PENDING:
+            return tries
+    return at_most + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(StorageUnavailable("503"), 6), (AnswerUnusable("400"), 3)]
+)
+def test_an_object_that_storage_never_gives_ends_its_image(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int
+) -> None:
+    """Beside an object that is given, tries count; the last one ends the image with its reason."""
+    failing = Failing(rig, monkeypatch)
+    rig.pipeline.score(rig.upload("fine.png"))
+    image_id = rig.upload("odd.png", b"\x44")
+    failing.keys["odd.png"] = error
+    assert tries_until_the_end(rig, image_id) == tries
+    image = rig.image(image_id)
+    assert (image.state, image.reason) == (State.FAILED, "storage_unreadable")
+    assert str(error) in image.detail
+    assert rig.count("failures_total", reason="storage_unreadable") == 1
+    assert rig.outcomes(image_id)[:-1] == [LeaseOutcome.UNREADABLE] * (tries - 1)
+    assert rig.paused == []
+    # Reopened, it has its whole budget again.
+    rig.ledger.reopen(reason="storage_unreadable", since=datetime(2020, 1, 1, tzinfo=UTC), limit=9)
+    assert tries_until_the_end(rig, image_id) == tries
+    failing.keys.clear()
+    rig.ledger.reopen(reason="storage_unreadable", since=datetime(2020, 1, 1, tzinfo=UTC), limit=9)
+    rig.pipeline.score(image_id)
+    assert rig.image(image_id).state is State.SCORED
+
+
+def test_an_unusable_answer_alone_ends_its_image_too(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing to compare it to it is tried a few times more, not for ever."""
+    Failing(rig, monkeypatch).everything = AnswerUnusable("301")
+    image_id = rig.upload("odd.png")
+    assert tries_until_the_end(rig, image_id) == 5
+    assert rig.image(image_id).reason == "storage_unreadable"
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable("away"), AnswerUnusable("301")])
+@pytest.mark.parametrize("read_before", [True, False])
+def test_storage_that_gives_nothing_costs_no_tries(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception, *, read_before: bool
+) -> None:
+    """An outage pauses the worker: however often images are sent, none ends and none is scored."""
+    if read_before:
+        rig.pipeline.score(rig.upload("fine.png"))
+    failing = Failing(rig, monkeypatch)
+    failing.everything = error
+    images = [rig.upload(f"{index}.png") for index in range(8)]
+    for _ in range(40):
+        for image_id in images:
+            with pytest.raises((OutageSuspected, StorageForbidden)):
+                rig.pipeline.score(image_id)
+    assert rig.paused == [True]
+    assert all(LeaseOutcome.UNREADABLE not in rig.outcomes(image_id) for image_id in images)
+    assert sum(len(rig.outcomes(image_id)) for image_id in images) == 3
+    failing.everything = None
+    assert rig.resumed.wait(10)
+    for image_id in images:
+        rig.pipeline.score(image_id)
+        assert rig.image(image_id).state is State.SCORED
+
+
+def test_an_outage_of_a_single_image_ends_by_time_only(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few images to pause over: each waits out the outage, up to the hours of the settings."""
+    Failing(rig, monkeypatch).everything = StorageUnavailable("away")
+    image_id = rig.upload("a.png")
+    assert tries_until_the_end(rig, image_id) == 51
+    first = next(iter(rig.ledger.leases.values()))
+    first.since -= timedelta(hours=25)
+    rig.image(image_id).state_since -= timedelta(hours=25)
+    assert tries_until_the_end(rig, image_id) == 1
+    assert rig.image(image_id).reason == "storage_unreadable"
+
+
+def test_archived_objects_end_and_do_not_pause(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What storage says of an object is no trouble with storage."""
+    failing = Failing(rig, monkeypatch)
+    failing.everything = ObjectArchived()
+    for image_id in [rig.upload(f"{index}.png") for index in range(10)]:
+        rig.pipeline.score(image_id)
+        assert rig.image(image_id).reason == "object_archived"
+    assert rig.paused == []
+
+
+def test_objects_in_trouble_do_not_pause_a_worker_for_ever(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that met only objects it may not read tries others, and finds what it can read."""
+    failing = Failing(rig, monkeypatch)
+    rig.breaker._trial_s = 0.05
+    denied = [rig.upload(f"denied-{index}.png") for index in range(3)]
+    failing.keys = {f"denied-{index}.png": AccessDenied() for index in range(3)}
+    for image_id in denied:
+        with pytest.raises((DenialUndecided, StorageForbidden)):
+            rig.pipeline.score(image_id)
+    assert rig.breaker.is_paused
+    assert rig.resumed.wait(10)
+    assert rig.breaker.is_open  # nothing is known yet
+    with pytest.raises(DenialUndecided):
+        rig.pipeline.score(denied[0])
+    rig.pipeline.score(rig.upload("fine.png"))
+    assert not rig.breaker.is_open
+    for image_id in denied:
+        rig.pipeline.score(image_id)
+        assert rig.image(image_id).reason == "access_denied"
+
+
+def test_in_a_trial_the_next_object_in_trouble_pauses_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One object that was not known to be in trouble is enough the second time."""
+    failing = Failing(rig, monkeypatch)
+    failing.everything = AccessDenied()
+    rig.breaker._trial_s = 0.05
+    for index in range(3):
+        with pytest.raises((DenialUndecided, StorageForbidden)):
+            rig.pipeline.score(rig.upload(f"{index}.png"))
+    assert rig.resumed.wait(10)
+    image_id = rig.upload("other.png")
+    with pytest.raises(StorageForbidden):
+        rig.pipeline.score(image_id)
+    assert rig.paused == [True, True]
+    assert rig.image(image_id).state is State.PENDING
 
 
 def test_rescoring_adds_a_verdict_and_keeps_the_state(rig: Rig) -> None:

@@ -44,12 +44,6 @@ def storage(*answers: Answer, **settings: object) -> Iterator[tuple[S3Storage, C
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_DELETE(self) -> None:
-            self.do_GET()
-
         def do_GET(self) -> None:
             status, _, body, length = answers[min(len(asked), len(answers) - 1)]
             asked.append(self.path)
@@ -198,31 +192,3 @@ def test_keys_reach_the_server_as_they_are() -> None:
         )
         s3.fetch("b", "a b/ü?x=1&y#z%2F", max_bytes=10**6)
     assert asked[0].partition("/b/")[2] == "a%20b/%C3%BC%3Fx%3D1%26y%23z%252F"
-
-
-EMPTY = b"<ListVersionsResult><IsTruncated>false</IsTruncated></ListVersionsResult>"
-LISTED = (
-    b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>k</Key><Size>7</Size>"
-    b"<LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>&quot;e&quot;</ETag></Contents>"
-    b"</ListBucketResult>"
-)
-
-
-@pytest.mark.parametrize("answer", [refused(501, "NotImplemented"), fine(EMPTY)])
-def test_a_store_without_a_listing_of_versions_lists_what_is_current(answer: Answer) -> None:
-    """A store that refuses the request, or names versions in its own way, hides no object."""
-    with storage(answer, fine(LISTED)) as (s3, _):
-        (found,) = s3.versions_of("b", "k")
-    assert (found.key, found.etag, found.version_id, found.latest) == ("k", "e", None, True)
-
-
-@pytest.mark.parametrize("answer", [refused(501, "NotImplemented"), refused(400, "InvalidRequest")])
-def test_a_store_without_conditions_on_removal_is_asked_before(answer: Answer) -> None:
-    """HEAD compares, If-Match is tried, and only then the object goes without a condition."""
-    with storage(fine(b""), answer, fine(b"")) as (s3, requests):
-        s3.delete("b", "k", etag="e")
-        assert requests() == 3
-    with storage(fine(b"")) as (s3, requests):
-        with pytest.raises(ObjectReplaced):
-            s3.delete("b", "k", etag="another")
-        assert requests() == 1
