@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql fuzz-events bundle clean
+.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql fuzz-events fuzz-images bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,9 @@ bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
 fuzz-events: venv ## Parse EVENTS=1000000 events mutated in the order of SEED=1; count what becomes of them
 	$(BIN)/python -m tests.benchmarks.fuzz_events \
 		--events $(or $(EVENTS),1000000) --seed $(or $(SEED),1)
+
+fuzz-images: venv ## Decode COUNT=50000 mutated images in the real pool: nothing may crash or hang
+	$(BIN)/python -m tests.fuzz.images --count $(or $(COUNT),50000) --seed $(or $(SEED),1)
 
 clean: ## Remove the local stack, caches and build output; the virtual environment stays
 	@if [ -x $(BIN)/unlatent ]; then $(BIN)/unlatent down --delete; fi

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+
+
+# Shares of time are sums of fractions.
+_ROUNDING = 1e-9
 
 
 class Label(StrEnum):
@@ -34,6 +39,8 @@ class Score:
     `unsure` at the point of `generated` means that a mild re-encoding flipped the label, and the
     probability is that of the weakest copy. Where `outside` says why the thresholds do not hold for
     such an image, it is `unsure` whatever the score, and the probability is no more than the prior.
+
+    `frame` is the number of the frame that decided: see `decide`.
     """
 
     probability: float
@@ -44,3 +51,30 @@ class Score:
     prior: float
     outside: str | None = None
     error_map: NDArray[np.float32] | None = None
+    frame: int = 0
+
+
+class Frame(Protocol):
+    """What `decide` asks of a frame: its number and its share of the time, 0 to 1."""
+
+    @property
+    def number(self) -> int: ...  # noqa: D102
+    @property
+    def share(self) -> float: ...  # noqa: D102
+
+
+def decide(sample: Sequence[Frame], scores: Sequence[Score]) -> Score:
+    """Return the score of an image of several frames, given those of its frames.
+
+    It is the highest probability that frames of at least half the time reach, so an accusation
+    needs half of what a viewer sees. Frames to which the thresholds do not apply are left out while
+    there are others. Frames that are alike make the false-positive rate that of one frame; frames
+    that are independent make it lower; whatever they are, it is at most twice that of one frame.
+    """
+    pairs = list(zip(sample, scores, strict=True))
+    fitting = [pair for pair in pairs if pair[1].outside is None] or pairs
+    fitting.sort(key=lambda pair: (-pair[1].probability, pair[0].number))
+    reached = list(accumulate(frame.share for frame, _ in fitting))
+    half = reached[-1] / 2 - _ROUNDING
+    frame, score = fitting[next(i for i, share in enumerate(reached) if share >= half)]
+    return replace(score, frame=frame.number)

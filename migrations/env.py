@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from alembic import context
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, event
 
 from detection.errors import TransientError
 from worker.database.prerequisites import check_prerequisites
@@ -16,12 +17,15 @@ from worker.moderation.sql_files import install_changed_sql
 from worker.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
 
 #: A migration that needs longer sets its own time-outs with SET LOCAL, and says why.
 STATEMENT_TIMEOUT_S = 60
 LOCK_TIMEOUT_S = 5
-POLL_S = 0.1
+POLL_S = 0.2
+TAKE_TURN = "SELECT pg_try_advisory_xact_lock(hashtext('alembic'))"
 
 
 def url() -> str:
@@ -38,24 +42,44 @@ def compared(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "schema" or name == SCHEMA
 
 
-def prepare(connection: Connection) -> None:
-    """Bound every statement, wait for other migrators, and own what is created."""
-    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"))
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
-    check_prerequisites(connection)
-    # A superuser's migration must not leave tables that the owner cannot alter.
-    connection.execute(text("SET ROLE unlatent_owner"))
-    # Two pods that start together take turns; the second finds nothing left to do. It asks again
-    # and again instead of waiting in one statement, whose snapshot would keep the first one's
-    # CREATE INDEX CONCURRENTLY from ending.
+def settle(connection: Connection) -> None:
+    """Bound every statement, and own what is created: a superuser's tables were not the owner's.
+
+    What is set holds for a transaction, because a pooler may run the next on another connection.
+    """
+    connection.exec_driver_sql("SET LOCAL ROLE unlatent_owner")
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s'")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+
+
+@contextmanager
+def turn(engine: Engine) -> Iterator[None]:
+    """Wait for pods that migrate already; they find nothing left to do, or this one does.
+
+    A transaction of its own holds the lock from the first migration to the last. It asks again and
+    again instead of waiting in one statement, whose snapshot would keep CREATE INDEX CONCURRENTLY
+    of the other pod from ending.
+    """
     deadline = time.monotonic() + STATEMENT_TIMEOUT_S
-    while not connection.scalar(text("SELECT pg_try_advisory_lock(hashtext('alembic'))")):
-        connection.commit()
-        if time.monotonic() > deadline:
-            message = f"another migration has run for {STATEMENT_TIMEOUT_S} s: try again after it"
-            raise TransientError(message)
-        time.sleep(POLL_S)
-    connection.commit()
+    with engine.connect() as connection:
+        while True:
+            connection.exec_driver_sql(
+                "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN "
+                "('idle_in_transaction_session_timeout', 'transaction_timeout')"
+            )
+            asked = connection.exec_driver_sql(
+                "SELECT pg_try_advisory_xact_lock(hashtext('alembic'))"
+            )
+            if asked.scalar():
+                break
+            connection.rollback()
+            if time.monotonic() > deadline:
+                message = (
+                    f"another migration has run for {STATEMENT_TIMEOUT_S} s: try again after it"
+                )
+                raise TransientError(message)
+            time.sleep(POLL_S)
+        yield
 
 
 def upgraded_to_head() -> bool:
@@ -66,12 +90,16 @@ def upgraded_to_head() -> bool:
 
 
 def run() -> None:
-    """Run the migrations over one connection that nothing else uses."""
+    """Run the migrations over one connection, while another one keeps other migrators waiting."""
     engine = create_engine(
-        url(), poolclass=NullPool, connect_args={"application_name": "unlatent-migrate"}
+        url(),
+        poolclass=NullPool,
+        connect_args={"application_name": "unlatent-migrate", "prepare_threshold": None},
     )
     with engine.connect() as connection:
-        prepare(connection)
+        check_prerequisites(connection)
+    event.listen(engine, "begin", settle)
+    with turn(engine), engine.connect() as connection:
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,

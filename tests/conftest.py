@@ -16,14 +16,24 @@ import pytest
 from worker.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import Any
 
     import redis
     from sqlalchemy import Engine
 
+    from tests.support.pgbouncer import PgBouncer
     from worker.localstack import LocalStack
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that puts a pooler before Postgres."""
+    parser.addoption(
+        "--pooler",
+        choices=("session", "transaction"),
+        help="connect to Postgres through PgBouncer in this mode",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +73,26 @@ def database(stack: LocalStack) -> Iterator[str]:
     stack.drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def pooler(session_stack: LocalStack, pytestconfig: pytest.Config) -> Iterator[PgBouncer | None]:
+    """The pooler that `--pooler` asks for."""
+    from tests.support.pgbouncer import PgBouncer
+
+    mode = pytestconfig.getoption("--pooler")
+    pooler = None if mode is None else PgBouncer(session_stack, mode)
+    if pooler is not None:
+        pooler.start()
+    yield pooler
+    if pooler is not None:
+        pooler.kill()
+
+
+@pytest.fixture
+def route(pooler: PgBouncer | None) -> Callable[[str], str]:
+    """Return the address at which tests reach a database, given its own."""
+    return (lambda url: url) if pooler is None else pooler.before
+
+
 @pytest.fixture
 def bucket(stack: LocalStack) -> str:
     """Name of an empty bucket of this test's own."""
@@ -72,13 +102,15 @@ def bucket(stack: LocalStack) -> str:
 
 
 @pytest.fixture
-def settings(stack: LocalStack, database: str, bucket: str, tmp_path: Path) -> Settings:
+def settings(
+    stack: LocalStack, database: str, bucket: str, tmp_path: Path, route: Callable[[str], str]
+) -> Settings:
     """Settings that point at this test's own database, key prefix and bucket."""
     return Settings.model_validate(
         {
             "postgres": {
-                "url": stack.database_url(database),
-                "owner_url": stack.owner_url(database),
+                "url": route(stack.database_url(database)),
+                "owner_url": route(stack.owner_url(database)),
             },
             "redis": {"url": stack.redis.url, "key_prefix": f"test-{uuid4().hex}:"},
             "s3": {

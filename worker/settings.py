@@ -41,13 +41,18 @@ class Redis(Section):
 
 
 class Postgres(Section):
-    """The ledger."""
+    """The ledger.
+
+    A statement that was run `prepare_threshold` times on a connection is prepared on the server; 0
+    prepares none. Unset, it is 5 on a direct connection and 0 behind a pooler.
+    """
 
     url: SecretStr = SecretStr("postgresql+psycopg://unlatent_app@127.0.0.1:5432/unlatent")
     owner_url: SecretStr | None = None
     pool_size: int = Field(default=4, ge=1)
     statement_timeout_s: float = Field(default=15.0, gt=0)
     lock_timeout_s: float = Field(default=5.0, gt=0)
+    prepare_threshold: int | None = Field(default=None, ge=0)
 
 
 class S3(Section):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms
+
+if TYPE_CHECKING:
+    from detection.intake.colour_spaces import ColourSpace
 
 _PROFILE_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}
 # Full scales that wide greyscale files use; a file is read at the least one that holds its maximum.
@@ -24,18 +28,21 @@ _TURNS = {
 }
 
 
-def to_srgb(image: Image.Image) -> Image.Image:
+def to_srgb(
+    image: Image.Image, *, icc: bytes | None = None, colours: ColourSpace | None = None
+) -> Image.Image:
     """Convert a loaded image to mode RGB in sRGB.
 
-    An embedded ICC profile is applied (relative colorimetric, black-point compensation) and ignored
-    when it is broken or describes another colour space than the pixels. Transparency is composited
-    over white, for that is the page on which nearly every viewer shows an upload; what lies hidden
-    under transparent pixels is no part of the picture.
+    An ICC profile, `icc` or the decoder's, is applied (relative colorimetric, black-point
+    compensation) and ignored when it is broken or describes another colour space than the pixels.
+    Without one `colours` tell what the pixels mean. Transparency is composited over white, for that
+    is the page on which nearly every viewer shows an upload; what lies hidden under transparent
+    pixels is no part of the picture.
     """
-    profile = image.info.get("icc_profile")
+    profile = icc or image.info.get("icc_profile")
+    alpha = _sixteen_bit_key(image)
     image = _eight_bit(image)
-    alpha: Image.Image | None = None
-    if image.has_transparency_data:
+    if alpha is None and image.has_transparency_data:
         space = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
@@ -43,11 +50,21 @@ def to_srgb(image: Image.Image) -> Image.Image:
     elif image.mode not in _PROFILE_SPACES:
         image = image.convert("L" if image.mode == "1" else "RGB")
     image = _apply_profile(image, profile)
+    if colours is not None and profile is None:
+        image = Image.fromarray(colours.to_srgb(np.asarray(image)))
     if alpha is not None:
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=alpha)
         return white
     return image
+
+
+def _sixteen_bit_key(image: Image.Image) -> Image.Image | None:
+    """Alpha of a 16-bit grey image of which one level is clear; Pillow would compare 8 bits."""
+    key = image.info.get("transparency")
+    if not image.mode.startswith("I;16") or not isinstance(key, int):
+        return None
+    return Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -18,12 +18,16 @@ class ContainerLimits:
     max_metadata_bytes: int
     max_pixels: int
 
-    def check_metadata(self, size: int) -> None:
-        """Raise `MetadataBomb` when `size` bytes of metadata are too many."""
-        if size > self.max_metadata_bytes:
+    def check_referred(self, size: int, size_bytes: int) -> None:
+        """Raise `MetadataBomb` when directories refer to more bytes than their file has.
+
+        What is stored once costs no more than the file itself, so it is not limited.
+        """
+        if size > max(self.max_metadata_bytes, size_bytes):
             message = (
-                f"The file carries more than {self.max_metadata_bytes} bytes of metadata, "
-                "the limit (max_metadata_bytes)."
+                f"The {size_bytes}-byte file's metadata refers to more than "
+                f"{max(self.max_metadata_bytes, size_bytes)} bytes: it refers to some of them "
+                "many times."
             )
             raise MetadataBomb(message)
 

@@ -8,22 +8,26 @@ missing ends. Nothing here allocates more than the limits allow.
 from __future__ import annotations
 
 import struct
-import zlib
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from detection.intake.errors import Corrupt, DecompressionBomb, Truncated, UnsupportedFormat
-from detection.intake.tiff_ifd import directories, integer
+from detection.intake.errors import Truncated
+from detection.intake.formats.bmp import survey_bmp
+from detection.intake.formats.gif import survey_gif
+from detection.intake.formats.isobmff import survey_avif, survey_heif
+from detection.intake.formats.jpeg import survey_jpeg
+from detection.intake.formats.png import survey_png
+from detection.intake.formats.survey import Survey
+from detection.intake.formats.tiff import survey_tiff
+from detection.intake.formats.webp import survey_webp
+from detection.intake.tiff_ifd import directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from detection.intake.container_limits import ContainerLimits
 
-# A progressive JPEG has about ten scans; each one visits every pixel however few bytes it has.
-_MAX_SCANS = 200
 _MAX_EXIF_ITEMS = 16
-_XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
 
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -34,14 +38,20 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (0, b"GIF87a", "GIF"),
     (0, b"GIF89a", "GIF"),
-    (8, b"CR\x02\x00", "camera raw"),
+    (8, b"CR\x02\x00", "camera raw (CR2)"),
+    (4, b"ftypcrx ", "camera raw (CR3)"),
+    (6, b"HEAPCCDR", "camera raw (CRW)"),
+    (0, b"\0MRM", "camera raw (MRW)"),
+    (0, b"FOVb", "camera raw (X3F)"),
     (0, b"II*\x00", "TIFF"),
     (0, b"MM\x00*", "TIFF"),
     (0, b"II+\x00", "TIFF"),
     (0, b"MM\x00+", "TIFF"),
-    (0, b"IIU\x00", "camera raw"),
-    (0, b"IIRO", "camera raw"),
-    (0, b"FUJIFILMCCD-RAW", "camera raw"),
+    (0, b"IIU\x00", "camera raw (RW2)"),
+    (0, b"IIRO", "camera raw (ORF)"),
+    (0, b"IIRS", "camera raw (ORF)"),
+    (0, b"MMOR", "camera raw (ORF)"),
+    (0, b"FUJIFILMCCD-RAW", "camera raw (RAF)"),
     (0, b"8BPS", "Photoshop"),
     (0, b"%PDF-", "PDF"),
     (0, b"%!PS", "PostScript"),
@@ -72,20 +82,6 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """What the walk found; sizes in pixels, None where only the decoder's header pass knows.
-
-    `texts` are the text chunks of a PNG, each its name and its body as stored.
-    """
-
-    size: tuple[int, int] | None = None
-    frames: int = 1
-    exif: bytes = b""
-    xmp: bytes = b""
-    texts: tuple[tuple[bytes, bytes], ...] = ()
-
-
 def identify(data: bytes) -> str | None:
     """Name the kind of file from its first bytes; None when they are no kind we know."""
     for offset, magic, kind in _MAGIC:
@@ -95,7 +91,11 @@ def identify(data: bytes) -> str | None:
         return {b"WEBP": "WEBP", b"AVI ": "AVI video"}.get(data[8:12])
     if data[4:8] in {b"ftyp", b"moov", b"mdat", b"wide"}:
         return _isobmff_kind(data)
-    if data.startswith(b"BM") and len(data) > 17 and data[14] in {12, 40, 52, 56, 64, 108, 124}:
+    if (
+        data.startswith(b"BM")
+        and len(data) > 17
+        and 12 <= int.from_bytes(data[14:18], "little") <= 124
+    ):
         return "BMP"
     if data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3].isspace():
         return "Netpbm"
@@ -104,7 +104,7 @@ def identify(data: bytes) -> str | None:
 
 def survey(kind: str, data: bytes, bounds: ContainerLimits) -> Survey:
     """Walk a container of a supported kind; raises the refusals that its structure deserves."""
-    walk = _WALKS.get(kind)
+    walk = _SURVEYS.get(kind)
     if walk is None:
         return Survey()
     try:
@@ -114,7 +114,10 @@ def survey(kind: str, data: bytes, bounds: ContainerLimits) -> Survey:
         raise Truncated(message) from error
     if found.exif:
         _check_exif(found.exif, bounds)
-    return found
+    if kind in {"AVIF", "HEIF"}:
+        _check_items(data if found.picture is None else found.picture, bounds)
+    # Parsing a packet costs many times its size, and none that says anything is so long.
+    return found if len(found.xmp) <= bounds.max_metadata_bytes else replace(found, xmp=b"")
 
 
 # ---------------------------------------------------------------- kinds
@@ -145,232 +148,8 @@ def _text_kind(head: bytes) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------- JPEG
-
-
-def _walk_jpeg(data: bytes, bounds: ContainerLimits) -> Survey:  # noqa: C901 - one branch a marker kind
-    at, metadata, pieces = 2, 0, 0
-    size: tuple[int, int] | None = None
-    exif = xmp = b""
-    while True:
-        if data[at] != 0xFF:  # marker prefix
-            at = data.find(b"\xff", at)
-            if at < 0:
-                message = "The JPEG file ends before its picture begins."
-                raise Truncated(message)
-        marker = data[at + 1]
-        pieces += 1
-        bounds.check_pieces(pieces)
-        if marker in {0x00, 0x01, 0xFF, 0xD8, *range(0xD0, 0xD8)}:
-            at += 1 if marker == 0xFF else 2  # fill byte
-            continue
-        if marker == 0xD9:  # EOI
-            message = "The JPEG file ends before its picture begins."
-            raise Truncated(message)
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        body = data[at + 4 : at + 2 + length]
-        if marker in _SOF:
-            height, width = struct.unpack_from(">HH", body, 1)
-            size = (width, height)
-        elif 0xE0 <= marker <= 0xEF or marker == 0xFE:  # APPn and COM
-            metadata += length
-            bounds.check_metadata(metadata)
-            if marker == 0xE1 and body.startswith(b"Exif\0\0"):  # APP1
-                exif += body[6:]
-            elif marker == 0xE1 and body.startswith(_XMP_SEGMENT):  # APP1
-                xmp = body[len(_XMP_SEGMENT) :]
-        elif marker == 0xDA:  # SOS
-            break
-        at += 2 + max(length, 2)
-    # Inside a scan 0xFF is always escaped, so this pair can only be another scan's header.
-    if data.count(b"\xff\xda", at) > _MAX_SCANS:
-        message = f"The JPEG file draws its picture in more than {_MAX_SCANS} scans."
-        raise DecompressionBomb(message)
-    return Survey(size=size, exif=exif, xmp=xmp)
-
-
-_SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-
-
-# ---------------------------------------------------------------- PNG
-
-
-def _walk_png(data: bytes, bounds: ContainerLimits) -> Survey:
-    at, metadata, frames, pieces = 8, 0, 0, 0
-    size: tuple[int, int] | None = None
-    exif = b""
-    texts: list[tuple[bytes, bytes]] = []
-    while True:
-        (length,) = struct.unpack_from(">I", data, at)
-        name = data[at + 4 : at + 8]
-        pieces += 1
-        bounds.check_pieces(pieces)
-        if name == b"IEND":
-            break
-        if at + 12 + length > len(data):
-            message = f"The PNG file ends inside its {name.decode('latin-1')!r} chunk."
-            raise Truncated(message)
-        if name == b"IHDR":
-            size = struct.unpack_from(">II", data, at + 8)
-        elif name == b"fcTL":
-            frames += 1
-            bounds.check_frames(frames)
-        elif name not in {b"IDAT", b"fdAT", b"PLTE"}:
-            body = data[at + 8 : at + 8 + length]
-            metadata += length + _inflated(name, body, bounds)
-            bounds.check_metadata(metadata)
-            if name == b"eXIf":
-                exif = body
-            elif name in {b"tEXt", b"zTXt", b"iTXt"}:
-                texts.append((name, body))
-        at += 12 + length
-    return Survey(size=size, frames=max(1, frames), exif=exif, texts=tuple(texts))
-
-
-def _inflated(name: bytes, body: bytes, bounds: ContainerLimits) -> int:
-    """Bytes that a compressed text or profile chunk unpacks to, stopping at the limit."""
-    if name in {b"zTXt", b"iCCP"}:
-        packed = body[body.find(b"\0") + 2 :]
-    elif name == b"iTXt":
-        fields = body.split(b"\0", 1)[-1]
-        if not fields.startswith(b"\x01"):
-            return 0
-        packed = fields[2:].split(b"\0", 2)[-1]
-    else:
-        return 0
-    stream = zlib.decompressobj()
-    try:
-        size = len(stream.decompress(packed, bounds.max_metadata_bytes))
-    except zlib.error:
-        return 0
-    if stream.unconsumed_tail:
-        message = (
-            f"A {len(body)}-byte {name.decode()} chunk unpacks to more than "
-            f"{bounds.max_metadata_bytes} bytes, the limit (max_metadata_bytes)."
-        )
-        raise DecompressionBomb(message)
-    return size
-
-
-# ---------------------------------------------------------------- GIF
-
-
-def _walk_gif(data: bytes, bounds: ContainerLimits) -> Survey:
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + _gif_palette(flags)
-    frames, metadata, pieces = 0, 0, 0
-    while at < len(data) and data[at] != 0x3B:  # trailer
-        introducer = data[at]
-        if introducer == 0x2C:  # image descriptor
-            frames += 1
-            bounds.check_frames(frames)
-            # The first frame decides what is checked; what it needs is checked while decoding.
-            at += 11 + _gif_palette(data[at + 9]) if at + 9 < len(data) else len(data)
-        elif introducer == 0x21:  # extension
-            at += 2
-        else:
-            break
-        while at < len(data) and data[at]:
-            pieces += 1
-            bounds.check_pieces(pieces)
-            if introducer == 0x21:  # extension
-                metadata += data[at] + 1
-                bounds.check_metadata(metadata)
-            at += data[at] + 1
-        at += 1
-    if frames == 0:
-        message = "The GIF file ends before its first frame."
-        raise Truncated(message)
-    return Survey(size=(width, height), frames=frames)
-
-
-def _gif_palette(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-# ---------------------------------------------------------------- WebP
-
-
-def _walk_webp(data: bytes, bounds: ContainerLimits) -> Survey:  # noqa: C901 - one branch a chunk kind
-    (total,) = struct.unpack_from("<I", data, 4)
-    if total + 8 > len(data):
-        message = f"The WebP file says {total + 8} bytes and has {len(data)}."
-        raise Truncated(message)
-    at, metadata, frames, pieces = 12, 0, 0, 0
-    size: tuple[int, int] | None = None
-    exif = xmp = b""
-    while at + 8 <= min(total + 8, len(data)):
-        name, (length,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
-        body = at + 8
-        pieces += 1
-        bounds.check_pieces(pieces)
-        if name == b"VP8X":
-            size = (_u24(data, body + 4) + 1, _u24(data, body + 7) + 1)
-        elif name == b"VP8 " and size is None:
-            width, height = struct.unpack_from("<HH", data, body + 6)
-            size = (width & 0x3FFF, height & 0x3FFF)
-        elif name == b"VP8L" and size is None:
-            (bits,) = struct.unpack_from("<I", data, body + 1)
-            size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
-        elif name == b"ANMF":
-            frames += 1
-            bounds.check_frames(frames)
-        elif name not in {b"ALPH", b"ANIM"}:
-            metadata += length
-            bounds.check_metadata(metadata)
-            if name == b"EXIF":
-                exif = data[body : body + length].removeprefix(b"Exif\0\0")
-            elif name in {b"XMP ", b"XMP\0"}:  # the second is how ImageMagick 6 writes it
-                xmp = data[body : body + length]
-        at = body + length + (length & 1)
-    if size is None:
-        message = "The WebP file holds no picture."
-        raise Corrupt(message)
-    return Survey(size=size, frames=max(1, frames), exif=exif, xmp=xmp)
-
-
-def _u24(data: bytes, at: int) -> int:
-    low, high = struct.unpack_from("<HB", data, at)
-    return int(low | high << 16)
-
-
-# ---------------------------------------------------------------- BMP
-
-
-def _walk_bmp(data: bytes, bounds: ContainerLimits) -> Survey:
-    del bounds
-    if data[14] == 12:  # the OS/2 1.x header's size
-        width, height = struct.unpack_from("<HH", data, 18)
-    else:
-        width, height = struct.unpack_from("<ii", data, 18)
-    return Survey(size=(abs(width), abs(height)))
-
-
-# ---------------------------------------------------------------- AVIF and HEIF
-
-
-def _walk_isobmff(data: bytes, bounds: ContainerLimits) -> Survey:
-    at, pieces, described = 0, 0, False
-    while at < len(data):
-        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        header = 8
-        if length == 1:
-            length, header = int.from_bytes(data[at + 8 : at + 16], "big"), 16
-        if length == 0:
-            length = len(data) - at
-        pieces += 1
-        bounds.check_pieces(pieces)
-        if length < header and described:
-            break  # what follows the last box is no concern of the image
-        if length < header or at + length > len(data):
-            message = f"The file ends inside its {name.decode('latin-1')!r} box."
-            raise Truncated(message)
-        if name in {b"meta", b"moov"}:
-            described = True
-            # Tables, not pixels: an item's pixels are in 'mdat'.
-            bounds.check_metadata(length)
-        at += length
-    # Decoders read EXIF as soon as they open the file, wherever in it the item lies.
+def _check_items(data: bytes, bounds: ContainerLimits) -> None:
+    """Check EXIF wherever in an AVIF or HEIF it lies: decoders read it as soon as they open."""
     for magic in (b"II*\0", b"MM\0*"):
         at = -1
         for _ in range(_MAX_EXIF_ITEMS):
@@ -378,37 +157,6 @@ def _walk_isobmff(data: bytes, bounds: ContainerLimits) -> Survey:
             if at < 0:
                 break
             _check_exif(data[at:], bounds)
-    return Survey()
-
-
-# ---------------------------------------------------------------- TIFF and EXIF
-
-_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 0x0100, 0x0101, 0x0142, 0x0143
-_XMP, _DNG_VERSION = 0x02BC, 0xC612
-
-
-def _walk_tiff(data: bytes, bounds: ContainerLimits) -> Survey:
-    frames, xmp = 0, b""
-    first: dict[int, int] = {}
-    for entries in directories(data, bounds):
-        frames += 1
-        bounds.check_frames(frames)
-        if frames == 1:
-            first = {tag: integer(data, kind, value) for tag, kind, _, value in entries}
-            xmp = b"".join(bytes(value) for tag, _, _, value in entries if tag == _XMP)
-    if _DNG_VERSION in first:
-        message = "The file is a camera raw (DNG), which is not checked; upload its JPEG."
-        raise UnsupportedFormat(message)
-    if first.get(_TILE_WIDTH, 0) * first.get(_TILE_HEIGHT, 0) > bounds.max_pixels:
-        message = (
-            f"One tile of the TIFF file claims more than {bounds.max_pixels} pixels, "
-            "the limit (max_pixels)."
-        )
-        raise DecompressionBomb(message)
-    if _WIDTH not in first or _HEIGHT not in first:
-        message = "The TIFF file does not say how large its picture is."
-        raise Corrupt(message)
-    return Survey(size=(first[_WIDTH], first[_HEIGHT]), frames=frames, xmp=xmp)
 
 
 def _check_exif(exif: bytes, bounds: ContainerLimits) -> None:
@@ -419,14 +167,14 @@ def _check_exif(exif: bytes, bounds: ContainerLimits) -> None:
         return  # unreadable EXIF is ignored, as every viewer does
 
 
-_WALKS: dict[str, Callable[[bytes, ContainerLimits], Survey]] = {
-    "JPEG": _walk_jpeg,
-    "PNG": _walk_png,
-    "GIF": _walk_gif,
-    "WEBP": _walk_webp,
-    "TIFF": _walk_tiff,
-    "BMP": _walk_bmp,
-    "AVIF": _walk_isobmff,
-    "HEIF": _walk_isobmff,
+_SURVEYS: dict[str, Callable[[bytes, ContainerLimits], Survey]] = {
+    "JPEG": survey_jpeg,
+    "PNG": survey_png,
+    "GIF": survey_gif,
+    "WEBP": survey_webp,
+    "TIFF": survey_tiff,
+    "BMP": survey_bmp,
+    "AVIF": survey_avif,
+    "HEIF": survey_heif,
 }
-SUPPORTED = frozenset(_WALKS)
+SUPPORTED = frozenset(_SURVEYS)

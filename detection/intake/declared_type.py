@@ -78,7 +78,6 @@ _FOREIGN = _names(
     "woff2 sqlite parquet svgz",
 )
 _FOREIGN_FAMILIES = ("audio/", "font/", "video/")
-_KNOWN_TYPES = _FOREIGN.types.union(*(names.types for names in _KINDS.values()))
 _KNOWN_EXTENSIONS = _FOREIGN.extensions.union(*(names.extensions for names in _KINDS.values()))
 _NEVER = _Names(
     _FOREIGN.types.union(*(_KINDS[kind].types for kind in _NO_PIXELS)),
@@ -105,23 +104,19 @@ def foreign_claim(*, declared_type: str | None, key: str) -> str | None:
 
 
 def check_declared_type(kind: str, *, declared_type: str | None, key: str | None) -> None:
-    """Raise `TypeMismatch` when the content type or the key's extension names another kind.
+    """Raise `TypeMismatch` when the content type or the key's extension promises no picture.
 
-    A missing, generic or unknown type and a missing or unknown extension claim nothing, nor does a
-    video's or sound's type where the extension is right (phones send the picture of a live photo
-    with the type of its video). Kinds without names of their own are never contradicted: they are
-    refused as unsupported anyway.
+    `kind` is what the bytes are. Viewers go by the bytes, so the name of another picture format
+    contradicts nothing, nor does a video's or sound's type where the extension is right (phones
+    send the picture of a live photo with the type of its video).
     """
-    names = _KINDS.get(kind)
-    if names is None:
-        return
     media_type, extension = _media_type(declared_type), _extension(key or "")
-    overruled = extension in names.extensions and media_type.startswith(_FOREIGN_FAMILIES)
-    promises = media_type in _KNOWN_TYPES or media_type.startswith(_FOREIGN_FAMILIES)
-    if promises and media_type not in names.types and not overruled:
+    family = media_type.startswith(_FOREIGN_FAMILIES)
+    overruled = family and kind in _KINDS and extension in _KINDS[kind].extensions
+    if (family or media_type in _NEVER.types) and not overruled:
         message = f"The content type says {media_type[:100]!r} but the bytes are {kind}."
         raise TypeMismatch(message)
-    if extension in _KNOWN_EXTENSIONS - names.extensions:
+    if extension in _NEVER.extensions:
         message = f"The name ends in {'.' + extension!r} but the bytes are {kind}."
         raise TypeMismatch(message)
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from detection.intake.animation import SLOTS, ShownFrame, longest, small_picture
+from detection.intake.animation import sample as sample_frames
 from detection.intake.colour import to_srgb, upright
 from detection.intake.container_limits import ContainerLimits
 from detection.intake.containers import SUPPORTED, identify, survey
@@ -34,8 +36,9 @@ from detection.intake.errors import (
     Truncated,
     UnsupportedFormat,
 )
+from detection.intake.formats.survey import Timeline
 from detection.intake.pdq import pdq
-from detection.intake.pillow_plugins import OPENERS
+from detection.intake.pillow_plugins import OPENERS, mended
 from detection.intake.tiff_ifd import orientation
 
 if TYPE_CHECKING:
@@ -43,9 +46,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from detection.intake.formats.survey import Survey
+
 # Beyond the limit on pixels, a file with more of them than this to the byte was made to burst its
 # reader: photographs stay under ten.
 _BOMB_PIXELS_PER_BYTE = 100
+# All frames of an animation together may have this many times the pixels of one picture: every one
+# is decoded, some twice, at 10 to 60 million pixels a second.
+_MAX_ANIMATION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +71,14 @@ class IntakeLimits:
 class DecodedImage:
     """One image ready to be scored.
 
-    `pixels` is uint8 (height, width, 3), C-contiguous, upright, sRGB. `format` is one of "JPEG",
-    "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "HEIF"; `frames` is how many the file holds, of
-    which `pixels` is the first (a JPEG counts as one, whatever lies behind it). `sha256` (hex) and
-    `size_bytes` are those of the file's bytes; `pdq` is the 32-byte PDQ hash and `pdq_quality` its
-    quality, 0 to 100.
+    `sample` are the frames to be judged, one for a still; all are C-contiguous, upright, sRGB and
+    of `width` x `height` pixels. `format` is one of "JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF",
+    "BMP", "HEIF"; `frames` is how many the file holds (a JPEG counts as one, whatever lies behind
+    it). `sha256` (hex) and `size_bytes` are those of the file's bytes; `pdq` is the 32-byte PDQ
+    hash of `pixels` and `pdq_quality` its quality, 0 to 100.
     """
 
-    pixels: NDArray[np.uint8]
+    sample: tuple[ShownFrame, ...]
     format: str
     width: int
     height: int
@@ -79,6 +87,15 @@ class DecodedImage:
     size_bytes: int
     pdq: bytes
     pdq_quality: int
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The picture, uint8 (height, width, 3); of an animation the frame shown longest."""
+        return longest(self.sample).pixels
+
+    def frame(self, number: int) -> NDArray[np.uint8]:
+        """Return the pixels of a frame of the sample by its number."""
+        return next(frame.pixels for frame in self.sample if frame.number == number)
 
 
 def decode(
@@ -89,7 +106,7 @@ def decode(
     key: str | None = None,
     sha256: str | None = None,
 ) -> DecodedImage:
-    """Decode the first frame of `data`.
+    """Decode the picture in `data`, or a sample of the frames of an animation.
 
     `declared_type` is the content type and `key` the object key that came with the bytes; `sha256`
     the digest (hex) that the producer gave. What is None claims nothing. Raises only subclasses of
@@ -101,16 +118,17 @@ def decode(
     if kind is None:
         message = "The bytes are not an image of any kind we know."
         raise NotAnImage(message)
-    check_declared_type(kind, declared_type=declared_type, key=key)
     if kind not in SUPPORTED:
         message = f"The file is {kind}, which is not checked; see the list of supported formats."
         raise UnsupportedFormat(message)
+    check_declared_type(kind, declared_type=declared_type, key=key)
     with _refusing(kind):
-        pixels, frames = _decode_first_frame(kind, data, limits)
+        sample, frames = _decode_sample(kind, data, limits)
+    pixels = longest(sample).pixels
     fingerprint, quality = pdq(pixels)
     height, width, _ = pixels.shape
     return DecodedImage(
-        pixels=pixels,
+        sample=sample,
         format=kind,
         width=width,
         height=height,
@@ -135,9 +153,9 @@ def _check_bytes(data: bytes, limits: IntakeLimits, claimed: str | None) -> str:
     return digest
 
 
-def _decode_first_frame(
+def _decode_sample(
     kind: str, data: bytes, limits: IntakeLimits
-) -> tuple[NDArray[np.uint8], int]:
+) -> tuple[tuple[ShownFrame, ...], int]:
     bounds = ContainerLimits(
         max_frames=limits.max_frames,
         max_metadata_bytes=limits.max_metadata_bytes,
@@ -146,19 +164,69 @@ def _decode_first_frame(
     found = survey(kind, data, bounds)
     if found.size is not None:
         _check_size(found.size, len(data), limits)
-    with OPENERS[kind](io.BytesIO(data)) as image:
-        # The header as the decoder read it decides what is allocated, so it is checked as well.
-        _check_size(image.size, len(data), limits)
+    picture = data if found.picture is None else found.picture
+    with OPENERS[kind](io.BytesIO(picture)) as image:
         frames = max(found.frames, int(getattr(image, "n_frames", 1)) if kind in _COUNTED else 1)
         bounds.check_frames(frames)
-        image.load()
+        # The header as the decoder read it decides what is allocated, so it is checked as well.
         _check_size(image.size, len(data), limits)
-        exif = found.exif
-        if kind == "AVIF":
-            # Pillow turns the container's own rotation into an orientation tag.
-            exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-        pixels = np.array(upright(to_srgb(image), orientation(exif)))
-    return pixels, frames
+        timeline = _timeline(kind, image, found)
+        chosen = [(found.page, 1.0)] if timeline is None else _choose(image, timeline, limits)
+        sample = []
+        for number, share in chosen:
+            if timeline is not None:
+                image.seek(timeline.first + number)
+            elif number:
+                image.seek(number)
+            image.load()
+            # Some decoders learn the size only with the pixels.
+            _check_size(image.size, len(data), limits)
+            sample.append(ShownFrame(number, share, _shown(kind, image, found)))
+    if len({frame.pixels.shape for frame in sample}) > 1:
+        message = f"The frames of the {kind} file differ in size."
+        raise Corrupt(message)
+    return tuple(sample), frames
+
+
+def _timeline(kind: str, image: Image.Image, found: Survey) -> Timeline | None:
+    """The frames' times; equal ones where an AVIF's tables do not fit what the decoder counts."""
+    timeline = found.timeline
+    if kind != "AVIF":
+        return timeline
+    count = int(getattr(image, "n_frames", 1))
+    if timeline is not None and len(timeline.durations_ms) == count:
+        return timeline
+    return Timeline(durations_ms=(100.0,) * count) if count > 1 else None
+
+
+def _choose(
+    image: Image.Image, timeline: Timeline, limits: IntakeLimits
+) -> list[tuple[int, float]]:
+    canvas = image.width * image.height
+    frames = timeline.first + len(timeline.durations_ms)
+    if frames * canvas > _MAX_ANIMATION * limits.max_pixels:
+        message = (
+            f"The animation has {frames} frames of {image.width} x {image.height} pixels; the "
+            f"limit is {_MAX_ANIMATION} times max_pixels ({limits.max_pixels}) in all."
+        )
+        raise TooManyPixels(message)
+
+    def look(number: int) -> NDArray[np.float32]:
+        image.seek(timeline.first + number)
+        image.load()
+        return small_picture(image)
+
+    return sample_frames(timeline, min(SLOTS, max(1, limits.max_pixels // canvas)), look)
+
+
+def _shown(kind: str, image: Image.Image, found: Survey) -> NDArray[np.uint8]:
+    """The loaded frame as it is shown: upright, in sRGB, over white."""
+    exif = found.exif
+    if kind == "AVIF":
+        # Pillow turns the container's own rotation into an orientation tag.
+        exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    shown = to_srgb(mended(image), icc=found.icc, colours=found.colours)
+    return np.array(upright(shown, orientation(exif)))
 
 
 def _check_size(size: tuple[int, int], size_bytes: int, limits: IntakeLimits) -> None:
@@ -203,6 +271,9 @@ def _refusing(kind: str) -> Iterator[None]:
         if "too large" in text or "Too much memory" in text:
             message = f"The {kind} file's metadata unpacks to far more than its size."
             raise DecompressionBomb(message) from error
+        if any(word in text for word in _UNSUPPORTED_WORDS):
+            message = f"The {kind} file has a layout that is not checked ({text[:200]})."
+            raise UnsupportedFormat(message) from error
         message = f"The {kind} file's contents cannot be decoded ({text[:200]})."
         raise Corrupt(message) from error
 
@@ -213,6 +284,15 @@ _TRUNCATION_WORDS = (
     "end of file",
     "not enough data",
     "unexpected end",
+)
+
+
+# What Pillow says of a whole file of a layout that it does not read.
+_UNSUPPORTED_WORDS = (
+    "unknown pixel mode",
+    "unknown data organization",
+    "Unsupported BMP",
+    "not yet supported",
 )
 
 

@@ -206,7 +206,7 @@ def _blocks(kind: str, data: bytes, bounds: ContainerLimits) -> _Blocks:
     if kind in {"AVIF", "HEIF"}:
         # Their items lie anywhere in the file; the decoder's header pass finds them.
         try:
-            with OPENERS[kind](io.BytesIO(data)) as image:
+            with OPENERS[kind](io.BytesIO(found.picture or data)) as image:
                 exif, packet = image.info.get("exif") or b"", image.info.get("xmp") or b""
         except Exception:  # noqa: BLE001 - decoders raise nearly every built-in exception
             return _Blocks()

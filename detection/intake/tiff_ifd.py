@@ -17,6 +17,7 @@ _ORIENTATION, _EXIF_IFD = 0x0112, 0x8769
 _USER_COMMENT = 0x9286
 _ASCII, _SHORT = 2, 3
 _SUB_IFDS = {0x8769, 0x8825, 0xA005}
+_SUB_PAGES, _MAX_SUB_PAGES = 0x014A, 64
 _TYPE_SIZES = {
     1: 1,
     2: 1,
@@ -32,6 +33,7 @@ _TYPE_SIZES = {
     12: 8,
     13: 4,
 }
+_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _BIG_TYPE_SIZES = _TYPE_SIZES | {16: 8, 17: 8, 18: 8}
 
 # Tag, type, count, value. The value is a view: overlapping entries must multiply nothing.
@@ -103,6 +105,14 @@ def directories(data: bytes, bounds: ContainerLimits) -> Iterator[list[Entry]]:
         yield entries
 
 
+def sub_pages(data: bytes, entries: list[Entry], bounds: ContainerLimits) -> Iterator[list[Entry]]:
+    """Yield the entries of the pictures below a page (SubIFDs, TIFF technical note 1)."""
+    for tag, kind, _, value in entries:
+        if tag == _SUB_PAGES:
+            for at in integers(data, kind, value)[:_MAX_SUB_PAGES]:
+                yield from _chain(data, at, bounds)
+
+
 def _chain(data: bytes, start: int, bounds: ContainerLimits) -> Iterator[list[Entry]]:
     """Yield the entries of each directory of a chain, bounding what they refer to."""
     seen: set[int] = set()
@@ -118,7 +128,7 @@ def _chain(data: bytes, start: int, bounds: ContainerLimits) -> Iterator[list[En
         entries = list(_entries(data, at))
         # Entries may overlap: a small directory can ask a reader to copy the file many times.
         referred += sum(len(value) for *_, value in entries)
-        bounds.check_metadata(referred)
+        bounds.check_referred(referred, len(data))
         yield entries
         at = _next_ifd(data, at)
 
@@ -174,7 +184,16 @@ def _entries(data: bytes, at: int) -> Iterator[Entry]:
 
 def integer(data: bytes, kind: int, value: memoryview) -> int:
     """Read the first integer of a value; 0 when it is none."""
-    form = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(kind)
+    form = _INTEGERS.get(kind)
     if form is None or len(value) < struct.calcsize(form):
         return 0
     return int(struct.unpack_from(_order(data) + form, value)[0])
+
+
+def integers(data: bytes, kind: int, value: memoryview) -> tuple[int, ...]:
+    """Read all integers of a value; none when it holds something else."""
+    form = _INTEGERS.get(kind)
+    if form is None:
+        return ()
+    count = len(value) // struct.calcsize(form)
+    return struct.unpack_from(f"{_order(data)}{count}{form}", value)

@@ -3,8 +3,8 @@
 Rows of earlier releases keep their words: `valid`, `invalid` and `unreadable` stay allowed, because
 an earlier release may write beside this one, and `moderation.c2pa_state` translates them.
 
-Revision: 0010
-Revises: 0007
+Revision: 0009
+Revises: 0008
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0010"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

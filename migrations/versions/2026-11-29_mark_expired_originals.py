@@ -1,7 +1,7 @@
 """Mark originals that retention is about to remove, and index what it has still to look at.
 
 Revision: 0008
-Revises: 0010
+Revises: 0007
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0010"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
@@ -32,11 +32,9 @@ def upgrade() -> None:
         op.add_column(
             "images", sa.Column(column, sa.DateTime(timezone=True), nullable=True), schema="app"
         )
-    # The tables are big: nobody waits for an index. A build that was cut short left one that
-    # serves nothing, so it goes first.
+    # The tables are big: nobody waits for an index, and outside a transaction no time-out of ours
+    # cuts its build short. One that was cut short left an index that serves nothing; it goes first.
     with op.get_context().autocommit_block():
-        timeout = op.get_bind().scalar(sa.text("SHOW statement_timeout"))
-        op.execute("SET statement_timeout = 0")
         for name, table, columns, where in INDEXES:
             op.drop_index(name, table, schema="app", if_exists=True, postgresql_concurrently=True)
             op.create_index(
@@ -47,7 +45,6 @@ def upgrade() -> None:
                 postgresql_where=sa.text(where),
                 postgresql_concurrently=True,
             )
-        op.execute(f"SET statement_timeout = '{timeout}'")
 
 
 def downgrade() -> None:

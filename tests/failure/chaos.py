@@ -131,10 +131,10 @@ class Deployment:
         }
         self._running = {name: start() for name, start in self._starters.items()}
         self.keys: list[str] = []
-        #: Those that were removed and stored again.
-        self.stored_again: set[str] = set()
         #: How the images that storage answers oddly for must end, by key.
         self.odd: dict[str, State] = {}
+        #: Those that were removed and stored again.
+        self.stored_again: set[str] = set()
         self.log: list[str] = []
         self._etags: dict[str, str] = {}
         self._ingest = settings.redis.key_prefix + settings.redis.ingest_key

@@ -99,6 +99,7 @@ def _record(checked: ScoredFile, model_version: str) -> dict[str, Any]:
         "operating_point": score.operating_point,
         "prior": score.prior,
         "outside": score.outside,
+        "frame": score.frame,
     }
 
 
@@ -125,7 +126,8 @@ def _keep_evidence(folder: Path, checked: ScoredFile, detector: Detector) -> Pat
     image, score = checked.image, checked.score
     # Files of one name in different folders must not overwrite each other.
     file = folder / f"{checked.path.stem}-{image.sha256[:12]}.png"
-    file.write_bytes(overlay(image.pixels, score, detector.tile_logits(image.pixels)))
+    pixels = image.frame(score.frame)
+    file.write_bytes(overlay(pixels, score, detector.tile_logits(pixels)))
     if score.error_map is not None:
         errors = error_at_image_scale(score.error_map, image.height, image.width)
         np.savez_compressed(file.with_suffix(".npz"), error=errors)

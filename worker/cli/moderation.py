@@ -367,6 +367,13 @@ def allow(
 
     with queries.engine(context) as engine:
         people.allow(engine, name, sources=source, lead=lead)
+        if not people.idling_is_limited(engine):
+            database = engine.url.database
+            typer.echo(
+                "nothing ends a moderator's idle transaction, which may hold up the service: run "
+                f"`psql --file worker/bootstrap.sql {database}` once more (docs/moderators.md)",
+                err=True,
+            )
 
 
 @moderators.command()

@@ -43,14 +43,18 @@ def down(
 ) -> None:
     """Stop the local services; data stays unless --delete is given."""
     chosen = cli.of(context)
-    if not chosen.stack_folder.exists():
+    stack = chosen.local_stack()
+    if not stack.exists and not (delete and stack.folder.exists()):
         typer.echo(f"no local stack in {chosen.stack_folder}")
         return
-    stack = chosen.local_stack()
     stack.stop()
-    if delete:
-        stack.delete()
-    typer.echo("stopped" if not delete else "stopped and deleted")
+    if not delete:
+        typer.echo("stopped")
+        return
+    left = stack.delete()
+    typer.echo("stopped and deleted")
+    if left:
+        typer.echo(f"{chosen.stack_folder} stays, with what is not ours: {', '.join(left)}")
 
 
 @commands.command()
@@ -60,10 +64,10 @@ def status(context: typer.Context) -> None:
     Warns of a model whose thresholds were not measured on files as this release reads them.
     """
     chosen = cli.of(context)
-    if not chosen.stack_folder.exists():
+    stack = chosen.local_stack()
+    if not stack.exists:
         typer.echo(f"no local stack in {chosen.stack_folder}")
         raise typer.Exit(1)
-    stack = chosen.local_stack()
     for server in stack.servers:
         process = server.process
         state = "stopped" if process is None else f"127.0.0.1:{server.port} pid {process.pid}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 from psycopg import errors
 from sqlalchemy import create_engine, event, exc
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 BOOTSTRAP_SQL = Path(__file__).parents[1] / "bootstrap.sql"
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
+#: How often a statement runs before it is prepared, on a direct connection.
+PREPARE_THRESHOLD = 5
 #: What a database's URL looks like.
 LIKE = "postgresql+psycopg://user:password@host:5432/database"
 #: What a statement of this release meets in a database that was migrated for an earlier one.
@@ -33,6 +38,11 @@ _MISSING = (
 )
 #: The class of SQLSTATE (PostgreSQL's manual, appendix A) of what exceeds a limit of the server.
 _TOO_MUCH = "54"
+#: What a statement meets that was prepared on another of a pooler's connections to the server.
+_PREPARED_ELSEWHERE = re.compile(
+    r'prepared statement "\w+" (already exists|does not exist)'
+    r"|bind message supplies \d+ parameters, but prepared statement"
+)
 
 
 class LedgerUnavailable(TransientError):
@@ -47,13 +57,15 @@ def build_engine(postgres: Postgres, *, application_name: str = "unlatent") -> E
     """Build the pool of one process; call it after fork or spawn, never before.
 
     Time-outs are the server's: a statement or a lock that takes longer fails, and the ledger
-    reports `LedgerUnavailable`.
+    reports `LedgerUnavailable`. They bind transactions, not connections: a pooler in transaction
+    mode gives every transaction another connection to the server.
     """
     return connect(
         postgres.url.get_secret_value(),
         pool_size=postgres.pool_size,
         statement_timeout_s=postgres.statement_timeout_s,
         lock_timeout_s=postgres.lock_timeout_s,
+        prepare_threshold=postgres.prepare_threshold,
         application_name=application_name,
     )
 
@@ -64,18 +76,25 @@ def connect(
     pool_size: int = 2,
     statement_timeout_s: float = 15.0,
     lock_timeout_s: float = 5.0,
+    prepare_threshold: int | None = None,
     application_name: str = "unlatent",
 ) -> Engine:
     """Build a pool for a URL; `build_engine` is the same from the settings.
 
-    A statement that asks for what the schema lacks raises `SchemaOutdated`; raises `SettingsError`
-    for what is no URL.
+    A statement that was run `prepare_threshold` times is prepared on the server; 0 prepares none;
+    None is `PREPARE_THRESHOLD` on a direct connection and 0 behind a pooler. A statement that asks
+    for what the schema lacks raises `SchemaOutdated`; raises `SettingsError` for what is no URL,
+    and for what a pooler does not let through.
     """
-    timeouts = (
-        f"-c statement_timeout={round(statement_timeout_s * 1000)} "
-        f"-c lock_timeout={round(lock_timeout_s * 1000)} "
+    timeouts_s = {
+        "statement_timeout": statement_timeout_s,
+        "lock_timeout": lock_timeout_s,
         # A client that stalls inside a transaction must not keep its row locks.
-        f"-c idle_in_transaction_session_timeout={round(statement_timeout_s * 1000)}"
+        "idle_in_transaction_session_timeout": statement_timeout_s,
+    }
+    # One statement, and so one round trip, for all of them: SET LOCAL would take three.
+    limit = "SELECT " + ", ".join(
+        f"set_config('{name}', '{round(value * 1000)}', true)" for name, value in timeouts_s.items()
     )
     try:
         engine = create_engine(
@@ -85,25 +104,49 @@ def connect(
             max_overflow=2,
             pool_timeout=10,
             pool_recycle=1800,
-            connect_args={
-                "connect_timeout": 5,
-                "application_name": application_name,
-                "options": timeouts,
-            },
+            connect_args={"connect_timeout": 5, "application_name": application_name},
         )
     except exc.ArgumentError as error:
         raise SettingsError(f"the database's URL is none: {error}; it is like {LIKE}") from error
-    event.listen(engine, "handle_error", _outdated)
+    event.listen(engine, "connect", partial(_set_prepare_threshold, prepare_threshold))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(limit).close())
+    event.listen(engine, "handle_error", _explained)
     return engine
 
 
-def _outdated(context: ExceptionContext) -> SchemaOutdated | None:
-    """Put in words what is raised instead of an error that an old schema explains."""
+def _set_prepare_threshold(
+    wanted: int | None, connection: psycopg.Connection, _record: object
+) -> None:
+    if wanted is None:
+        # A pooler makes up the process id that it tells its clients, as there is no such process.
+        try:
+            answer = connection.execute("SELECT pg_backend_pid()").fetchone()
+            connection.rollback()
+        except psycopg.Error:
+            connection.close()  # the pool has not heard of it yet
+            raise
+        wanted = PREPARE_THRESHOLD if answer == (connection.info.backend_pid,) else 0
+    connection.prepare_threshold = wanted or None  # the driver's 0 prepares at once
+
+
+def _explained(context: ExceptionContext) -> UnlatentError | None:
+    """Put in words what is raised instead of an error that an old schema or a pooler explains."""
     error = context.original_exception
-    if not isinstance(error, _MISSING):
-        return None
-    missing = str(error).partition("\n")[0]
-    return SchemaOutdated(f"{(SchemaOutdated.__doc__ or '').removesuffix('.')} ({missing})")
+    said = str(error).partition("\n")[0]
+    if isinstance(error, _MISSING):
+        return SchemaOutdated(f"{(SchemaOutdated.__doc__ or '').removesuffix('.')} ({said})")
+    if _PREPARED_ELSEWHERE.search(said):
+        return SettingsError(
+            "the pooler before Postgres gives each transaction another connection, which knows no "
+            "statement prepared on the last one: set UNLATENT_POSTGRES__PREPARE_THRESHOLD to 0, or "
+            f"the pooler's mode to session ({said})"
+        )
+    if "unsupported startup parameter" in said:
+        return SettingsError(
+            "the pooler before Postgres refuses a parameter of the database's URL: take it out, or "
+            f"name it in the pooler's ignore_startup_parameters ({said})"
+        )
+    return None
 
 
 @contextmanager

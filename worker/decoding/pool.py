@@ -35,6 +35,7 @@ import numpy as np
 import structlog
 
 from detection.errors import PermanentError, TransientError, UnlatentError
+from detection.intake.animation import SLOTS, ShownFrame, longest
 from detection.intake.errors import ImageRejected
 from detection.intake.provenance import ProvenanceRecord
 from worker.decoding.byte_budget import ByteBudget
@@ -42,7 +43,7 @@ from worker.decoding.process import anonymous_file, load_trust_lists, receive, s
 from worker.ledger.interface import ImageFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -104,14 +105,23 @@ _ERRORS: dict[str, type[PermanentError]] = {error.reason: error for error in _RE
 
 @dataclass(slots=True)
 class Decoded:
-    """One decoded image: `pixels` uint8 (height, width, 3), and what was learnt of it.
+    """One decoded image: the frames to be judged, and what was learnt of it.
 
     A context manager; leaving it gives the image's bytes back to the budget.
     """
 
-    pixels: NDArray[np.uint8]
+    sample: tuple[ShownFrame, ...]
     facts: ImageFacts
     _budget: ByteBudget | None = field(default=None, repr=False)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The picture, uint8 (height, width, 3); of an animation the frame shown longest."""
+        return longest(self.sample).pixels
+
+    def frame(self, number: int) -> NDArray[np.uint8]:
+        """Return the pixels of a frame of the sample by its number."""
+        return next(frame.pixels for frame in self.sample if frame.number == number)
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +133,7 @@ class Decoded:
         traceback: TracebackType | None,
     ) -> None:
         if self._budget is not None:
-            self._budget.release(self.pixels.nbytes)
+            self._budget.release(sum(frame.pixels.nbytes for frame in self.sample))
             self._budget = None
 
 
@@ -344,10 +354,12 @@ class DecodePool:
             try:
                 provenance = self._provenance(process, key=request["key"])
                 facts = replace(_facts(reply["facts"]), provenance=provenance)
-                size_bytes = facts.width * facts.height * 3
+                # No more than intake gives, whatever a process that was taken over says.
+                shown = [(int(n), float(share)) for n, share in reply["frames"][:SLOTS]]
+                size_bytes = len(shown) * facts.width * facts.height * 3
                 self.budget.acquire(size_bytes, wait_s=max(0.0, deadline - time.monotonic()))
                 try:
-                    return Decoded(_pixels(result, facts), facts, self.budget)
+                    return Decoded(_sample(result, facts, shown), facts, self.budget)
                 except BaseException:
                     self.budget.release(size_bytes)
                     raise
@@ -408,7 +420,9 @@ def _facts(told: dict[str, Any]) -> ImageFacts:
     )
 
 
-def _pixels(descriptor: int, facts: ImageFacts) -> NDArray[np.uint8]:
+def _sample(
+    descriptor: int, facts: ImageFacts, shown: Sequence[tuple[int, float]]
+) -> tuple[ShownFrame, ...]:
     # Sealed before it is measured: a hostile process that shrank the memory after we mapped it
     # would kill this one with SIGBUS, and one that changed it could show us two images.
     if hasattr(fcntl, "F_ADD_SEALS"):
@@ -418,9 +432,16 @@ def _pixels(descriptor: int, facts: ImageFacts) -> NDArray[np.uint8]:
         except OSError as error:
             raise DecodeError("The decoder did not let go of its pixels.") from error
     size_bytes = os.fstat(descriptor).st_size
-    if size_bytes != facts.width * facts.height * 3 or not size_bytes:
-        message = f"The decoder gave {size_bytes} bytes for {facts.width} x {facts.height} pixels."
+    if size_bytes != len(shown) * facts.width * facts.height * 3 or not size_bytes:
+        message = (
+            f"The decoder gave {size_bytes} bytes for {len(shown)} frames of {facts.width} x "
+            f"{facts.height} pixels."
+        )
         raise DecodeError(message)
     # A private mapping: arrays that cannot be written to are refused by some of what reads them.
     view = mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_COPY)
-    return np.frombuffer(view, np.uint8).reshape(facts.height, facts.width, 3)
+    pixels = np.frombuffer(view, np.uint8).reshape(len(shown), facts.height, facts.width, 3)
+    return tuple(
+        ShownFrame(number, share, frame)
+        for (number, share), frame in zip(shown, pixels, strict=True)
+    )

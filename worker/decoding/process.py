@@ -138,7 +138,8 @@ def _answer(
     try:
         image = decoder(_read(source), limits=limits, **request)
         result = anonymous_file()
-        write_all(result, image.pixels.data)
+        for frame in image.sample:
+            write_all(result, frame.pixels.data)
     except PermanentError as error:
         return {"refused": error.reason, "message": str(error)[:1000]}, None
     except MemoryError:
@@ -155,7 +156,8 @@ def _answer(
         "pdq": image.pdq.hex(),
         "pdq_quality": image.pdq_quality,
     }
-    return {"facts": facts}, result
+    frames = [[frame.number, frame.share] for frame in image.sample]
+    return {"facts": facts, "frames": frames}, result
 
 
 def _provenance(

@@ -88,7 +88,7 @@ class PostgresLedger:
                 select(Image.id, Image.bucket, Image.key, Image.version_id, Image.sequencer)
                 .where(statements.at(addresses), Image.state != State.WITHDRAWN)
                 .order_by(Image.id)
-                .with_for_update()
+                .with_for_update(key_share=True)
             )
             gone = [
                 row.id
@@ -153,7 +153,7 @@ class PostgresLedger:
                 )
                 .order_by(Image.id)
                 .limit(limit)
-                .with_for_update(skip_locked=True)
+                .with_for_update(skip_locked=True, key_share=True)
             ).all()
             rows = connection.execute(
                 update(Image)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from psycopg.errors import UniqueViolation
 from sqlalchemy import (
+    ARRAY,
     Text,
     any_,
     bindparam,
@@ -24,7 +25,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import insert
 
 from worker.ledger.identity import KnownUpload
 from worker.ledger.interface import (
@@ -73,6 +74,10 @@ FACTS = (
     Image.pdq_quality,
 )
 
+#: Rows of one statement; a row of `images` has 14 parameters.
+CHUNK = 1000
+
+RETRIED = (LeaseOutcome.RETRY, LeaseOutcome.UNREADABLE)
 #: The columns of `images` that an event fills.
 _UPLOAD = (
     Image.bucket,
@@ -97,10 +102,6 @@ _LEARNT = tuple(
 _ADDRESS_LOCKS = 256
 _ADDRESS_LOCK_SPACE = 1_970_170_977
 
-#: Rows of one statement; a row of `images` has 14 parameters.
-CHUNK = 1000
-
-RETRIED = (LeaseOutcome.RETRY, LeaseOutcome.UNREADABLE)
 LIVE = (LeaseRow.closed_at.is_(None)) & (LeaseRow.until > NOW)
 DIED = or_(
     LeaseRow.outcome == LeaseOutcome.DEATH, LeaseRow.closed_at.is_(None) & (LeaseRow.until <= NOW)
@@ -130,7 +131,7 @@ def at(addresses: Collection[Address], table: type[Image | ObjectRemoval] = Imag
 
 
 def _texts(values: Iterable[str]) -> ColumnElement[Any]:
-    return literal(list(values), ARRAY(Text))
+    return bindparam(None, list(values), ARRAY(Text))
 
 
 def lock_addresses(connection: Connection, addresses: Collection[Address]) -> None:
@@ -210,9 +211,9 @@ def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
                     [_learnt(row) for row in changed],
                 )
     except exc.IntegrityError as error:
-        if not isinstance(error.orig, UniqueViolation):
-            raise
-        return False
+        if isinstance(error.orig, UniqueViolation):
+            return False
+        raise
     gone = [row.image_id for row in changed if not row.live]
     if gone:
         withdraw(connection, gone)
@@ -239,7 +240,9 @@ def withdraw(connection: Connection, image_ids: Collection[UUID]) -> int:
     withdrawn = connection.execute(
         update(Image)
         .where(
-            among(Image.id, image_ids), Image.state != State.WITHDRAWN, Image.expiring_at.is_(None)
+            among(Image.id, image_ids),
+            Image.state != State.WITHDRAWN,
+            Image.expiring_at.is_(None),
         )
         .values(state=State.WITHDRAWN, reason=REMOVED, detail=None, state_since=NOW)
     )
@@ -278,14 +281,17 @@ def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
 def lock_images(connection: Connection, image_ids: Collection[UUID]) -> None:
     """Lock rows of images in the order of their ids."""
     connection.execute(
-        select(Image.id).where(among(Image.id, image_ids)).order_by(Image.id).with_for_update()
+        select(Image.id)
+        .where(among(Image.id, image_ids))
+        .order_by(Image.id)
+        .with_for_update(key_share=True)
     )
 
 
 def lock_image(connection: Connection, image_id: UUID) -> AnyRow:
     """Read and lock one image; raises `UnknownImage`."""
     row = connection.execute(
-        select(Image.__table__).where(Image.id == image_id).with_for_update()
+        select(Image.__table__).where(Image.id == image_id).with_for_update(key_share=True)
     ).one_or_none()
     if row is None:
         raise UnknownImage(f"image {image_id} is not in the ledger")

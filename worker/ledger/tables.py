@@ -257,6 +257,8 @@ class VerdictRow(Base):
     #: Verdicts of releases that did not count it are version 1, as their bundles are.
     intake_version: Mapped[int] = mapped_column(server_default=text("1"))
     thresholds_hold: Mapped[bool] = mapped_column(server_default=text("true"))
+    #: Of an animation, the frame that decided, counted from 0; 0 for a still.
+    frame: Mapped[int] = mapped_column(server_default=text("0"))
     evidence_uri: Mapped[str | None]
     #: What the policy in force made of the score; triggers fill them for a champion's verdict.
     tier: Mapped[str | None]

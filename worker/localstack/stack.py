@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.resources
 import json
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from worker.localstack.folder import claim, is_stack, locked, remove
 from worker.localstack.processes import LocalStackError, Server
 from worker.localstack.servers import PostgresServer, S3Server, ValkeyServer
 
@@ -61,8 +60,6 @@ class LocalStack:
         self.folder = folder.absolute()
         self.owned = owned
         self.temporary_folder = False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o711)  # secrets have their own modes; `nobody` must get to its data
         self._identity = self._load_identity()
         ports = self._identity.ports
         self.postgres = PostgresServer(
@@ -107,6 +104,11 @@ class LocalStack:
         return (self.s3, self.redis, self.postgres)
 
     @property
+    def exists(self) -> bool:
+        """Whether a stack was started in this folder."""
+        return is_stack(self.folder)
+
+    @property
     def running(self) -> bool:
         """Whether all servers run."""
         return all(server.running for server in self.servers)
@@ -145,7 +147,9 @@ class LocalStack:
 
         Raises `LocalStackError`; what this call had started is stopped again.
         """
-        with self._lock():
+        claim(self.folder, self._names)
+        with locked(self.folder):
+            self._agree()
             if self.owned and self._guard is None:
                 if any(server.running for server in self.servers):
                     raise LocalStackError(f"another process runs a local stack in {self.folder}")
@@ -171,7 +175,9 @@ class LocalStack:
     def stop(self) -> None:
         """Stop what runs, cleanly; raise `LocalStackError` when a server would not or failed."""
         problems = []
-        with self._lock():
+        if not self.exists:
+            return
+        with locked(self.folder):
             for server in self.servers:
                 try:
                     server.stop()
@@ -181,17 +187,25 @@ class LocalStack:
         if problems:
             raise LocalStackError("; ".join(problems))
 
-    def delete(self) -> None:
-        """Remove a stopped stack's data, secrets and logs."""
-        self.postgres.delete()
-        shutil.rmtree(self.folder)
+    def delete(self) -> list[str]:
+        """Remove a stopped stack's data, secrets and logs; return the names of what is not ours.
+
+        The folder goes when nothing is left. Raises `LocalStackError`, and removes nothing, where
+        no stack was started.
+        """
+        if self.exists:
+            self.postgres.delete()
+        return remove(self.folder, self._names)
 
     def clone_database(self, template: str, name: str) -> None:
-        """Copy a database that nobody is connected to, file by file."""
+        """Copy a database that nobody is connected to, file by file, with its rights and limits."""
         with self._superuser() as cursor:
             cursor.execute(
                 f'CREATE DATABASE "{name}" OWNER {OWNER} TEMPLATE "{template}" STRATEGY FILE_COPY'
             )
+        # Who may connect, and what is set for a database, stay behind with the one copied.
+        with self._superuser(name) as cursor:
+            cursor.execute(_bootstrap_sql())
 
     def drop_database(self, name: str) -> None:
         """Drop a database and whoever is connected to it."""
@@ -206,26 +220,36 @@ class LocalStack:
             client.create_bucket(Bucket=bucket)
         client.close()
 
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What a stack makes in its folder, but for the marker."""
+        files = (self._identity_file, self.env_file)
+        ours = [name for file in files for name in (file.name, _partial(file).name)]
+        return (*ours, *(name for server in self.servers for name in server.names))
+
+    @property
+    def _identity_file(self) -> Path:
+        return self.folder / "stack.json"
+
     def _load_identity(self) -> Identity:
+        if not (self.exists and self._identity_file.exists()):
+            return Identity()
         try:
-            return Identity(**json.loads((self.folder / "stack.json").read_text()))
-        except FileNotFoundError:
-            identity = Identity()
-            _write_private(self.folder / "stack.json", json.dumps(asdict(identity)))
-            return identity
+            return Identity(**json.loads(self._identity_file.read_text()))
         except (ValueError, TypeError) as error:
-            message = f"{self.folder / 'stack.json'} is damaged; remove {self.folder} to start anew"
+            message = f"{self._identity_file} is damaged; remove {self.folder} to start anew"
             raise LocalStackError(message) from error
+
+    def _agree(self) -> None:
+        """Keep this stack's secrets, unless somebody else has started one here meanwhile."""
+        if not self._identity_file.exists():
+            self._save_identity()
+        elif replace(self._load_identity(), ports={}) != replace(self._identity, ports={}):
+            raise LocalStackError(f"another process has made a stack in {self.folder}: try again")
 
     def _save_identity(self) -> None:
         self._identity.ports.update({server.name: server.port for server in self.servers})
-        _write_private(self.folder / "stack.json", json.dumps(asdict(self._identity)))
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        _write_private(self._identity_file, json.dumps(asdict(self._identity)))
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
         doomed = {self.folder, self.postgres.home} if self.temporary_folder else set()
@@ -250,13 +274,12 @@ class LocalStack:
             yield connection.cursor()
 
     def _make_database(self) -> None:
-        bootstrap = importlib.resources.files("worker").joinpath("bootstrap.sql").read_text()
         with self._superuser() as cursor:
             cursor.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,))
             if cursor.fetchone() is None:
                 cursor.execute(f"CREATE DATABASE {DATABASE}")
         with self._superuser(DATABASE) as cursor:
-            cursor.execute(bootstrap)
+            cursor.execute(_bootstrap_sql())
             for role, password in (
                 (OWNER, self._identity.owner_password),
                 (APP, self._identity.app_password),
@@ -265,9 +288,17 @@ class LocalStack:
             cursor.execute(f"ALTER DATABASE {DATABASE} OWNER TO {OWNER}")
 
 
+def _bootstrap_sql() -> str:
+    return importlib.resources.files("worker").joinpath("bootstrap.sql").read_text()
+
+
 def _write_private(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     partial.unlink(missing_ok=True)
     partial.touch(mode=0o600)
     partial.write_text(text)
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from detection.bundle import load_bundle
 from detection.errors import SettingsError, UnlatentError
 from detection.intake.decode import decode
+from detection.score import decide
 from worker.database.engine import transaction
 from worker.ledger.interface import Role
 from worker.ledger.postgres import PostgresLedger
@@ -79,14 +80,16 @@ def render_evidence(image_id: UUID, *, settings: Settings, engine: Engine, stora
         etag=row.etag,
         max_bytes=settings.intake.max_bytes,
     )
-    pixels = decode(data, limits=intake_limits(settings.intake)).pixels
-    (score,) = _scorer(verdict.model_version, settings, engine).score([pixels])
+    image = decode(data, limits=intake_limits(settings.intake))
+    scorer = _scorer(verdict.model_version, settings, engine)
+    score = decide(image.sample, scorer.score([frame.pixels for frame in image.sample]))
     if score.error_map is None:
         raise EvidenceUnavailable(
             f"model version {verdict.model_version} has no lare branch to draw"
         )
     picture = draw_evidence(
-        replace(verdict, error_map=score.error_map, outside=score.outside), pixels
+        replace(verdict, error_map=score.error_map, outside=score.outside),
+        image.frame(score.frame),
     )
     uri = store_evidence(
         picture, verdict, storage=storage, ledger=PostgresLedger(engine), bucket=bucket

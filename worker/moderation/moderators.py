@@ -54,6 +54,17 @@ def disallow(engine: Engine, name: str) -> bool:
     return removed.rowcount > 0
 
 
+def idling_is_limited(engine: Engine) -> bool:
+    """Whether new logins of this database may not idle in a transaction for ever.
+
+    Postgres lets no login set that for another one, and members of `moderator` do not inherit its
+    settings: the database's own must say it, which `worker/bootstrap.sql` sees to.
+    """
+    query = "SELECT reset_val FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'"
+    with engine.connect() as connection:
+        return bool(connection.scalar(text(query)) != "0")
+
+
 def source_grants(engine: Engine) -> list[SourceGrant]:
     """List everybody who may moderate."""
     with engine.connect() as connection:

@@ -159,6 +159,7 @@ GRANT EXECUTE ON FUNCTION
     app.policy_of(text),
     app.tier_of(float8, text, float8, float8, float8),
     app.check_breakers(),
+    app.notify(text, text),
     app.resume_flagging(text, text, text),
     app.rows_of_object(uuid),
     app.is_held(uuid),

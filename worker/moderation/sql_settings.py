@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import create_engine, delete
+from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.pool import NullPool
 
+from worker.database.engine import connect
 from worker.ledger.tables_moderation import ConfigEntry
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def write_sql_settings(owner_url: str, settings: Settings) -> None:
         "evidence_days": _text(settings.retention.evidence_days),
         "webhook_topics": ",".join(settings.webhooks.topics) if settings.webhooks.url else None,
     }
-    engine = create_engine(owner_url, poolclass=NullPool)
+    engine = connect(owner_url, application_name="unlatent-migrate")
     with engine.begin() as connection:
         for name, value in wanted.items():
             if value is None:

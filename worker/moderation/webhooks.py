@@ -249,7 +249,7 @@ def replay(
                 last_error=None,
             )
         ).rowcount
-        connection.execute(select(func.pg_notify("unlatent_outbox", "")))
+        connection.execute(select(func.app.notify("unlatent_outbox", "")))
     return replayed
 
 

@@ -24,12 +24,14 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, ClassVar
 
 import structlog
 
 from detection.errors import PermanentError, TransientError, UnlatentError
 from detection.intake.version import INTAKE_VERSION, threshold_warning
+from detection.score import decide
 from worker.ledger.interface import ImageFacts, Lease, Role, Verdict
 from worker.scoring.batcher import Batcher, CountMismatch
 from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded, Golden
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from detection.intake.animation import ShownFrame
     from detection.score import Score
     from worker.ledger.interface import Ledger
     from worker.scoring.interface import Scorer
@@ -85,11 +88,14 @@ class ScoringFailed(PermanentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InferenceRequest:
-    """One image on its way through the device; `model_version` is set if no other one will do."""
+    """One image on its way through the device; `model_version` is set if no other one will do.
+
+    `sample` are the frames to be judged, one for a still.
+    """
 
     lease: Lease
     facts: ImageFacts
-    pixels: NDArray[np.uint8]
+    sample: tuple[ShownFrame, ...]
     role: Role
     timings_ms: Mapping[str, float]
     submitted_at: float
@@ -299,7 +305,7 @@ class InferenceThread:
         # The same bytes twice in one batch cost one forward pass.
         unique = {request.facts.sha256: request for request in requests}
         try:
-            scored = score(scorer, [request.pixels for request in unique.values()])
+            scored = self._decided(scorer, list(unique.values()), score)
         except Exception:
             # The device is lost, or even the golden image fails. No future is settled: what
             # was in the batch stays pending.
@@ -316,6 +322,25 @@ class InferenceThread:
         ]
         with self._metrics.persist.time():
             return self._persist(outcomes)
+
+    def _decided(
+        self,
+        scorer: Scorer,
+        requests: Sequence[InferenceRequest],
+        score: Callable[[Scorer, Sequence[NDArray[np.uint8]]], list[Score | Exception]],
+    ) -> list[Score | Exception]:
+        """Score every frame of every request, no more at once than a batch, and decide by image."""
+        images = [frame.pixels for request in requests for frame in request.sample]
+        size = self._settings.max_batch
+        parts = [score(scorer, images[at : at + size]) for at in range(0, len(images), size)]
+        outcomes = chain.from_iterable(parts)
+        decided: list[Score | Exception] = []
+        for request in requests:
+            frames = list(islice(outcomes, len(request.sample)))
+            scores = [outcome for outcome in frames if not isinstance(outcome, Exception)]
+            failures = [outcome for outcome in frames if isinstance(outcome, Exception)]
+            decided.append(failures[0] if failures else decide(request.sample, scores))
+        return decided
 
     def _score_in_shadow(
         self, scorer: Scorer, images: Sequence[NDArray[np.uint8]]
@@ -397,6 +422,7 @@ class InferenceThread:
             },
             error_map=score.error_map,
             outside=score.outside,
+            frame=score.frame,
         )
 
     def _persist(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:

@@ -9,9 +9,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from detection.intake.decode import DecodedImage, IntakeLimits, decode
+from detection.score import decide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -72,7 +73,7 @@ def check_files(
         waiting.append(decoded)
         if decoded.image is not None:
             images += 1
-            pixels += decoded.image.width * decoded.image.height
+            pixels += len(decoded.image.sample) * decoded.image.width * decoded.image.height
         if images >= batch or pixels >= BATCH_PIXELS:
             yield from _score(waiting, detector)
             waiting, images, pixels = [], 0, 0
@@ -104,11 +105,11 @@ def _decode(file: Path, limits: IntakeLimits) -> ScoredFile:
 
 
 def _score(batch: list[ScoredFile], detector: Detector) -> Iterator[ScoredFile]:
-    images = [decoded.image.pixels for decoded in batch if decoded.image is not None]
+    images = [decoded.image for decoded in batch if decoded.image is not None]
     try:
-        scores: list[Score | Exception] = [*detector.score(images)] if images else []
+        scores: list[Score | Exception] = [*_decided(images, detector)]
     except Exception:  # noqa: BLE001 - one by one, the image at fault names itself
-        scores = [_score_alone(decoded, detector) for decoded in batch if decoded.image is not None]
+        scores = [_score_alone(image, detector) for image in images]
     outcomes = iter(scores)
     for decoded in batch:
         if decoded.image is None:
@@ -121,9 +122,15 @@ def _score(batch: list[ScoredFile], detector: Detector) -> Iterator[ScoredFile]:
             yield ScoredFile(path=decoded.path, image=decoded.image, score=outcome)
 
 
-def _score_alone(decoded: ScoredFile, detector: Detector) -> Score | Exception:
-    assert decoded.image is not None  # noqa: S101  # the caller's filter
+def _decided(images: Sequence[DecodedImage], detector: Detector) -> list[Score]:
+    """Score every frame of the images at once and decide by image."""
+    frames = [frame.pixels for image in images for frame in image.sample]
+    scores = iter(detector.score(frames) if frames else [])
+    return [decide(image.sample, list(islice(scores, len(image.sample)))) for image in images]
+
+
+def _score_alone(image: DecodedImage, detector: Detector) -> Score | Exception:
     try:
-        return detector.score([decoded.image.pixels])[0]
+        return _decided([image], detector)[0]
     except Exception as error:  # noqa: BLE001 - as above
         return error

@@ -277,7 +277,7 @@ class Pipeline:
             request = InferenceRequest(
                 lease=job.lease,
                 facts=decoded.facts,
-                pixels=decoded.pixels,
+                sample=decoded.sample,
                 role=job.role,
                 timings_ms=timings_ms,
                 submitted_at=ready,
@@ -287,7 +287,7 @@ class Pipeline:
             self._trace(request, verdict)
             self._note(job, verdict)
             if self._evidence is not None:
-                self._evidence.keep(verdict, request.pixels)
+                self._evidence.keep(verdict, decoded.frame(verdict.frame))
             self._shadow(request)
 
     def _score(self, request: InferenceRequest, wait_s: float) -> Verdict:
@@ -318,6 +318,7 @@ class Pipeline:
             inapplicable_reason=verdict.outside,
             model_version=verdict.model_version,
             reused=verdict.reused_from is not None,
+            frame=verdict.frame,
             total_ms=round(1000 * (time.monotonic() - job.begun), 1),
         )
 

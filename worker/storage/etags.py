@@ -40,14 +40,16 @@ def stand_in_of_event(order: str) -> str:
     return f"{_EVENT}{order}"
 
 
-def names_no_bytes(etag: str) -> bool:
-    """Say whether a tag is an event's own: no object can be compared with it."""
-    return etag.startswith(_EVENT)
-
-
 def is_stand_in(etag: str) -> bool:
     """Say whether storage has never seen this tag."""
-    return names_no_bytes(etag) or _MODIFIED.fullmatch(etag) is not None
+    return etag.startswith(_EVENT) or _MODIFIED.fullmatch(etag) is not None
+
+
+def tells_apart(wanted: str, told: str | None) -> bool:
+    """Say whether what storage tells of an object can be compared with a tag at all."""
+    if told is None or wanted.startswith(_EVENT):
+        return False
+    return is_stand_in(wanted) == is_stand_in(told)
 
 
 def is_same(wanted: str, found: str) -> bool:

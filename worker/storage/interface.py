@@ -92,8 +92,8 @@ class ObjectFacts:
     """What HEAD or a listing says of an object.
 
     `size` is None where storage does not say it. `etag` is as in `worker.storage.etags`: None where
-    storage says nothing that tells this object from its successor. `latest` is False
-    for a version that another one, or a delete marker, hides.
+    storage says nothing that tells this object from its successor. `latest` is False for a version
+    that another one, or a delete marker, hides.
     """
 
     bucket: str

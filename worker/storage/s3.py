@@ -56,7 +56,6 @@ _FIRST_DELAY_S = 0.2
 #: The answers to a condition that is not met, and to one that the server does not know.
 _NOT_MET = 412
 _NOT_UNDERSTOOD = 501
-
 #: Answers to a request that a store does not implement.
 _UNSUPPORTED = frozenset({400, 405, 501})
 
@@ -218,20 +217,26 @@ class S3Storage:
         """
         check_address(bucket, key, allowed=self._buckets)
         request = {"Bucket": bucket, "Key": key, **_version(version_id)}
-        delete = functools.partial(self._client.delete_object, **request)
         try:
-            if etag is not None:
-                found = self.head(bucket, key, version_id=version_id)
-                if not is_same(etag, found.etag or ""):
-                    raise ObjectReplaced("The object is another one by now.")
-                if not is_stand_in(etag):
-                    matching = functools.partial(delete, IfMatch=f'"{etag}"')
-                    ask = functools.partial(_if_implemented, matching)
-                    if self._retrying(ask, versioned=version_id is not None) is not None:
-                        return
-            self._retrying(delete, versioned=version_id is not None)
+            if etag is None:
+                self._retrying(lambda: self._client.delete_object(**request))
+            else:
+                self._delete_matching(request, etag)
         except ObjectMissing:
             return
+
+    def _delete_matching(self, request: dict[str, str], etag: str) -> None:
+        found = self.head(request["Bucket"], request["Key"], version_id=request.get("VersionId"))
+        # A store that tags nothing leaves nothing to compare.
+        if not is_same(etag, found.etag or etag):
+            raise ObjectReplaced("The object is another one by now.")
+        delete = functools.partial(self._client.delete_object, **request)
+        if is_stand_in(etag):
+            self._retrying(delete)
+            return
+        matching = functools.partial(delete, IfMatch=f'"{etag}"')
+        if self._retrying(functools.partial(_if_implemented, matching)) is None:
+            self._retrying(delete)
 
     def presign(self, bucket: str, key: str, *, expires_s: int) -> str:
         """Return an address that anybody can read the object at for a while; asks no server."""

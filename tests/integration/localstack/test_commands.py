@@ -34,8 +34,8 @@ def unlatent(tmp_path: Path) -> Iterator[Unlatent]:
         )
 
     yield run
-    if folder.exists():
-        stack = LocalStack(folder)
+    stack = LocalStack(folder)
+    if stack.exists:
         stack.stop()
         stack.delete()
 
@@ -67,3 +67,27 @@ def test_a_stack_outlives_the_command_that_started_it(unlatent: Unlatent) -> Non
     assert "is down" in config.stderr
     assert unlatent("down", "--delete").returncode == 0
     assert "no local stack" in unlatent("status").stdout
+
+
+def test_only_a_stack_is_deleted_and_only_what_is_its_own(
+    unlatent: Unlatent, tmp_path: Path
+) -> None:
+    """`down --delete` refuses other folders as they are, and leaves foreign files in a stack's."""
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    precious = folder / "precious.txt"
+    precious.write_text("mine")
+    refused = unlatent("down", "--delete")
+    assert refused.returncode == 1
+    assert "nothing was removed" in refused.stderr
+    assert "no local stack" in unlatent("down").stdout
+    assert "no local stack" in unlatent("status").stdout
+    assert list(folder.iterdir()) == [precious]
+
+    up = unlatent("up")
+    assert up.returncode == 0, up.stderr
+    deleted = unlatent("down", "--delete")
+    assert deleted.returncode == 0, deleted.stderr
+    assert "stays, with what is not ours: precious.txt" in deleted.stdout
+    assert list(folder.iterdir()) == [precious]
+    assert precious.read_text() == "mine"

@@ -51,23 +51,16 @@ MakeDesk = "Callable[..., Desk]"
 def superuser(stack: LocalStack, database: str) -> Iterator[psycopg.Connection]:
     """A superuser's connection to this test's database."""
     with psycopg.connect(stack.postgres.dsn(database), autocommit=True) as connection:
-        # Rights on a database are not cloned with it; bootstrap takes PUBLIC's away.
-        connection.execute(
-            psycopg.sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(
-                psycopg.sql.Identifier(database)
-            )
-        )
-        connection.execute(
-            psycopg.sql.SQL("GRANT CONNECT ON DATABASE {} TO unlatent_app, moderator").format(
-                psycopg.sql.Identifier(database)
-            )
-        )
         yield connection
 
 
 @pytest.fixture
 def desk(
-    stack: LocalStack, database: str, superuser: psycopg.Connection, engine: Engine
+    stack: LocalStack,
+    database: str,
+    superuser: psycopg.Connection,
+    engine: Engine,
+    route: Callable[[str], str],
 ) -> Iterator[Callable[..., Desk]]:
     """Make moderators: `desk("web", lead=True)`; without sources they see every one."""
     made: list[Desk] = []
@@ -81,12 +74,16 @@ def desk(
         )
         if allowed:
             allow(engine, name, sources=sources or None, lead=lead)
-        made.append(Desk(name, password, stack.postgres.dsn(database)))
+        made.append(Desk(name, password, route(stack.postgres.dsn(database))))
         return made[-1]
 
     yield make
     for one in made:
         one.connection.close()
+        # A pooler would keep them.
+        superuser.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [one.name]
+        )
 
         def gone(name: str = one.name) -> bool:
             """Whether the server has ended the sessions, whose temporary objects bind the role."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from uuid import uuid4
 
 import pytest
-from psycopg import errors
+from psycopg import errors, sql
 from sqlalchemy import URL
 from typer.testing import CliRunner
 
@@ -29,6 +29,8 @@ from worker.settings import Moderation
 if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
+
+    from psycopg import Connection
 
     from worker.settings import Settings
 
@@ -61,7 +63,7 @@ def unlatent(
         result = CliRunner().invoke(build_app(), arguments, obj=Context())
         if result.exception is not None:
             raise result.exception
-        return result.stdout
+        return result.output
 
     return run
 
@@ -191,6 +193,22 @@ def test_links_open_in_a_browser(
     )
     address = desk().value("SELECT image_url FROM moderation.verdicts")
     assert address == f"https://store.example/{bucket}/a%20cat%2B1.jpg"
+
+
+def test_a_database_without_limits_is_told_to_who_adds_people(
+    unlatent: Callable[..., str], desk: Callable[..., Any], superuser: Connection
+) -> None:
+    """Where the administrator's part of an upgrade is missing, adding a moderator says so."""
+    newcomer = desk(allowed=False)
+    assert unlatent("moderators", "allow", newcomer.name) == ""
+    superuser.execute(
+        sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(superuser.info.dbname))
+    )
+    superuser.execute(  # what a pooler has open knows the old settings
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'unlatent_app'"
+    )
+    command = f"psql --file worker/bootstrap.sql {superuser.info.dbname}"
+    assert command in unlatent("moderators", "allow", newcomer.name)
 
 
 def test_operators_manage_people_webhooks_and_retention(

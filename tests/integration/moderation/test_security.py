@@ -125,6 +125,13 @@ def test_functions_that_act_are_armoured(superuser: psycopg.Connection) -> None:
         "UPDATE moderation.verdicts SET label = 'real'",
         "UPDATE moderation.reasons SET words = 'mine'",
         "CREATE EXTENSION plperl SCHEMA moderation",
+        "SELECT * FROM moderation.verdicts FOR UPDATE",
+        "SELECT * FROM moderation.review_queue FOR KEY SHARE",
+        "DO $$ BEGIN LOCK TABLE moderation.verdicts; END $$",
+        "DO $$ BEGIN LOCK TABLE moderation.verdicts IN ROW SHARE MODE; END $$",
+        "SELECT pg_advisory_lock(hashtext('app.champion'))",
+        "SELECT pg_try_advisory_xact_lock_shared(1, 2)",
+        "SELECT lo_create(0)",
         "DO $$ BEGIN PERFORM app.erase_rows(gen_random_uuid()); END $$",
     ],
 )

@@ -269,28 +269,19 @@ def _many_scans() -> bytes:
 
 
 def _metadata() -> dict[str, BadFile]:
-    many_app = b"".join(
-        jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + bytes(60_000)) for _ in range(6)
-    )
-    text = PngInfo()
-    text.add_itxt("Comment", "x" * 400_000)
     circle = tiff((0x0112, 3, 1, 1), next_ifd=8)
     sub_circle = tiff((0x8769, 4, 1, 26), extra=struct.pack("<HHHIII", 1, 0x9000, 7, 4, 0, 26))
     webp = encoded(picture(), "WEBP", exif=circle)
     data = {
-        "jpeg xmp": jpeg_with(many_app),
         "jpeg exif circle": jpeg_with(jpeg_segment(0xE1, b"Exif\0\0" + circle)),
         "jpeg exif sub circle": jpeg_with(jpeg_segment(0xE1, b"Exif\0\0" + sub_circle)),
         "jpeg exif copies": jpeg_with(jpeg_segment(0xE1, b"Exif\0\0" + exif_with_copies())),
-        "png itxt": encoded(picture(), "PNG", pnginfo=text),
         "png exif circle": png(png_chunk(b"eXIf", circle)),
-        "png private": png(png_chunk(b"prVt", bytes(300_000))),
         "webp exif circle": webp,
         "avif exif copies": with_exif("AVIF", exif_with_copies()),
         "heif exif copies": with_exif("HEIF", exif_with_copies()),
         "tiff circle": tiff_picture(64, 64, next_ifd=8),
         "tiff copies": tiff_picture(64, 64, *((tag, 7, 4000, 8) for tag in range(40_000, 40_200))),
-        "gif comment": gif(1)[:-1] + b"\x21\xfe" + (b"\xff" + bytes(255)) * 1200 + b"\0\x3b",
     }
     return {f"metadata {k}": BadFile(data=v, reason="metadata_bomb") for k, v in data.items()}
 
@@ -313,15 +304,13 @@ def _claims(jpeg: bytes, whole_png: bytes) -> dict[str, BadFile]:
     reason = "type_mismatch"
     return {
         "checksum": BadFile(data=jpeg, reason="checksum_mismatch", sha256="0" * 64),
-        "png called jpg": BadFile(data=whole_png, reason=reason, key="a/photo.JPG"),
-        "jpeg sent as png": BadFile(data=jpeg, reason=reason, declared_type="image/png"),
+        "png sent as svg": BadFile(data=whole_png, reason=reason, declared_type="image/svg+xml"),
+        "png called svg": BadFile(data=whole_png, reason=reason, key="logo.SVG"),
         "jpeg sent as html": BadFile(data=jpeg, reason=reason, declared_type="text/html"),
+        "jpeg sent as pdf": BadFile(data=jpeg, reason=reason, declared_type="application/pdf"),
         "jpeg called mp4": BadFile(data=jpeg, reason=reason, key="clip.mp4"),
-        "pdf called jpg": BadFile(data=b"%PDF-1.7\n", reason=reason, key="scan.jpg"),
-        "avif called heic": BadFile(
-            data=encoded(picture(), "AVIF"), reason=reason, declared_type="image/heic"
-        ),
-        "heif called avif": BadFile(data=encoded(picture(), "HEIF"), reason=reason, key="x.avif"),
+        "jpeg called html": BadFile(data=jpeg, reason=reason, key="a/index.html"),
+        "pdf called jpg": BadFile(data=b"%PDF-1.7\n", reason="unsupported_format", key="scan.jpg"),
     }
 
 
@@ -374,6 +363,63 @@ def accepted() -> dict[str, bytes]:
         "tiff ycbcr": encoded(image.convert("YCbCr"), "TIFF"),
         "tiff lab": encoded(_lab(image), "TIFF"),
         "bmp": encoded(image, "BMP"),
+    } | _well_shown(image)
+
+
+def _well_shown(image: Image.Image) -> dict[str, bytes]:
+    """Files with something wrong or large in them that no viewer minds."""
+    plain = encoded(image, "PNG")
+    end = plain.index(b"IEND") - 4
+    text = PngInfo()
+    text.add_itxt("Comment", "x" * 400_000)
+    xmp = jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + bytes(60_000))
+    wrong_crc = png_chunk(b"tEXt", b"Software\0x")[:-4] + bytes(4)
+    gif_file = encoded(image, "GIF")
+    comment = b"\x21\xfe" + (b"\xff" + bytes(255)) * 1200 + b"\0"
+    webp = encoded(image, "WEBP", quality=95)
+    padded = next(
+        data
+        for quality in range(95, 40, -1)
+        if (data := encoded(image, "WEBP", quality=quality)).endswith(b"\0")
+    )
+    trailers = {
+        "samsung": box(b"sefd", b"\0" * 40) + b"SEFHk\0\0\0\x01\0\0\0SEFT",
+        "film": box(b"ftyp", b"isom\0\0\0\0isommp42") + box(b"moov", bytes(40)) + bytes(9),
+        "jpeg": encoded(image, "JPEG"),
+        "short": b"abc",
+    }
+    return {
+        "jpeg much xmp": jpeg_with(xmp * 6),
+        "png long text": encoded(image, "PNG", pnginfo=text),
+        "png private": plain[:33] + png_chunk(b"prVt", bytes(300_000)) + plain[33:],
+        "png wrong crc": plain[:33] + wrong_crc + plain[33:],
+        "png odd chunk": plain[:33] + png_chunk(b"s\x01IT", b"\x08") + plain[33:],
+        "png without end": plain[:end],
+        "png end without crc": plain[:-4],
+        "png cut behind its picture": plain[:end] + struct.pack(">I", 500) + b"tEXtcut",
+        "gif long comment": gif_file[:-1] + comment + b"\x3b",
+        "webp without padding": padded[:-1],
+        "webp trailer": webp + b"junk" * 9,
+    } | {
+        f"{kind.lower()} {name} trailer": encoded(image, kind, quality=95) + trailer
+        for kind in ("AVIF", "HEIF")
+        for name, trailer in trailers.items()
+    }
+
+
+@cache
+def animated() -> dict[str, bytes]:
+    """Three frames, red, green and blue, shown for 100, 200 and 700 ms, by format."""
+    red, green, blue = (Image.new("RGB", (WIDTH, HEIGHT), name) for name in ("red", "lime", "blue"))
+    options = {"save_all": True, "append_images": [green, blue], "duration": [100, 200, 700]}
+    return {
+        kind: encoded(red, kind, **options, **more)
+        for kind, more in (
+            ("GIF", {"loop": 0}),
+            ("PNG", {"loop": 0}),
+            ("WEBP", {"lossless": True, "loop": 0}),
+            ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+        )
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from detection.intake.animation import ShownFrame
 from detection.intake.decode import DecodedImage
 from detection.intake.errors import Truncated
 from detection.intake.metadata.c2pa_manifest import C2pa, Ingredient, TrustLists
@@ -47,6 +48,8 @@ def decode(data: bytes, **told: Any) -> DecodedImage:  # noqa: C901 - one case a
                 file.flush()
                 time.sleep(0.05)
                 file.write("out\n")
+        case "film":
+            return film(data, *(np.full((64, 64, 3), int(level), np.uint8) for level in argument))
     # "signals …" decodes; what it does is `read_provenance`'s part.
     side = int(argument) if word == "side" else 64
     pixels = np.full((side, side, 3), 7, np.uint8)
@@ -92,8 +95,16 @@ def read_provenance(data: bytes, *, max_metadata_bytes: int, trust: TrustLists) 
 
 def image(data: bytes, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> DecodedImage:
     """Dress pixels up as a decoded file."""
+    return film(data, pixels)
+
+
+def film(data: bytes, *frames: np.ndarray[Any, np.dtype[np.uint8]]) -> DecodedImage:
+    """Dress frames up as a decoded animation, numbered 10, 11, …, each shown as long."""
+    pixels = frames[0]
     return DecodedImage(
-        pixels=pixels,
+        sample=tuple(
+            ShownFrame(10 + number, 1 / len(frames), frame) for number, frame in enumerate(frames)
+        ),
         format="PNG",
         width=pixels.shape[1],
         height=pixels.shape[0],

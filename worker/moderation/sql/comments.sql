@@ -82,6 +82,7 @@ BEGIN
             ('declared_where', 'The places in the file that say so.'),
             ('inapplicable_reason', 'Why nothing can be told of the image, whatever its score.'),
             ('image_url', 'Address of the picture while it is kept, in the configured console or store.'),
+            ('frame', 'Of an animation, the frame that decided, counted from 0.'),
             ('intake_version', 'The rules by which the file became pixels, as a number.'),
             ('thresholds_hold', 'Whether the thresholds were measured on files read that way.'),
             ('evidence_url', 'Address of the error map, where one was kept.'),

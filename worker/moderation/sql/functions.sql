@@ -16,19 +16,30 @@ BEGIN
 END
 $$;
 
--- An image of a source that the caller may not see answers like one that does not exist.
+-- An image of a source that the caller may not see answers like one that does not exist. Reading
+-- takes no lock: a caller whose transaction then idles must not hold up whoever changes the image.
 CREATE OR REPLACE FUNCTION app.seen_image(who app.moderators, image uuid) RETURNS app.images
-LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     found_image app.images;
 BEGIN
     SELECT * INTO found_image FROM app.images i
-    WHERE i.id = image AND (who.every_source OR i.source = ANY (who.sources))
-    FOR NO KEY UPDATE;
+    WHERE i.id = image AND (who.every_source OR i.source = ANY (who.sources));
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'no_data_found', MESSAGE = 'no image ' || image;
     END IF;
     RETURN found_image;
+END
+$$;
+
+-- For functions that write: calls on one image take turns, and each sees what the last one did.
+CREATE OR REPLACE FUNCTION app.locked_image(who app.moderators, image uuid) RETURNS app.images
+LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    PERFORM FROM app.images i
+    WHERE i.id = image AND (who.every_source OR i.source = ANY (who.sources))
+    FOR NO KEY UPDATE;
+    RETURN app.seen_image(who, image);
 END
 $$;
 
@@ -144,7 +155,7 @@ BEGIN
             'saw', app.what_is_shown(image.id)
         )
     );
-    PERFORM pg_notify('unlatent_decisions', image.id::text);
+    PERFORM app.notify('unlatent_decisions', image.id::text);
     PERFORM app.emit('decision', image.id, jsonb_build_object(
         'source', image.source, 'decision_id', made, 'decision', wanted, 'reason', reason,
         'words', (SELECT c.words FROM app.reason_codes c WHERE c.code = reason),
@@ -232,7 +243,7 @@ $$;
 CREATE OR REPLACE FUNCTION moderation.release(image uuid) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.seen_image(app.me(), image);
+    found_image app.images := app.locked_image(app.me(), image);
 BEGIN
     UPDATE app.claims c SET closed_at = clock_timestamp(), outcome = 'released'
     WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.moderator = SESSION_USER;
@@ -250,7 +261,7 @@ CREATE OR REPLACE FUNCTION moderation.decide(
 ) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.seen_image(app.me(), image);
+    found_image app.images := app.locked_image(app.me(), image);
     review app.reviews;
     holder text;
     last app.decisions := app.last_decision(image);
@@ -289,7 +300,7 @@ CREATE OR REPLACE FUNCTION moderation.overturn(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    found_image app.images := app.seen_image(who, image);
+    found_image app.images := app.locked_image(who, image);
     last app.decisions := app.last_decision(image);
 BEGIN
     PERFORM app.check_reason(decision, reason);
@@ -310,7 +321,7 @@ CREATE OR REPLACE FUNCTION moderation.request_review(
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.seen_image(app.me(), image);
+    found_image app.images := app.locked_image(app.me(), image);
 BEGIN
     IF queue IS NULL OR queue NOT IN ('requested', 'report') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -324,7 +335,7 @@ $$;
 CREATE OR REPLACE FUNCTION moderation.open_appeal(image uuid, note text DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.seen_image(app.me(), image);
+    found_image app.images := app.locked_image(app.me(), image);
     last app.decisions := app.last_decision(image);
     appeal uuid := gen_random_uuid();
 BEGIN
@@ -365,7 +376,7 @@ DECLARE
     made bigint;
 BEGIN
     SELECT * INTO opened FROM app.appeals a WHERE a.appeal_id = appeal AND a.event = 'opened';
-    found_image := app.seen_image(app.me(), opened.image_id);
+    found_image := app.locked_image(app.me(), opened.image_id);
     IF outcome IS NULL OR outcome NOT IN ('upheld', 'overturned', 'dropped') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'an appeal is upheld (the label stays), overturned or dropped';
@@ -457,7 +468,7 @@ CREATE OR REPLACE FUNCTION moderation.place_hold(image uuid, reason text) RETURN
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    found_image app.images := app.seen_image(who, image);
+    found_image app.images := app.locked_image(who, image);
     standing app.legal_holds;
     placed bigint;
 BEGIN
@@ -491,7 +502,7 @@ CREATE OR REPLACE FUNCTION moderation.lift_hold(image uuid, reason text) RETURNS
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    found_image app.images := app.seen_image(who, image);
+    found_image app.images := app.locked_image(who, image);
 BEGIN
     IF NOT who.lead OR reason IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
@@ -510,7 +521,7 @@ CREATE OR REPLACE FUNCTION moderation.request_erasure(image uuid, reason text) R
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    found_image app.images := app.seen_image(who, image);
+    found_image app.images := app.locked_image(who, image);
 BEGIN
     IF NOT who.lead OR reason IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',

@@ -49,6 +49,13 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     FROM generate_series(0, 15) place
 $$;
 
+-- Any login can fill the server's queue of notifications, by listening and then idling in a
+-- transaction; whoever notifies into a full queue fails at commit. A verdict must not.
+CREATE OR REPLACE FUNCTION app.notify(channel text, payload text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT pg_notify(channel, payload) WHERE pg_notification_queue_usage() < 0.5
+$$;
+
 CREATE OR REPLACE FUNCTION app.emit(topic text, image uuid, payload jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
@@ -59,7 +66,7 @@ BEGIN
         VALUES (topic, jsonb_strip_nulls(
             jsonb_build_object('image_id', image, 'at', clock_timestamp()) || payload
         ));
-        PERFORM pg_notify('unlatent_outbox', '');
+        PERFORM app.notify('unlatent_outbox', '');
     END IF;
 END
 $$;
@@ -95,7 +102,7 @@ DECLARE
 BEGIN
     SELECT * INTO image FROM app.images i WHERE i.id = NEW.image_id;
     SELECT * INTO policy FROM app.policies p WHERE p.id = NEW.policy_id;
-    PERFORM pg_notify('unlatent_verdicts', NEW.image_id::text);
+    PERFORM app.notify('unlatent_verdicts', NEW.image_id::text);
     PERFORM app.emit('verdict', NEW.image_id, jsonb_build_object(
         'source', image.source, 'label', NEW.label, 'score', NEW.score, 'tier', NEW.tier,
         'held', NEW.held, 'model_version', NEW.model_version, 'policy_id', NEW.policy_id

@@ -56,7 +56,7 @@ SELECT
     moderation.c2pa_signer_state(o.c2pa_signer_state, o.c2pa_state, o.c2pa_problems)
         AS c2pa_signer_state,
     o.c2pa_signer, o.c2pa_signed_at, o.c2pa_problems, o.c2pa_ingredients,
-    i.object_removed_at AS original_removed_at
+    i.object_removed_at AS original_removed_at, v.frame
 FROM app.verdicts v
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true

@@ -74,6 +74,10 @@ def test_what_is_certainly_something_else(
         ("HEIF", "video/quicktime", "IMG_0001.HEIC"),
         ("PNG", None, "2024.01.05"),
         ("PNG", "image/x-citrix-png", "photo.png"),
+        ("PNG", "image/jpeg", "photo.png"),
+        ("WEBP", "image/jpeg", "photo.jpg"),
+        ("HEIF", "image/jpeg", "IMG_0001.jpeg"),
+        ("JPEG", "image/vnd.adobe.photoshop", "photo.psd"),
     ],
 )
 def test_what_says_nothing_contradicts_nothing(
@@ -89,10 +93,11 @@ def test_what_says_nothing_contradicts_nothing(
         ("JPEG", "image/jpeg", "clip.mp4"),
         ("JPEG", "video/mp4", "photo"),
         ("JPEG", "text/html", "photo.jpg"),
-        ("PNG", "image/jpeg", "photo.png"),
+        ("JPEG", "image/svg+xml", "photo.jpg"),
+        ("PNG", "image/png", "logo.svg"),
     ],
 )
 def test_a_false_claim_is_refused(kind: str, declared_type: str | None, key: str) -> None:
-    """Where a viewer may take the file for another kind, nobody can say what it shows."""
+    """What a viewer would run, lay out or play is not shown as the picture that it is."""
     with pytest.raises(TypeMismatch):
         check_declared_type(kind, declared_type=declared_type, key=key)

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from detection.intake.provenance import ProvenanceRecord, read_provenance
 from tests.support.images import bad_files
-from tests.support.images.bad_files import encoded, picture
+from tests.support.images.bad_files import box, encoded, picture
 
 _TERMS = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _TRAINED = _TERMS + "trainedAlgorithmicMedia"
@@ -74,6 +74,16 @@ def test_source_type_is_read_from_every_container(kind: str) -> None:
     elif kind == "TIFF":
         options = {"tiffinfo": {700: _ATTRIBUTE}}
     assert read_provenance(encoded(picture(), kind, **options)).iptc_digital_source_type == _TRAINED
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_a_film_behind_the_picture_hides_no_camera(kind: str) -> None:
+    """What lies behind the last box changes nothing of what the file says."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    data = encoded(picture(), kind, exif=exif.tobytes())
+    film = box(b"ftyp", b"isom\0\0\0\0isommp42") + box(b"moov", bytes(40))
+    assert read_provenance(data + film).exif.make == "Maker"
 
 
 def test_a_camera_source_type_asserts_no_ai() -> None:

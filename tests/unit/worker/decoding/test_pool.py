@@ -230,6 +230,23 @@ def test_a_pool_that_cannot_start_is_transient() -> None:
     pool.close()
 
 
+def test_the_frames_of_an_animation_come_with_their_shares(pool: DecodePool) -> None:
+    """Each frame has its own pixels, and all of them count against the budget until the end."""
+    with pool.decode(b"film 123", wait_s=WAIT_S) as decoded:
+        assert [frame.number for frame in decoded.sample] == [10, 11, 12]
+        assert [frame.share for frame in decoded.sample] == pytest.approx([1 / 3] * 3)
+        assert [set(frame.pixels.ravel().tolist()) for frame in decoded.sample] == [{1}, {2}, {3}]
+        assert decoded.frame(12) is decoded.sample[2].pixels
+        assert pool.budget.used_bytes == 3 * 64 * 64 * 3
+    assert pool.budget.used_bytes == 0
+
+
+def test_more_frames_than_intake_gives_are_refused(pool: DecodePool) -> None:
+    """A process that was taken over cannot make the parent hold a film."""
+    with pytest.raises(DecodeError, match="5 frames"):
+        pool.decode(b"film 123456", wait_s=WAIT_S)
+
+
 def test_the_budget_makes_the_next_image_wait(pool: DecodePool) -> None:
     """An image that does not fit beside what is in flight comes when that is done."""
     done = threading.Event()

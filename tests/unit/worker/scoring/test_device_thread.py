@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from detection.intake.animation import ShownFrame
 from detection.intake.version import INTAKE_VERSION
 from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable
@@ -98,7 +100,7 @@ class Bench:
         return InferenceRequest(
             lease=lease,
             facts=ImageFacts(sha256=sha256, size=1, format="PNG", width=64, height=64),
-            pixels=np.full((64, 64, 3), value, np.uint8),
+            sample=(ShownFrame(0, 1.0, np.full((64, 64, 3), value, np.uint8)),),
             role=role,
             timings_ms={"fetch": 1.0},
             submitted_at=0.0,
@@ -146,6 +148,44 @@ def test_a_batch_is_scored_stored_and_answered(make_bench: Callable[..., Bench])
     assert {bench.state(work) for work in works} == {State.SCORED}
     assert scorer.batches == [4]
     assert bench.alive.exists()
+
+
+def _film(request: InferenceRequest, *frames: tuple[float, int]) -> InferenceRequest:
+    sample = tuple(
+        ShownFrame(10 + number, share, np.full((64, 64, 3), value, np.uint8))
+        for number, (share, value) in enumerate(frames)
+    )
+    return replace(request, sample=sample)
+
+
+def test_an_animation_is_judged_by_half_of_its_time(make_bench: Callable[..., Bench]) -> None:
+    """Every frame is scored, at most a batch at once; the verdict names the one that decided."""
+    bench = make_bench()
+    scorer = MemoryScorer()
+    device = bench.start(scorer)
+    still = bench.work(51)
+    decoy = _film(bench.work(0), (0.1, 0), (0.9, 255))
+    flash = _film(bench.work(1), (0.2, 255), (0.3, 10), (0.3, 20), (0.2, 30))
+    futures = [device.submit(request) for request in (still, decoy, flash)]
+    verdicts = [future.result(LONG_S) for future in futures]
+    assert [verdict.score for verdict in verdicts] == pytest.approx([0.2, 1, 20 / 255])
+    assert [verdict.frame for verdict in verdicts] == [0, 11, 12]
+    assert scorer.batches == [4, 3]
+
+
+def test_a_frame_that_fails_fails_its_image_alone(make_bench: Callable[..., Bench]) -> None:
+    """An animation of which one frame cannot be scored gets no verdict from the others."""
+
+    def refuse(images: Sequence[NDArray[np.uint8]]) -> None:
+        if any(image[0, 0, 0] == GUILTY for image in images):
+            raise DeviceMemoryExceeded
+
+    bench = make_bench()
+    device = bench.start(MemoryScorer(before=refuse))
+    film, still = _film(bench.work(0), (0.9, 10), (0.1, GUILTY)), bench.work(51)
+    futures = [device.submit(film), device.submit(still)]
+    assert isinstance(futures[0].exception(LONG_S), OutOfDeviceMemory)
+    assert futures[1].result(LONG_S).score == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("wrong", [0.3, float("nan")])

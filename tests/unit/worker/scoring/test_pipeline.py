@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from detection.errors import TransientError
+from detection.intake.animation import ShownFrame
 from detection.intake.errors import Truncated
 from tests.support.trace_collector import Collector, attributes
 from tests.support.waiting import eventually
@@ -58,7 +59,7 @@ class InlineDecoder:
         if data == b"bug":
             raise ZeroDivisionError
         return Decoded(
-            np.full((64, 64, 3), data[0], np.uint8),
+            (ShownFrame(0, 1.0, np.full((64, 64, 3), data[0], np.uint8)),),
             ImageFacts(
                 sha256=hashlib.sha256(data).hexdigest(),
                 size=len(data),

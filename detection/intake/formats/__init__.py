@@ -1,0 +1,1 @@
+"""What one format's container says of its picture beyond what the decoder tells."""
