@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import UUID as UUID_TYPE
 
 from worker.database.engine import transaction
-from worker.storage.etags import is_same, names_no_bytes
+from worker.storage.etags import is_same, stand_in, tells_apart
 from worker.storage.interface import NULL_VERSION, ObjectKept, ObjectReplaced, remove
 
 if TYPE_CHECKING:
@@ -80,34 +80,36 @@ class Original:
     #: Whether the key had other uploads.
     alone: bool = True
 
-    @property
-    def _unnamed(self) -> bool:
-        """Whether storage says nothing that tells this object from a successor."""
-        return self.versions == {None} and all(map(names_no_bytes, self.etags))
-
     def find(self, stored: Iterable[ObjectFacts]) -> list[ObjectFacts]:
-        """Choose what is this object's among the versions of the key, the newest first."""
+        """Choose what is this object's among the versions of the key, the newest first.
+
+        What storage says nothing to compare of is this object's while the key had no other upload;
+        raises `ObjectKept` otherwise.
+        """
         found = []
         reached = None in self.versions
         for facts in stored:
             version = None if facts.version_id == NULL_VERSION else facts.version_id
             named = version is not None and version in self.versions
             reached = reached or named
-            same_bytes = self._unnamed or any(
-                is_same(etag, facts.etag or "") for etag in self.etags - self.claimed_etags
-            )
-            if named or (reached and same_bytes and version not in self.claimed):
+            unclaimed = reached and version not in self.claimed
+            if named or (unclaimed and self._has_bytes_of(facts)):
                 found.append(facts)
         return found
 
-    def clear(self, storage: Storage) -> None:
-        """Remove all of it; raises `ObjectKept` when some is left, and what storage raises.
+    def _has_bytes_of(self, facts: ObjectFacts) -> bool:
+        etags = self.etags - self.claimed_etags
+        told = (facts.etag, stand_in(facts.modified_at, facts.size))
+        pairs = [(e, tag) for e in etags for tag in told if tag and tells_apart(e, tag)]
+        if pairs or not etags:
+            return any(is_same(etag, tag) for etag, tag in pairs)
+        if not self.alone:
+            message = "storage says nothing that tells it from other uploads of its key"
+            raise ObjectKept(f"{self.bucket}/{self.key} is to be removed by hand: {message}")
+        return True
 
-        What storage names no bytes of is removed only while the key had no other upload.
-        """
-        if self._unnamed and not self.alone:
-            message = f"storage gives {self.bucket}/{self.key} no etag and no date, and other "
-            raise ObjectKept(f"{message}uploads had the key: remove it by hand")
+    def clear(self, storage: Storage) -> None:
+        """Remove all of it; raises `ObjectKept` when some is left, and what storage raises."""
         for _ in range(_TRIES):
             found = self.find(storage.versions_of(self.bucket, self.key))
             if not found:

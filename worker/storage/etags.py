@@ -50,6 +50,13 @@ def is_stand_in(etag: str) -> bool:
     return names_no_bytes(etag) or _MODIFIED.fullmatch(etag) is not None
 
 
+def tells_apart(wanted: str, told: str | None) -> bool:
+    """Say whether what storage tells of an object can be compared with a tag at all."""
+    if told is None or wanted.startswith(_EVENT):
+        return False
+    return is_stand_in(wanted) == is_stand_in(told)
+
+
 def is_same(wanted: str, found: str) -> bool:
     """Say whether two tags may be of one object; a size that one does not know is no difference."""
     mine, theirs = _MODIFIED.fullmatch(wanted), _MODIFIED.fullmatch(found)

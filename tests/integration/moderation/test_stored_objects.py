@@ -346,6 +346,23 @@ def test_an_object_that_storage_does_not_name_goes_while_its_key_has_no_other(
     assert platform.state(first)[2] is False
 
 
+def test_what_stands_in_for_an_etag_names_the_object(
+    platform: Platform, erase: Callable[[UUID], Any]
+) -> None:
+    """A row that has the date and size of an object finds it, and spares a successor of its key."""
+    names = []
+    for key in ("k.jpg", "other.jpg"):
+        platform.store(key, key.encode())
+        told = platform.client.head_object(Bucket=platform.bucket, Key=key)
+        seconds = int(told["LastModified"].timestamp())
+        names.append(f"modified:{seconds}:{told['ContentLength']}")
+    mine = platform.scored("k.jpg", etag=names[0])
+    replaced = platform.scored("other.jpg", etag="modified:1:7")
+    platform.scored("other.jpg", etag=names[1])
+    assert (erase(mine).erased, erase(replaced).erased) == (1, 1)
+    assert platform.bodies() == {b"other.jpg"}
+
+
 def test_retention_is_not_taken_for_a_removal_by_the_platform(
     platform: Platform,
     engine: Engine,
