@@ -33,6 +33,7 @@ from redis.exceptions import RedisError
 
 from detection.errors import UnlatentError
 from tests.support.faults.accounting import Accounts
+from tests.support.faults.idle_moderators import IdleModerators
 from tests.support.faults.process_crew import Crew, changed
 from tests.support.faults.proxy import Proxy, bare, status
 from tests.support.upload_site import Site, png
@@ -41,6 +42,7 @@ from worker.ingest.events import own_event
 from worker.ingest.reconcile import reconcile
 from worker.ledger.interface import State, Upload
 from worker.localstack import LocalStack
+from worker.localstack.stack import DATABASE
 from worker.queue.publisher import CeleryPublisher
 from worker.settings import Settings
 
@@ -66,6 +68,7 @@ _FAULTS = (
     "postgres away",
     "odd answers",
     "giant entries",
+    "idle moderator",
 )
 #: What storage answers for a key that begins with the name, and how its image ends. `bare` is the
 #: answer of a store that names neither etag nor length.
@@ -129,6 +132,7 @@ class Deployment:
             "bridge-b": lambda: crew.bridge("--name", "chaos-b"),
             "beat": lambda: crew.service("beat"),
         }
+        self._moderators = IdleModerators(stack.postgres.dsn(DATABASE))
         self._running = {name: start() for name, start in self._starters.items()}
         self.keys: list[str] = []
         #: How the images that storage answers oddly for must end, by key.
@@ -179,6 +183,10 @@ class Deployment:
             return disordered(upload, self._copies)
         return [own_event(upload)] * (2 if way == "twice" else 1)
 
+    def close(self) -> None:
+        """End what moderators have left open: until then the books had to balance all the same."""
+        self._moderators.close()
+
     def _fault(self, at_s: float, accounts: Accounts) -> None:
         outage_s = self._random.uniform(*_OUTAGE_S)
         name = self._random.choice(_FAULTS)
@@ -188,6 +196,8 @@ class Deployment:
             self._announce_odd()
         elif name == "giant entries":
             self._announce_giants()
+        elif name == "idle moderator":
+            self.log.append(f"            after {self._moderators.forget(self._random)}")
         else:
             self._break(name, worker, outage_s, accounts)
 
@@ -329,6 +339,7 @@ def run(minutes: float, seed: int) -> int:
                 sys.stderr.write("\n".join(deployment.log) + "\n")
                 raise
             finally:
+                deployment.close()
                 accounts.close()
                 engine.dispose()
         sys.stdout.write("\n".join(deployment.log) + "\n")

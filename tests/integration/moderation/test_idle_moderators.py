@@ -105,14 +105,25 @@ def test_a_removal_does_not_wait_for_who_looks_at_neighbours(
     assert state_of(image, engine) == "withdrawn"
 
 
-def test_a_claim_in_an_idle_transaction_leaves_the_image_to_the_workers(
-    desk: Callable[..., Any], scored: Callable[..., Any], engine: Engine
+@pytest.mark.parametrize(
+    "call",
+    [
+        "SELECT * FROM moderation.claim_next()",
+        "SELECT moderation.decide(%(image)s, 'real', 'real_original')",
+        "SELECT moderation.request_review(%(image)s)",
+        "SELECT moderation.open_appeal(%(image)s)",
+        "SELECT moderation.lift_hold(%(image)s, 'over')",
+        "SELECT moderation.request_erasure(%(image)s, 'asked')",
+    ],
+)
+def test_what_idles_after_writing_leaves_the_image_to_the_workers(
+    desk: Callable[..., Any], scored: Callable[..., Any], engine: Engine, call: str
 ) -> None:
-    """Rows that refer to an image keep no worker from it."""
+    """Rows that refer to an image, and the turn of who wrote them, keep no worker from it."""
     image = scored()
-    clerk = desk()
+    clerk = desk(lead=True)
     with clerk.connection.transaction():
-        assert clerk.rows("SELECT image_id FROM moderation.claim_next()") == [(image,)]
+        clerk.connection.execute(call, {"image": image})
         PostgresLedger(engine).mark_published([image])
 
 

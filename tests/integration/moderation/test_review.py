@@ -14,6 +14,7 @@ from psycopg import errors
 from sqlalchemy import text
 
 from tests.integration.moderation.conftest import flat, verdict_of
+from tests.support.waiting import eventually
 from worker.ledger.interface import Lease, Removal, Role
 from worker.ledger.postgres import PostgresLedger
 
@@ -378,3 +379,24 @@ def test_a_claim_ends_at_the_configured_time(
     assert until - datetime.now(UTC) == pytest.approx(
         timedelta(minutes=45), abs=timedelta(minutes=1)
     )
+
+
+def test_of_two_who_decide_at_once_the_second_sees_the_first(
+    desk: Callable[..., Any], scored: Callable[..., Any], superuser: psycopg.Connection
+) -> None:
+    """Also an image that nobody had queued or claimed is decided by one, and then by another."""
+    image = scored(0.1)
+    first, second = desk(), desk()
+    decide = "SELECT moderation.decide(%s, %s, %s)"
+
+    def somebody_waits() -> bool:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        return superuser.execute(waiting).fetchone() != (0,)
+
+    with ThreadPoolExecutor(1) as pool:
+        with first.connection.transaction():
+            first.value(decide, image, "real", "real_original")
+            late = pool.submit(second.value, decide, image, "generated", "generated_artefacts")
+            eventually(somebody_waits, what="the second moderator")
+        with pytest.raises(errors.ObjectNotInPrerequisiteState, match="was decided real by"):
+            late.result()

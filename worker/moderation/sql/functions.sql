@@ -32,13 +32,14 @@ BEGIN
 END
 $$;
 
--- For functions that write: calls on one image take turns, and each sees what the last one did.
-CREATE OR REPLACE FUNCTION app.locked_image(who app.moderators, image uuid) RETURNS app.images
+-- For functions that write: calls on one image take turns, and each sees what the last one did. The
+-- turn is no lock of the image's row: a caller who then idles must not keep workers and bridges from
+-- it, nor from what they do together with it.
+CREATE OR REPLACE FUNCTION app.image_in_turn(who app.moderators, image uuid) RETURNS app.images
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
-    PERFORM FROM app.images i
-    WHERE i.id = image AND (who.every_source OR i.source = ANY (who.sources))
-    FOR NO KEY UPDATE;
+    PERFORM app.seen_image(who, image);
+    PERFORM pg_advisory_xact_lock(hashtextextended(image::text, 0));
     RETURN app.seen_image(who, image);
 END
 $$;
@@ -243,7 +244,7 @@ $$;
 CREATE OR REPLACE FUNCTION moderation.release(image uuid) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.locked_image(app.me(), image);
+    found_image app.images := app.image_in_turn(app.me(), image);
 BEGIN
     UPDATE app.claims c SET closed_at = clock_timestamp(), outcome = 'released'
     WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.moderator = SESSION_USER;
@@ -261,7 +262,7 @@ CREATE OR REPLACE FUNCTION moderation.decide(
 ) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.locked_image(app.me(), image);
+    found_image app.images := app.image_in_turn(app.me(), image);
     review app.reviews;
     holder text;
     last app.decisions := app.last_decision(image);
@@ -300,7 +301,7 @@ CREATE OR REPLACE FUNCTION moderation.overturn(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    found_image app.images := app.locked_image(who, image);
+    found_image app.images := app.image_in_turn(who, image);
     last app.decisions := app.last_decision(image);
 BEGIN
     PERFORM app.check_reason(decision, reason);
@@ -321,7 +322,7 @@ CREATE OR REPLACE FUNCTION moderation.request_review(
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.locked_image(app.me(), image);
+    found_image app.images := app.image_in_turn(app.me(), image);
 BEGIN
     IF queue IS NULL OR queue NOT IN ('requested', 'report') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -335,7 +336,7 @@ $$;
 CREATE OR REPLACE FUNCTION moderation.open_appeal(image uuid, note text DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.locked_image(app.me(), image);
+    found_image app.images := app.image_in_turn(app.me(), image);
     last app.decisions := app.last_decision(image);
     appeal uuid := gen_random_uuid();
 BEGIN
@@ -376,7 +377,7 @@ DECLARE
     made bigint;
 BEGIN
     SELECT * INTO opened FROM app.appeals a WHERE a.appeal_id = appeal AND a.event = 'opened';
-    found_image := app.locked_image(app.me(), opened.image_id);
+    found_image := app.image_in_turn(app.me(), opened.image_id);
     IF outcome IS NULL OR outcome NOT IN ('upheld', 'overturned', 'dropped') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'an appeal is upheld (the label stays), overturned or dropped';
@@ -468,7 +469,7 @@ CREATE OR REPLACE FUNCTION moderation.place_hold(image uuid, reason text) RETURN
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    found_image app.images := app.locked_image(who, image);
+    found_image app.images := app.image_in_turn(who, image);
     standing app.legal_holds;
     placed bigint;
 BEGIN
@@ -476,6 +477,8 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'a legal hold is placed by a lead, with a reason';
     END IF;
+    -- Whoever removes an image's object holds its row meanwhile, and looks for holds before.
+    PERFORM FROM app.images i WHERE i.id = found_image.id FOR NO KEY UPDATE;
     -- A second one that did nothing would end with the first, and nobody would know.
     SELECT * INTO standing FROM app.legal_holds h
     WHERE h.image_id = found_image.id AND h.lifted_at IS NULL;
@@ -502,7 +505,7 @@ CREATE OR REPLACE FUNCTION moderation.lift_hold(image uuid, reason text) RETURNS
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    found_image app.images := app.locked_image(who, image);
+    found_image app.images := app.image_in_turn(who, image);
 BEGIN
     IF NOT who.lead OR reason IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
@@ -521,7 +524,7 @@ CREATE OR REPLACE FUNCTION moderation.request_erasure(image uuid, reason text) R
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    found_image app.images := app.locked_image(who, image);
+    found_image app.images := app.image_in_turn(who, image);
 BEGIN
     IF NOT who.lead OR reason IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
