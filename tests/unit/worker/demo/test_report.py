@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -21,6 +20,8 @@ from worker.scoring.file_scoring import intake_limits
 from worker.settings import Intake
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
 TOLD = [
@@ -30,6 +31,7 @@ TOLD = [
     "unsure: not surely beyond, -0.4",
     "generated: far beyond, +4.2",
 ]
+SCORES = ["0.740", "0.865", "0.500", "0.925", "0.999"]
 
 
 def rows(folder: Path) -> list[Row]:
@@ -72,17 +74,14 @@ def test_the_table_says_label_words_and_distance_before_the_score(tmp_path: Path
     assert [line[-len(end) :] for line, end in zip(lines, ends, strict=True)] == ends
 
 
-SCORES = ("0.740", "0.865", "0.500", "0.925", "0.999")
-
-
 def test_the_sheet_shows_no_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under a picture stand label, words and distance, and the branch that decided."""
     drawn: list[str] = []
     text = ImageDraw.ImageDraw.text
 
-    def note(draw: ImageDraw.ImageDraw, at: object, words: str, *others: object) -> None:
+    def note(draw: ImageDraw.ImageDraw, at: Any, words: str, *others: Any, **named: Any) -> None:
         drawn.append(words)
-        text(draw, at, words, *others)  # type: ignore[arg-type]  # passed on as it came
+        text(draw, at, words, *others, **named)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
     detector = Detector(build_tiny_bundle(tmp_path / "tiny", branches=("aligned",)))
