@@ -18,7 +18,7 @@ from detection.bundle import Arithmetic, Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
 from detection.egre import Egre
 from detection.errors import PermanentError, UnlatentError
-from detection.fusion import assign_label
+from detection.fusion import accusation_distance, assign_label
 from detection.lare import center_crop_resize, lare_map, to_minus_one_one
 from detection.reencoding import mild_copies
 from detection.score import Label, Score
@@ -197,7 +197,9 @@ class Detector:
         if why is None:
             return score
         probability = min(score.probability, score.prior)
-        return replace(score, label=Label.UNSURE, probability=probability, outside=why)
+        return replace(
+            score, label=Label.UNSURE, probability=probability, distance=None, outside=why
+        )
 
     def _require_stable_label(self, image: NDArray[np.uint8], score: Score) -> Score:
         if score.label is not Label.GENERATED:
@@ -205,8 +207,13 @@ class Detector:
         copies = self._score_once(mild_copies(image, min_side=MIN_SIDE))
         if all(copy.label is Label.GENERATED for copy in copies):
             return score
-        weakest = min(copy.probability for copy in copies)
-        return replace(score, label=Label.UNSURE, probability=weakest)
+        weakest = min(copies, key=lambda copy: copy.probability)
+        return replace(
+            score,
+            label=Label.UNSURE,
+            probability=weakest.probability,
+            distance=weakest.distance,
+        )
 
     def _score_lare(
         self, images: Sequence[NDArray[np.uint8]]
@@ -249,14 +256,17 @@ class Detector:
                     " (half precision may overflow: float32 does not)"
                 )
         logit = manifest.fusion.logit(branches)
-        label, point = assign_label(logit, manifest.operating_points, manifest.policy)
+        points, policy = manifest.operating_points, manifest.policy
+        label, point = assign_label(logit, points, policy)
+        probability = manifest.fusion.probability(logit, policy.prior)
         return Score(
-            probability=manifest.fusion.probability(logit, manifest.policy.prior),
+            probability=probability,
+            distance=accusation_distance(probability, manifest.fusion, points, policy),
             label=label,
             branches=branches,
             decided_by=manifest.fusion.decided_by(branches, generated=label is not Label.REAL),
             operating_point=point.name,
-            prior=manifest.policy.prior,
+            prior=policy.prior,
             error_map=error_map,
         )
 

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from detection.score import describe_distance
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -54,9 +56,10 @@ def error_at_image_scale(
 def describe(score: Score, tiles: Sequence[TileLogit] = ()) -> list[str]:
     """Say in lines of text what was decided, by which branch, and what the colours mean."""
     logits = ", ".join(f"{name} {value:+.2f}" for name, value in sorted(score.branches.items()))
-    verdict = f"{score.label.value}: probability of generated {score.probability:.3f}"
+    verdict = describe_distance(score.label.value, score.distance, score.outside)
+    away = "" if score.distance is None else " from the point of accusation"
     lines = [
-        f"{verdict} if {score.prior:.0%} of images are; label at {score.operating_point}.",
+        f"{verdict}{away}; label at {score.operating_point}.",
         f"Decided by the {score.decided_by} branch. Branch logits: {logits}.",
     ]
     if score.outside is not None:

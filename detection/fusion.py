@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+# A logit above 36 rounds to the probability 1, whose odds are no number.
+_NEAREST = 1e-12
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -116,6 +120,23 @@ def at_prior(logit: float, prior: float) -> float:
     if shifted >= 0:
         return 1 / (1 + math.exp(-shifted))
     return math.exp(shifted) / (1 + math.exp(shifted))
+
+
+def log_odds(probability: float) -> float:
+    """Return the natural logarithm of the odds, finite also where a probability was rounded."""
+    inside = min(max(probability, _NEAREST), 1 - _NEAREST)
+    return math.log(inside / (1 - inside))
+
+
+def accusation_distance(
+    probability: float, fusion: Fusion, points: Sequence[OperatingPoint], policy: LabelPolicy
+) -> float:
+    """Return how far, in log-odds, a probability at the policy's prior lies beyond accusation.
+
+    The point of accusation is the threshold from which on images are `generated`: 0 is at it.
+    """
+    threshold = select_operating_point(points, policy.flag).threshold
+    return log_odds(probability) - log_odds(fusion.probability(threshold, policy.prior))
 
 
 def convert_prior(probability: float, *, assumed: float, wanted: float) -> float:

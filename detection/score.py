@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import accumulate
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: Words for the distance from the point of accusation: of each label, those that hold from a
+#: distance on. The label comes first, so that no words contradict it.
+DISTANCE_WORDS = (
+    ("real", -math.inf, "far below"),
+    ("real", -3, "below"),
+    ("real", -1, "just below"),
+    ("unsure", -math.inf, "not surely beyond"),
+    ("generated", -math.inf, "just beyond"),
+    ("generated", 1, "beyond"),
+    ("generated", 3, "far beyond"),
+)
+#: What stands there for an image to which the thresholds do not apply.
+NOT_JUDGED = "not judged"
 # Shares of time are sums of fractions.
 _ROUNDING = 1e-9
 
@@ -40,6 +54,10 @@ class Score:
     probability is that of the weakest copy. Where `outside` says why the thresholds do not hold for
     such an image, it is `unsure` whatever the score, and the probability is no more than the prior.
 
+    `distance` is the log-odds of the probability less those of the bundle's point of accusation,
+    from which on images are `generated`: 0 at the point, positive beyond it. It is None where
+    `outside` says why nothing was judged.
+
     `frame` is the number of the frame that decided: see `decide`.
     """
 
@@ -52,6 +70,26 @@ class Score:
     outside: str | None = None
     error_map: NDArray[np.float32] | None = None
     frame: int = 0
+    distance: float | None = None
+
+
+def distance_words(label: str, distance: float | None, outside: str | None) -> str | None:
+    """Say where an image lies to the point of accusation; None when no distance is known."""
+    if outside is not None:
+        return NOT_JUDGED
+    if distance is None:
+        return None
+    return next(
+        words for of, least, words in reversed(DISTANCE_WORDS) if of == label and distance >= least
+    )
+
+
+def describe_distance(label: str, distance: float | None, outside: str | None) -> str:
+    """Say label, words and distance in one short line, for example "real: far below, -4.2"."""
+    words = distance_words(label, distance, outside)
+    if words is None:
+        return label
+    return f"{label}: {words}" if distance is None else f"{label}: {words}, {distance:+.1f}"
 
 
 class Frame(Protocol):

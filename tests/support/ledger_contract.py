@@ -521,7 +521,7 @@ class LedgerContract:
     def test_equal_bytes_reuse_the_verdict_of_the_same_versions_only(self, ledger: Ledger) -> None:
         """The whole verdict comes back, by checksum, model version and intake version."""
         lease = taken(ledger, registered(ledger))
-        said = verdict(lease, intake_version=7, thresholds_hold=False, frame=3)
+        said = verdict(lease, intake_version=7, thresholds_hold=False, frame=3, distance=-1.5)
         ledger.record([said])
         assert reusable(ledger, intake_version=7) == said
         assert reusable(ledger, intake_version=7, model_version="model-2") is None

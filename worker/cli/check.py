@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detection.errors import PermanentError, SettingsError
+from detection.score import distance_words
 from worker.settings import load_settings
 from worker.text import escape_controls
 
@@ -93,6 +94,8 @@ def _record(checked: ScoredFile, model_version: str) -> dict[str, Any]:
         "path": str(checked.path),
         "score": score.probability,
         "label": score.label.value,
+        "distance": score.distance,
+        "distance_words": distance_words(score.label, score.distance, score.outside),
         "model_version": model_version,
         "branches": dict(score.branches),
         "decided_by": score.decided_by,
@@ -103,16 +106,23 @@ def _record(checked: ScoredFile, model_version: str) -> dict[str, Any]:
     }
 
 
-_HEADER = f"{'score':>6}  {'label':<9}  {'decided by':<10}  path"
+_HEADER = (
+    f"{'label':<9}  {'point of accusation':<19}  {'distance':>8}  {'score':>6}"
+    f"  {'decided by':<10}  path"
+)
 
 
 def _row(record: dict[str, Any]) -> str:
     path = escape_controls(record["path"])
     if "error" in record:
-        return f"{'-':>6}  {'error':<9}  {'-':<10}  {path}: {escape_controls(record['error'])}"
-    score, label, branch = record["score"], record["label"], record["decided_by"]
+        why = escape_controls(record["error"])
+        return f"{'error':<9}  {'-':<19}  {'-':>8}  {'-':>6}  {'-':<10}  {path}: {why}"
+    away = "-" if record["distance"] is None else f"{record['distance']:+.2f}"
     why = f" ({record['outside']})" if record["outside"] else ""
-    return f"{score:6.3f}  {label:<9}  {branch:<10}  {path}{why}"
+    return (
+        f"{record['label']:<9}  {record['distance_words']:<19}  {away:>8}  {record['score']:6.3f}"
+        f"  {record['decided_by']:<10}  {path}{why}"
+    )
 
 
 def _keep_evidence(folder: Path, checked: ScoredFile, detector: Detector) -> Path:

@@ -34,6 +34,12 @@ Limit = Annotated[int, typer.Option(help="At most so many.", min=1)]
 Note = Annotated[str | None, typer.Option(help="Free text for the record.")]
 Why = Annotated[str, typer.Option(help="Why, for the record.")]
 
+#: A verdict in the order in which people read it.
+_SAID = (
+    "label, distance_words, round(distance::numeric, 2) AS distance, "
+    "round(score::numeric, 4) AS score, moderation.tier_words(tier, label) AS tier"
+)
+
 
 @commands.command()
 def verdicts(
@@ -51,8 +57,7 @@ def verdicts(
         )
     else:
         query = (
-            "SELECT image_id, scored_at, source, label, round(score::numeric, 4) AS score, tier, "
-            "decision FROM moderation.verdicts "
+            f"SELECT image_id, scored_at, source, {_SAID}, decision FROM moderation.verdicts "  # noqa: S608 - a constant
             "WHERE (CAST(:source AS text) IS NULL OR source = :source) "
             "AND (CAST(:label AS text) IS NULL OR label = :label) "
             "AND (CAST(:tier AS text) IS NULL OR tier = :tier) LIMIT :limit"
@@ -89,10 +94,7 @@ def review(
             context, "SELECT moderation.release(:image) AS released", {"image": release}
         )
         return
-    columns = (
-        "image_id, queue, source, label, round(score::numeric, 4) AS score, tier, claimed_by, "
-        "image_url, evidence_url"
-    )
+    columns = f"image_id, queue, source, {_SAID}, claimed_by, image_url, evidence_url"
     if claim:
         query = f"SELECT {columns} FROM moderation.claim_next(:claim, :queue)"  # noqa: S608 - a constant
     else:

@@ -45,8 +45,8 @@ HEADINGS = {
 FOOT = """\
 Left the image, right where its latent reconstruction error lies: dark blue low, red, light yellow \
 high, each map on a scale of its own; darkened where there is no map.
-The number is the probability of generated. An error map is evidence of the lare branch alone; \
-after the label stands the branch that decided."""
+The number is the distance from the point of accusation: above 0 the label is generated. An error \
+map is evidence of the lare branch alone; the last word is the branch that decided."""
 
 
 def draw_sheet(
@@ -106,7 +106,7 @@ def _draw_cell(
             _paste(sheet, (right, top), _mapped(thumbnail, score))
     colour = FAINT if row.label is None else COLOURS[row.label]
     draw.rectangle((left, top + SIDE, right + SIDE - 1, top + SIDE + 3), colour)
-    verdict = f"{row.state}: {row.reason}" if row.score is None else f"{row.score:.3f} {row.label}"
+    verdict = f"{row.state}: {row.reason}" if row.label is None else row.verdict
     text_top = top + SIDE + 7
     draw.text((left, text_top), f"{verdict}{branch}", colour, _font(15))
     draw.text((left, text_top + 19), row.upload.says or name(row.upload), FAINT, _font(13))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from detection.score import Label
+from detection.score import Label, describe_distance
 from training.evaluation.calibration import clopper_pearson
 from worker.demo.uploads import DemoUpload, Kind
 from worker.ledger.interface import State
@@ -36,7 +36,16 @@ class Row:
     detail: str | None
     score: float | None
     label: Label | None
+    distance: float | None
+    outside: str | None
     model_version: str | None
+
+    @property
+    def verdict(self) -> str:
+        """What the detector says and how far from the point of accusation, or why it says none."""
+        if self.label is None:
+            return self.reason or ""
+        return describe_distance(self.label, self.distance, self.outside)
 
     @property
     def as_expected(self) -> bool:
@@ -53,8 +62,8 @@ def table(rows: Sequence[Row]) -> Table:
     laid.add_column("file", overflow="ellipsis", no_wrap=True)
     laid.add_column("what it is", overflow="ellipsis", no_wrap=True, ratio=1)
     laid.add_column("state")
-    laid.add_column("score", justify="right")
     laid.add_column("verdict", no_wrap=True, min_width=12)
+    laid.add_column("score", justify="right")
     kind = None
     for row in rows:
         if kind not in {None, row.upload.kind}:
@@ -65,8 +74,8 @@ def table(rows: Sequence[Row]) -> Table:
             escape(name(row.upload)),
             row.upload.says or row.upload.kind.value,
             row.state,
+            f"[{colour}]{row.verdict}[/]",
             "" if row.score is None else f"{row.score:.3f}",
-            f"[{colour}]{row.label or row.reason or ''}[/]",
         )
     return laid
 
@@ -123,7 +132,9 @@ def _of_own(labels: Counter[Label | None]) -> str:
 def _of_scores(manifest: BundleManifest) -> str:
     policy = manifest.policy
     return (
-        f"Score: probability of generated if {policy.prior:.0%} of all images are. Label: generated"
+        "The number beside a label is the distance, in log-odds, from the point of accusation, from"
+        " which on the label is generated: 0 is at it, above 0 beyond it. Score: probability of"
+        f" generated if {policy.prior:.0%} of all images are. Label: generated"
         f" from the score on that {policy.flag:.1%} of unseen photographs reach, unsure from the"
         f" one that {policy.doubt:.1%} reach; both were set before, on other photographs."
     )
@@ -142,6 +153,7 @@ def write_json(file: Path, rows: Sequence[Row], **facts: object) -> None:
             "state": row.state,
             "score": row.score,
             "label": row.label,
+            "distance": row.distance,
             "reason": row.reason,
             "detail": row.detail,
             "model_version": row.model_version,

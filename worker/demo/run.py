@@ -195,5 +195,7 @@ def _row(upload: DemoUpload, image: Image | None, verdict: VerdictRow | None) ->
         detail=None if image is None else image.detail,
         score=None if verdict is None else verdict.score,
         label=None if verdict is None else Label(verdict.label),
+        distance=None if verdict is None else verdict.distance,
+        outside=None if verdict is None else verdict.inapplicable_reason,
         model_version=None if verdict is None else verdict.model_version,
     )

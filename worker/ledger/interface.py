@@ -199,8 +199,9 @@ class Verdict:
     `intake_version` says how its bytes became pixels (`detection.intake.version`), and
     `thresholds_hold` whether the model's thresholds were measured on files read so.
     `outside` says why the image cannot be judged (see `detection.score.Score`), the row's
-    `inapplicable_reason`. `frame` is the number of the frame that decided. `error_map`, float32
-    (h, w), is what evidence is drawn from right after scoring; no row keeps it.
+    `inapplicable_reason`, and `distance` how far the score is from the point of accusation, also
+    None in rows of earlier releases. `frame` is the number of the frame that decided. `error_map`,
+    float32 (h, w), is what evidence is drawn from right after scoring; no row keeps it.
     """
 
     image_id: UUID
@@ -224,6 +225,7 @@ class Verdict:
     error_map: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     outside: str | None = None
     frame: int = 0
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -270,6 +270,9 @@ class VerdictRow(Base):
     scored_at: Mapped[datetime] = now()
     #: Why the label is unsure whatever the score; empty in rows of earlier releases.
     inapplicable_reason: Mapped[str | None]
+    #: Log-odds of the score less those of the point of accusation; empty in rows of earlier
+    #: releases and where nothing was judged.
+    distance: Mapped[float | None]
 
 
 class Decision(Base):

@@ -88,7 +88,7 @@ def render_evidence(image_id: UUID, *, settings: Settings, engine: Engine, stora
             f"model version {verdict.model_version} has no lare branch to draw"
         )
     picture = draw_evidence(
-        replace(verdict, error_map=score.error_map, outside=score.outside),
+        replace(verdict, error_map=score.error_map, outside=score.outside, distance=score.distance),
         image.frame(score.frame),
     )
     uri = store_evidence(

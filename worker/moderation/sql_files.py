@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import errors, sql
 
+from detection.score import DISTANCE_WORDS, NOT_JUDGED
 from worker.database.engine import SchemaOutdated
 
 if TYPE_CHECKING:
@@ -31,13 +32,26 @@ _VISIBLE = (
     "::text[]))"
 )
 
+#: Bounds rise within a label: the last one that is reached holds.
+_DISTANCE_WORDS = " ".join(
+    (
+        f"CASE WHEN inapplicable IS NOT NULL THEN '{NOT_JUDGED}'",
+        *(
+            f"WHEN label = '{label}' AND distance >= '{least}' THEN '{words}'"
+            for label, least, words in reversed(DISTANCE_WORDS)
+        ),
+        "END",
+    )
+)
+
 #: What CREATE OR REPLACE refuses: columns taken away or renamed, results of another type.
 _CHANGED_SHAPE = (errors.InvalidTableDefinition, errors.InvalidFunctionDefinition)
 
 
 def read_sql(name: str) -> str:
-    """Return one SQL file with the limit by source written out."""
-    return re.sub(r"VISIBLE\(([\w.]+)\)", _VISIBLE, (SQL / f"{name}.sql").read_text())
+    """Return one SQL file with the limit by source and the words for distances written out."""
+    text = (SQL / f"{name}.sql").read_text().replace("DISTANCE_WORDS", _DISTANCE_WORDS)
+    return re.sub(r"VISIBLE\(([\w.]+)\)", _VISIBLE, text)
 
 
 def sql_digest() -> str:

@@ -423,6 +423,7 @@ class InferenceThread:
             error_map=score.error_map,
             outside=score.outside,
             frame=score.frame,
+            distance=score.distance,
         )
 
     def _persist(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:

@@ -108,6 +108,7 @@ def draw_evidence(verdict: Verdict, pixels: NDArray[np.uint8]) -> bytes:
         prior=verdict.prior,
         error_map=verdict.error_map,
         outside=verdict.outside,
+        distance=verdict.distance,
     )
     return overlay(np.asarray(small), score)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -111,6 +112,8 @@ def scored(engine: Engine, settings: Settings) -> Callable[..., UUID]:
         etag: str = "e1",
         version_id: str | None = None,
         uploader: str | None = "anna@example.com",
+        distance: float | None = None,
+        outside: str | None = None,
     ) -> UUID:
         upload = Upload(
             bucket=settings.s3.buckets[0],
@@ -124,7 +127,8 @@ def scored(engine: Engine, settings: Settings) -> Callable[..., UUID]:
         lease = ledger.lease(image_id, worker="w", duration=timedelta(minutes=2))
         assert isinstance(lease, Lease)
         said = label or ("generated" if probability >= 0.9 else "real")
-        ledger.record([verdict_of(lease, probability, said, sha256, pdq, evidence_uri)])
+        verdict = verdict_of(lease, probability, said, sha256, pdq, evidence_uri)
+        ledger.record([replace(verdict, distance=distance, outside=outside)])
         return image_id
 
     return score

@@ -91,6 +91,19 @@ def test_a_review_from_claim_to_overturn(
     assert "model-1" in unlatent("quality", who=lead)
 
 
+def test_tables_say_label_words_and_distance_first(
+    unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
+) -> None:
+    """A score of 0.74 beside `real` is explained; a flag of what is `unsure` is by the score."""
+    for score, label, distance in ((0.74, "real", -1.84), (0.925, "unsure", -0.38)):
+        scored(score, label=label, distance=distance)
+    someone = desk()
+    for command in ("verdicts", "review"):
+        printed = " ".join(unlatent(command, who=someone).split())
+        assert "real below -1.84 0.7400 review" in printed
+        assert "unsure not surely beyond -0.38 0.9250 flag by score alone" in printed
+
+
 def test_what_cannot_be_meant_is_said_in_words(
     unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
 ) -> None:

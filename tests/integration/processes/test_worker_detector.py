@@ -73,12 +73,13 @@ def test_the_command_scores_as_the_detector_does(
     (score,) = detector.score([pixels])
     assert verdict.score == pytest.approx(score.probability, abs=1e-4)
     assert verdict.label == score.label
+    assert verdict.distance == score.distance
     assert f'model_version="{detector.model_version}",role="champion"}} 1.0' in metrics
     data = site.storage.fetch(*parse_uri(verdict.evidence_uri), max_bytes=10**7)
     with Image.open(io.BytesIO(data)) as picture:
         said = picture.info["Description"]
     # Its bundle accuses whatever can be judged; one grey cannot.
-    assert said.startswith("unsure: probability of generated")
+    assert said.startswith("unsure: not judged; label at fpr=")
     assert "nearly nothing to look at" in said
     (twins,) = site.verdicts(twin_id)
     assert twins.reused_from == image_id

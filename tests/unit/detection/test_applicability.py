@@ -129,6 +129,9 @@ def test_what_shows_nothing_is_not_called_real(tmp_path: Path, image: NDArray[np
     assert score.probability == min(before.probability, before.prior)
     assert score.branches == before.branches
     assert (judged.label, judged.outside) == (Label.REAL, None)
+    assert score.distance is None
+    assert judged.distance is not None
+    assert judged.distance < 0
 
 
 @pytest.mark.parametrize("level", [128, 0])

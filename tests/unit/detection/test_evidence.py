@@ -26,6 +26,7 @@ def score(decided_by: str = "lare", error_map: object = MAP) -> Score:
         operating_point="fpr=0.01",
         prior=0.5,
         error_map=error_map,
+        distance=0.42,
     )
 
 
@@ -76,7 +77,10 @@ def test_the_caption_names_the_branch_and_the_scale() -> None:
     """The PNG carries its caption: verdict, deciding branch, colours with their numbers."""
     png = Image.open(io.BytesIO(overlay(GREY, score())))
     text = png.text["Description"]
-    assert "generated: probability of generated 0.875 if 50% of images are" in text
+    assert text.startswith(
+        "generated: just beyond, +0.4 from the point of accusation; label at fpr=0.01.\n"
+    )
+    assert "0.875" not in text
     assert "Decided by the lare branch" in text
     assert "from 1.03 (dark blue)" in text
     assert "to 3.97" in text

@@ -13,6 +13,7 @@ from detection.fusion import (
     Fusion,
     LabelPolicy,
     OperatingPoint,
+    accusation_distance,
     assign_label,
     at_prior,
     convert_prior,
@@ -108,3 +109,27 @@ def test_no_supported_point_is_an_error() -> None:
     """Without a point that photographs support there is no label."""
     with pytest.raises(SettingsError, match="no operating point is supported"):
         select_operating_point([point(0.01, 2.0, supported=False)], 0.01)
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("logit", [-4.0, 1.05, 2.5, 7.0])
+def test_the_distance_is_in_log_odds_from_the_flag_threshold(logit: float, prior: float) -> None:
+    """With a temperature it is the logit less the threshold, whatever the prior is."""
+    points, policy = [point(0.01, 2.5), point(0.05, 1.5)], LabelPolicy(prior=prior)
+    found = accusation_distance(at_prior(logit, prior), FUSION, points, policy)
+    assert found == pytest.approx(logit - 2.5)
+
+
+def test_the_distance_follows_isotonic_breakpoints() -> None:
+    """Both ends are calibrated: 0.9 against 0.6 at even odds is the log of 9 over 1.5."""
+    fusion = Fusion(weights={}, centres={}, bias=0, isotonic=((-1, 0.2), (1, 0.6), (3, 0.9)))
+    policy = LabelPolicy(prior=0.2)
+    found = accusation_distance(fusion.probability(5, 0.2), fusion, [point(0.01, 1)], policy)
+    assert found == pytest.approx(math.log(9 / 1.5))
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_the_distance_of_a_rounded_probability_is_a_number(probability: float) -> None:
+    """JSON and Postgres get no infinity from a score that was rounded to 0 or 1."""
+    found = accusation_distance(probability, FUSION, [point(0.01, 2.5)], LabelPolicy())
+    assert 20 < abs(found) < 40

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detection.intake.animation import ShownFrame
-from detection.score import Label, Score, decide
+from detection.score import Label, Score, decide, describe_distance, distance_words
 
 
 def _score(probability: float, outside: str | None = None) -> Score:
@@ -67,3 +67,35 @@ def test_false_accusations_of_independent_frames_are_rarer_than_of_one() -> None
         if decide(_frames(*(0.2,) * 5), scores).label is Label.GENERATED:
             accused += rate ** sum(pattern) * (1 - rate) ** (5 - sum(pattern))
     assert accused == pytest.approx(0.001158, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("label", "distance", "outside", "said"),
+    [
+        ("real", -20.0, None, "real: far below, -20.0"),
+        ("real", -3.0, None, "real: below, -3.0"),
+        ("real", -1.84, None, "real: below, -1.8"),  # a score of 0.74 by the bundle `small`
+        ("real", -1.0, None, "real: just below, -1.0"),
+        ("unsure", -0.4, None, "unsure: not surely beyond, -0.4"),
+        ("unsure", -5.0, None, "unsure: not surely beyond, -5.0"),  # a copy fell far below
+        ("unsure", None, "too small: 64 pixels", "unsure: not judged"),
+        ("unsure", -0.4, "too small: 64 pixels", "unsure: not judged, -0.4"),
+        ("generated", 0.0, None, "generated: just beyond, +0.0"),
+        ("generated", 1.0, None, "generated: beyond, +1.0"),
+        ("generated", 3.0, None, "generated: far beyond, +3.0"),
+        ("real", None, None, "real"),  # a verdict of an earlier release
+    ],
+)
+def test_a_distance_is_said_in_words(
+    label: str, distance: float | None, outside: str | None, said: str
+) -> None:
+    """Label, words by bounds, distance; what was not judged says so; old verdicts say the label."""
+    assert describe_distance(label, distance, outside) == said
+
+
+@pytest.mark.parametrize("distance", [-9.0, -2.0, -1e-12, 0.0, 1e-12, 2.0, 9.0])
+def test_words_never_contradict_the_label(distance: float) -> None:
+    """No rounding makes a photograph lie beyond the point, or an accused image below it."""
+    assert "below" in str(distance_words("real", distance, None))
+    assert distance_words("unsure", distance, None) == "not surely beyond"
+    assert str(distance_words("generated", distance, None)).split()[-1] == "beyond"

@@ -46,6 +46,8 @@ BEGIN
             ('verdict_id', 'The verdict; decisions refer to it.'),
             ('label', 'What the detector said: real, generated or unsure.'),
             ('score', 'Calibrated probability that the image is generated, 0 to 1.'),
+            ('distance', 'How far, in log-odds, the score is beyond the point of accusation.'),
+            ('distance_words', 'The distance in words; with the label, what people read first.'),
             ('tier', 'What the policy made of the score: allow, review, flag or flag_high.'),
             ('held', 'An open circuit breaker turned a flag into a review.'),
             ('daily_summary.held', 'Verdicts whose flag an open circuit breaker held back.'),

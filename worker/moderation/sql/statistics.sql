@@ -99,6 +99,25 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     END
 $$;
 
+-- Where a verdict lies to the point of accusation, in the words of detection/score.py; NULL for a
+-- verdict of an earlier release, which kept no distance.
+CREATE OR REPLACE FUNCTION moderation.distance_words(
+    label text, distance float8, inapplicable text
+) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT DISTANCE_WORDS
+$$;
+
+-- A policy goes by the score alone: its flag must not read as an accusation by the detector.
+CREATE OR REPLACE FUNCTION moderation.tier_words(tier text, label text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN tier IN ('flag', 'flag_high') AND label <> 'generated'
+        THEN tier || ' by score alone'
+        ELSE tier
+    END
+$$;
+
 -- An address from a template: {id}, {bucket} and {key}, the key safe for a URL's path.
 CREATE OR REPLACE FUNCTION moderation.address(template text, id uuid, bucket text, key text)
 RETURNS text

@@ -15,21 +15,26 @@ SELECT
     v.branches, v.model_version, v.policy_id, v.scored_at,
     CASE
         WHEN v.tier IS NULL THEN NULL
-        ELSE format(
-            'The detector estimates %s %% that this image was generated (if %s %% of uploads are) '
-            'and says "%s". Policy %s reviews from %s %%, flags from %s %% and flags high from '
-            '%s %%: %s.',
-            round((v.score * 100)::numeric, 1), round((v.prior * 100)::numeric, 1), v.label,
-            v.policy_id, round((p.review * 100)::numeric, 1), round((p.flag * 100)::numeric, 1),
-            round((p.flag_high * 100)::numeric, 1),
-            CASE
-                WHEN v.held
-                THEN 'automatic flagging is stopped for this source, so a person looks first'
-                WHEN v.tier = 'review' AND v.score < p.review
-                THEN 'below the line, but the label alone asks for a person'
-                ELSE 'so its tier is ' || v.tier
-            END
-        ) || CASE
+        ELSE format('The detector says "%s"', v.label) || CASE
+            WHEN v.inapplicable_reason IS NOT NULL OR v.distance IS NULL THEN '.'
+            ELSE format(
+                ': %s the point of accusation, from which on it says "generated" (distance %s).',
+                moderation.distance_words(v.label, v.distance, NULL),
+                to_char(v.distance, 'SGFM990.0')
+            )
+        END || CASE
+            WHEN v.held
+            THEN ' Automatic flagging is stopped for this source, so a person looks first.'
+            WHEN v.tier = 'review' AND v.score < p.review
+            THEN format(
+                ' Policy %s would let its score pass, but the label alone asks for a person.',
+                v.policy_id
+            )
+            ELSE format(
+                ' Policy %s makes its tier %s.',
+                v.policy_id, moderation.tier_words(v.tier, v.label)
+            )
+        END || CASE
             WHEN v.thresholds_hold THEN ''
             ELSE ' The thresholds were measured on files that another release read in another way:'
                 ' their rate of false accusations is not known for this verdict.'
@@ -56,7 +61,9 @@ SELECT
     moderation.c2pa_signer_state(o.c2pa_signer_state, o.c2pa_state, o.c2pa_problems)
         AS c2pa_signer_state,
     o.c2pa_signer, o.c2pa_signed_at, o.c2pa_problems, o.c2pa_ingredients,
-    i.object_removed_at AS original_removed_at, v.frame
+    i.object_removed_at AS original_removed_at, v.frame,
+    v.distance, moderation.distance_words(v.label, v.distance, v.inapplicable_reason)
+        AS distance_words
 FROM app.verdicts v
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true
@@ -96,7 +103,9 @@ SELECT
     o.declared_generator,
     moderation.c2pa_signer_state(o.c2pa_signer_state, o.c2pa_state, o.c2pa_problems)
         AS c2pa_signer_state,
-    i.object_removed_at AS original_removed_at
+    i.object_removed_at AS original_removed_at,
+    v.distance, moderation.distance_words(v.label, v.distance, v.inapplicable_reason)
+        AS distance_words
 FROM app.reviews r
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = r.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = r.verdict_id OFFSET 0) v ON true
@@ -123,9 +132,14 @@ FROM (
     FROM app.audit_log a WHERE a.action = 'state' AND a.from_state IS NOT NULL
     UNION ALL
     SELECT v.image_id, v.scored_at, 2, 'verdict', v.model_version,
-           format('%s, %s (%s)', v.label, round(v.score::numeric, 4), coalesce(v.tier, v.role)),
+           concat(
+               v.label,
+               ': ' || moderation.distance_words(v.label, v.distance, v.inapplicable_reason),
+               ', ' || to_char(v.distance, 'SGFM990.0'),
+               ' (' || coalesce(moderation.tier_words(v.tier, v.label), v.role) || ')'
+           ),
            jsonb_build_object('verdict_id', v.id, 'label', v.label, 'score', v.score,
-               'tier', v.tier, 'held', v.held, 'role', v.role, 'branches', v.branches,
+               'distance', v.distance, 'tier', v.tier, 'held', v.held, 'role', v.role, 'branches', v.branches,
                'operating_point', v.operating_point, 'policy_id', v.policy_id,
                'inapplicable_reason', v.inapplicable_reason)
     FROM app.verdicts v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,21 @@ def pictures(tmp_path: Path) -> Path:
     (folder / "empty.png").touch()
     (folder / "notes.txt").write_text("not an image")
     return folder
+
+
+SAID = Score(
+    probability=0.5,
+    label=Label.UNSURE,
+    branches={"aligned": 4.0},
+    decided_by="aligned",
+    operating_point="fpr=0.01",
+    prior=0.5,
+)
+
+
+def columns(line: str) -> list[str]:
+    """Split a line of the table, whose columns stand two spaces apart."""
+    return re.split(r"\s{2,}", line)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -102,7 +118,14 @@ def test_all_good_files_exit_with_0(
     monkeypatch.chdir(pictures)
     assert run(monkeypatch, "check", "--bundle", bundle, "a.jpg", "deep") == 0
     header, first, second = capsys.readouterr().out.splitlines()
-    assert header.split() == ["score", "label", "decided", "by", "path"]
+    assert columns(header) == [
+        "label",
+        "point of accusation",
+        "distance",
+        "score",
+        "decided by",
+        "path",
+    ]
     assert first.endswith(" a.jpg")
     assert second.endswith(" deep/c.webp")
 
@@ -184,22 +207,50 @@ def test_limits_of_the_settings_hold(pictures: Path, bundle: Path) -> None:
 
 def test_a_line_says_why_an_image_could_not_be_judged() -> None:
     """The reason stands in the record and the table's row of an image that is outside."""
-    score = Score(
-        probability=0.5,
-        label=Label.UNSURE,
-        branches={"aligned": 4.0},
-        decided_by="aligned",
-        operating_point="fpr=0.01",
-        prior=0.5,
-    )
-    outside = replace(score, outside="nearly nothing to look at")
+    score = replace(SAID, probability=0.925, label=Label.UNSURE, distance=-0.38)
+    outside = replace(score, probability=0.5, distance=None, outside="nearly nothing to look at")
     plain, doubted = (
         _record(ScoredFile(path=Path("a.png"), score=one), "version") for one in (score, outside)
     )
     assert plain["outside"] is None
-    assert doubted == plain | {"outside": "nearly nothing to look at"}
+    assert doubted == plain | {
+        "score": 0.5,
+        "distance": None,
+        "distance_words": "not judged",
+        "outside": "nearly nothing to look at",
+    }
     assert _row(plain).endswith("a.png")
-    assert _row(doubted) == _row(plain) + " (nearly nothing to look at)"
+    assert columns(_row(doubted)) == [
+        "unsure",
+        "not judged",
+        "-",
+        "0.500",
+        "aligned",
+        "a.png (nearly nothing to look at)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("probability", "distance", "label", "words", "away"),
+    [
+        (0.74, -1.84, Label.REAL, "below", "-1.84"),
+        (0.865, -1.03, Label.REAL, "below", "-1.03"),
+        (0.925, -0.38, Label.UNSURE, "not surely beyond", "-0.38"),
+        (0.999, 4.02, Label.GENERATED, "far beyond", "+4.02"),
+    ],
+)
+def test_a_line_says_label_words_and_distance_before_the_score(
+    probability: float, distance: float, label: Label, words: str, away: str
+) -> None:
+    """A probability of 0.74 beside `real` is explained; JSON has number and words."""
+    score = replace(SAID, probability=probability, distance=distance, label=label)
+    record = _record(ScoredFile(path=Path("a.png"), score=score), "version")
+    assert columns(_row(record))[:4] == [label.value, words, away, f"{probability:.3f}"]
+    assert (record["score"], record["distance"], record["distance_words"]) == (
+        probability,
+        distance,
+        words,
+    )
 
 
 def test_only_image_files_are_found_in_folders(pictures: Path) -> None:

@@ -55,6 +55,7 @@ class Desk:
             decided_by="lare",
             operating_point="fpr=0.01",
             prior=0.5,
+            distance=-0.5,
             device="cpu",
             dtype="float32",
             error_map=np.arange(1024, dtype=np.float32).reshape(32, 32) if mapped else None,
@@ -86,7 +87,8 @@ def test_what_is_accused_or_doubted_gets_a_picture(label: str) -> None:
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.format == "PNG"
         assert picture.width == MAX_SIDE
-        assert "probability of generated 0.900" in picture.info["Description"]
+        said = {"generated": "generated: just beyond", "unsure": "unsure: not surely beyond"}
+        assert picture.info["Description"].startswith(f"{said[label]}, -0.5 from the point of")
         # The map covers the centre square: its corners differ, the border is only darkened.
         pixels = np.asarray(picture.convert("RGB"))
     assert (pixels[5, 100] != pixels[570, 660]).any()
@@ -96,9 +98,11 @@ def test_what_is_accused_or_doubted_gets_a_picture(label: str) -> None:
 
 def test_the_caption_says_why_an_image_could_not_be_judged() -> None:
     """Moderators read beside the map what the detector found too little to go by."""
-    verdict = replace(Desk().verdict("unsure"), outside="nearly nothing to look at")
+    verdict = replace(Desk().verdict("unsure"), outside="nearly nothing to look at", distance=None)
     with Image.open(io.BytesIO(draw_evidence(verdict, PIXELS))) as picture:
-        assert "thresholds hold for: nearly nothing to look at." in picture.info["Description"]
+        text = picture.info["Description"]
+    assert text.startswith("unsure: not judged; label at")
+    assert "thresholds hold for: nearly nothing to look at." in text
 
 
 @pytest.mark.parametrize(("label", "mapped"), [("real", True), ("generated", False)])
