@@ -20,6 +20,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from detection.errors import PermanentError, TransientError
 from worker.storage.answers import advice, sort_answer
 from worker.storage.content_encoding import undo_encodings
 from worker.storage.etags import bare_etag, is_same, is_stand_in, stand_in
@@ -105,7 +106,7 @@ class S3Storage:
                 told["Body"].close()
             return told
 
-        told = self._retrying(once, versioned=version_id is not None)
+        told = self._retrying(request, once)
         return ObjectFacts(
             bucket=bucket,
             key=key,
@@ -143,7 +144,7 @@ class S3Storage:
                 data = _read(body, max_bytes=max_bytes, deadline=deadline)
             return undo_encodings(data, answer.get("ContentEncoding", ""), max_bytes=max_bytes)
 
-        return self._retrying(once, deadline=deadline, versioned=version_id is not None)
+        return self._retrying(request, once, deadline=deadline)
 
     def _get(self, request: Mapping[str, str], etag: str | None) -> dict[str, Any]:
         """Ask for an object with this etag; raises `ObjectReplaced` when it has another."""
@@ -181,10 +182,10 @@ class S3Storage:
     def put(self, bucket: str, key: str, body: bytes, *, content_type: str) -> ObjectFacts:
         """Store one object."""
         check_address(bucket, key, allowed=self._buckets)
+        request = {"Bucket": bucket, "Key": key}
         told = self._retrying(
-            lambda: self._client.put_object(
-                Bucket=bucket, Key=key, Body=body, ContentType=content_type
-            )
+            request,
+            lambda: self._client.put_object(**request, Body=body, ContentType=content_type),
         )
         etag = bare_etag(told.get("ETag"))
         if etag is None:
@@ -201,7 +202,8 @@ class S3Storage:
     def delete(self, bucket: str, key: str) -> None:
         """Remove one object; removing what is not there is no error."""
         check_address(bucket, key, allowed=self._buckets)
-        self._retrying(lambda: self._client.delete_object(Bucket=bucket, Key=key))
+        request = {"Bucket": bucket, "Key": key}
+        self._retrying(request, lambda: self._client.delete_object(**request))
 
     def presign(self, bucket: str, key: str, *, expires_s: int) -> str:
         """Return an address that anybody can read the object at for a while; asks no server."""
@@ -217,7 +219,9 @@ class S3Storage:
         after: dict[str, str] = {}
         while True:
             request = {"Bucket": bucket, "Prefix": prefix, **after}
-            page = self._retrying(functools.partial(self._client.list_objects_v2, **request))
+            page = self._retrying(
+                request, functools.partial(self._client.list_objects_v2, **request)
+            )
             for told in page.get("Contents", ()):
                 yield ObjectFacts(
                     bucket=bucket,
@@ -231,13 +235,13 @@ class S3Storage:
             after = {"ContinuationToken": page["NextContinuationToken"]}
 
     def _retrying(
-        self, call: Callable[[], _T], *, deadline: float | None = None, versioned: bool = False
+        self, request: Mapping[str, str], call: Callable[[], _T], *, deadline: float | None = None
     ) -> _T:
         until = time.monotonic() + self._fetch_timeout_s if deadline is None else deadline
         delay_s = _FIRST_DELAY_S
         for tries_left in reversed(range(_TRIES)):
             try:
-                return _translating(call, versioned=versioned)
+                return _naming(request, call)
             except AnswerUnusable:
                 raise
             except StorageUnavailable as error:
@@ -256,13 +260,25 @@ def open_storage(settings: Settings) -> S3Storage:
     return S3Storage(settings.s3.model_copy(update={"buckets": buckets}))
 
 
+def _naming(request: Mapping[str, str], call: Callable[[], _T]) -> _T:
+    """Make a call; what is raised says which object or listing was asked for."""
+    try:
+        return _translating(call, versioned="VersionId" in request)
+    except (TransientError, PermanentError) as error:
+        key = request.get("Key", request.get("Prefix", ""))
+        raise type(error)(f"s3://{request['Bucket']}/{key}: {error}") from error
+
+
 def _translating(call: Callable[[], _T], *, versioned: bool) -> _T:
     try:
         return call()
     except ClientError as error:
         _raise_ours(error, versioned=versioned)
     except (NoCredentialsError, PartialCredentialsError) as error:
-        message = "There are no credentials for object storage."
+        message = (
+            "There are no credentials for object storage: set UNLATENT_S3__ACCESS_KEY_ID and "
+            "UNLATENT_S3__SECRET_ACCESS_KEY, or give this machine a role."
+        )
         raise AccessDenied(message) from error
     # ValueError: a date or a length that is none.
     except (ResponseParserError, ValueError) as error:
