@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from worker.localstack import LocalStack
 
 DEFAULT_STACK = Path("var/stack")
+#: What `unlatent up` sets beside addresses; the environment may say otherwise.
+BUCKETS = "UNLATENT_S3__BUCKETS"
+EVIDENCE_BUCKET = "UNLATENT_MODERATION__EVIDENCE_BUCKET"
 
 
 @dataclass(slots=True)
@@ -23,6 +26,7 @@ class Context:
 
     stack_option: Path | None = None
     traceback: bool = False
+    _settings: Settings | None = None
 
     @property
     def stack_folder(self) -> Path:
@@ -39,12 +43,17 @@ class Context:
         """Return the settings in force.
 
         The environment decides. When it names none of the addresses that a local stack would
-        provide, and the stack runs, the stack's addresses are used, and standard error says so.
+        provide, and the stack runs, the stack's addresses are used, and standard error says so,
+        once.
         """
-        env_file = self._stack_in_use()
-        if env_file is not None:
-            typer.echo(f"using the local stack in {self.stack_folder}", err=True)
-        return load_settings(env_file)
+        if self._settings is None:
+            env_file = self._stack_in_use()
+            if env_file is not None:
+                typer.echo(f"using the local stack in {self.stack_folder}", err=True)
+            self._settings = load_settings(env_file)
+            if env_file is not None:
+                self._settings = _without_hidden_evidence(self._settings)
+        return self._settings
 
     def _stack_in_use(self) -> Path | None:
         env_file = self.stack_folder / "stack.env"
@@ -53,7 +62,7 @@ class Context:
                 raise SettingsError(f"no local stack in {self.stack_folder}: `unlatent up` first")
             return None
         provided = {line.partition("=")[0] for line in env_file.read_text().splitlines()}
-        named = sorted(provided & environment_names())
+        named = sorted((provided - {BUCKETS, EVIDENCE_BUCKET}) & environment_names())
         if named:
             if self.stack_option is not None:
                 message = f"--stack and {named[0]} name different services; use one of them"
@@ -65,6 +74,15 @@ class Context:
                 raise SettingsError(message)
             return None
         return env_file
+
+
+def _without_hidden_evidence(settings: Settings) -> Settings:
+    """Keep no evidence where the environment names buckets, and the stack's is none of them."""
+    bucket = settings.moderation.evidence_bucket
+    if EVIDENCE_BUCKET in environment_names() or bucket in settings.s3.buckets:
+        return settings
+    moderation = settings.moderation.model_copy(update={"evidence_bucket": None})
+    return settings.model_copy(update={"moderation": moderation})
 
 
 def of(context: typer.Context) -> Context:

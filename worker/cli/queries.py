@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def engine(context: typer.Context) -> Iterator[Engine]:
-    """Yield connections; what the database refuses becomes one line, without the statement."""
+def engine(context: typer.Context, *, as_moderator: bool = False) -> Iterator[Engine]:
+    """Yield connections, as the service or as the moderator that the settings name, if they do.
+
+    What the database refuses becomes one line, without the statement.
+    """
     from sqlalchemy import exc
 
     from worker.database.engine import build_engine
 
-    built = build_engine(cli.of(context).settings().postgres, application_name="unlatent-cli")
+    postgres = cli.of(context).settings().postgres
+    if as_moderator and postgres.moderator_url is not None:
+        postgres = postgres.model_copy(update={"url": postgres.moderator_url})
+    built = build_engine(postgres, application_name="unlatent-cli")
     try:
         yield built
     except exc.DBAPIError as error:
@@ -49,12 +55,13 @@ def print_rows(context: typer.Context, query: str, values: dict[str, Any] | None
     """
     from sqlalchemy import text
 
-    with engine(context) as asked, asked.begin() as connection:
+    with engine(context, as_moderator=True) as asked, asked.begin() as connection:
         if connection.scalar(text("SELECT NOT EXISTS (SELECT FROM moderation.me)")):
             user = asked.url.username
             raise SettingsError(
-                f"{user} is not a moderator: point UNLATENT_POSTGRES__URL at the login of one, "
-                f"whom an operator adds with `unlatent moderators allow`"
+                f"{user} is not a moderator: set UNLATENT_POSTGRES__MODERATOR_URL to the login of "
+                "one, whom an operator adds with `unlatent moderators allow`; on a local stack, "
+                "`unlatent up` makes one"
             )
         _print(connection.execute(text(query), values or {}))
 
