@@ -8,13 +8,13 @@ import signal
 
 def main() -> None:
     """Run the command line."""
-    # Until there is something to close, Ctrl-C ends the process at once: an exception in the middle
-    # of an import would be shown, or swallowed.
+    # Until there is something to close, Ctrl-C ends the process at once.
     signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
 
     from worker import cli
+    from worker.cli.context import ending
 
-    signal.signal(signal.SIGINT, cli.ending)
+    signal.signal(signal.SIGINT, ending)
     cli.main()
 
 

@@ -7,17 +7,16 @@ what is heavy (torch, Celery, SQLAlchemy, boto3) inside their commands, so that 
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from detection.errors import UnlatentError
-from worker.cli.context import DEFAULT_STACK, Context
+from worker.cli.context import DEFAULT_STACK, Context, ending
 from worker.text import escape_controls, mask, shorten
 
 #: Modules that only training imports; whoever installed the service alone has none of them.
@@ -63,29 +62,10 @@ def build_app() -> typer.Typer:
     return app
 
 
-class Ending:
-    """Ends the process on a signal: what is open is closed, and nothing is shown; exit 128 + n."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self, number: int, _: object) -> NoReturn:
-        """Raise `SystemExit`; the second time there is no more waiting."""
-        if self.number:
-            os._exit(128 + number)
-        self.number = number
-        # Where an exception cannot go on, as in a finalizer, Python would show it.
-        sys.unraisablehook = lambda _: None
-        sys.exit(128 + number)
-
-
-#: For SIGINT and SIGTERM; services that end more gently replace it once they are up.
-ending = Ending()
-
-
 def main() -> None:
     """Run the command line; every error is one line: exit code 1, or 2 for a wrong usage."""
-    # Process 1 of a container ignores SIGTERM until it asks for it.
+    # Process 1 of a container ignores SIGTERM until it asks for it. Services that end more gently
+    # replace this once they are up.
     signal.signal(signal.SIGTERM, ending)
     context = Context()
     try:
@@ -120,8 +100,7 @@ def _root(
 
 
 def _fail(context: Context, message: str) -> None:
-    if ending.number:  # an extension module made another error of it
-        sys.exit(128 + ending.number)
+    ending.insist()  # an extension module may have made another error of it
     if context.traceback:
         for line in mask(traceback.format_exc()).splitlines():
             typer.echo(shorten(escape_controls(line)), err=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import typer
 
@@ -12,6 +14,8 @@ from detection.errors import SettingsError
 from worker.settings import Settings, environment_names, load_settings
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from worker.localstack import LocalStack
 
 DEFAULT_STACK = Path("var/stack")
@@ -74,6 +78,42 @@ class Context:
                 raise SettingsError(message)
             return None
         return env_file
+
+
+class Ending:
+    """Handler of SIGINT and SIGTERM: closes what is open, shows nothing; exit code 128 + signal."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
+        """Raise `SystemExit`; the second time, and in the middle of an import, end at once.
+
+        Modules of C show or swallow what is raised while they are imported.
+        """
+        if self._number or _is_importing(frame):
+            os._exit(128 + number)
+        self._number = number
+        # Where an exception cannot go on, as in a finalizer, Python would show it.
+        sys.unraisablehook = lambda _: None
+        sys.exit(128 + number)
+
+    def insist(self) -> None:
+        """Raise `SystemExit` again when a library swallowed it."""
+        if self._number:
+            sys.exit(128 + self._number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+#: Of this process.
+ending = Ending()
 
 
 def _without_hidden_evidence(settings: Settings) -> Settings:
