@@ -13,14 +13,25 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from detection.errors import SettingsError
+from worker.setting_values import HttpUrl, PostgresUrl, RedisUrl, form, read
 from worker.text import MASK, mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pydantic.fields import FieldInfo
 
 PREFIX = "UNLATENT_"
 
@@ -28,27 +39,35 @@ PREFIX = "UNLATENT_"
 class Section(BaseModel):
     """A group of settings; unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        return read(value, field) if isinstance(value, str) else value
 
 
 class Redis(Section):
     """The broker and the ingest list."""
 
-    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
     key_prefix: str = "unlatent:"
     ingest_key: str = "ingest"
     rejected_max: int = Field(default=1000, ge=1)
 
 
 class Postgres(Section):
-    """The ledger.
+    """The ledger, as the service; migrations ask as its owner.
 
-    A statement that was run `prepare_threshold` times on a connection is prepared on the server; 0
-    prepares none. Unset, it is 5 on a direct connection and 0 behind a pooler.
+    The commands of moderators ask as `moderator_url`, where it is set. A statement that was run
+    `prepare_threshold` times on a connection is prepared on the server; 0 prepares none. Unset, it
+    is 5 on a direct connection and 0 behind a pooler.
     """
 
-    url: SecretStr = SecretStr("postgresql+psycopg://unlatent_app@127.0.0.1:5432/unlatent")
-    owner_url: SecretStr | None = None
+    url: PostgresUrl = SecretStr("postgresql+psycopg://unlatent_app@127.0.0.1:5432/unlatent")
+    owner_url: PostgresUrl | None = None
+    moderator_url: PostgresUrl | None = None
     pool_size: int = Field(default=4, ge=1)
     statement_timeout_s: float = Field(default=15.0, gt=0)
     lock_timeout_s: float = Field(default=5.0, gt=0)
@@ -62,11 +81,11 @@ class S3(Section):
     not give ends after `unreadable_tries` or `unreadable_hours`, whichever comes first.
     """
 
-    endpoint_url: str | None = None
+    endpoint_url: HttpUrl | None = None
     region: str = "us-east-1"
     access_key_id: SecretStr | None = None
     secret_access_key: SecretStr | None = None
-    buckets: tuple[str, ...] = ("uploads",)
+    buckets: tuple[str, ...] = Field(default=("uploads",), min_length=1)
     connect_timeout_s: float = Field(default=3.0, gt=0)
     read_timeout_s: float = Field(default=10.0, gt=0)
     fetch_timeout_s: float = Field(default=30.0, gt=0)
@@ -82,7 +101,7 @@ class Sqs(Section):
     or machine. `region` is needed only where the URL does not name it.
     """
 
-    region: str | None = None
+    region: str | None = Field(default=None, examples=["us-east-1"])
     access_key_id: SecretStr | None = None
     secret_access_key: SecretStr | None = None
 
@@ -103,8 +122,10 @@ class Intake(Section):
     signals_timeout_s: float = Field(default=5.0, gt=0)
     memory_bytes: int = Field(default=2 * 2**30, ge=256 * 2**20)
     in_flight_bytes: int = Field(default=2**30, ge=2**20)
-    c2pa_signers: tuple[Path, ...] = ()
-    c2pa_time_stamp_authorities: tuple[Path, ...] = ()
+    c2pa_signers: tuple[Path, ...] = Field(default=(), examples=[["trust/signers.pem"]])
+    c2pa_time_stamp_authorities: tuple[Path, ...] = Field(
+        default=(), examples=[["trust/authorities.pem"]]
+    )
 
 
 class Scoring(Section):
@@ -118,7 +139,7 @@ class Scoring(Section):
 
     bundle: str = "small"
     cache: Path = Path("var/models")
-    generators: Path | None = None
+    generators: Path | None = Field(default=None, examples=["/srv/generators"])
     reload_every_s: float = Field(default=5.0, gt=0)
     shadow_share: float = Field(default=0.1, ge=0, le=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -157,7 +178,7 @@ class Tracing(Section):
     here `sample_share` are kept; one that a producer began is kept as it says.
     """
 
-    endpoint: str = Field(default="", pattern="^(https?://.+)?$")
+    endpoint: HttpUrl | None = None
     sample_share: float = Field(default=1.0, ge=0, le=1)
 
 
@@ -167,9 +188,11 @@ class Moderation(Section):
     Evidence is kept in `evidence_bucket`, nowhere unless it is set.
     """
 
-    image_url: str | None = None
-    evidence_url: str | None = None
-    evidence_bucket: str | None = None
+    image_url: str | None = Field(default=None, examples=["https://console.example/{id}"])
+    evidence_url: str | None = Field(
+        default=None, examples=["https://store.example/{bucket}/{key}"]
+    )
+    evidence_bucket: str | None = Field(default=None, examples=["evidence"])
     claim_minutes: int = Field(default=15, ge=1)
     check_breakers_every_s: float = Field(default=60.0, gt=0)
 
@@ -177,7 +200,7 @@ class Moderation(Section):
 class Webhooks(Section):
     """Where signed messages go; without an address none are written."""
 
-    url: str | None = Field(default=None, pattern="^https?://")
+    url: HttpUrl | None = None
     secret: SecretStr | None = None
     previous_secret: SecretStr | None = None
     topics: tuple[str, ...] = (
@@ -198,8 +221,8 @@ class Webhooks(Section):
 class Retention(Section):
     """How many days what is kept; nothing set means for ever."""
 
-    originals_days: float | None = Field(default=None, gt=0)
-    evidence_days: float | None = Field(default=None, gt=0)
+    originals_days: float | None = Field(default=None, gt=0, examples=[90])
+    evidence_days: float | None = Field(default=None, gt=0, examples=[30])
 
 
 class Training(Section):
@@ -213,12 +236,12 @@ class Training(Section):
     once it judged `promote_min_images`; never without the former.
     """
 
-    sources: tuple[str, ...] = ()
-    trusted_sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] = Field(default=(), examples=[["web"]])
+    trusted_sources: tuple[str, ...] = Field(default=(), examples=[["newsroom"]])
     bucket: str = "training"
     tick_s: float = Field(default=60.0, gt=0)
-    every_s: float | None = Field(default=None, gt=0)
-    min_new_images: int | None = Field(default=None, ge=1)
+    every_s: float | None = Field(default=None, gt=0, examples=[86400])
+    min_new_images: int | None = Field(default=None, ge=1, examples=[1000])
     on_drift: bool = False
     lease_s: float = Field(default=300.0, gt=0)
     max_per_source: int = Field(default=2000, ge=1)
@@ -226,7 +249,7 @@ class Training(Section):
     max_per_moderator: int = Field(default=200, ge=1)
     shaders: int = Field(default=0, ge=0)
     shard_images: int = Field(default=32, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1, examples=[8])
     max_probe_auc: float = Field(default=0.6, ge=0.5, le=1)
     max_sharpness_auc: float = Field(default=0.8, ge=0.5, le=1)
     max_shift_px: float = Field(default=0.15, ge=0)
@@ -235,7 +258,7 @@ class Training(Section):
     calibration_share: float = Field(default=0.15, ge=0, le=0.5)
     work_dir: Path = Path("var/training")
     steps: int = Field(default=300, ge=1)
-    promote_after_s: float | None = Field(default=None, gt=0)
+    promote_after_s: float | None = Field(default=None, gt=0, examples=[86400])
     promote_min_images: int = Field(default=100, ge=1)
 
 
@@ -257,7 +280,11 @@ class Settings(BaseSettings):
     """The whole configuration of one process."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        enable_decoding=False,  # by `Section`, which knows the setting that an error is of
+        extra="forbid",
+        frozen=True,
     )
 
     redis: Redis = Redis()
@@ -280,15 +307,23 @@ def load_settings(env_file: Path | None = None) -> Settings:
     """Read the settings of this process: the environment first, then `env_file`, then defaults.
 
     Raises `SettingsError` for a name that is not a setting and for a value that a setting refuses;
-    its message names the setting and never shows the value.
+    its message names the setting and what it takes, and never shows the value.
     """
-    _refuse_unknown_names()
+    known = in_force(Settings.model_construct()).keys()
+    # pydantic-settings looks up the names it knows: a misspelt one would go unnoticed.
+    unknown = sorted(environment_names() - known)
+    if unknown:
+        raise SettingsError(_no_setting(unknown[0], known))
     try:
         return Settings(_env_file=env_file)
     except ValidationError as error:
+        # A part of a list is told as the list.
+        refused = dict.fromkeys(_named(problem["loc"]) for problem in error.errors())
         problems = (
-            f"{_environment_name(problem['loc'])}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)
+            f"{_environment_name(path)} must be {form(field)}"
+            if field is not None
+            else _no_setting(_environment_name(path), known)
+            for path, field in ((path, _field(path)) for path in refused)
         )
         raise SettingsError("; ".join(problems)) from None  # the cause would show the values
 
@@ -338,14 +373,22 @@ def _written(value: object) -> str:
     return json.dumps(value, default=str) if isinstance(value, tuple) else str(value)
 
 
-def _environment_name(path: tuple[int | str, ...]) -> str:
+def _environment_name(path: Sequence[int | str]) -> str:
     return PREFIX + "__".join(str(part) for part in path).upper()
 
 
-def _refuse_unknown_names() -> None:
-    # pydantic-settings looks up the names it knows: a misspelt one would go unnoticed.
-    known = in_force(Settings.model_construct()).keys()
-    for name in sorted(environment_names() - known):
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise SettingsError(f"{name} is not a setting{hint}")
+def _named(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Return the section and the setting in it where pydantic found a fault."""
+    return tuple(str(part) for part in location[:2])
+
+
+def _field(path: tuple[str, ...]) -> FieldInfo | None:
+    section = getattr(Settings.model_construct(), path[0], None)
+    if not isinstance(section, Section) or len(path) == 1:
+        return None
+    return type(section).model_fields.get(path[1])
+
+
+def _no_setting(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else "")

@@ -1,14 +1,15 @@
-"""Text for people and log stores: secrets hidden, control characters escaped."""
+"""Text for people and log stores: secrets hidden, control characters escaped, length bounded."""
 
 from __future__ import annotations
 
 import re
 
 MASK = "***"
+#: Characters of one text that a person or a log store is given.
+MAX_TEXT = 2000
 
-_URL_PASSWORD = re.compile(
-    r"(?P<before>[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)", re.IGNORECASE
-)
+# Without the scheme, whose pattern would take quadratic time on a long word.
+_URL_PASSWORD = re.compile(r"(?P<before>://[^\s:/@]*:)[^\s/@]+(?=@)")
 _SIGNED_QUERY = re.compile(
     r"(?P<before>X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"']+", re.IGNORECASE
 )
@@ -31,3 +32,15 @@ def escape_controls(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def shorten(text: str, limit: int = MAX_TEXT) -> str:
+    """Cut the middle out of a text longer than `limit` characters, and say how much went.
+
+    Both ends are kept: an error begins with what failed and ends with why. Mask before: half a
+    secret is not recognised.
+    """
+    if len(text) <= limit:
+        return text
+    head, tail = limit - limit // 2, limit // 2
+    return f"{text[:head]}…[{len(text) - limit} characters cut]…{text[len(text) - tail :]}"

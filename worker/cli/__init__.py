@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from detection.errors import UnlatentError
-from worker.cli.context import DEFAULT_STACK, Context
-from worker.text import escape_controls, mask
+from worker.cli.context import DEFAULT_STACK, Context, ending
+from worker.text import escape_controls, mask, shorten
 
 #: Modules that only training imports; whoever installed the service alone has none of them.
 _OF_TRAINING = frozenset(
@@ -66,7 +66,7 @@ def main() -> None:
     """Run the command line; every error is one line: exit code 1, or 2 for a wrong usage."""
     # Process 1 of a container ignores SIGTERM until it asks for it. Services that end more gently
     # replace this once they are up.
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, ending)
     context = Context()
     try:
         build_app()(obj=context)
@@ -82,10 +82,6 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     extra = "training" if package in _OF_TRAINING else "service"
     return f"package {package} is not installed: pip install 'unlatent[{extra}]' brings it"
-
-
-def _terminate(number: int, _: object) -> None:
-    sys.exit(128 + number)
 
 
 def _root(
@@ -104,8 +100,9 @@ def _root(
 
 
 def _fail(context: Context, message: str) -> None:
+    ending.insist()  # an extension module may have made another error of it
     if context.traceback:
         for line in mask(traceback.format_exc()).splitlines():
-            typer.echo(escape_controls(line), err=True)
-    typer.echo(f"unlatent: {escape_controls(mask(message))}", err=True)
+            typer.echo(shorten(escape_controls(line)), err=True)
+    typer.echo(f"unlatent: {shorten(escape_controls(mask(message)))}", err=True)
     sys.exit(1)

@@ -11,6 +11,7 @@ import typer
 
 from detection.errors import PermanentError, SettingsError
 from detection.score import distance_words
+from worker.cli.context import ending
 from worker.settings import load_settings
 from worker.text import escape_controls
 
@@ -45,27 +46,53 @@ def check(
 ) -> None:
     """Score image files, and the image files in folders, without any service.
 
-    Exits with 0 when every file was scored and with 1 when some could not be.
+    Exits with 0 when every file was scored and with 1 when some could not be. Ctrl-C keeps the
+    lines that were printed.
     """
     from worker.scoring.file_scoring import check_files, find_files, intake_limits
 
     settings = load_settings()
     files = list(find_files(paths))
-    if not files:
-        raise SettingsError(f"no image files in {', '.join(map(str, paths))}")
+    _refuse_what_is_not_there(paths, files)
+    if evidence is not None:
+        _make_folder(evidence)
     detector = _load(bundle or settings.scoring.bundle, device or settings.scoring.device)
     if format_ is Format.TABLE:
         typer.echo(_HEADER)
-    failed = 0
-    for checked in check_files(files, detector, intake_limits(settings.intake), batch=batch):
-        record = _record(checked, detector.model_version)
-        if evidence is not None and checked.score is not None:
-            record["evidence"] = str(_keep_evidence(evidence, checked, detector))
-        failed += checked.error is not None
-        typer.echo(json.dumps(record) if format_ is Format.JSONL else _row(record))
+    done = failed = 0
+    try:
+        ending.insist()  # what loads a model may have swallowed it
+        for checked in check_files(files, detector, intake_limits(settings.intake), batch=batch):
+            record = _record(checked, detector.model_version)
+            if evidence is not None and checked.score is not None:
+                record["evidence"] = str(_keep_evidence(evidence, checked, detector))
+            failed += checked.error is not None
+            typer.echo(json.dumps(record) if format_ is Format.JSONL else _row(record))
+            done += 1
+            ending.insist()
+    except SystemExit:  # a signal's
+        typer.echo(f"stopped after {done} of {len(files)} files", err=True)
+        raise
     if failed:
         typer.echo(f"{failed} of {len(files)} files could not be scored", err=True)
         raise typer.Exit(1)
+
+
+def _refuse_what_is_not_there(paths: list[Path], files: list[Path]) -> None:
+    """Raise `SettingsError` when nothing can be scored; one path among others costs its line."""
+    if any(file.exists() for file in files):
+        return
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise SettingsError(f"no such file or folder: {', '.join(missing)}")
+    raise SettingsError(f"no image files in {', '.join(map(str, paths))}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--evidence {folder}: {error.strerror}") from error
 
 
 def _load(bundle: str, device: str) -> Detector:
@@ -132,7 +159,6 @@ def _keep_evidence(folder: Path, checked: ScoredFile, detector: Detector) -> Pat
 
     assert checked.image is not None  # noqa: S101  # the caller saw a score
     assert checked.score is not None  # noqa: S101  # likewise
-    folder.mkdir(parents=True, exist_ok=True)
     image, score = checked.image, checked.score
     # Files of one name in different folders must not overwrite each other.
     file = folder / f"{checked.path.stem}-{image.sha256[:12]}.png"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import typer
 
@@ -12,9 +14,14 @@ from detection.errors import SettingsError
 from worker.settings import Settings, environment_names, load_settings
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from worker.localstack import LocalStack
 
 DEFAULT_STACK = Path("var/stack")
+#: What `unlatent up` sets beside addresses; the environment may say otherwise.
+BUCKETS = "UNLATENT_S3__BUCKETS"
+EVIDENCE_BUCKET = "UNLATENT_MODERATION__EVIDENCE_BUCKET"
 
 
 @dataclass(slots=True)
@@ -23,6 +30,7 @@ class Context:
 
     stack_option: Path | None = None
     traceback: bool = False
+    _settings: Settings | None = None
 
     @property
     def stack_folder(self) -> Path:
@@ -39,12 +47,17 @@ class Context:
         """Return the settings in force.
 
         The environment decides. When it names none of the addresses that a local stack would
-        provide, and the stack runs, the stack's addresses are used, and standard error says so.
+        provide, and the stack runs, the stack's addresses are used, and standard error says so,
+        once.
         """
-        env_file = self._stack_in_use()
-        if env_file is not None:
-            typer.echo(f"using the local stack in {self.stack_folder}", err=True)
-        return load_settings(env_file)
+        if self._settings is None:
+            env_file = self._stack_in_use()
+            if env_file is not None:
+                typer.echo(f"using the local stack in {self.stack_folder}", err=True)
+            self._settings = load_settings(env_file)
+            if env_file is not None:
+                self._settings = _without_hidden_evidence(self._settings)
+        return self._settings
 
     def _stack_in_use(self) -> Path | None:
         env_file = self.stack_folder / "stack.env"
@@ -53,7 +66,7 @@ class Context:
                 raise SettingsError(f"no local stack in {self.stack_folder}: `unlatent up` first")
             return None
         provided = {line.partition("=")[0] for line in env_file.read_text().splitlines()}
-        named = sorted(provided & environment_names())
+        named = sorted((provided - {BUCKETS, EVIDENCE_BUCKET}) & environment_names())
         if named:
             if self.stack_option is not None:
                 message = f"--stack and {named[0]} name different services; use one of them"
@@ -65,6 +78,51 @@ class Context:
                 raise SettingsError(message)
             return None
         return env_file
+
+
+class Ending:
+    """Handler of SIGINT and SIGTERM: closes what is open, shows nothing; exit code 128 + signal."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
+        """Raise `SystemExit`; the second time, and in the middle of an import, end at once.
+
+        Modules of C show or swallow what is raised while they are imported.
+        """
+        if self._number or _is_importing(frame):
+            os._exit(128 + number)
+        self._number = number
+        # Where an exception cannot go on, as in a finalizer, Python would show it.
+        sys.unraisablehook = lambda _: None
+        sys.exit(128 + number)
+
+    def insist(self) -> None:
+        """Raise `SystemExit` again when a library swallowed it."""
+        if self._number:
+            sys.exit(128 + self._number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+#: Of this process.
+ending = Ending()
+
+
+def _without_hidden_evidence(settings: Settings) -> Settings:
+    """Keep no evidence where the environment names buckets, and the stack's is none of them."""
+    bucket = settings.moderation.evidence_bucket
+    if EVIDENCE_BUCKET in environment_names() or bucket in settings.s3.buckets:
+        return settings
+    moderation = settings.moderation.model_copy(update={"evidence_bucket": None})
+    return settings.model_copy(update={"moderation": moderation})
 
 
 def of(context: typer.Context) -> Context:

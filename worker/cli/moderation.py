@@ -1,6 +1,6 @@
 """`unlatent verdicts`, `review`, `decide`, `reasons`, `appeals`, `policy`, `webhooks`, without SQL.
 
-Moderators point UNLATENT_POSTGRES__URL at their own login: the database knows them by it.
+Moderators point UNLATENT_POSTGRES__MODERATOR_URL at their own login: the database knows them by it.
 """
 
 from __future__ import annotations

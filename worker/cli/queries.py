@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def engine(context: typer.Context, *, pool_size: int | None = None) -> Iterator[Engine]:
+def engine(
+    context: typer.Context, *, pool_size: int | None = None, as_moderator: bool = False
+) -> Iterator[Engine]:
     """Yield connections, at most as many as the settings say unless `pool_size` does.
+
+    They are the service's, or those of the moderator that the settings name, if they do.
 
     What the database refuses becomes one line, without the statement.
     """
@@ -34,6 +38,8 @@ def engine(context: typer.Context, *, pool_size: int | None = None) -> Iterator[
     postgres = cli.of(context).settings().postgres
     if pool_size is not None:
         postgres = postgres.model_copy(update={"pool_size": pool_size})
+    if as_moderator and postgres.moderator_url is not None:
+        postgres = postgres.model_copy(update={"url": postgres.moderator_url})
     built = build_engine(postgres, application_name="unlatent-cli")
     try:
         yield built
@@ -55,12 +61,13 @@ def print_rows(context: typer.Context, query: str, values: dict[str, Any] | None
     """
     from sqlalchemy import text
 
-    with engine(context) as asked, asked.begin() as connection:
+    with engine(context, as_moderator=True) as asked, asked.begin() as connection:
         if connection.scalar(text("SELECT NOT EXISTS (SELECT FROM moderation.me)")):
             user = asked.url.username
             raise SettingsError(
-                f"{user} is not a moderator: point UNLATENT_POSTGRES__URL at the login of one, "
-                f"whom an operator adds with `unlatent moderators allow`"
+                f"{user} is not a moderator: set UNLATENT_POSTGRES__MODERATOR_URL to the login of "
+                "one, whom an operator adds with `unlatent moderators allow`; on a local stack, "
+                "`unlatent up` makes one"
             )
         _print(connection.execute(text(query), values or {}))
 

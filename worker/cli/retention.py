@@ -1,7 +1,7 @@
 """`unlatent link`, `evidence`, `hold`, `unhold`, `holds`, `retain`: what is kept of an image.
 
-Holds are a lead's, who points UNLATENT_POSTGRES__URL at a login of their own; the others are an
-operator's.
+Holds are a lead's, who points UNLATENT_POSTGRES__MODERATOR_URL at a login of their own; the others
+are an operator's.
 """
 
 from __future__ import annotations

@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
+from worker.localstack.processes import LOOPBACK
+from worker.localstack.stack import DATABASE, MODERATOR
 from worker.settings import load_settings
 
 if TYPE_CHECKING:
+    from worker.localstack import LocalStack
     from worker.settings import Settings
 
 commands = typer.Typer()
 
+#: Where the local stack keeps evidence unless the settings name another bucket.
+EVIDENCE_BUCKET = "evidence"
 NEWER = "the schema is of a newer release and stays as it is"
 
 
 @commands.command()
 def up(context: typer.Context) -> None:
-    """Start PostgreSQL, Redis and S3 on this machine and migrate the database."""
+    """Start PostgreSQL, Redis and S3 on this machine and migrate the database.
+
+    A moderator's login and a bucket for evidence are made, too, so that every command works.
+    """
     from worker.database.engine import migrate
     from worker.moderation.sql_settings import write_sql_settings
 
-    stack = cli.of(context).local_stack()
+    chosen = cli.of(context)
+    stack = chosen.local_stack()
     settings = load_settings()
-    stack.start(buckets=(*settings.s3.buckets, settings.training.bucket))
+    evidence = settings.moderation.evidence_bucket or EVIDENCE_BUCKET
+    buckets = tuple(dict.fromkeys((*settings.s3.buckets, evidence)))
+    stack.start(
+        buckets=(*buckets, settings.training.bucket),
+        settings={
+            cli.BUCKETS: json.dumps(buckets),
+            cli.EVIDENCE_BUCKET: evidence,
+        },
+    )
     current = migrate(stack.owner_url())
     write_sql_settings(stack.owner_url(), load_settings(stack.env_file))
+    _allow_moderator(stack)
     for server in stack.servers:
-        typer.echo(f"{server.name:<9} 127.0.0.1:{server.port}")
-    typer.echo(f"addresses {stack.env_file}")
+        typer.echo(f"{server.name:<9} {LOOPBACK}:{server.port}")
+    typer.echo(f"buckets   {', '.join(buckets)}; evidence is kept in {evidence}")
+    typer.echo(f"moderator {MODERATOR}: verdicts, review, reasons … ask as it; in SQL:")
+    passwords = shlex.quote(str(chosen.stack_folder / stack.password_file.name))
+    typer.echo(
+        f"          PGPASSFILE={passwords} psql -h {LOOPBACK} -p {stack.postgres.port} "
+        f"-U {MODERATOR} {DATABASE}"
+    )
+    typer.echo(f"addresses {stack.env_file} (with passwords)")
     if not current:
         typer.echo(NEWER, err=True)
+
+
+def _allow_moderator(stack: LocalStack) -> None:
+    from worker.database.engine import connect
+    from worker.moderation.moderators import allow
+
+    engine = connect(stack.database_url(), application_name="unlatent-cli")
+    try:
+        allow(engine, MODERATOR, sources=None, lead=True)
+    finally:
+        engine.dispose()
 
 
 @commands.command()

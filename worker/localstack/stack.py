@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import importlib.resources
 import json
 import secrets
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from worker.localstack.folder import claim, is_stack, locked, remove
-from worker.localstack.processes import LocalStackError, Server
+from worker.localstack.processes import LOOPBACK, LocalStackError, Server
 from worker.localstack.servers import PostgresServer, S3Server, ValkeyServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     import psycopg
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 DATABASE = "unlatent"
 OWNER = "unlatent_owner"
 APP = "unlatent_app"
+MODERATOR = "local_moderator"
 
 
 def _secret() -> str:
@@ -123,6 +126,7 @@ class LocalStack:
         return {
             "UNLATENT_POSTGRES__URL": self.database_url(),
             "UNLATENT_POSTGRES__OWNER_URL": self.owner_url(),
+            "UNLATENT_POSTGRES__MODERATOR_URL": self.moderator_url(),
             "UNLATENT_REDIS__URL": self.redis.url,
             "UNLATENT_S3__ENDPOINT_URL": self.s3.endpoint_url,
             "UNLATENT_S3__REGION": self.s3.region,
@@ -142,8 +146,29 @@ class LocalStack:
         password = self._identity.owner_password
         return self.postgres.url(user=OWNER, password=password, database=database)
 
-    def start(self, *, buckets: Sequence[str] = ("uploads",)) -> None:
+    def moderator_url(self, database: str = DATABASE) -> str:
+        """Return the URL of a moderator's login; what it may see, `moderators.allow` says."""
+        return self.postgres.url(
+            user=MODERATOR, password=self._moderator_password, database=database
+        )
+
+    @property
+    def password_file(self) -> Path:
+        """The moderator's password, as libpq's PGPASSFILE, readable by its user only."""
+        return self.folder / "pgpass"
+
+    @property
+    def _moderator_password(self) -> str:
+        # Derived and not kept, so that a stack of an earlier release has one, too.
+        key = self._identity.superuser_password.encode()
+        return hmac.new(key, MODERATOR.encode(), hashlib.sha256).hexdigest()
+
+    def start(
+        self, *, buckets: Sequence[str] = ("uploads",), settings: Mapping[str, str] | None = None
+    ) -> None:
         """Start what does not run yet; afterwards roles, the database and the buckets exist.
+
+        `settings` stand in the file of addresses beside these.
 
         Raises `LocalStackError`; what this call had started is stopped again.
         """
@@ -169,7 +194,14 @@ class LocalStack:
                 raise
             _write_private(
                 self.env_file,
-                "".join(f"{name}={value}\n" for name, value in self.environment().items()),
+                "".join(
+                    f"{name}={value}\n"
+                    for name, value in (self.environment() | dict(settings or {})).items()
+                ),
+            )
+            _write_private(
+                self.password_file,
+                f"{LOOPBACK}:{self.postgres.port}:*:{MODERATOR}:{self._moderator_password}\n",
             )
 
     def stop(self) -> None:
@@ -223,7 +255,7 @@ class LocalStack:
     @property
     def _names(self) -> tuple[str, ...]:
         """What a stack makes in its folder, but for the marker."""
-        files = (self._identity_file, self.env_file)
+        files = (self._identity_file, self.env_file, self.password_file)
         ours = [name for file in files for name in (file.name, _partial(file).name)]
         return (*ours, *(name for server in self.servers for name in server.names))
 
@@ -280,7 +312,11 @@ class LocalStack:
                 cursor.execute(f"CREATE DATABASE {DATABASE}")
         with self._superuser(DATABASE) as cursor:
             cursor.execute(_bootstrap_sql())
+            cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", (MODERATOR,))
+            if cursor.fetchone() is None:
+                cursor.execute(f"CREATE ROLE {MODERATOR} IN ROLE moderator")
             for role, password in (
+                (MODERATOR, self._moderator_password),
                 (OWNER, self._identity.owner_password),
                 (APP, self._identity.app_password),
             ):

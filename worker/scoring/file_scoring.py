@@ -88,10 +88,16 @@ def _decode_ahead(
         futures: deque[Future[ScoredFile]] = deque(
             thread.submit(_decode, file, limits) for file in islice(remaining, ahead)
         )
-        while futures:
-            decoded = futures.popleft().result()
-            futures.extend(thread.submit(_decode, file, limits) for file in islice(remaining, 1))
-            yield decoded
+        try:
+            while futures:
+                decoded = futures.popleft().result()
+                futures.extend(
+                    thread.submit(_decode, file, limits) for file in islice(remaining, 1)
+                )
+                yield decoded
+        finally:  # who stops early waits for one file and not for all that were to come
+            for future in futures:
+                future.cancel()
 
 
 def _decode(file: Path, limits: IntakeLimits) -> ScoredFile:

@@ -84,6 +84,8 @@ _BAD_REQUEST = 400
 _METHOD_NOT_ALLOWED = 405
 #: The service's own keys; S3 answers 400 when one is disabled or gone.
 _KEY_MANAGEMENT = "KMS."
+#: The settings that say where a bucket is.
+_WHERE = "UNLATENT_S3__REGION and UNLATENT_S3__ENDPOINT_URL"
 _ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 
@@ -115,9 +117,9 @@ def advice(status: int, code: str, headers: Mapping[str, str]) -> str:
     """Say what a person can do about an unusable answer; empty when only they can know."""
     region = headers.get("x-amz-bucket-region")
     if region:
-        return f" The bucket is in region {region}: set s3.region and s3.endpoint_url."
+        return f" The bucket is in region {region}: set {_WHERE}."
     if code in {"PermanentRedirect", "TemporaryRedirect"} or status in {301, 302, 307, 308}:
-        return " The bucket has another address: set s3.region and s3.endpoint_url."
+        return f" The bucket has another address: set {_WHERE}."
     if code == "InvalidRequest" and status == _BAD_REQUEST:
         return " S3 says so of an object that is encrypted with a key of the customer (SSE-C)."
     return ""

@@ -180,7 +180,7 @@ def check_address(bucket: str, key: str, *, allowed: Collection[str]) -> None:
     another bucket.
     """
     if bucket not in allowed or ".." in key.split("/"):
-        message = f"{bucket!r} {key!r} is not in one of the settings' `s3.buckets`."
+        message = f"s3://{bucket}/{key} is not in one of the buckets of UNLATENT_S3__BUCKETS."
         raise AddressRefused(message)
 
 

@@ -21,6 +21,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from detection.errors import PermanentError, TransientError
 from worker.storage.answers import advice, sort_answer
 from worker.storage.content_encoding import undo_encodings
 from worker.storage.etags import bare_etag, is_same, is_stand_in, stand_in
@@ -114,7 +115,7 @@ class S3Storage:
                 told["Body"].close()
             return told
 
-        told = self._retrying(once, versioned=version_id is not None)
+        told = self._retrying(request, once)
         return ObjectFacts(
             bucket=bucket,
             key=key,
@@ -152,7 +153,7 @@ class S3Storage:
                 data = _read(body, max_bytes=max_bytes, deadline=deadline)
             return undo_encodings(data, answer.get("ContentEncoding", ""), max_bytes=max_bytes)
 
-        return self._retrying(once, deadline=deadline, versioned=version_id is not None)
+        return self._retrying(request, once, deadline=deadline)
 
     def _get(self, request: Mapping[str, str], etag: str | None) -> dict[str, Any]:
         """Ask for an object with this etag; raises `ObjectReplaced` when it has another."""
@@ -190,10 +191,10 @@ class S3Storage:
     def put(self, bucket: str, key: str, body: bytes, *, content_type: str) -> ObjectFacts:
         """Store one object."""
         check_address(bucket, key, allowed=self._buckets)
+        request = {"Bucket": bucket, "Key": key}
         told = self._retrying(
-            lambda: self._client.put_object(
-                Bucket=bucket, Key=key, Body=body, ContentType=content_type
-            )
+            request,
+            lambda: self._client.put_object(**request, Body=body, ContentType=content_type),
         )
         etag = bare_etag(told.get("ETag"))
         if etag is None:
@@ -227,9 +228,9 @@ class S3Storage:
                 if not is_stand_in(etag):
                     matching = functools.partial(delete, IfMatch=f'"{etag}"')
                     ask = functools.partial(_if_implemented, matching)
-                    if self._retrying(ask, versioned=version_id is not None) is not None:
+                    if self._retrying(request, ask) is not None:
                         return
-            self._retrying(delete, versioned=version_id is not None)
+            self._retrying(request, delete)
         except ObjectMissing:
             return
 
@@ -247,7 +248,9 @@ class S3Storage:
         after: dict[str, str] = {}
         while True:
             request = {"Bucket": bucket, "Prefix": prefix, **after}
-            page = self._retrying(functools.partial(self._client.list_objects_v2, **request))
+            page = self._retrying(
+                request, functools.partial(self._client.list_objects_v2, **request)
+            )
             for told in page.get("Contents", ()):
                 yield ObjectFacts(
                     bucket=bucket,
@@ -276,11 +279,11 @@ class S3Storage:
         return [*takewhile(lambda found: found.key == key, listed)]
 
     def _versions(self, bucket: str, prefix: str, *, page: int) -> Iterator[ObjectFacts]:
-        request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": page}
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": page}
         any_listed = False
         while True:
             ask = functools.partial(self._client.list_object_versions, **request)
-            told = self._retrying(functools.partial(_if_implemented, ask))
+            told = self._retrying(request, functools.partial(_if_implemented, ask))
             if told is None:
                 if "KeyMarker" in request:
                     raise StorageUnavailable("The listing of versions broke off.")
@@ -306,13 +309,13 @@ class S3Storage:
             yield from self.list(bucket, prefix=prefix)
 
     def _retrying(
-        self, call: Callable[[], _T], *, deadline: float | None = None, versioned: bool = False
+        self, request: Mapping[str, Any], call: Callable[[], _T], *, deadline: float | None = None
     ) -> _T:
         until = time.monotonic() + self._fetch_timeout_s if deadline is None else deadline
         delay_s = _FIRST_DELAY_S
         for tries_left in reversed(range(_TRIES)):
             try:
-                return _translating(call, versioned=versioned)
+                return _naming(request, call)
             except AnswerUnusable:
                 raise
             except StorageUnavailable as error:
@@ -331,13 +334,25 @@ def open_storage(settings: Settings) -> S3Storage:
     return S3Storage(settings.s3.model_copy(update={"buckets": buckets}))
 
 
+def _naming(request: Mapping[str, Any], call: Callable[[], _T]) -> _T:
+    """Make a call; what is raised says which object or listing was asked for."""
+    try:
+        return _translating(call, versioned="VersionId" in request)
+    except (TransientError, PermanentError) as error:
+        key = request.get("Key", request.get("Prefix", ""))
+        raise type(error)(f"s3://{request['Bucket']}/{key}: {error}") from error
+
+
 def _translating(call: Callable[[], _T], *, versioned: bool) -> _T:
     try:
         return call()
     except ClientError as error:
         _raise_ours(error, versioned=versioned)
     except (NoCredentialsError, PartialCredentialsError) as error:
-        message = "There are no credentials for object storage."
+        message = (
+            "There are no credentials for object storage: set UNLATENT_S3__ACCESS_KEY_ID and "
+            "UNLATENT_S3__SECRET_ACCESS_KEY, or give this machine a role."
+        )
         raise AccessDenied(message) from error
     # ValueError: a date or a length that is none.
     except (ResponseParserError, ValueError) as error:

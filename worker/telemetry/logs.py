@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.text import MASK, escape_controls, mask
+from worker.text import MASK, MAX_TEXT, escape_controls, mask, shorten
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TextIO
 
     from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
     from worker.settings import Observability
 
+#: Characters of a line, more than an event with one long text and a traceback needs.
+MAX_LINE = 8192
+#: Characters that are left of a text however many there are.
+_LEAST = 64
 _SECRET_FIELDS = ("password", "secret", "token", "credential", "authorization")
 
 
@@ -39,9 +44,15 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
     ]
     json = observability.log_format == "json"
     render: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        [
+            structlog.processors.format_exc_info,
+            _Bounded(structlog.processors.JSONRenderer(default=str)),
+        ]
         if json
-        else [_escape_control_fields, structlog.dev.ConsoleRenderer(exception_formatter=_traceback)]
+        else [
+            _escape_control_fields,
+            _Bounded(structlog.dev.ConsoleRenderer(exception_formatter=_traceback)),
+        ]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), _hide_secret_fields],
@@ -93,13 +104,42 @@ def _escape_control_fields(_logger: WrappedLogger, _method: str, event: EventDic
     return event
 
 
+class _Bounded:
+    """Renders an event as at most `MAX_LINE` characters: its texts are cut, the longer ones more.
+
+    Log stores refuse or split longer lines, and half a line of JSON is none. Numbers and names are
+    kept; nothing but a text, or what is written as one, can be long.
+    """
+
+    def __init__(self, renderer: Callable[[WrappedLogger, str, EventDict], str | bytes]) -> None:
+        self._renderer = renderer
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str | bytes:
+        limit = MAX_TEXT
+        while True:
+            cut = {name: _cut(name, value, limit) for name, value in event.items()}
+            line = self._renderer(logger, method, cut)
+            # JSON writes a character as up to twelve.
+            if len(line) <= MAX_LINE or limit <= _LEAST:
+                return line
+            limit //= 2
+
+
+def _cut(name: str, value: object, limit: int) -> object:
+    if name == "exc_info" or value is None or isinstance(value, bool | int | float):
+        return value
+    text = mask(value if isinstance(value, str) else str(value))
+    # A traceback is worth more than a field, and is one.
+    room = limit * 2 if name == "exception" else limit
+    return value if len(text) <= room else shorten(text, room)
+
+
 def _traceback(stream: TextIO, exc_info: ExcInfo) -> None:
     written = io.StringIO()
     structlog.dev.plain_traceback(written, exc_info)
     # Indented, so that a message of several lines does not look like lines of ours.
-    stream.write(
-        "\n".join(f"  {escape_controls(line)}" for line in written.getvalue().splitlines())
-    )
+    lines = (f"  {escape_controls(line)}" for line in mask(written.getvalue()).splitlines())
+    stream.write(shorten("\n".join(lines), 2 * MAX_TEXT))
 
 
 def _mask_line(_logger: WrappedLogger, _method: str, line: str) -> str:

@@ -54,6 +54,7 @@ class OtlpTracer:
     """A `worker.telemetry.tracing.Tracer`; attributes get the prefix `unlatent.`."""
 
     def __init__(self, settings: Tracing, *, service: str) -> None:
+        assert settings.endpoint is not None  # noqa: S101  # else `build_tracer` builds another
         # It repeats itself with every batch; `_Delivery` says what matters.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._delivery = _Delivery(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
+from worker.cli.context import Context
 from worker.localstack import LocalStack
+from worker.scoring.evidence import evidence_bucket
+from worker.settings import load_settings
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +47,55 @@ def unlatent(tmp_path: Path) -> Iterator[Unlatent]:
         stack.delete()
 
 
-def test_a_stack_outlives_the_command_that_started_it(unlatent: Unlatent) -> None:
+def _moderate_at_once(unlatent: Unlatent, told: str, folder: Path) -> None:
+    """After `up` a person reviews, and connects as it says, without another step or secret."""
+    for command in ("verdicts", "review", "reasons"):
+        done = unlatent(command)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == f"using the local stack in {folder}\n"
+    assert "real_original" in done.stdout
+    done = unlatent("retain")  # as the service, and with two looks at the settings
+    assert (done.returncode, done.stderr) == (0, f"using the local stack in {folder}\n")
+    secrets = re.findall(r"[0-9a-f]{40,}", (folder / "stack.env").read_text())
+    assert secrets
+    assert not any(secret in told for secret in secrets)
+    line = re.search(r"PGPASSFILE=(\S+) psql -h (\S+) -p (\S+) -U (\S+) (\S+)", told)
+    assert line is not None
+    passwords, host, port, user, database = line.groups()
+    assert stat.S_IMODE(Path(passwords).stat().st_mode) == 0o600
+    with psycopg.connect(
+        passfile=passwords, host=host, port=port, user=user, dbname=database
+    ) as connection:
+        assert connection.execute("SELECT lead FROM moderation.me").fetchall() == [(True,)]
+    settings = load_settings(folder / "stack.env")
+    bucket = evidence_bucket(settings)  # which raises for one that may not be written to
+    assert bucket is not None
+    assert f"evidence is kept in {bucket}" in told
+    S3Storage(settings.s3).put(bucket, "a.png", b"", content_type="image/png")
+
+
+def test_the_environment_decides_on_buckets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buckets of the environment go with the stack's addresses; evidence needs one of them."""
+    (tmp_path / "stack.env").write_text(
+        'UNLATENT_S3__REGION=here\nUNLATENT_S3__BUCKETS=["uploads", "evidence"]\n'
+        "UNLATENT_MODERATION__EVIDENCE_BUCKET=evidence\n"
+    )
+    monkeypatch.setattr(LocalStack, "running", True)
+
+    def chosen() -> tuple[str, tuple[str, ...], str | None]:
+        settings = Context(stack_option=tmp_path).settings()
+        return settings.s3.region, settings.s3.buckets, settings.moderation.evidence_bucket
+
+    assert chosen() == ("here", ("uploads", "evidence"), "evidence")
+    monkeypatch.setenv("UNLATENT_S3__BUCKETS", '["mine"]')
+    assert chosen() == ("here", ("mine",), None)
+    monkeypatch.setenv("UNLATENT_MODERATION__EVIDENCE_BUCKET", "mine")
+    assert chosen() == ("here", ("mine",), "mine")
+
+
+def test_a_stack_outlives_the_command_that_started_it(unlatent: Unlatent, tmp_path: Path) -> None:
     """`up` leaves migrated services running, other commands use them, `down` ends them."""
     assert unlatent("status").returncode == 1
 
@@ -52,6 +107,7 @@ def test_a_stack_outlives_the_command_that_started_it(unlatent: Unlatent) -> Non
     assert "warning" not in status.stderr
 
     assert unlatent("up").stdout == up.stdout
+    _moderate_at_once(unlatent, up.stdout, tmp_path / "stack")
     migrate = unlatent("migrate")
     assert migrate.returncode == 0, migrate.stderr
     assert "using the local stack" in migrate.stderr

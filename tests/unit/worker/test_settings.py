@@ -105,3 +105,84 @@ def test_a_child_reads_the_settings_it_was_given(monkeypatch: pytest.MonkeyPatch
     for name, value in child.items():
         monkeypatch.setenv(name, value)
     assert load_settings() == given
+
+
+def _names() -> list[str]:
+    return list(in_force(Settings.model_construct()))
+
+
+#: What no setting but a text takes.
+NONSENSE = "hunter2\N{SNOWMAN}"
+TEXTS = {
+    *("REDIS__KEY_PREFIX", "REDIS__INGEST_KEY", "S3__REGION", "SQS__REGION", "SCORING__BUNDLE"),
+    *("SCORING__CACHE", "SCORING__GENERATORS", "OBSERVABILITY__RUN_DIR", "TRAINING__WORK_DIR"),
+    *("MODERATION__IMAGE_URL", "MODERATION__EVIDENCE_URL", "MODERATION__EVIDENCE_BUCKET"),
+    *("S3__ACCESS_KEY_ID", "S3__SECRET_ACCESS_KEY", "SQS__ACCESS_KEY_ID", "SQS__SECRET_ACCESS_KEY"),
+    *("WEBHOOKS__SECRET", "WEBHOOKS__PREVIOUS_SECRET", "TRAINING__BUCKET"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in _names() if name.removeprefix("UNLATENT_") not in TEXTS]
+)
+def test_a_refused_value_is_told_what_the_setting_takes(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """For each setting: nonsense is refused with an example, and that example is taken."""
+    monkeypatch.setenv(name, NONSENSE)
+    with pytest.raises(SettingsError, match=f"^{name} must be .*, for example ") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv(name, str(caught.value).rpartition(", for example ")[2])
+    load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("S3__BUCKETS", "uploads", "a JSON list of one or more names, for example"),
+        ("S3__BUCKETS", "[]", "a JSON list of one or more names"),
+        ("S3__BUCKETS", '["uploads", 7]', "a JSON list of one or more names"),
+        ("S3__BUCKETS", '{"uploads": 1}', "a JSON list of one or more names"),
+        ("S3__ENDPOINT_URL", "minio:9000", "begins with http:// or https://"),
+        ("S3__ENDPOINT_URL", "https://", "begins with http:// or https://"),
+        ("REDIS__URL", "https://cache.example:6379", "begins with redis:// or rediss://"),
+        ("REDIS__URL", "redis://:hun#ter2@cache.example/0", "# is %23"),
+        ("REDIS__URL", "redis://cache.example/name", "begins with redis://"),
+        ("POSTGRES__URL", "postgres://u:hunter2@db.example/x", r"begins with postgresql\+psycopg:"),
+        ("POSTGRES__OWNER_URL", "mysql://u:hunter2@db.example/x", r"begins with postgresql"),
+        ("POSTGRES__MODERATOR_URL", "postgresql://u:hunter2/x", r"begins with postgresql"),
+        ("POSTGRES__POOL_SIZE", "0", "a whole number of at least 1"),
+        ("SCORING__SHADOW_SHARE", "2", "a number from 0 to 1"),
+        ("SCORING__LEASE_S", "inf", "a number above 0"),
+        ("OBSERVABILITY__LOG_LEVEL", "INFO", "one of debug, info, warning, error"),
+    ],
+)
+def test_a_value_of_a_wrong_form_is_told_the_right_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    """The error names the setting and its form, and keeps the value to itself."""
+    monkeypatch.setenv(f"UNLATENT_{name}", value)
+    with pytest.raises(SettingsError, match=f"^UNLATENT_{name} must be .*{told}") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS__URL", "rediss://:p%40ss@cache.example:6380/1?ssl_ca_certs=/ca.pem"),
+        ("POSTGRES__URL", "postgresql+psycopg://u:p#s/s@[::1]:5432/x?sslmode=verify-full"),
+        ("POSTGRES__URL", "postgresql+psycopg://unlatent_app@/unlatent?host=/run/postgresql"),
+        ("S3__ENDPOINT_URL", "http://[::1]:9000"),
+        ("S3__ENDPOINT_URL", ""),
+    ],
+)
+def test_every_form_of_an_address_is_taken(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """What the libraries read as an address is one; nothing is no address."""
+    monkeypatch.setenv(f"UNLATENT_{name}", value)
+    section, _, setting = name.lower().partition("__")
+    read = getattr(getattr(load_settings(), section), setting)
+    assert (read.get_secret_value() if hasattr(read, "get_secret_value") else read or "") == value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from detection.score import Label, Score
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from worker import cli
 from worker.cli.check import _record, _row
+from worker.cli.context import ending
 from worker.scoring.file_scoring import ScoredFile, check_files, find_files, intake_limits
 from worker.settings import Intake
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -177,6 +179,66 @@ def test_a_folder_without_images_is_an_error(
     """Nothing to score is said rather than passed over."""
     assert run(monkeypatch, "check", tmp_path) == 1
     assert "no image files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "no such file or folder: nowhere"),
+        (("nowhere", "neither.jpg"), "no such file or folder: nowhere, neither.jpg"),
+        (("nowhere", "."), "no such file or folder: nowhere"),
+        ((".",), "no image files in ."),
+        (("--evidence", "notes.txt", "notes.txt"), "--evidence notes.txt: File exists"),
+        (("--evidence", "notes.txt/deep", "notes.txt"), "notes.txt/deep: Not a directory"),
+    ],
+)
+def test_a_wrong_path_is_told_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    """Where nothing can be scored or kept, the command ends before the bundle is looked for."""
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").touch()
+    monkeypatch.setattr("worker.cli.check._load", lambda *_: pytest.fail("a model was loaded"))
+    assert run(monkeypatch, "check", *arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.endswith(f"{message}\n")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_an_interruption_keeps_what_was_scored(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    pictures: Path,
+    swallowed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Lines of before stay, the rest is counted, and no library hides the signal."""
+    monkeypatch.setattr("worker.cli.context.ending._number", 0)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+    def outcomes(files: list[Path], *_: object, **__: object) -> Iterator[ScoredFile]:
+        yield ScoredFile(path=files[0], error=OSError("gone"))
+        try:
+            ending(signal.SIGINT, None)
+        except SystemExit:
+            if not swallowed:
+                raise
+        yield ScoredFile(path=files[1], error=OSError("gone"))
+        pytest.fail("the next file was asked for")
+
+    monkeypatch.setattr("worker.scoring.file_scoring.check_files", outcomes)
+    options = ("--format", "jsonl", "--bundle", bundle, "--device", "cpu")
+    assert run(monkeypatch, "check", *options, pictures) == 130
+    captured = capsys.readouterr()
+    done = 2 if swallowed else 1
+    assert len(captured.out.splitlines()) == done
+    assert captured.err == f"stopped after {done} of 5 files\n"
 
 
 def test_a_batch_that_fails_is_scored_image_by_image(pictures: Path, bundle: Path) -> None:

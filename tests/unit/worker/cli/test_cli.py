@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,41 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=False
     )
     assert done.returncode == 0, f"imported: {done.stderr}"
+
+
+@pytest.mark.parametrize("module", ["typer", "pydantic", "numpy", "torch._C"])
+def test_an_interrupted_import_shows_no_traceback(tmp_path: Path, module: str) -> None:
+    """Ctrl-C while modules are imported, light or heavy, ends with 130 and without a word."""
+    (tmp_path / "a.png").touch()
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "worker", "check", str(tmp_path / "a.png")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == module:
+                process.send_signal(signal.SIGINT)
+                break
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+        assert (process.stdout.read(), said) == ("", [])
+    assert process.returncode == 130
+
+
+def test_an_error_is_one_line_of_bounded_length(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However long an error is, its line shows how it begins and ends."""
+
+    def fail(_settings: object) -> dict[str, str]:
+        raise RuntimeError(f"began{'x' * 20_000}ended")
+
+    monkeypatch.setattr("worker.cli.config.in_force", fail)
+    assert run(monkeypatch, "config") == 1
+    error = capsys.readouterr().err
+    assert len(error) < 2500
+    for part in ("began", "characters cut", "ended"):
+        assert part in error

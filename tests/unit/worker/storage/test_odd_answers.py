@@ -185,7 +185,7 @@ def test_a_gateway_without_head_is_asked_with_get(
 def test_a_redirect_names_the_region_and_the_settings(store: OddStore, s3: S3Storage) -> None:
     """What a person has to change stands in the message."""
     store.answers["k"] = refusal(301, "PermanentRedirect", x_amz_bucket_region="eu-west-1")
-    with pytest.raises(AnswerUnusable, match=r"region eu-west-1: set s3\.region"):
+    with pytest.raises(AnswerUnusable, match=r"region eu-west-1: set UNLATENT_S3__REGION"):
         s3.fetch("b", "k", max_bytes=LIMIT)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from detection.errors import UnlatentError
 from worker.settings import S3
 from worker.storage.interface import (
     AccessDenied,
@@ -55,6 +56,8 @@ def storage(*answers: Answer, **settings: object) -> Iterator[tuple[S3Storage, C
             self.wfile.flush()
             if len(body) < length:
                 self.connection.shutdown(socket.SHUT_RDWR)
+
+        do_PUT = do_DELETE = do_GET  # noqa: N815 - names that http.server looks for
 
         def log_message(self, *_: object) -> None:
             pass
@@ -192,3 +195,40 @@ def test_keys_reach_the_server_as_they_are() -> None:
         )
         s3.fetch("b", "a b/ü?x=1&y#z%2F", max_bytes=10**6)
     assert asked[0].partition("/b/")[2] == "a%20b/%C3%BC%3Fx%3D1%26y%23z%252F"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refused(503, "SlowDown"),
+        refused(403, "AccessDenied"),
+        refused(404, "NoSuchBucket"),
+        refused(404, "NoSuchKey"),
+        refused(412, "PreconditionFailed"),
+        refused(400, "AuthorizationHeaderMalformed"),
+    ],
+)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda s3: s3.fetch("b", "some/key.jpg", etag="e", max_bytes=10**6),
+        lambda s3: s3.head("b", "some/key.jpg"),
+        lambda s3: s3.put("b", "some/key.jpg", b"", content_type="image/png"),
+        lambda s3: s3.delete("b", "some/key.jpg"),
+        lambda s3: list(s3.list("b", prefix="some/key.jpg")),
+    ],
+)
+def test_an_error_says_which_object_it_is_of(
+    answer: Answer, ask: Callable[[S3Storage], object]
+) -> None:
+    """Whatever storage answers, to whatever call, the error begins with bucket and key, once."""
+    named = pytest.raises(UnlatentError, match=r"^s3://b/some/key\.jpg: [^:]*$")
+    with storage(answer) as (s3, _), named:
+        ask(s3)
+
+
+@pytest.mark.parametrize("answer", [(200, "", BODY[:100], len(BODY)), (200, "", b"", 10**12)])
+def test_an_error_in_the_body_says_which_object_it_is_of(answer: Answer) -> None:
+    """A body that breaks off and one that is too large are named as well."""
+    with storage(answer) as (s3, _), pytest.raises(UnlatentError, match=r"^s3://b/some/key\.jpg: "):
+        s3.fetch("b", "some/key.jpg", max_bytes=10**6)

@@ -132,3 +132,44 @@ def test_masking_hides_passwords_and_leaves_the_rest(text: str, masked: str | No
     assert "hunter2" not in mask(text)
     if masked is not None:
         assert mask(text) == masked
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("letter", ["x", "é", "\N{GRINNING FACE}", "\x1b", "\n", '"'])
+def test_no_line_is_longer_than_a_log_store_takes(
+    stream: io.StringIO, log_format: str, letter: str
+) -> None:
+    """Long texts, objects, lists and tracebacks are cut in the middle, which says how much went."""
+    logs.configure(Observability.model_validate({"log_format": log_format}), stream=stream)
+    long = f"began{letter * 50_000}ended"
+    structlog.get_logger("ours").info("read", error=long, keys=[long] * 3, size=50_010)
+    logging.getLogger("theirs").warning("%s", long, extra={"body": {"a": long}})
+    try:
+        raise ValueError(long)
+    except ValueError:
+        structlog.get_logger("ours").exception("failed", error=ValueError(long))
+        logging.getLogger("theirs").exception(long)
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= logs.MAX_LINE
+    assert len(text) <= 4 * logs.MAX_LINE
+    assert text.count("characters cut]") >= 8
+    assert text.count("began") >= 8
+    assert text.count("ended") >= 8
+    if log_format == "json":
+        first, *_ = lines(stream)
+        assert first["size"] == 50_010
+        cut = re.fullmatch(r"(.*)…\[(\d+) characters cut\]…(.*)", first["error"], re.DOTALL)
+        assert cut is not None
+        assert len(cut[1]) + int(cut[2]) + len(cut[3]) == len(long)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_cut_through_a_secret_hides_it(stream: io.StringIO, log_format: str) -> None:
+    """Wherever the cut falls, no part of a password is written."""
+    logs.configure(Observability.model_validate({"log_format": log_format}), stream=stream)
+    for before in range(960, 1010):
+        text = f"{'x' * before}redis://:hunter2@cache.example/0{'y' * 5000}"
+        structlog.get_logger("ours").info("lost", error=text)
+        logging.getLogger("theirs").info(text)
+    assert "hunter" not in stream.getvalue()
+    assert ":h" not in stream.getvalue().replace(":h\\", "")
