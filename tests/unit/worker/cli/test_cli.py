@@ -167,3 +167,15 @@ def test_no_module_swallows_an_interruption(tmp_path: Path) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_database_that_is_away_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`migrate` says which address does not answer, and shows no password."""
+    url = "postgresql+psycopg://u:hunter2@127.0.0.1:1/x"
+    monkeypatch.setenv("UNLATENT_POSTGRES__OWNER_URL", url)
+    assert run(monkeypatch, "migrate") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("unlatent: UNLATENT_POSTGRES__OWNER_URL: connection failed")
+    assert "hunter2" not in error
