@@ -132,6 +132,8 @@ def _warn_of_thresholds(settings: Settings) -> None:
 @commands.command()
 def migrate(context: typer.Context) -> None:
     """Bring the database's schema to the newest revision, and tell it the settings it needs."""
+    from sqlalchemy import exc
+
     from worker.database.engine import migrate as migrate_schema
     from worker.moderation.sql_settings import write_sql_settings
 
@@ -139,6 +141,10 @@ def migrate(context: typer.Context) -> None:
     url = settings.postgres.owner_url
     if url is None:
         raise SettingsError("UNLATENT_POSTGRES__OWNER_URL is not set: the owner's login migrates")
-    current = migrate_schema(url.get_secret_value())
-    write_sql_settings(url.get_secret_value(), settings)
+    try:
+        current = migrate_schema(url.get_secret_value())
+        write_sql_settings(url.get_secret_value(), settings)
+    except exc.OperationalError as error:
+        message = str(error.orig).splitlines()[0]
+        raise SettingsError(f"UNLATENT_POSTGRES__OWNER_URL: {message}") from error
     typer.echo("the schema is current" if current else NEWER)

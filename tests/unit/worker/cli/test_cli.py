@@ -148,3 +148,34 @@ def test_an_error_is_one_line_of_bounded_length(
     assert len(error) < 2500
     for part in ("began", "characters cut", "ended"):
         assert part in error
+
+
+def test_no_module_swallows_an_interruption(tmp_path: Path) -> None:
+    """A module that goes on whatever is raised while it is imported does not go on."""
+    (tmp_path / "stubborn.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept:\n    pass\n"
+    )
+    program = (
+        "import signal, sys\n"
+        "from worker.cli.context import ending\n"
+        "signal.signal(signal.SIGINT, ending)\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import stubborn\n"
+        "print('went on')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_database_that_is_away_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`migrate` says which address does not answer, and shows no password."""
+    url = "postgresql+psycopg://u:hunter2@127.0.0.1:1/x"
+    monkeypatch.setenv("UNLATENT_POSTGRES__OWNER_URL", url)
+    assert run(monkeypatch, "migrate") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("unlatent: UNLATENT_POSTGRES__OWNER_URL: connection failed")
+    assert "hunter2" not in error
