@@ -214,7 +214,6 @@ def test_keys_reach_the_server_as_they_are() -> None:
         lambda s3: s3.fetch("b", "some/key.jpg", etag="e", max_bytes=10**6),
         lambda s3: s3.head("b", "some/key.jpg"),
         lambda s3: s3.put("b", "some/key.jpg", b"", content_type="image/png"),
-        lambda s3: s3.delete("b", "some/key.jpg"),
         lambda s3: list(s3.list("b", prefix="some/key.jpg")),
     ],
 )
@@ -225,6 +224,15 @@ def test_an_error_says_which_object_it_is_of(
     named = pytest.raises(UnlatentError, match=r"^s3://b/some/key\.jpg: [^:]*$")
     with storage(answer) as (s3, _), named:
         ask(s3)
+
+
+def test_a_refused_removal_says_which_object_it_is_of() -> None:
+    """Only an object that is not there is no error: it needs no removal."""
+    with storage(refused(403, "AccessDenied")) as (s3, _):
+        with pytest.raises(UnlatentError, match=r"^s3://b/some/key\.jpg: [^:]*$"):
+            s3.delete("b", "some/key.jpg")
+    with storage(refused(404, "NoSuchKey")) as (s3, _):
+        s3.delete("b", "some/key.jpg")
 
 
 @pytest.mark.parametrize("answer", [(200, "", BODY[:100], len(BODY)), (200, "", b"", 10**12)])
