@@ -228,9 +228,9 @@ def test_an_error_says_which_object_it_is_of(
 
 def test_a_refused_removal_says_which_object_it_is_of() -> None:
     """Only an object that is not there is no error: it needs no removal."""
-    with storage(refused(403, "AccessDenied")) as (s3, _):
-        with pytest.raises(UnlatentError, match=r"^s3://b/some/key\.jpg: [^:]*$"):
-            s3.delete("b", "some/key.jpg")
+    named = pytest.raises(UnlatentError, match=r"^s3://b/some/key\.jpg: [^:]*$")
+    with storage(refused(403, "AccessDenied")) as (s3, _), named:
+        s3.delete("b", "some/key.jpg")
     with storage(refused(404, "NoSuchKey")) as (s3, _):
         s3.delete("b", "some/key.jpg")
 
