@@ -14,6 +14,7 @@ from sqlalchemy import text
 from worker.database.engine import bootstrap
 from worker.ledger.interface import Removal
 from worker.ledger.postgres import PostgresLedger
+from worker.moderation.originals import locked_originals
 from worker.moderation.webhooks import replay
 
 if TYPE_CHECKING:
@@ -125,6 +126,19 @@ def test_what_idles_after_writing_leaves_the_image_to_the_workers(
     with clerk.connection.transaction():
         clerk.connection.execute(call, {"image": image})
         PostgresLedger(engine).mark_published([image])
+
+
+def test_a_hold_waits_for_a_removal_under_way(
+    desk: Callable[..., Any], scored: Callable[..., Any], engine: Engine
+) -> None:
+    """While an image's original is being removed nobody is told that a hold protects it."""
+    image = scored()
+    lead = desk(lead=True)
+    lead.connection.execute("SET lock_timeout = '100ms'")
+    hold = "SELECT moderation.place_hold(%s, 'court')"
+    with locked_originals(engine, [image]), pytest.raises(errors.LockNotAvailable):
+        lead.value(hold, image)
+    assert lead.value(hold, image) is not None
 
 
 def test_every_login_of_a_moderator_has_limits(
