@@ -54,13 +54,14 @@ BEGIN
         EXECUTE format(
             'ALTER DATABASE %I SET %I = %L', current_database(), wanted.name, wanted.value
         );
-        -- A migration, or the building of an index by hand, may take its time.
+        -- Migrations, and administrators who build an index by hand, may take their time; the
+        -- service bounds its statements, and waits for storage in few of its transactions.
         CONTINUE WHEN wanted.name <> 'transaction_timeout';
         EXECUTE format(
-            'ALTER ROLE unlatent_owner IN DATABASE %I SET %I = 0', current_database(), wanted.name
-        );
-        EXECUTE format(
-            'ALTER ROLE CURRENT_USER IN DATABASE %I SET %I = 0', current_database(), wanted.name
+            'ALTER ROLE unlatent_owner IN DATABASE %1$I SET %2$I = 0;'
+            'ALTER ROLE unlatent_app IN DATABASE %1$I SET %2$I = 0;'
+            'ALTER ROLE CURRENT_USER IN DATABASE %1$I SET %2$I = 0',
+            current_database(), wanted.name
         );
     END LOOP;
 
