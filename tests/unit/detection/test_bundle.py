@@ -136,6 +136,11 @@ def test_thresholds_of_another_intake_are_warned_of() -> None:
     assert f"intake 98, 99 reads them and this release is intake {INTAKE_VERSION}" in warning
 
 
+def test_the_embedded_bundle_was_measured_on_files_as_this_release_reads_them() -> None:
+    """Whoever raises the intake version measures the bundle again before it ships."""
+    assert threshold_warning(load_bundle("small").manifest.intake_versions) is None
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "1"])
 def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
     """Broken and foreign JSON end in the same kind of error."""
