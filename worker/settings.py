@@ -71,7 +71,7 @@ class Postgres(Section):
     pool_size: int = Field(default=4, ge=1)
     statement_timeout_s: float = Field(default=15.0, gt=0)
     lock_timeout_s: float = Field(default=5.0, gt=0)
-    prepare_threshold: int | None = Field(default=None, ge=0)
+    prepare_threshold: int | None = Field(default=None, ge=0, examples=[0])
 
 
 class S3(Section):
