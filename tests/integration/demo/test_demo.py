@@ -94,7 +94,7 @@ def test_pictures_of_ones_own_end_in_rows_and_nothing_is_left_running(
     }
     assert rows["c.JPG"]["model_version"] == bundle.model_version
     assert str(out / "contact-sheet.png") in done.stdout
-    assert f"{rows['c.JPG']['score']:.3f}" in done.stdout
+    assert f"{rows['c.JPG']['distance']:+.1f}" in done.stdout
     with Image.open(out / "contact-sheet.png") as sheet:
         assert sheet.width > 1000
 
