@@ -48,7 +48,14 @@ if TYPE_CHECKING:
     from worker.storage.interface import ObjectFacts
 
 #: Names of bad files that no event brings to the worker: the bridge knows by their claims.
-STOPPED_BY_THE_BRIDGE = {"jpeg sent as html", "jpeg called mp4"}
+STOPPED_BY_THE_BRIDGE = {
+    "png sent as svg",
+    "png called svg",
+    "jpeg sent as html",
+    "jpeg sent as pdf",
+    "jpeg called mp4",
+    "jpeg called html",
+}
 SIZES = ((64, 64), (97, 211), (256, 256), (512, 384), (640, 427), (1200, 800))
 
 

@@ -102,7 +102,7 @@ def test_credentials_that_open_nothing_pause_the_worker(site: Site, settings: Se
     )
     with WorkerProcess(settings.model_copy(update={"s3": stranger})) as worker:
         eventually(lambda: bool(worker.events("consumption_changed")), what="a paused worker")
-        assert len(worker.events("storage_denies_everything")) == 1
+        assert len(worker.events("storage_gives_nothing")) == 1
         assert worker.stop() == 0
     assert {site.row(image_id).state for image_id in images} == {State.PENDING}
     with WorkerProcess(settings) as worker:
