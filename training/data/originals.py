@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from detection.errors import PermanentError
+from detection.intake.errors import ImageRejected
 from training.data.manifest import REAL
 from training.data.samples import as_served
 
@@ -103,7 +104,7 @@ def read_original(
         with Image.open(io.BytesIO(data)) as image:
             coding = _coding(image)
             # What is kept losslessly is what the service scored; a JPEG's coded picture stays.
-            pixels = as_served(image) if coding.tables is None else np.array(image.convert("RGB"))
+            pixels = as_served(data)[0] if coding.tables is None else np.array(image.convert("RGB"))
         stored = coding.encode(pixels) if coding.tables is None else without_metadata(data)
     except (
         OSError,
@@ -111,6 +112,7 @@ def read_original(
         ValueError,
         IndexError,
         Image.DecompressionBombError,
+        ImageRejected,
     ) as error:
         raise Unreadable(f"{key} cannot be decoded: {error}") from error
     return Original(

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from detection.bundle import sha256_of
-from detection.intake.colour import to_srgb, upright
-from detection.intake.tiff_ifd import orientation
+from detection.intake.decode import IntakeLimits, decode
+from detection.intake.errors import ImageRejected
 from training.data.codecs import Codec
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
     from training.data.manifest import Entry
 
+#: Files of a data set are one's own: the service's limits, but for the size of the picture.
+LIMITS = IntakeLimits(
+    max_bytes=2**30,
+    max_pixels=100_000_000,
+    max_frames=2000,
+    max_metadata_bytes=8 * 2**20,
+    min_side=1,
+)
 #: How diffusers' users save by default (Pillow's own default): the codec of most generated files.
 GENERATOR_CODEC = Codec("JPEG", 75, "4:2:0")
 
@@ -47,21 +55,21 @@ class Sample:
 
 
 def read_pixels(entry: Entry) -> tuple[NDArray[np.uint8], str]:
-    """Decode one entry to RGB uint8 (H, W, 3), as it is served, and its file format."""
-    with Image.open(entry.path) as image:
-        kind = image.format or ""
-        return as_served(image), kind
+    """Decode one entry to RGB uint8 (H, W, 3), as it is served, and its file format.
 
-
-def as_served(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels of an opened file, RGB uint8 (H, W, 3).
-
-    Upright, in sRGB, transparency over white: as the service decodes an upload, so that a detector
-    is trained and measured on the pixels that it will score.
+    Raises `ImageRejected` and `OSError`.
     """
-    image.load()
-    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    return np.array(upright(to_srgb(image), orientation(exif)))
+    return as_served(entry.path.read_bytes())
+
+
+def as_served(data: bytes) -> tuple[NDArray[np.uint8], str]:
+    """Return the pixels of a file, RGB uint8 (H, W, 3), and its format; raises `ImageRejected`.
+
+    The service's own decoder, so that a detector is trained and measured on the pixels that it will
+    score; of an animation it is the frame that is shown longest.
+    """
+    decoded = decode(data, limits=LIMITS)
+    return decoded.pixels, decoded.format
 
 
 def load_samples(entries: Iterable[Entry], *, seed: int = 0) -> list[Sample]:
@@ -160,7 +168,10 @@ def check_images(entries: Sequence[Entry], data: Path) -> ImageInventory:
         name = entry.path.relative_to(data).as_posix()
         try:
             height, width = read_pixels(entry)[0].shape[:2]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except ImageRejected as error:
+            refused[name] = f"cannot be read: {error}"
+            continue
+        except OSError as error:
             refused[name] = f"cannot be read: {type(error).__name__}"
             continue
         if min(height, width) < MIN_SIDE:

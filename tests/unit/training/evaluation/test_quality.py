@@ -176,7 +176,7 @@ def test_unusable_files_are_named(data: Path) -> None:
     inventory = check_images(load_manifest(data), data)
     assert inventory.refused == {
         "lake-0.jpg": "cannot be read: FileNotFoundError",
-        "lake-1.jpg": "cannot be read: UnidentifiedImageError",
+        "lake-1.jpg": "cannot be read: The bytes are not an image of any kind we know.",
         "lake-2.jpg": "63 x 80 pixels: 64 a side are needed",
     }
     assert len(inventory.entries) == 27
