@@ -46,12 +46,12 @@ def test_each_missing_right_is_named_until_none_is_missing(
 
 
 def test_the_command_that_is_named_makes_what_is_missing(
-    stack: LocalStack,
-    bare: psycopg.Connection,  # noqa: ARG001 - it made the database
+    stack: LocalStack, bare: psycopg.Connection
 ) -> None:
     """After `bootstrap.sql`, `migrate` works."""
     bootstrap(stack.postgres.url(database="bare"))
     migrate(stack.owner_url("bare"))
+    assert bare.execute("SELECT to_regclass('app.images') IS NOT NULL").fetchone() == (True,)
 
 
 def test_a_missing_role_is_named(stack: LocalStack, bare: psycopg.Connection) -> None:

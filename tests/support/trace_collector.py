@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.http_server import HttpServer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
-class Collector:
+class Collector(HttpServer):
     """Takes spans while `open` is set; until then a request gets no answer.
 
     With another `status` than 200 it refuses them.
@@ -41,16 +43,7 @@ class Collector:
                 self.send_response(collector.status)
                 self.end_headers()
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+        super().__init__(Handler)
 
     def __exit__(
         self,
@@ -59,9 +52,7 @@ class Collector:
         traceback: TracebackType | None,
     ) -> None:
         self.open.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__exit__(kind, error, traceback)
 
     def spans(self) -> dict[str, Span]:
         """Return what arrived by name; of two spans of one name the later one."""

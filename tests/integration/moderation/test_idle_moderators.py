@@ -126,6 +126,9 @@ def test_what_idles_after_writing_leaves_the_image_to_the_workers(
     with clerk.connection.transaction():
         clerk.connection.execute(call, {"image": image})
         PostgresLedger(engine).mark_published([image])
+        with engine.connect() as worker:
+            sent = text("SELECT published_at FROM app.images WHERE id = :image")
+            assert worker.scalar(sent, {"image": image}) is not None
 
 
 def test_a_hold_waits_for_a_removal_under_way(

@@ -60,7 +60,7 @@ def test_a_message_names_its_sender_and_stays_small(
     sizes: dict[bool, int] = {}
     with Collector() as collector:
         for traced in (False, True):
-            endpoint = collector.endpoint if traced else ""
+            endpoint = collector.url if traced else ""
             tracer = build_tracer(Tracing(endpoint=endpoint), service="unlatent-bridge")
             bridge = Bridge(
                 redis=redis_client,
@@ -136,7 +136,7 @@ class Platform:
 def test_one_upload_is_one_trace(settings: Settings, engine: Engine) -> None:
     """Bridge and worker measure its stages in order, each below its own; a producer's goes on."""
     with Collector() as collector:
-        platform = Platform(settings, engine, collector.endpoint)
+        platform = Platform(settings, engine, collector.url)
         with platform.at_work():
             image_id = platform.verdict("holiday-snapshot.png", 51)
             platform.verdict("begun-elsewhere.png", 52, PRODUCER)
@@ -180,12 +180,12 @@ def test_a_collector_that_hangs_or_is_gone_costs_no_verdict(
     """Images are checked and processes end as ever; the log says once that traces are lost."""
     with Collector() as collector:
         collector.open.clear()
-        platform = Platform(settings, engine, collector.endpoint)
+        platform = Platform(settings, engine, collector.url)
         with platform.at_work():
             platform.verdict("while-it-hangs.png", 53)
             assert collector.asked.wait(60)
             platform.verdict("while-it-still-hangs.png", 54)
-    gone = Platform(settings, engine, collector.endpoint)
+    gone = Platform(settings, engine, collector.url)
     with gone.at_work():
         gone.verdict("nobody-listens.png", 55)
     log = settings.observability.run_dir.with_name(

@@ -101,7 +101,10 @@ def test_the_service_needs_the_packages_of_its_extra_only(
         crew.service("bridge", environment=environment)
         crew.service("beat", environment=environment)
         crew.service("worker", environment=environment).wait_until_ready()
-        site.wait_for(site.wait_for_registration("a.png"))
+        image_id = site.wait_for_registration("a.png")
+        site.wait_for(image_id)
+    (verdict,) = site.verdicts(image_id)
+    assert set(verdict.branches) == {"aligned", "lare"}
 
 
 def test_a_file_is_checked_with_the_packages_of_the_service(tmp_path: Path) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from worker.settings import S3
+from tests.support.http_server import HttpServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
+
+    from worker.settings import S3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def refusal(status: int, code: str = "", **headers: str) -> Answer:
     return Answer(status=status, headers=named, body=document.encode())
 
 
-class OddStore:
+class OddStore(HttpServer):
     """Answers by key; `answers` maps a key to what each request for it gets.
 
     A key that it does not hold is missing. `asked` counts the requests by method and key;
@@ -80,35 +80,8 @@ class OddStore:
                     body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
                 self.wfile.write(body)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.01])
+        super().__init__(Handler)
 
     def settings(self, **changes: object) -> S3:
         """Return the settings of a client of this store."""
-        return S3.model_validate(
-            {
-                "endpoint_url": f"http://127.0.0.1:{self._server.server_port}",
-                "access_key_id": "k",
-                "secret_access_key": "s",
-                "buckets": (self.bucket,),
-                "read_timeout_s": 2.0,
-                **changes,
-            }
-        )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        return self.s3_settings(buckets=(self.bucket,), **({"read_timeout_s": 2.0} | changes))

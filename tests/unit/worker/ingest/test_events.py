@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.event_outcomes import only_known_outcomes
 from worker.ingest import events
 from worker.ingest.events import Ignored, parse
 from worker.ledger.interface import Removal, Upload
@@ -293,21 +294,6 @@ JSON = st.recursive(
     ),
     max_leaves=20,
 )
-
-
-def only_known_outcomes(raw: bytes) -> None:
-    """Parse, and let nothing through but events and our own error."""
-    try:
-        found = parse(raw, buckets=BUCKETS)
-    except events.EventError:
-        return
-    assert found
-    for event in found:
-        assert isinstance(event, (Upload, Removal, Ignored))
-        if not isinstance(event, Ignored):
-            assert event.bucket in BUCKETS
-            assert "\0" not in event.key
-            event.key.encode()
 
 
 @given(st.binary(max_size=300))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import event_samples as samples
+from tests.support.event_outcomes import only_known_outcomes
 from tests.support.event_samples import SAMPLES, Sample
 from worker.ingest import events
 from worker.ingest.events import Ignored, parse
@@ -188,21 +189,6 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         for index, child in enumerate(value):
             yield (*path, index)
             yield from places(child, (*path, index))
-
-
-def only_known_outcomes(raw: bytes) -> None:
-    """Parse, and let nothing through but events and our own error."""
-    try:
-        found = parse(raw, buckets=BUCKETS)
-    except events.EventError:
-        return
-    assert found
-    for event in found:
-        assert isinstance(event, (Upload, Removal, Ignored))
-        if not isinstance(event, Ignored):
-            assert event.bucket in BUCKETS
-            assert 0 < len(event.key.encode()) <= 1024
-            assert "\0" not in event.key
 
 
 @settings(deadline=None)

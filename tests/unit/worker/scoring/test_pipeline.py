@@ -617,7 +617,7 @@ def test_a_check_is_measured_stage_by_stage(rig: Rig) -> None:
     ended: list[dict[str, str | int]] = []
     for image_id in images:
         with Collector() as collector:
-            tracer = build_tracer(Tracing(endpoint=collector.endpoint), service="s")
+            tracer = build_tracer(Tracing(endpoint=collector.url), service="s")
             rig.pipeline._tracer = tracer
             with tracer.span("check"):
                 rig.pipeline.score(image_id)

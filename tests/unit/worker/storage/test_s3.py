@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 
 import pytest
 
 from detection.errors import UnlatentError
+from tests.support.http_server import HttpServer
 from worker.settings import S3
 from worker.storage.interface import (
     AccessDenied,
@@ -59,31 +59,10 @@ def storage(*answers: Answer, **settings: object) -> Iterator[tuple[S3Storage, C
 
         do_PUT = do_DELETE = do_GET  # noqa: N815 - names that http.server looks for
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=[0.01])
-    thread.start()
-    s3 = S3Storage(
-        S3.model_validate(
-            {
-                "endpoint_url": f"http://127.0.0.1:{server.server_port}",
-                "access_key_id": "k",
-                "secret_access_key": "s",
-                "buckets": ("b",),
-                "read_timeout_s": 0.5,
-                **settings,
-            }
-        )
-    )
-    try:
-        yield s3, lambda: len(asked)
-    finally:
-        s3.close()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with HttpServer(Handler) as server:
+        s3 = S3Storage(server.s3_settings(read_timeout_s=0.5, **settings))
+        with closing(s3):
+            yield s3, lambda: len(asked)
 
 
 @pytest.fixture(autouse=True)

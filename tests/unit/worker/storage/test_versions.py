@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.settings import S3
+from tests.support.http_server import HttpServer
 from worker.storage.interface import ObjectReplaced
 from worker.storage.s3 import S3Storage
 
@@ -58,29 +57,8 @@ def storage(*answers: Answer) -> Iterator[tuple[S3Storage, list[str]]]:
         def do_DELETE(self) -> None:
             self.answer()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=[0.01])
-    thread.start()
-    s3 = S3Storage(
-        S3.model_validate(
-            {
-                "endpoint_url": f"http://127.0.0.1:{server.server_port}",
-                "access_key_id": "k",
-                "secret_access_key": "s",
-                "buckets": ("b",),
-            }
-        )
-    )
-    try:
+    with HttpServer(Handler) as server, closing(S3Storage(server.s3_settings())) as s3:
         yield s3, asked
-    finally:
-        s3.close()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.mark.parametrize("answer", [NOT_IMPLEMENTED, EMPTY])

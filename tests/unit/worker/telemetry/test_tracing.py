@@ -39,7 +39,7 @@ def collector() -> Iterator[Collector]:
 
 def tracer(collector: Collector, *, sample_share: float = 1.0) -> Tracer:
     """Return a tracer that delivers to the collector."""
-    settings = Tracing(endpoint=collector.endpoint, sample_share=sample_share)
+    settings = Tracing(endpoint=collector.url, sample_share=sample_share)
     return build_tracer(settings, service="unlatent-test")
 
 
