@@ -54,6 +54,7 @@ class Setting:
             "storage": self.storage,
             "buckets": ["uploads"],
             "settings": self.settings.redis,
+            "storage_settings": self.settings.s3,
             "metrics": self.metrics,
             "name": name,
         }

@@ -37,7 +37,6 @@ from worker.ingest.registrar import Registrar
 from worker.ingest.rejected import RejectedEntries
 from worker.ingest.waiting import WaitingEvents
 from worker.ledger.interface import Removal, Upload
-from worker.settings import S3
 from worker.telemetry.tracing import NO_TRACER
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from worker.ingest.bridge_metrics import BridgeMetrics
     from worker.ledger.interface import Ledger
     from worker.queue.publisher import Publisher
+    from worker.settings import S3
     from worker.settings import Redis as RedisSettings
     from worker.storage.interface import Storage
     from worker.telemetry.tracing import Tracer
@@ -118,9 +118,6 @@ class Entry:
     refused: list[tuple[bytes, PermanentError]] = field(default_factory=list)
 
 
-_DEFAULT_S3 = S3()
-
-
 class Bridge:
     """One bridge; several may run at once. `name` is its own and survives its restarts.
 
@@ -138,7 +135,7 @@ class Bridge:
         settings: RedisSettings,
         metrics: BridgeMetrics,
         name: str,
-        storage_settings: S3 = _DEFAULT_S3,
+        storage_settings: S3,
         plain_keys: bool = True,
         tracer: Tracer = NO_TRACER,
     ) -> None:

@@ -54,6 +54,7 @@ def test_a_submitted_upload_is_one_row_and_one_message(
         storage=MemoryStorage(["uploads"]),
         buckets=["uploads"],
         settings=settings.redis,
+        storage_settings=settings.s3,
         metrics=BridgeMetrics(),
         name="b",
     )

@@ -67,6 +67,7 @@ class Setting:
             "storage": self.storage,
             "buckets": ["uploads"],
             "settings": settings.redis,
+            "storage_settings": settings.s3,
             "metrics": self.metrics,
             "name": "b1",
         }

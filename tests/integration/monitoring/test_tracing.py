@@ -69,6 +69,7 @@ def test_a_message_names_its_sender_and_stays_small(
                 storage=MemoryStorage(["uploads"]),
                 buckets=["uploads"],
                 settings=settings.redis,
+                storage_settings=settings.s3,
                 metrics=metrics,
                 name="b",
                 tracer=tracer,
