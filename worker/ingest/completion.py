@@ -19,7 +19,7 @@ import structlog
 from detection.errors import PermanentError, TransientError
 from worker.ingest.events import own_event
 from worker.ingest.key_encoding import settle
-from worker.ingest.waiting import read_member
+from worker.ingest.waiting import MemberUnreadable, read_member
 from worker.ledger.interface import Removal, Upload
 from worker.scoring.storage_breaker import StorageBreaker
 from worker.scoring.storage_budget import counts, within_budget
@@ -105,10 +105,15 @@ class Completion:
             return 0
         read_at = time.monotonic()
         members = self._waiting.claim(BATCH)
-        waiting = [read_member(member) for member in members]
-        outcomes = self.complete(waiting, read_at=read_at)
-        done = []
-        for member, one, error in zip(members, waiting, outcomes, strict=True):
+        waiting, done = {}, []
+        for member in members:
+            try:
+                waiting[member] = read_member(member)
+            except MemberUnreadable as refusal:
+                self._rejected.add(member, refusal)
+                done.append(member)
+        outcomes = self.complete([*waiting.values()], read_at=read_at)
+        for (member, one), error in zip(waiting.items(), outcomes, strict=True):
             if error is None:
                 done.append(member)
             else:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from redis.exceptions import OutOfMemoryError
 
-from detection.errors import TransientError
+from detection.errors import PermanentError, TransientError
 from worker.ledger.interface import Removal, Upload
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ class TooManyWaiting(TransientError):
     """As many events wait for storage as may; entries that would join them wait in their list."""
 
 
+class MemberUnreadable(PermanentError):
+    """A member of the set is no event that this release sets aside."""
+
+    reason: ClassVar[str] = "waiting_unreadable"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingEvent:
     """One member; `tries` of its `attempts` count against its budget, `since` is when it came."""
@@ -75,8 +81,15 @@ class WaitingEvent:
 
 
 def read_member(member: bytes) -> WaitingEvent:
-    """Read what `written` wrote."""
-    values = json.loads(member)
+    """Read what `written` wrote; raises `MemberUnreadable` for anything else."""
+    try:
+        return _read(json.loads(member))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"set aside by another release, or by hand: {type(error).__name__}: {error}"
+        raise MemberUnreadable(message) from error
+
+
+def _read(values: dict[str, Any]) -> WaitingEvent:
     event: Upload | Removal
     if "removal" in values:
         event = Removal(**values.pop("removal"))

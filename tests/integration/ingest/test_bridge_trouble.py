@@ -218,6 +218,31 @@ def test_uploads_that_storage_does_not_complete_hold_up_nobody(
     assert str(error) in note["error"]
 
 
+@pytest.mark.parametrize(
+    "member",
+    [
+        b"not json",
+        b"[1]",
+        b'{"since": 1.0}',
+        b'{"since": 1.0, "upload": {"bucket": "uploads", "key": "k", "of_a_later_release": 1}}',
+        b'{"since": 1.0, "upload": {"bucket": "uploads", "key": "k", "uploaded_at": "?"}}',
+    ],
+)
+def test_what_no_release_of_today_set_aside_holds_up_nobody(
+    setting: Setting, member: bytes
+) -> None:
+    """A member that cannot be read is refused and kept, and the one beside it is completed."""
+    storage = Odd()
+    storage.store("fine.jpg")
+    setting.redis.zadd(f"{setting.ingest}:waiting", {member: 0.0})
+    setting.send(bare("fine.jpg"))
+    setting.bridge(storage=storage).step()
+    assert setting.waiting() == 0
+    assert setting.states() == {"fine.jpg": "pending"}
+    (note,) = setting.rejected()
+    assert (note["reason"], note["entry"]) == ("waiting_unreadable", member.decode())
+
+
 @pytest.mark.parametrize("error", [StorageUnavailable("away"), AccessDenied("expired")])
 def test_storage_that_gives_nothing_refuses_nothing(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, error: Exception
