@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from detection.bundle import load_bundle
 from training.bundles.challenger import ChallengerOrigin, ChallengerRecipe, calibrate_challenger
 from training.bundles.folder_run import FolderRunOptions, run_on_folder
+from training.data.folds import HELD_PROMPTS, load_folds
 from training.data.manifest import load_manifest
 from training.data.selection import CollectPolicy, Split, split_of
-from training.data.splits import HELD_PROMPTS, hash_fraction, make_folds
+from training.data.splits import hash_fraction
 from training.data.taef2 import taef2_aligner
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from detection.bundle import Bundle
+    from training.data.folds import Fold
     from training.data.manifest import Entry
-    from training.data.splits import Fold
 
 #: A fold leaves out few generated images: the gate wants 50 of them on the evaluation side.
 SHARES = CollectPolicy(evaluation=0.4, calibration=0.25)
@@ -48,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     configure(load_settings().observability)  # log lines: standard output is the record's
     entries = load_manifest(options.data)
-    fold = next(one for one in make_folds(entries) if one.family == options.family)
+    fold = next(
+        one for one in load_folds(options.data, entries) if options.family in one.families
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     champion = champion_of(fold, entries, options.run, options.out / "champion")
     outcome = run_on_folder(
@@ -83,7 +86,7 @@ def champion_of(fold: Fold, entries: Sequence[Entry], run: Path, folder: Path) -
     Photographs come from the source that the fold left out, of the calibration side; generated
     images are of families that it knows, by prompts that it held back.
     """
-    families = sorted({entry.family for entry in entries if entry.generated} - {fold.family})
+    families = sorted({entry.family for entry in entries if entry.generated} - fold.families)
     reals = [
         entry
         for entry in entries

@@ -23,7 +23,6 @@ from detection.fusion import LabelPolicy, select_operating_point
 from training.bundles.cards import bundle_card
 from training.bundles.writer import write_bundle
 from training.data.manifest import sampling_weights, snapshot_digest
-from training.data.splits import make_folds
 from training.evaluation.calibration import (
     Logits,
     class_weights,
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from detection.fusion import Fusion, OperatingPoint
     from training.bundles.recipe import BundleTrainingRun
     from training.data.manifest import Entry
-    from training.data.splits import Fold
+    from training.data.folds import Fold
 
 _log = structlog.get_logger(__name__)
 
@@ -90,12 +89,12 @@ def score_variants(detector: Detector, entries: Sequence[Entry]) -> ScoredVarian
 
 
 def build_bundle(
-    training_run: BundleTrainingRun, folder: Path, *, data_licence: str, with_folds: bool = True
+    training_run: BundleTrainingRun, folder: Path, *, data_licence: str, folds: Sequence[Fold] = ()
 ) -> Bundle:
     """Train what is missing, calibrate, and write the bundle with its card to `folder`.
 
-    `with_folds` also trains the leave-one-autoencoder-out folds, which say what the bundle is worth
-    on generators it never saw and take longer than the bundle itself.
+    Each of the `folds` is trained, too: they say what the bundle is worth on generators and sources
+    that it never saw, and take longer than the bundle itself.
     """
     training, calibration = training_run.divided()
     aligned = training_run.aligned("final", training)
@@ -107,7 +106,6 @@ def build_bundle(
     generated = forms.scored["clean"].logits.generated
     points = operating_points(worst, generated)
     policy = LabelPolicy(steady=training_run.recipe.steady)
-    folds = make_folds(training_run.entries) if with_folds else []
     metrics = {
         "calibration": _calibration_figures(forms, fusion, points, policy),
         "unseen": [fold_figures(training_run, fold) for fold in folds],
@@ -181,6 +179,8 @@ def _calibration_figures(
 def fold_figures(training_run: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
     """Train the fold's branches and state their figures on what the fold left out.
 
+    Generated images are held against photographs alone.
+
     The fusion is the plain sum of the branch logits, each scaled by the mean and spread of the
     left-out photographs: no label of what the fold leaves out enters it. Kept in the run folder, as
     every stage is.
@@ -195,13 +195,18 @@ def fold_figures(training_run: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
 
 def _measure_fold(training_run: BundleTrainingRun, fold: Fold) -> dict[str, Any]:
     training, tested = fold.divide(training_run.entries)
+    against_photographs = [entry for entry in tested if entry.generated or entry.photograph]
     aligned = training_run.aligned(fold.name, training, steps=training_run.recipe.fold_steps)
     egre = training_run.lare(fold.name, training, steps=training_run.recipe.fold_steps)
     draft = write_bundle(training_run.run_dir / fold.name / "draft", training_run, aligned, egre)
     detector = Detector(draft, device=training_run.device)
-    figures: dict[str, Any] = {"family": fold.family, "source": fold.source, "tiers": {}}
+    figures: dict[str, Any] = {
+        "families": sorted(fold.families),
+        "sources": sorted(fold.sources),
+        "tiers": {},
+    }
     for tier in CALIBRATION_TIERS:
-        scored = score_tier(detector, tested, tier)
+        scored = score_tier(detector, against_photographs, tier)
         generated = scored.logits.generated
         branches = scored.logits.branches
         reals = {branch: values[~generated] for branch, values in branches.items()}

@@ -164,7 +164,7 @@ def _unseen_lines(recipe: BundleRecipe, folds: Sequence[Mapping[str, Any]]) -> l
         for tier, part in fold["tiers"].items():
             branches = part["auc_by_branch"]
             lines.append(
-                f"| {fold['family']}, {fold['source']} | {tier} | {_show(part['auc'])} |"
+                f"| {_left_out(fold)} | {tier} | {_show(part['auc'])} |"
                 f" {_show(branches['aligned'])} | {_show(branches['lare'])} |"
                 f" {_show_gain(part['fusion_gain'])} |"
                 f" {_show(part['recall_at_1_percent'])} | {_show(part['recall_at_5_percent'])} |"
@@ -179,3 +179,7 @@ def _show(figure: Mapping[str, float]) -> str:
 def _show_gain(figure: Mapping[str, Any]) -> str:
     interval = f"{figure['low']:+.3f} to {figure['high']:+.3f}"
     return f"{figure['value']:+.3f} ({interval}) over {figure['best_branch']}"
+
+
+def _left_out(fold: Mapping[str, Any]) -> str:
+    return f"{', '.join(fold['families'])}; {', '.join(fold['sources'])}"

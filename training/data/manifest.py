@@ -1,8 +1,10 @@
 """The list of labelled images that training and evaluation read: `manifest.tsv` beside the files.
 
 Required columns: `path`, `label` (`real` | `generated`), `set`. Optional: `family` (the autoencoder
-family of a generator) and `group` (prompt, scene or source: images that must share a side of every
-split). Where they are missing they are derived from the set and the file name.
+family of a generator), `kind` (what a real picture is: `photograph`, `drawing`, `screenshot`, …),
+`source` (who took or collected a picture) and `group` (prompt, scene or person: images that must
+share a side of every split). Where they are missing, families and groups are derived from the set
+and the file name, the source is the set, and real pictures are photographs.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 REAL = "real"
 GENERATED = "generated"
+PHOTOGRAPH = "photograph"
 
 #: Sets whose decoders come from one release share a family: seeing one is having seen them all.
 FAMILY_OF_SET = {
@@ -40,7 +43,7 @@ FAMILY_OF_SET = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One labelled image; `family` is empty for real images.
+    """One labelled image; `family` is empty for real images, `kind` for generated ones.
 
     `weight` says how many images of its set it stands for: see `sampling_weights`. `audited` marks
     a photograph that a random audit drew from what a champion let through.
@@ -51,6 +54,8 @@ class Entry:
     set: str
     family: str
     group: str
+    kind: str = ""
+    source: str = ""
     weight: float = 1.0
     audited: bool = False
 
@@ -58,6 +63,11 @@ class Entry:
     def generated(self) -> bool:
         """Whether the image came out of a generator."""
         return self.label == GENERATED
+
+    @property
+    def photograph(self) -> bool:
+        """Whether a camera took the picture."""
+        return self.kind == PHOTOGRAPH
 
 
 def sampling_weights(entries: Sequence[Entry]) -> NDArray[np.float64]:
@@ -98,8 +108,15 @@ def _entry(folder: Path, file: Path, row: dict[str, str]) -> Entry:
     if label not in {REAL, GENERATED}:
         raise SettingsError(f"{file}: {row['path']} has the label {label!r}, not real or generated")
     family = "" if label == REAL else row.get("family") or FAMILY_OF_SET.get(set_, set_)
-    group = row.get("group") or _group(label, set_, Path(row["path"]).stem)
-    return Entry(path=folder / row["path"], label=label, set=set_, family=family, group=group)
+    return Entry(
+        path=folder / row["path"],
+        label=label,
+        set=set_,
+        family=family,
+        group=row.get("group") or _group(label, set_, Path(row["path"]).stem),
+        kind="" if label == GENERATED else row.get("kind") or PHOTOGRAPH,
+        source=row.get("source") or set_,
+    )
 
 
 def _group(label: str, set_: str, stem: str) -> str:

@@ -66,11 +66,12 @@ def bundle(
 ) -> None:
     """Train, calibrate and write a bundle from images of one's own; takes hours on a CPU.
 
-    The manifest has the columns path, label (real or generated), set, and optionally family and
-    group.
+    The manifest has the columns path, label (real or generated), set, and optionally family, kind,
+    source and group; folds.tsv beside it states the folds.
     """
     from training.bundles.build import build_bundle
     from training.bundles.recipe import RECIPES, BundleTrainingRun, write_recipe
+    from training.data.folds import load_folds
     from training.data.manifest import load_manifest
     from training.data.samples import check_images
     from training.data.taef2 import taef2_aligner
@@ -103,7 +104,7 @@ def bundle(
             BundleTrainingRun(entries, run, resolved, aligners),
             out,
             data_licence=licence,
-            with_folds=folds,
+            folds=load_folds(data, entries) if folds else (),
         )
     typer.echo(f"{released.folder}: model version {released.model_version}")
 

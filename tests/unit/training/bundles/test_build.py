@@ -69,7 +69,7 @@ def test_every_row_of_the_card_fills_its_header() -> None:
     figures = _calibration_figures(forms, fusion, points, LabelPolicy())
     tier = {name: figures["clean"][name] for name in ("auc", "auc_by_branch", "fusion_gain")}
     tier |= {"recall_at_1_percent": tier["auc"], "recall_at_5_percent": tier["auc"]}
-    unseen = [{"family": "beta", "source": "street", "tiers": {"clean": tier}}]
+    unseen = [{"families": ["beta"], "sources": ["street"], "tiers": {"clean": tier}}]
     provenance = BundleProvenance(
         snapshot_digest="", code_revision="", recipe="", seen_families=("alpha",), data_licence=""
     )

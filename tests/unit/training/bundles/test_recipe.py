@@ -216,7 +216,6 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
         BundleTrainingRun(entries, tmp_path / "run", recipe),
         tmp_path / "bundle",
         data_licence="made by a test",
-        with_folds=False,
     )
     Detector(made).self_check()
     assert made.manifest.provenance.recipe == "training.recipe.BundleRecipe tiny"
@@ -237,6 +236,5 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
         BundleTrainingRun(entries, tmp_path / "run", recipe),
         tmp_path / "again",
         data_licence="made by a test",
-        with_folds=False,
     )
     assert again.manifest.files["aligned.safetensors"] == made.manifest.files["aligned.safetensors"]

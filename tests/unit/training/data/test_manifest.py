@@ -52,13 +52,23 @@ def test_stated_families_and_groups_win(tmp_path: Path) -> None:
     """Columns of the manifest come before what names suggest; a real image keeps no family."""
     write(
         tmp_path,
-        "path label set family group",
-        "a.jpg generated sd1 my-vae prompt-7",
-        "b.jpg real coco nonsense scene-3",
+        "path label set family kind source group",
+        "a.jpg generated sd1 my-vae drawing someone prompt-7",
+        "b.jpg real coco nonsense drawing painter scene-3",
     )
     first, second = load_manifest(tmp_path)
-    assert (first.family, first.group) == ("my-vae", "prompt-7")
-    assert (second.family, second.group) == ("", "scene-3")
+    assert (first.family, first.kind, first.group) == ("my-vae", "", "prompt-7")
+    assert (second.family, second.kind, second.group) == ("", "drawing", "scene-3")
+    assert (first.source, second.source) == ("someone", "painter")
+    assert not second.photograph
+
+
+def test_a_real_picture_is_a_photograph_of_its_set_unless_stated(tmp_path: Path) -> None:
+    """Without the columns kind and source a real picture counts as a photograph of its set."""
+    write(tmp_path, "path label set", "a.jpg real coco", "b.jpg generated sd1")
+    real, generated = load_manifest(tmp_path)
+    assert (real.photograph, real.source) == (True, "coco")
+    assert not generated.photograph
 
 
 @pytest.mark.parametrize(
