@@ -1,0 +1,117 @@
+"""The backbone branch: a frozen network trained on ImageNet sees the whole picture.
+
+The published EGRE (LaRE², arXiv 2403.17465) stands on a pretrained backbone. Here it stays frozen:
+with few labelled images a head of one linear layer on its features generalises to generators and
+cameras that were never seen, where fine-tuning learns the content of the images. The head reads the
+mean and the standard deviation, over space, of the feature maps of several stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detection.errors import SettingsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig:
+    """A timm architecture by name, the stages that are read, and the view that it sees.
+
+    `stages` are names of the architecture's modules. The view is square, `side` pixels; a larger
+    picture is first brought to `shrink_to` pixels by area averaging, as the training images were.
+    Views enter as (x - `mean`) / `scale` of their 8-bit values.
+    """
+
+    architecture: str = "tf_efficientnet_lite0"
+    stages: tuple[str, ...] = ("blocks.4", "blocks.5", "blocks.6")
+    side: int = 320
+    shrink_to: int = 512
+    mean: float = 127.0
+    scale: float = 128.0
+
+
+class Backbone(nn.Module):
+    """Frozen features and a linear head: a view to a logit."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        """Build the architecture without weights.
+
+        Raises `SettingsError` for an architecture or a stage that timm does not have.
+        """
+        super().__init__()
+        self.config = config
+        self.network = build_network(config.architecture)
+        known = dict(self.network.named_modules())
+        if missing := [stage for stage in config.stages if stage not in known]:
+            raise SettingsError(f"{config.architecture} has no stage {', '.join(missing)}")
+        self._maps: dict[str, Tensor] = {}
+        for stage in config.stages:
+            known[stage].register_forward_hook(self._keep(stage))
+        with torch.inference_mode():
+            probe = torch.zeros(1, 3, 64, 64)
+            width = self.eval().features(probe).shape[1]
+        self.head = nn.Linear(width, 1)
+
+    def features(self, views: Tensor) -> Tensor:
+        """Map views (B, 3, H, W), floats of 8-bit values, to features (B, D) in float32.
+
+        Of every stage the means of its channels, then their standard deviations.
+        """
+        self.network.forward_features((views - self.config.mean) / self.config.scale)
+        kept = [self._maps.pop(stage).float() for stage in self.config.stages]
+        return torch.cat(
+            [part for one in kept for part in (one.mean((2, 3)), one.std((2, 3)))], dim=1
+        )
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Map views (B, 3, H, W), floats of 8-bit values, to logits (B,)."""
+        features = self.features(views)
+        # Not in half precision: the logit is a sum over thousands of features.
+        with torch.autocast(views.device.type, enabled=False):
+            logits: Tensor = self.head(features).squeeze(1)
+        return logits
+
+    def _keep(self, stage: str) -> Any:
+        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            self._maps[stage] = output
+
+        return keep
+
+
+def build_network(architecture: str) -> nn.Module:
+    """Build a timm architecture without weights and classifier; raises `SettingsError`."""
+    import timm
+
+    if not timm.is_model(architecture):
+        raise SettingsError(f"timm has no architecture named {architecture!r}")
+    network: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0)
+    return network
+
+
+def whole_view(image: NDArray[np.uint8], config: BackboneConfig) -> NDArray[np.uint8]:
+    """Cut the centre square of RGB uint8 (H, W, 3) and bring it to uint8 (side, side, 3).
+
+    Squares larger than `shrink_to` are averaged over areas to that size; the rest of the way is
+    antialiased bicubic.
+    """
+    height, width = image.shape[:2]
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    view = Image.fromarray(image[top : top + square, left : left + square])
+    if square > config.shrink_to:
+        view = view.resize((config.shrink_to, config.shrink_to), Image.Resampling.BOX)
+    return np.asarray(view.resize((config.side, config.side), Image.Resampling.BICUBIC))
+
+
+def to_views(views: NDArray[np.uint8]) -> Tensor:
+    """Map uint8 views (B, H, W, 3) to float32 (B, 3, H, W) of the same values."""
+    return torch.from_numpy(views).permute(0, 3, 1, 2).float()
