@@ -135,13 +135,16 @@ def _put(
 
 
 def load_evidence(storage: Storage, uri: str) -> dict[str, bytes]:
-    """Fetch the files of stored evidence by their names; of an earlier release there is one."""
+    """Fetch the files of stored evidence by their names: `FLAT` alone, or `DOCUMENT` and others.
+
+    Raises `ObjectMissing` when it is not there any more.
+    """
     bucket, key = parse_uri(uri)
+    if _own_folder(key) is None:
+        return {FLAT: storage.fetch(bucket, key, max_bytes=MAX_BYTES)}
     return {
-        FLAT if key.endswith(".png") else one.rpartition("/")[2]: storage.fetch(
-            bucket, one, max_bytes=MAX_BYTES
-        )
-        for one in stored_keys(storage, uri)
+        one.rpartition("/")[2]: storage.fetch(bucket, one, max_bytes=MAX_BYTES)
+        for one in {key, *stored_keys(storage, uri)}
     }
 
 
