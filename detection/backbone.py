@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detection.errors import SettingsError
+from detection.lare import centre_square
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +51,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.network = build_network(config.architecture)
+        self.network: Any = build_network(config.architecture)
         known = dict(self.network.named_modules())
         if missing := [stage for stage in config.stages if stage not in known]:
             raise SettingsError(f"{config.architecture} has no stage {', '.join(missing)}")
@@ -66,25 +68,44 @@ class Backbone(nn.Module):
 
         Of every stage the means of its channels, then their standard deviations.
         """
-        self.network.forward_features((views - self.config.mean) / self.config.scale)
-        kept = [self._maps.pop(stage).float() for stage in self.config.stages]
-        return torch.cat(
-            [part for one in kept for part in (one.mean((2, 3)), one.std((2, 3)))], dim=1
-        )
+        return torch.cat([torch.cat(_statistics(one), dim=1) for one in self._stages(views)], dim=1)
 
-    def forward(self, views: Tensor) -> Tensor:
-        """Map views (B, 3, H, W), floats of 8-bit values, to logits (B,)."""
-        features = self.features(views)
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Map views (B, 3, H, W), floats of 8-bit values, to logits (B,) and maps (B, h, w).
+
+        A map says where on the view the logit comes from: the logit is its mean. That is exact,
+        because means are linear in the features and a standard deviation is the mean of
+        (f - m)^2 / s. (Class activation maps, Zhou et al., CVPR 2016, with a term for the spread.)
+        """
+        stages = self._stages(views)
+        finest = max(stages, key=lambda one: one.shape[-1]).shape[-2:]
+        weights = self.head.weight[0].split([one.shape[1] for one in stages for _ in range(2)])
+        contributions = self.head.bias.expand(len(views), *finest).clone()
         # Not in half precision: the logit is a sum over thousands of features.
         with torch.autocast(views.device.type, enabled=False):
-            logits: Tensor = self.head(features).squeeze(1)
-        return logits
+            for one, of_mean, of_spread in zip(stages, weights[::2], weights[1::2], strict=True):
+                mean, spread = _statistics(one)
+                cells = one.shape[-2] * one.shape[-1]
+                deviation = (one - mean[..., None, None]).square() / spread[..., None, None]
+                part = torch.einsum("bchw,c->bhw", one, of_mean)
+                part += torch.einsum("bchw,c->bhw", deviation, of_spread) * cells / (cells - 1)
+                contributions += functional.interpolate(part[:, None], finest)[:, 0]
+        return contributions.mean((1, 2)), contributions
+
+    def _stages(self, views: Tensor) -> list[Tensor]:
+        self.network.forward_features((views - self.config.mean) / self.config.scale)
+        return [self._maps.pop(stage).float() for stage in self.config.stages]
 
     def _keep(self, stage: str) -> Any:
         def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             self._maps[stage] = output
 
         return keep
+
+
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation over space of (B, C, h, w): (B, C) each."""
+    return features.mean((2, 3)), features.var((2, 3)).clamp_min(1e-12).sqrt()
 
 
 def build_network(architecture: str) -> nn.Module:
@@ -103,9 +124,7 @@ def whole_view(image: NDArray[np.uint8], config: BackboneConfig) -> NDArray[np.u
     Squares larger than `shrink_to` are averaged over areas to that size; the rest of the way is
     antialiased bicubic.
     """
-    height, width = image.shape[:2]
-    square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
+    left, top, square, _ = centre_square(*image.shape[:2])
     view = Image.fromarray(image[top : top + square, left : left + square])
     if square > config.shrink_to:
         view = view.resize((config.shrink_to, config.shrink_to), Image.Resampling.BOX)

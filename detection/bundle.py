@@ -17,13 +17,15 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from detection.aligned import AlignedConfig  # pydantic resolves it at run time
+from detection.backbone import BackboneConfig  # pydantic resolves it at run time
 from detection.egre import EgreConfig  # pydantic resolves it at run time
 from detection.errors import SettingsError
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
 from detection.lare import LareConfig  # pydantic resolves it at run time
 
-#: 2 added `intake_versions` and `arithmetic`; bundles of schema 1 load with their defaults.
-SCHEMA_VERSION: Final = 2
+#: 2 added `intake_versions` and `arithmetic`, 3 added `backbone` and what points say of other real
+#: pictures; bundles of earlier schemas load with their defaults.
+SCHEMA_VERSION: Final = 3
 #: Raised with every change of how pixels become views and tiles that could move a score. How bytes
 #: become pixels has a version of its own, `detection.intake.version`.
 PREPROCESSING_VERSION: Final = 1
@@ -88,6 +90,7 @@ class BundleManifest(_Record):
     lare: LareConfig | None
     egre: EgreConfig | None
     aligned: AlignedConfig | None
+    backbone: BackboneConfig | None = None
     fusion: Fusion
     operating_points: tuple[OperatingPoint, ...]
     policy: LabelPolicy

@@ -37,12 +37,12 @@ class LareComponents:
 
 
 def load_lare(bundle: Bundle, *, generators: Path | None = None) -> LareComponents | None:
-    """Load what a bundle's lare branch computes error maps with; None without that branch.
+    """Load what a bundle computes error maps with; None where it has no generator for that.
 
     Raises as `load_bundle_generator` does, and `BundleError` when the noise bank is too small.
     """
     manifest = bundle.manifest
-    if manifest.lare is None or manifest.egre is None or manifest.generator is None:
+    if manifest.lare is None or manifest.generator is None:
         return None
     constants = load_file(bundle.path("constants.safetensors"))
     noises = constants.pop("noise_bank").float()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.applicability import inapplicable_reason
+from detection.backbone import Backbone, to_views, whole_view
 from detection.batch_norm_folding import fold_batch_norms
 from detection.bundle import Arithmetic, Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
@@ -80,6 +81,10 @@ class Detector:
         if manifest.aligned:
             network = AlignedNet(manifest.aligned)
             self._aligned = self._place(_load(network, bundle.path("aligned.safetensors")))
+        self._backbone: Backbone | None = None
+        if manifest.backbone:
+            backbone = Backbone(manifest.backbone)
+            self._backbone = self._place(_load(backbone, bundle.path("backbone.safetensors")))
 
     @classmethod
     def load(
@@ -147,6 +152,7 @@ class Detector:
         branches: list[dict[str, float]] = [{} for _ in images]
         maps: list[NDArray[np.float32] | None] = [None] * len(images)
         tiles: list[tuple[TileLogit, ...]] = [()] * len(images)
+        contributions: list[NDArray[np.float32] | None] = [None] * len(images)
         with torch.inference_mode():
             if self._egre is not None:
                 for index, (logit, error) in enumerate(self._score_lare(images)):
@@ -156,7 +162,12 @@ class Detector:
                 for index, (logit, read) in enumerate(self._score_aligned(images)):
                     branches[index]["aligned"] = logit
                     tiles[index] = read
-        return [self._verdict(*one) for one in zip(branches, maps, tiles, strict=True)]
+            if self._backbone is not None:
+                for index, (logit, part) in enumerate(self._score_backbone(images)):
+                    branches[index]["backbone"] = logit
+                    contributions[index] = part
+        seen = zip(branches, maps, tiles, contributions, strict=True)
+        return [self._verdict(*one) for one in seen]
 
     def _apply_applicability(self, image: NDArray[np.uint8], score: Score) -> Score:
         """Judge nothing that the thresholds do not hold for, whatever the score says of it.
@@ -216,6 +227,19 @@ class Detector:
         ]
         return list(zip(aggregate(logits, counts).tolist(), read, strict=True))
 
+    def _score_backbone(
+        self, images: Sequence[NDArray[np.uint8]]
+    ) -> list[tuple[float, NDArray[np.float32]]]:
+        assert self._backbone is not None  # noqa: S101  # as above
+        results = []
+        for start in range(0, len(images), self._chunk):
+            chunk = images[start : start + self._chunk]
+            stacked = [whole_view(image, self._backbone.config) for image in chunk]
+            with self._autocast():
+                logits, parts = self._backbone(self._move(to_views(np.stack(stacked))))
+            results += list(zip(logits.cpu().tolist(), parts.cpu().numpy(), strict=True))
+        return results
+
     def _tile_logits(self, tiles: Tensor) -> Tensor:
         assert self._aligned is not None  # noqa: S101  # the callers' branch
         logits = []
@@ -229,6 +253,7 @@ class Detector:
         branches: dict[str, float],
         error_map: NDArray[np.float32] | None,
         tiles: tuple[TileLogit, ...],
+        contributions: NDArray[np.float32] | None,
     ) -> Score:
         manifest = self.bundle.manifest
         for name, value in branches.items():
@@ -251,6 +276,7 @@ class Detector:
             prior=policy.prior,
             error_map=error_map,
             tiles=tiles,
+            contributions=contributions,
         )
 
     def _place(self, network: _Network) -> _Network:

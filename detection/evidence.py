@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 #: The names of the files of one verdict's evidence.
-DOCUMENT, PREVIEW, ERROR_MAP = "evidence.json", "preview.jpg", "error_map.png"
+DOCUMENT, PREVIEW = "evidence.json", "preview.jpg"
+ERROR_MAP, CONTRIBUTIONS = "error_map.png", "contributions.png"
 #: Longest side of the preview, in pixels.
 MAX_SIDE = 1600
 # Side of the blocks in which a large picture is reduced, in pixels: bounds memory.
@@ -36,6 +37,8 @@ _BLOCK = 2048
 
 #: Colours of the map from its low to its high end.
 LOW, MIDDLE, HIGH = "midnightblue", "orangered", "lightyellow"
+#: Colours of contributions, from what speaks for a camera over neither to a generator.
+CAMERA, NEITHER, GENERATOR = "mediumblue", "whitesmoke", "crimson"
 #: Percentiles of the image's own map at which the colours start and end.
 PERCENTILES = (1, 99)
 OPACITY = 0.6
@@ -51,6 +54,7 @@ GENERATED_COLOUR, REAL_COLOUR = "red", "deepskyblue"
 
 #: What each branch does, for people who never heard of it.
 PARTS = {
+    "backbone": "the part that looks at the picture as a whole",
     "aligned": "the part that reads small squares of the picture at full size",
     "lare": "the part that adds noise to the picture, has an image generator guess that noise, and"
     " looks at where the guess is wrong",
@@ -75,6 +79,10 @@ def make_evidence(pixels: NDArray[np.uint8], score: Score) -> dict[str, bytes]:
         coloured, ends = _coloured(score.error_map)
         files[ERROR_MAP] = _encoded(coloured, "PNG")
         layers.append(_map_layer(coloured, ends, centre_square(height, width)))
+    if score.outside is None and score.decided_by == "backbone" and score.contributions is not None:
+        coloured, ends = _diverging(score.contributions)
+        files[CONTRIBUTIONS] = _encoded(coloured, "PNG")
+        layers.append(_contributions_layer(score, coloured, ends, centre_square(height, width)))
     document = {
         "schema_version": SCHEMA_VERSION,
         "label": score.label.value,
@@ -182,6 +190,32 @@ def _map_layer(coloured: Image.Image, ends: Sequence[float], box: Sequence[int])
     }
 
 
+def _contributions_layer(
+    score: Score, coloured: Image.Image, ends: Sequence[float], box: Sequence[int]
+) -> dict[str, Any]:
+    return {
+        "kind": "contributions",
+        "caption": (
+            "Colours: where on the picture that comes from. Red speaks for a generator, blue for a"
+            f" camera. The average over the square, {score.branches['backbone']:+.2f}, is what"
+            " counted. Outside the coloured square nothing was looked at for this."
+        ),
+        "file": CONTRIBUTIONS,
+        "width": coloured.width,
+        "height": coloured.height,
+        "box": list(box),
+        "range": list(ends),
+    }
+
+
+def _diverging(contributions: NDArray[np.float32]) -> tuple[Image.Image, tuple[float, float]]:
+    """Colour a map about 0, one pixel a cell; return it with the values at the ends."""
+    end = max(float(np.percentile(np.abs(contributions), PERCENTILES[1])), 1e-6)
+    levels = (contributions / end + 1) / 2
+    grey = Image.fromarray((levels.clip(0, 1) * 255).astype(np.uint8))
+    return ImageOps.colorize(grey, CAMERA, GENERATOR, NEITHER), (-end, end)
+
+
 def _coloured(error_map: NDArray[np.float32]) -> tuple[Image.Image, tuple[float, float]]:
     """Colour a map, one pixel a cell; return it with the values at the ends of the colours."""
     low, high = (float(value) for value in np.percentile(error_map, PERCENTILES))
@@ -229,7 +263,7 @@ def clean_and_drawn(
     scale = max(preview.size) / max(document["picture"]["width"], document["picture"]["height"])
     drawn = None
     for layer in document["layers"]:
-        if layer["kind"] == "error_map":
+        if layer["kind"] in {"error_map", "contributions"}:
             corners = _scaled(layer["box"], scale, preview)
             drawn = _blended(preview, _opened(files[layer["file"]]), corners)
         if layer["kind"] == "tiles":

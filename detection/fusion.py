@@ -82,7 +82,9 @@ class OperatingPoint(_Record):
 
     `low` and `high` are the Clopper-Pearson 95 % interval of the rate measured on `reals`
     photographs; a point whose `high` exceeds 2.5 times its target is unsupported and never used:
-    `needs_reals` says how many photographs would support it.
+    `needs_reals` says how many photographs would support it. `others_flagged` of the `others`, real
+    pictures that are no photographs, lie above the threshold; None where there were none to look
+    at.
     """
 
     target: Annotated[float, Field(gt=0, lt=1)]
@@ -94,6 +96,8 @@ class OperatingPoint(_Record):
     recall: float
     supported: bool
     needs_reals: int | None = None
+    others_flagged: int | None = None
+    others: int = 0
 
     @property
     def name(self) -> str:

@@ -71,7 +71,9 @@ class Score:
     branch that moved the fused logit most; `operating_point` names the false-positive rate at which
     the label was taken (for example "fpr=0.01"); `error_map` is the LaRE map, float32 (h, w), mean
     over latent channels, or None when the bundle has no lare branch; `tiles` are what the aligned
-    branch read, their logits' mean being its own, and empty without that branch.
+    branch read, their logits' mean being its own, and empty without that branch. `contributions`,
+    float32 (h, w), says where on the centre square the backbone branch's logit comes from, which is
+    its mean, or is None without that branch.
 
     `unsure` at the point of `generated` means that a mild re-encoding flipped the label, and the
     probability is that of the weakest copy. Where `outside` says why the thresholds do not hold for
@@ -95,6 +97,7 @@ class Score:
     frame: int = 0
     distance: float | None = None
     tiles: tuple[TileLogit, ...] = ()
+    contributions: NDArray[np.float32] | None = None
 
 
 def distance_words(label: str, distance: float | None, outside: str | None) -> str | None:

@@ -49,9 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     configure(load_settings().observability)  # log lines: standard output is the record's
     entries = load_manifest(options.data)
-    fold = next(
-        one for one in load_folds(options.data, entries) if options.family in one.families
-    )
+    fold = next(one for one in load_folds(options.data, entries) if options.family in one.families)
     options.out.mkdir(parents=True, exist_ok=True)
     champion = champion_of(fold, entries, options.run, options.out / "champion")
     outcome = run_on_folder(

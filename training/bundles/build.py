@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from detection.detector import Detector
 from detection.fusion import LabelPolicy, select_operating_point
 from training.bundles.cards import bundle_card
 from training.bundles.writer import write_bundle
-from training.data.manifest import sampling_weights, snapshot_digest
+from training.data.manifest import snapshot_digest
 from training.evaluation.calibration import (
     Logits,
     class_weights,
@@ -33,18 +32,15 @@ from training.evaluation.calibration import (
 )
 from training.evaluation.scoring import (
     CALIBRATION_TIERS,
-    RAW,
-    Scored,
     auc,
     auc_gain,
-    merge,
     recall_at,
     score_tier,
-    untouched,
 )
+from training.evaluation.variants import ScoredVariants, score_variants
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -52,40 +48,9 @@ if TYPE_CHECKING:
     from detection.bundle import Bundle
     from detection.fusion import Fusion, OperatingPoint
     from training.bundles.recipe import BundleTrainingRun
-    from training.data.manifest import Entry
     from training.data.folds import Fold
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredVariants:
-    """The same N images scored in several forms: form name to scored images, in one order."""
-
-    scored: Mapping[str, Scored]
-
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """What each image counts (N,)."""
-        return sampling_weights(self.scored["clean"].entries)
-
-    def pooled(self) -> Logits:
-        """Every form as an image of its own, for fitting the fusion."""
-        return replace(merge(list(self.scored.values())).logits, forms=len(self.scored))
-
-    def worst(self, fusion: Fusion) -> NDArray[np.float64]:
-        """Fused logits (N,): of a photograph its highest, of a generated image its clean one."""
-        fused = {name: part.logits.fused(fusion) for name, part in self.scored.items()}
-        generated = next(iter(self.scored.values())).logits.generated
-        highest = np.max(list(fused.values()), axis=0)
-        return np.where(generated, fused["clean"], highest)
-
-
-def score_variants(detector: Detector, entries: Sequence[Entry]) -> ScoredVariants:
-    """Score entries in the calibration tiers, and as uploaded."""
-    scored = {tier: score_tier(detector, entries, tier) for tier in CALIBRATION_TIERS}
-    scored[RAW] = score_tier(detector, entries, "clean", read=untouched)
-    return ScoredVariants(scored)
 
 
 def build_bundle(
@@ -99,7 +64,8 @@ def build_bundle(
     training, calibration = training_run.divided()
     aligned = training_run.aligned("final", training)
     egre = training_run.lare("final", training)
-    draft = write_bundle(training_run.run_dir / "final" / "draft", training_run, aligned, egre)
+    networks = {"aligned": aligned, "egre": egre}
+    draft = write_bundle(training_run.run_dir / "final" / "draft", training_run, networks)
     forms = score_variants(Detector(draft, device=training_run.device), calibration)
     fusion = fit_fusion(forms.pooled(), training_run.recipe.calibration)
     worst = forms.worst(fusion)
@@ -121,8 +87,7 @@ def build_bundle(
     return write_bundle(
         folder,
         training_run,
-        aligned,
-        egre,
+        networks,
         fusion=fusion,
         points=points,
         policy=policy,
@@ -198,7 +163,8 @@ def _measure_fold(training_run: BundleTrainingRun, fold: Fold) -> dict[str, Any]
     against_photographs = [entry for entry in tested if entry.generated or entry.photograph]
     aligned = training_run.aligned(fold.name, training, steps=training_run.recipe.fold_steps)
     egre = training_run.lare(fold.name, training, steps=training_run.recipe.fold_steps)
-    draft = write_bundle(training_run.run_dir / fold.name / "draft", training_run, aligned, egre)
+    networks = {"aligned": aligned, "egre": egre}
+    draft = write_bundle(training_run.run_dir / fold.name / "draft", training_run, networks)
     detector = Detector(draft, device=training_run.device)
     figures: dict[str, Any] = {
         "families": sorted(fold.families),

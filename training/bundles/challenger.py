@@ -17,13 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detection.aligned import AlignedNet
+from detection.backbone import Backbone
 from detection.bundle import Bundle, BundleProvenance
 from detection.bundle_generator import load_lare
 from detection.detector import Detector
 from detection.egre import Egre
-from training.bundles.build import code_revision, score_variants
+from training.bundles.build import code_revision
 from training.bundles.cards import challenger_card
 from training.bundles.challenger_data import ChallengerData, SamplingPlan, load_challenger_data
+from training.bundles.challenger_head import head_of, teach_head
 from training.bundles.writer import DRAFT_POINT, derive_bundle, draft_fusion
 from training.data.manifest import sampling_weights
 from training.evaluation.calibration import (
@@ -36,6 +38,7 @@ from training.evaluation.calibration import (
     operating_points,
     reals_needed,
 )
+from training.evaluation.variants import score_variants
 from training.fit.aligned_task import AlignedBatch, AlignedTask
 from training.fit.early_stopping import EarlyStopping, Patience, mean_loss
 from training.fit.lare_task import LareTask
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     from training.evaluation.calibration import CalibrationKind
     from training.fit.loop import Task
 
-ALIGNED, EGRE = "aligned.safetensors", "egre.safetensors"
+ALIGNED, EGRE, BACKBONE = "aligned.safetensors", "egre.safetensors", "backbone.safetensors"
 #: Processes that make batches beside a GPU; on a CPU they would only compete with training.
 LOADERS_BESIDE_GPU = 4
 
@@ -114,12 +117,25 @@ def fine_tune(
     Resumes from `run_dir`. `on_step` hears the file's name and the steps done. Raises
     `TrainingDiverged` when a loss stops being finite.
     """
+    built = networks(champion)
+    backbone = built.pop(BACKBONE, None)
+    if backbone is not None:
+        backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
     data = load_challenger_data(
-        files, recipe.sampling, run_dir, lare=lare_of(champion, device), device=device
+        files,
+        recipe.sampling,
+        run_dir,
+        lare=lare_of(champion, device) if EGRE in built else None,
+        backbone=backbone if isinstance(backbone, Backbone) else None,
+        device=device,
     )
     training, held = data.divided(recipe.sampling.validation)
     tuned = {}
-    for name, network in networks(champion).items():
+    if backbone is not None and data.head is not None and data.head.both_classes:
+        weights = {name: value.cpu() for name, value in backbone.state_dict().items()}
+        head, losses = teach_head(data.head, head_of(weights), recipe.sampling.validation)
+        tuned[BACKBONE] = TrainedBranch(weights={**weights, **head.state()}, losses=losses)
+    for name, network in built.items():
         tasks = [_task(name, part, recipe) for part in (training, held)]
         if tasks[0] is None:
             continue
@@ -143,6 +159,8 @@ def networks(bundle: Bundle) -> dict[str, nn.Module]:
         built[ALIGNED] = AlignedNet(manifest.aligned)
     if manifest.egre is not None:
         built[EGRE] = Egre(manifest.egre)
+    if manifest.backbone is not None:
+        built[BACKBONE] = Backbone(manifest.backbone)
     for name, network in built.items():
         weights = load_file(bundle.path(name))
         network.load_state_dict({key: value.float() for key, value in weights.items()})
@@ -150,7 +168,7 @@ def networks(bundle: Bundle) -> dict[str, nn.Module]:
 
 
 def lare_of(champion: Bundle, device: str = "cpu") -> LareComponents | None:
-    """Load what a bundle's lare branch is taught with; None for a bundle without it."""
+    """Load what a bundle makes error maps and partial-noise images with, or None."""
     lare = load_lare(champion)
     if lare is not None:
         lare.generator.eval().requires_grad_(requires_grad=False).to(device)

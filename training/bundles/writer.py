@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from detection.aligned import AlignedNet
-    from detection.egre import Egre
     from training.bundles.recipe import BundleTrainingRun
 
+#: The branch that each network decides for, by the name of the network's file.
+BRANCHES = {"aligned": "aligned", "backbone": "backbone", "egre": "lare"}
 #: Of a bundle that is only trained, not calibrated: its logits are read, its labels never.
 DRAFT_POINT = OperatingPoint(
     target=0.5, threshold=0.0, measured=0.5, low=0.0, high=1.0, reals=0, recall=0.0, supported=True
@@ -51,8 +51,7 @@ def draft_fusion(branches: Iterable[str]) -> Fusion:
 def write_bundle(
     folder: Path,
     training_run: BundleTrainingRun,
-    aligned: AlignedNet,
-    egre: Egre,
+    networks: Mapping[str, nn.Module],
     *,
     fusion: Fusion | None = None,
     points: tuple[OperatingPoint, ...] = (DRAFT_POINT,),
@@ -63,8 +62,9 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle, replacing what is in `folder`, and load it back.
 
-    Weights are stored in half precision and computed with in float32; without `fusion` it is a
-    draft; `texts` are the card and the licence by file name.
+    `networks` are the classifiers by the name of their file: `egre`, `aligned`, `backbone`. Weights
+    are stored in half precision and computed with in float32; without `fusion` it is a draft;
+    `texts` are the card and the licence by file name.
     """
     recipe = training_run.recipe
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,8 +72,8 @@ def write_bundle(
     for file in (folder / "generator").rglob("*.safetensors"):
         # diffusers refuses weights whose metadata does not name their framework.
         save_file(to_float16(load_file(file)), file, metadata={"format": "pt"})
-    save_file(to_float16(aligned.state_dict()), folder / "aligned.safetensors")
-    save_file(to_float16(egre.state_dict()), folder / "egre.safetensors")
+    for name, network in networks.items():
+        save_file(to_float16(network.state_dict()), folder / f"{name}.safetensors")
     constants = {
         "noise_bank": training_run.noises(),
         "conditioning.encoder_hidden_states": training_run.conditioning(),
@@ -88,9 +88,10 @@ def write_bundle(
         intake_versions=(INTAKE_VERSION,),
         generator=GeneratorReference(folder="generator"),
         lare=recipe.lare,
-        egre=recipe.egre,
-        aligned=recipe.aligned,
-        fusion=fusion or draft_fusion(("aligned", "lare")),
+        egre=recipe.egre if "egre" in networks else None,
+        aligned=recipe.aligned if "aligned" in networks else None,
+        backbone=recipe.backbone if "backbone" in networks else None,
+        fusion=fusion or draft_fusion(BRANCHES[name] for name in sorted(networks)),
         operating_points=points,
         policy=policy or LabelPolicy(),
         metrics=dict(metrics or {}),

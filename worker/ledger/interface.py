@@ -202,8 +202,9 @@ class Verdict:
     `outside` says why the image cannot be judged (see `detection.score.Score`), the row's
     `inapplicable_reason`, and `distance` how far the score is from the point of accusation, also
     None in rows of earlier releases. `frame` is the number of the frame that decided. `tiles` are
-    what the aligned branch read, without any in rows of earlier releases. `error_map`, float32
-    (h, w), is what evidence is made from right after scoring; no row keeps it.
+    what the aligned branch read, without any in rows of earlier releases. `error_map` and
+    `contributions`, float32 (h, w), are what evidence is made from right after scoring; no row
+    keeps them.
     """
 
     image_id: UUID
@@ -225,6 +226,7 @@ class Verdict:
     reused_from: UUID | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     error_map: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    contributions: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     outside: str | None = None
     frame: int = 0
     distance: float | None = None

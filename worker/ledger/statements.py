@@ -465,7 +465,7 @@ def fact_values(facts: ImageFacts) -> dict[str, Any]:
 
 
 #: Fields of a verdict that its row does not keep, or keeps under another name.
-_NO_COLUMNS = {"facts", "error_map", "outside", "tiles"}
+_NO_COLUMNS = {"facts", "error_map", "contributions", "outside", "tiles"}
 
 
 def verdict_values(verdict: Verdict) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def _make(verdict: Verdict, data: bytes, scorer: Scorer, intake: Intake) -> dict
         again = replace(
             verdict,
             error_map=score.error_map,
+            contributions=score.contributions,
             tiles=score.tiles,
             outside=score.outside,
             distance=score.distance,

@@ -421,6 +421,7 @@ class InferenceThread:
                 "forward": 1000 * forward_s,
             },
             error_map=score.error_map,
+            contributions=score.contributions,
             outside=score.outside,
             frame=score.frame,
             distance=score.distance,

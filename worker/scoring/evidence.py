@@ -90,6 +90,7 @@ def score_of(verdict: Verdict) -> Score:
         prior=verdict.prior,
         outside=verdict.outside,
         error_map=verdict.error_map,
+        contributions=verdict.contributions,
         frame=verdict.frame,
         distance=verdict.distance,
         tiles=verdict.tiles,

@@ -1,0 +1,128 @@
+"""Features of the frozen backbone, computed once an image and form, and kept on disk.
+
+The backbone does not change while its head is fitted, so that everything after this is fast. A form
+is what happened to the picture before it is read: nothing, a tier, or a draw of the augmentation.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from detection.backbone import to_views, whole_view
+from detection.bundle import sha256_of
+from training.data.augmentation import sample_crop
+from training.data.samples import read_pixels, upload_codec
+from training.evaluation.robustness_tiers import TIERS
+from training.evaluation.scoring import RAW, harmonised, untouched
+from training.oom import retry_in_halves
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from detection.backbone import Backbone
+    from training.data.augmentation import AugmentationConfig
+    from training.data.manifest import Entry
+
+    Pixels = NDArray[np.uint8]
+    Features = NDArray[np.float32]
+
+#: Images of one part: a run that is killed loses the part it was at.
+PART = 200
+BATCH = 16
+#: Forms whose name starts so are draws of the augmentation; what follows is the draw's number.
+AUGMENTED = "augmented-"
+
+_log = structlog.get_logger(__name__)
+
+
+class FeatureCache:
+    """Features by form, label and sha256 of the file, in parts of a folder.
+
+    The label counts because it decides how an image's codec is harmonised. The folder belongs to
+    one backbone and one augmentation.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        backbone: Backbone,
+        augmentation: AugmentationConfig,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        self._folder, self._device, self._augmentation = folder, device, augmentation
+        self._backbone = backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
+        self._digests: dict[Path, str] = {}
+
+    def features(self, entries: Sequence[Entry], form: str) -> Features:
+        """Return the features (N, D) of N entries in one form, computing those that are new."""
+        keys = [self._key(entry) for entry in entries]
+        known = self._read(form)
+        missing = [(key, one) for key, one in zip(keys, entries, strict=True) if key not in known]
+        for start in range(0, len(missing), PART):
+            part = missing[start : start + PART]
+            computed = self._compute([entry for _, entry in part], form)
+            known |= dict(zip((key for key, _ in part), computed, strict=True))
+            self._write(form, [key for key, _ in part], computed)
+            _log.info("features_computed", form=form, done=start + len(part), of=len(missing))
+        return np.stack([known[key] for key in keys])
+
+    def _key(self, entry: Entry) -> str:
+        if entry.path not in self._digests:
+            self._digests[entry.path] = sha256_of(entry.path)
+        return f"{entry.label} {self._digests[entry.path]}"
+
+    def _compute(self, entries: Sequence[Entry], form: str) -> Features:
+        computed: list[Features] = []
+        for start in range(0, len(entries), BATCH):
+            views = [
+                whole_view(self._pixels(entry, form), self._backbone.config)
+                for entry in entries[start : start + BATCH]
+            ]
+            computed += retry_in_halves(self._forward, views)
+        return np.stack(computed)
+
+    def _forward(self, views: Sequence[Pixels]) -> list[Features]:
+        batch = to_views(np.stack(views)).to(self._device, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            return list(self._backbone.features(batch).cpu().numpy())
+
+    def _pixels(self, entry: Entry, form: str) -> Pixels:
+        if form == RAW:
+            return untouched(entry)
+        if not form.startswith(AUGMENTED):
+            return TIERS[form](harmonised(entry))
+        pixels, kind = read_pixels(entry)
+        seed = int(self._key(entry).split()[1][:12], 16)
+        rng = np.random.default_rng([seed, int(form.removeprefix(AUGMENTED))])
+        first = None if entry.generated and kind == "JPEG" else upload_codec(rng)
+        drawn = sample_crop(rng, pixels.shape, self._augmentation, first=first)
+        distorted = drawn.distort(pixels)
+        return np.ascontiguousarray(distorted[:, ::-1]) if drawn.flip else distorted
+
+    def _read(self, form: str) -> dict[str, Features]:
+        known: dict[str, Features] = {}
+        for file in sorted((self._folder / form).glob("part-*.safetensors")):
+            with safe_open(file, framework="numpy") as part:
+                rows = part.get_tensor("features")
+                known |= zip(json.loads(part.metadata()["keys"]), rows, strict=True)
+        return known
+
+    def _write(self, form: str, keys: Sequence[str], computed: Features) -> None:
+        folder = self._folder / form
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"part-{len(list(folder.glob('part-*.safetensors'))):04d}.safetensors"
+        aside = file.with_suffix(".part")
+        tensors = {"features": torch.from_numpy(computed)}
+        save_file(tensors, aside, metadata={"keys": json.dumps(list(keys))})
+        aside.replace(file)

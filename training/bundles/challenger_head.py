@@ -1,0 +1,146 @@
+"""What a challenger's backbone branch learns: its head, further on a site's own images.
+
+The backbone stays frozen, so that its features are computed once and the head is a convex fit that
+starts from the champion's. How far it may move is chosen by the loss on groups held back; when no
+distance lowers that loss, the champion's head stays.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from detection.backbone import to_views, whole_view
+from training.data.augmentation import sample_crop
+from training.data.samples import upload_codec
+from training.data.splits import hash_fraction
+from training.evaluation.calibration import class_weights
+from training.fit.linear_head import LinearHead, fit_head
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from detection.backbone import Backbone
+    from training.data.augmentation import AugmentationConfig
+    from training.data.samples import Sample
+
+#: How strongly new images may pull on the champion's head, gentlest first (scikit-learn's C).
+STRENGTHS = (1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSamples:
+    """Features (N, D) of images in several forms, whether they are generated, and their groups."""
+
+    features: NDArray[np.float32]
+    generated: NDArray[np.bool_]
+    groups: NDArray[np.str_]
+
+    def of(self, keep: NDArray[np.bool_]) -> HeadSamples:
+        """Return the rows of a mask (N,)."""
+        return HeadSamples(self.features[keep], self.generated[keep], self.groups[keep])
+
+    @property
+    def both_classes(self) -> bool:
+        """Whether there is something to tell apart."""
+        return bool(self.generated.any()) and not bool(self.generated.all())
+
+    def divided(self, share: float) -> tuple[HeadSamples, HeadSamples]:
+        """Return what is fitted, and what a share of the groups holds back."""
+        held = np.array(
+            [hash_fraction(group, salt="early-stopping") < share for group in self.groups]
+        )
+        return self.of(~held), self.of(held)
+
+    def save(self, file: Path) -> None:
+        """Write the samples aside and rename them into place."""
+        aside = file.with_suffix(".part")
+        tensors = {
+            "features": torch.from_numpy(self.features),
+            "generated": torch.from_numpy(self.generated),
+        }
+        save_file(tensors, aside, metadata={"groups": json.dumps(self.groups.tolist())})
+        aside.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> HeadSamples:
+        """Read what `save` wrote."""
+        with safe_open(file, framework="numpy") as stored:
+            groups = np.array(json.loads(stored.metadata()["groups"]))
+            return cls(stored.get_tensor("features"), stored.get_tensor("generated"), groups)
+
+
+def sample_features(
+    sample: Sample,
+    backbone: Backbone,
+    augmentation: AugmentationConfig,
+    *,
+    copies: int,
+    seed: int,
+    device: str = "cpu",
+) -> NDArray[np.float32]:
+    """Compute features (copies, D) of draws of the augmentation, codec-harmonised as crops are."""
+    views = []
+    for copy in range(copies):
+        rng = np.random.default_rng([seed, copy])
+        first = None if sample.lossy else upload_codec(rng)
+        drawn = sample_crop(rng, sample.pixels.shape, augmentation, first=first)
+        views.append(whole_view(drawn.distort(sample.pixels), backbone.config))
+    batch = to_views(np.stack(views)).to(device, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        return np.asarray(backbone.features(batch).cpu().numpy(), dtype=np.float32)
+
+
+def teach_head(
+    samples: HeadSamples, champion: LinearHead, validation: float
+) -> tuple[LinearHead, dict[int, float]]:
+    """Fit the champion's head further; returns the head and the loss on held-back groups by try.
+
+    Try 0 is the champion's own head, the others are those of `STRENGTHS`. Without both classes
+    among the groups held back, the gentlest fit is returned, without losses.
+    """
+    taught, held = samples.divided(validation)
+    if not held.both_classes:
+        taught = samples
+    weights = class_weights(taught.generated)
+    heads = [
+        fit_head(taught.features, taught.generated, weights, strength=one, start=champion)
+        for one in STRENGTHS
+    ]
+    if not held.both_classes:
+        return heads[0], {}
+    tried = [champion, *heads]
+    losses = {number: _loss(head, held) for number, head in enumerate(tried)}
+    return tried[min(losses, key=losses.__getitem__)], losses
+
+
+def head_of(weights: Mapping[str, torch.Tensor]) -> LinearHead:
+    """Return the head among the weights of a backbone branch."""
+    return LinearHead(
+        weight=weights["head.weight"][0].double().numpy(), bias=float(weights["head.bias"][0])
+    )
+
+
+def _loss(head: LinearHead, held: HeadSamples) -> float:
+    signs = np.where(held.generated, 1.0, -1.0)
+    losses = np.logaddexp(0, -signs * head.logits(held.features))
+    return float(np.average(losses, weights=class_weights(held.generated)))
+
+
+def joined(parts: Sequence[NDArray[np.float32]], samples: Sequence[Sample]) -> HeadSamples:
+    """Join the features of samples, each (copies, D)."""
+    copies = [len(part) for part in parts]
+    return HeadSamples(
+        np.concatenate(parts),
+        np.repeat([sample.entry.generated for sample in samples], copies),
+        np.repeat([sample.entry.group for sample in samples], copies),
+    )

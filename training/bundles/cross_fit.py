@@ -1,0 +1,269 @@
+"""Cross-fitting of the backbone's head: every image is scored by a head that never met its kind.
+
+Each fold leaves out whole autoencoder families and whole sources. A fold's thresholds come from its
+training side alone: from images that heads without a further fold left out (nested), so that what
+is stated of the fold is what happens on generators and cameras that neither the head nor the
+thresholds have met. What is released is fitted on all images, and calibrated on the scores of all
+folds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detection.fusion import LabelPolicy, assign_label
+from detection.score import Label
+from training.bundles.backbone_features import AUGMENTED
+from training.evaluation.calibration import (
+    Logits,
+    class_weights,
+    clopper_pearson,
+    expected_calibration_error,
+    fit_fusion,
+    operating_points,
+)
+from training.evaluation.scoring import RAW, Scored, auc, recall_at
+from training.evaluation.variants import ScoredVariants
+from training.fit.linear_head import LinearHead, fit_head
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from detection.fusion import Fusion, OperatingPoint
+    from training.bundles.backbone_features import FeatureCache
+    from training.data.folds import Fold
+    from training.data.manifest import Entry
+    from training.evaluation.calibration import CalibrationKind
+
+#: The name of the branch, in verdicts and fusions.
+BRANCH = "backbone"
+#: Forms that images are scored in: as uploaded, with codecs harmonised, as the web serves them, and
+#: as a thumbnail that was passed on.
+SCORED_FORMS = (RAW, "clean", "web", "hard")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadRecipe:
+    """How a head is fitted: on which forms of every image, and how strongly to the images.
+
+    `strength` is scikit-learn's C over standardised features; `augmented` counts draws of the
+    augmentation, beside the harmonised image and its web form.
+    """
+
+    strength: float = 1e-3
+    augmented: int = 3
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The names of the forms."""
+        drawn = (f"{AUGMENTED}{number}" for number in range(self.augmented))
+        return "clean", "web", *drawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """A fusion and its operating points, and the scored images that they rest on."""
+
+    fusion: Fusion
+    points: tuple[OperatingPoint, ...]
+    variants: ScoredVariants
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldResult:
+    """A fold: what its head says of what it left out, under its own nested calibration."""
+
+    fold: Fold
+    calibrated: Calibrated
+    tested: ScoredVariants
+
+
+class CrossFit:
+    """Heads for a list of folds over cached features.
+
+    `own` are generated images made by the bundle's generator: they are trained on in every fold,
+    and nothing is stated of them.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        entries: Sequence[Entry],
+        own: Sequence[Entry],
+        recipe: HeadRecipe,
+        calibration: CalibrationKind = "temperature",
+    ) -> None:
+        self._cache, self._own, self._recipe = cache, list(own), recipe
+        self._calibration: CalibrationKind = calibration
+        self.entries = list(entries)
+
+    def head(self, entries: Sequence[Entry]) -> LinearHead:
+        """Fit a head on images, both classes weighing alike, and on the generator's own."""
+        taught = [*entries, *self._own]
+        forms = self._recipe.forms
+        features = np.concatenate([self._cache.features(taught, form) for form in forms])
+        generated = np.array([entry.generated for entry in taught])
+        weights = class_weights(generated) / len(forms)
+        return fit_head(
+            features,
+            np.tile(generated, len(forms)),
+            np.tile(weights, len(forms)),
+            strength=self._recipe.strength,
+        )
+
+    def folds(self, folds: Sequence[Fold]) -> list[FoldResult]:
+        """Fit and calibrate every fold; of two folds together, one head serves both."""
+        sides = [fold.divide(self.entries) for fold in folds]
+        inner: list[list[ScoredVariants]] = [[] for _ in folds]
+        for first, second in combinations(range(len(folds)), 2):
+            head = self.head(_common(sides[first][0], sides[second][0]))
+            # What one fold tests is on the training side of the other, or of no use to it.
+            for one, other in ((first, second), (second, first)):
+                inner[one].append(self._scored(head, _common(sides[other][1], sides[one][0])))
+        results = []
+        for fold, (training, tested), parts in zip(folds, sides, inner, strict=True):
+            results.append(
+                FoldResult(
+                    fold=fold,
+                    calibrated=self.calibrate(join(parts)),
+                    tested=self._scored(self.head(training), tested),
+                )
+            )
+        return results
+
+    def calibrate(self, variants: ScoredVariants) -> Calibrated:
+        """Fit the fusion, and place thresholds that hold for photographs and for other reals."""
+        fusion = fit_fusion(variants.pooled(), self._calibration)
+        worst = variants.worst(fusion)
+        entries = variants.entries
+        generated = np.array([entry.generated for entry in entries])
+        other = np.array([not entry.generated and not entry.photograph for entry in entries])
+        points = operating_points(worst[~other], generated[~other], others=worst[other])
+        return Calibrated(fusion=fusion, points=points, variants=variants)
+
+    def _scored(self, head: LinearHead, entries: Sequence[Entry]) -> ScoredVariants:
+        generated = np.array([entry.generated for entry in entries])
+        return ScoredVariants(
+            {
+                form: Scored(
+                    tuple(entries),
+                    Logits({BRANCH: head.logits(self._cache.features(entries, form))}, generated),
+                    form,
+                )
+                for form in SCORED_FORMS
+            }
+        )
+
+
+def join(parts: Sequence[ScoredVariants]) -> ScoredVariants:
+    """Join images that different heads scored in the same forms."""
+    joined = {}
+    for form in SCORED_FORMS:
+        scored = [part.scored[form] for part in parts]
+        joined[form] = Scored(
+            tuple(entry for one in scored for entry in one.entries),
+            Logits(
+                {BRANCH: np.concatenate([one.logits.branches[BRANCH] for one in scored])},
+                np.concatenate([one.logits.generated for one in scored]),
+            ),
+            form,
+        )
+    return ScoredVariants(joined)
+
+
+def fold_figures(result: FoldResult, policy: LabelPolicy) -> dict[str, Any]:
+    """State what a fold's head is worth on what it left out, at its own thresholds."""
+    entries = np.array(result.tested.entries, dtype=object)
+    generated = np.array([entry.generated for entry in entries])
+    photographs = np.array([entry.photograph for entry in entries])
+    figures: dict[str, Any] = {
+        "name": result.fold.name,
+        "families": sorted(result.fold.families),
+        "sources": sorted(result.fold.sources),
+        "generated": int(generated.sum()),
+        "photographs": int(photographs.sum()),
+        "other_reals": int((~generated & ~photographs).sum()),
+        "forms": {},
+    }
+    groups = np.array([entry.group for entry in entries])
+    against = generated | photographs
+    for form in SCORED_FORMS:
+        fused = result.tested.scored[form].logits.fused(result.calibrated.fusion)
+        accused = _accused(fused, result.calibrated, policy)
+        figures["forms"][form] = {
+            "auc": _interval(auc(fused[against], generated[against], groups=groups[against])),
+            "recall_at_1_percent": _interval(
+                recall_at(fused[against], generated[against], 0.01, groups=groups[against])
+            ),
+            "generated_accused": _share(accused[generated]),
+            "photographs_accused": _share(accused[photographs]),
+            "other_reals_accused": _share(accused[~generated & ~photographs]),
+        }
+    return figures
+
+
+def pooled_figures(results: Sequence[FoldResult], policy: LabelPolicy) -> dict[str, Any]:
+    """State what holds over all folds: every real picture is tested once, as unseen."""
+    figures: dict[str, Any] = {"forms": {}, "kinds": {}}
+    everything = [entry for result in results for entry in result.tested.entries]
+    photographs = np.array([entry.photograph for entry in everything])
+    generated = np.array([entry.generated for entry in everything])
+    other = ~generated & ~photographs
+    anywhere = np.zeros(len(everything), dtype=bool)
+    for form in SCORED_FORMS:
+        accused, stated = [], []
+        for result in results:
+            fused = result.tested.scored[form].logits.fused(result.calibrated.fusion)
+            accused.append(_accused(fused, result.calibrated, policy))
+            fusion = result.calibrated.fusion
+            stated += [fusion.probability(value, policy.prior) for value in fused]
+        flags = np.concatenate(accused)
+        anywhere |= flags
+        figures["forms"][form] = {
+            "photographs_accused": _share(flags[photographs]),
+            "other_reals_accused": _share(flags[other]),
+            "generated_accused": _share(flags[generated]),
+            "expected_calibration_error": round(
+                expected_calibration_error(
+                    np.array(stated)[~other], generated[~other], class_weights(generated[~other])
+                ),
+                4,
+            ),
+        }
+    figures["worst_form"] = {
+        "photographs_accused": _share(anywhere[photographs]),
+        "other_reals_accused": _share(anywhere[other]),
+    }
+    kinds = np.array([entry.kind for entry in everything])
+    figures["kinds"] = {
+        str(kind): _share(anywhere[kinds == kind]) for kind in sorted(set(kinds[~generated]))
+    }
+    return figures
+
+
+def _common(first: Sequence[Entry], second: Sequence[Entry]) -> list[Entry]:
+    kept = {entry.path for entry in second}
+    return [entry for entry in first if entry.path in kept]
+
+
+def _accused(
+    fused: NDArray[np.float64], calibrated: Calibrated, policy: LabelPolicy
+) -> NDArray[np.bool_]:
+    labels = [assign_label(value, calibrated.points, policy)[0] for value in fused]
+    return np.array([label is Label.GENERATED for label in labels])
+
+
+def _share(flags: NDArray[np.bool_]) -> dict[str, float]:
+    hits, total = int(flags.sum()), len(flags)
+    low, high = clopper_pearson(hits, total) if total else (0.0, 1.0)
+    return {"hits": hits, "total": total, "low": round(low, 4), "high": round(high, 4)}
+
+
+def _interval(figure: Any) -> Mapping[str, float]:
+    return {name: round(getattr(figure, name), 4) for name in ("value", "low", "high")}
