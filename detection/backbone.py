@@ -8,6 +8,7 @@ mean and the standard deviation, over space, of the feature maps of several stag
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +30,16 @@ class BackboneConfig:
     """A timm architecture by name, the stages that are read, and the view that it sees.
 
     `stages` are names of the architecture's modules. The view is square, `side` pixels; a larger
-    picture is first brought to `shrink_to` pixels by area averaging, as the training images were.
-    Views enter as (x - `mean`) / `scale` of their 8-bit values.
+    picture is first brought to `shrink_to` pixels by area averaging, and every one is saved as JPEG
+    of `quality` (4:2:0) once: what an upload was saved as before then hardly matters, to a score
+    nor to what can be learnt. Views enter as (x - `mean`) / `scale` of their 8-bit values.
     """
 
     architecture: str = "tf_efficientnet_lite0"
     stages: tuple[str, ...] = ("blocks.4", "blocks.5", "blocks.6")
     side: int = 320
     shrink_to: int = 512
+    quality: int = 60
     mean: float = 127.0
     scale: float = 128.0
 
@@ -121,13 +124,16 @@ def build_network(architecture: str) -> nn.Module:
 def whole_view(image: NDArray[np.uint8], config: BackboneConfig) -> NDArray[np.uint8]:
     """Cut the centre square of RGB uint8 (H, W, 3) and bring it to uint8 (side, side, 3).
 
-    Squares larger than `shrink_to` are averaged over areas to that size; the rest of the way is
-    antialiased bicubic.
+    Squares larger than `shrink_to` are averaged over areas to that size; after the JPEG the rest of
+    the way is antialiased bicubic.
     """
     left, top, square, _ = centre_square(*image.shape[:2])
     view = Image.fromarray(image[top : top + square, left : left + square])
     if square > config.shrink_to:
         view = view.resize((config.shrink_to, config.shrink_to), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    view.save(buffer, "JPEG", quality=config.quality, subsampling="4:2:0")
+    view = Image.open(buffer)
     return np.asarray(view.resize((config.side, config.side), Image.Resampling.BICUBIC))
 
 

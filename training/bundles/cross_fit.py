@@ -57,7 +57,7 @@ class HeadRecipe:
     """
 
     strength: float = 1e-3
-    augmented: int = 3
+    augmented: int = 2
 
     @property
     def forms(self) -> tuple[str, ...]:

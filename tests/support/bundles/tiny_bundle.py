@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from detection.aligned import AlignedConfig, AlignedNet
+from detection.backbone import Backbone, BackboneConfig
 from detection.bundle import (
     PREPROCESSING_VERSION,
     SCHEMA_VERSION,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 LARE = LareConfig(side=64, step=200, ensemble=2)
 ALIGNED = AlignedConfig(widths=(16, 16), depths=(1, 1), tile=64, max_tiles=4)
+BACKBONE = BackboneConfig(stages=("blocks.0", "blocks.2"), side=64, shrink_to=96)
 
 
 def tiny_autoencoder() -> AutoencoderKL:
@@ -104,6 +106,8 @@ def build_tiny_bundle(
         save_file(Egre(EgreConfig()).state_dict(), folder / "egre.safetensors")
     if aligned:
         save_file(AlignedNet(ALIGNED).state_dict(), folder / "aligned.safetensors")
+    if "backbone" in branches:
+        save_file(Backbone(BACKBONE).state_dict(), folder / "backbone.safetensors")
     image = np.random.default_rng(6).integers(0, 256, (96, 80, 3), dtype=np.uint8)
     save_file({"image": torch.from_numpy(image)}, folder / "golden.safetensors")
     manifest = BundleManifest(
@@ -114,6 +118,7 @@ def build_tiny_bundle(
         lare=LARE if lare else None,
         egre=EgreConfig() if lare else None,
         aligned=ALIGNED if aligned else None,
+        backbone=BACKBONE if "backbone" in branches else None,
         fusion=Fusion(
             weights=dict.fromkeys(branches, 1.0),
             centres=dict.fromkeys(branches, 0.0),

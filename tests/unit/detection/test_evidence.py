@@ -12,6 +12,7 @@ from PIL import Image
 
 from detection import evidence
 from detection.evidence import (
+    CONTRIBUTIONS,
     DOCUMENT,
     ERROR_MAP,
     MAX_SIDE,
@@ -31,22 +32,35 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAP = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+SIGNED = np.array([[4.0, -4.0], [0.0, 2.0]], np.float32)
 GREY = np.full((80, 120, 3), 100, np.uint8)
 TILES = (
     TileLogit(top=0, left=0, height=40, width=40, logit=2.0),
     TileLogit(top=40, left=80, height=40, width=40, logit=-3.0),
 )
 #: Words of people who build detectors.
-JARGON = ("lare", "aligned", "branch", "logit", "operating", "fpr", "latent", "tile", "crop")
+JARGON = (
+    "lare",
+    "aligned",
+    "backbone",
+    "branch",
+    "logit",
+    "operating",
+    "fpr",
+    "latent",
+    "tile",
+    "crop",
+)
 
 
 def score(decided_by: str = "lare", **changes: Any) -> Score:
     """A verdict with a map of four cells and two tiles."""
-    values: dict[str, Any] = {"error_map": MAP, "tiles": TILES, "distance": 0.42} | changes
+    values: dict[str, Any] = {"error_map": MAP, "tiles": TILES, "distance": 0.42}
+    values |= {"contributions": SIGNED} | changes
     return Score(
         probability=0.875,
         label=Label.GENERATED,
-        branches={"lare": 1.5, "aligned": -0.5},
+        branches={"lare": 1.5, "aligned": -0.5, "backbone": 0.5},
         decided_by=decided_by,
         operating_point="fpr=0.01",
         prior=0.5,
@@ -93,6 +107,8 @@ def test_the_map_lies_on_the_centre_square_only(shape: tuple[int, int]) -> None:
         ({"decided_by": "aligned"}, ["preview", "tiles"]),
         ({"decided_by": "lare", "error_map": None}, ["preview"]),
         ({"decided_by": "aligned", "tiles": ()}, ["preview"]),
+        ({"decided_by": "backbone"}, ["preview", "contributions"]),
+        ({"decided_by": "backbone", "contributions": None}, ["preview"]),
         ({"decided_by": "another"}, ["preview"]),
         ({"decided_by": "lare", "outside": "blank", "distance": None}, ["preview"]),
         ({"decided_by": "aligned", "outside": "blank", "distance": None}, ["preview"]),
@@ -104,7 +120,8 @@ def test_evidence_follows_what_decided(changes: dict[str, Any], expected: list[s
     assert kinds(files) == expected
     assert (ERROR_MAP in files) == ("error_map" in expected)
     said = " ".join(captions(files))
-    assert ("Colours" in said) == ("error_map" in expected)
+    assert (CONTRIBUTIONS in files) == ("contributions" in expected)
+    assert ("Colours" in said) == bool({"error_map", "contributions"} & set(expected))
     assert ("Frames" in said) == ("tiles" in expected)
     assert ("blank" in said) == ("outside" in changes)
     assert (document(files)["decided_by"] is None) == ("outside" in changes)
@@ -173,6 +190,27 @@ def test_the_error_map_is_a_layer_of_its_own() -> None:
     assert coloured[1, 1].min() > 200
     low, high = layer["range"]
     assert (low, high) == (pytest.approx(1.03), pytest.approx(3.97))
+
+
+def test_contributions_are_coloured_about_nought() -> None:
+    """Red speaks for a generator, blue for a camera, white for neither; the number is the mean."""
+    files = make_evidence(GREY, score("backbone"))
+    layer = document(files)["layers"][1]
+    assert layer["box"] == [20, 0, 80, 80]
+    low, high = layer["range"]
+    assert (low, high) == (-high, pytest.approx(4.0, abs=0.1))
+    assert "+0.50" in layer["caption"]
+    assert np.mean(SIGNED) == 0.5
+    (red, blue), (white, reddish) = opened(files[CONTRIBUTIONS])
+    assert red[0] > 200 > 100 > red[2]
+    assert blue[2] > 180 > 50 > blue[0]
+    assert white.min() > 235
+    assert red[1] < reddish[1] < white[1]
+    _, drawn = clean_and_drawn(files, MAX_SIDE)
+    assert drawn is not None
+    left, right = (np.asarray(drawn)[10, column].astype(int) for column in (30, 90))
+    assert left[0] > left[2] + 50
+    assert right[2] > right[0] + 50
 
 
 def test_the_tiles_layer_says_what_was_read() -> None:

@@ -16,6 +16,7 @@ from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.processes.challenge_process import tiny_recipe
 from training.bundles.challenger import (
     ALIGNED,
+    BACKBONE,
     EGRE,
     ChallengerOrigin,
     calibrate_challenger,
@@ -238,3 +239,27 @@ def test_another_seed_makes_another_challenger(champion: Bundle, tmp_path: Path)
     second = fine_tune(files(), champion, other, tmp_path / "b")[ALIGNED].weights
 
     assert not torch.equal(first["head.weight"], second["head.weight"])
+
+
+def test_a_backbone_is_taught_through_its_head_alone(tmp_path: Path) -> None:
+    """The frozen weights stay to the bit, the head moves, and a second run computes no feature."""
+    bundle = build_tiny_bundle(tmp_path / "champion", branches=("backbone",))
+    first = fine_tune(files(24), bundle, tiny_recipe(1), tmp_path / "run")
+    assert first.keys() == {BACKBONE}
+    before = load_file(bundle.path(BACKBONE))
+    moved = {
+        name
+        for name, value in first[BACKBONE].weights.items()
+        if not torch.equal(value, before[name])
+    }
+    assert moved == {"head.weight", "head.bias"}
+    again = fine_tune(files(24), bundle, tiny_recipe(1), tmp_path / "run")
+    torch.testing.assert_close(
+        again[BACKBONE].weights["head.weight"], first[BACKBONE].weights["head.weight"]
+    )
+
+
+def test_without_both_classes_a_backbone_learns_nothing(tmp_path: Path) -> None:
+    """Photographs alone tell a head nothing: the branch is left as it is."""
+    bundle = build_tiny_bundle(tmp_path / "champion", branches=("backbone",))
+    assert fine_tune(files(6, label="real"), bundle, tiny_recipe(1), tmp_path / "run") == {}

@@ -203,6 +203,25 @@ def test_operating_points_keep_their_rates_and_their_support() -> None:
     assert points[0].needs_reals == reals_needed(0.001)
 
 
+def test_drawings_and_documents_raise_a_threshold_and_never_lower_one() -> None:
+    """At most twice the target of other reals lies above a point; photographs still hold theirs."""
+    rng = np.random.default_rng(31)
+    fused = np.concatenate([rng.normal(0, 1, 1000), rng.normal(4, 1, 200)])
+    generated = np.arange(1200) >= 1000
+    plain = operating_points(fused, generated)
+    high = operating_points(fused, generated, others=rng.normal(3, 1, 200))
+    low = operating_points(fused, generated, others=rng.normal(-9, 1, 200))
+    for before, raised, same in zip(plain, high, low, strict=True):
+        assert raised.threshold > before.threshold == same.threshold
+        assert raised.others == 200
+        assert raised.others_flagged is not None
+        assert raised.others_flagged <= 2 * raised.target * 200
+        assert raised.measured <= before.measured
+        assert raised.recall < before.recall
+        assert same.others_flagged == 0
+        assert (before.others_flagged, before.others) == (None, 0)
+
+
 def test_no_point_accuses_what_is_more_likely_a_photograph() -> None:
     """With every photograph far below even odds, the threshold stays at even odds."""
     fused = np.array([-9.0] * 95 + [-7.0] * 5 + [8.0] * 4)

@@ -1,0 +1,116 @@
+"""The backbone branch: its view, its features, and where its logit comes from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from detection.backbone import Backbone, BackboneConfig, to_views, whole_view
+from detection.detector import Detector
+from detection.errors import SettingsError
+from tests.support.bundles.tiny_bundle import build_tiny_bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = BackboneConfig(side=64, shrink_to=96, stages=("blocks.1", "blocks.3"))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """A backbone of random weights with a head of random weights."""
+    torch.manual_seed(4)
+    made = Backbone(CONFIG)
+    nn.init.normal_(made.head.weight, std=0.1)
+    nn.init.constant_(made.head.bias, 0.7)
+    return made.eval().requires_grad_(requires_grad=False)
+
+
+def views(count: int) -> torch.Tensor:
+    """Random views of the configured side."""
+    pixels = np.random.default_rng(2).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    return to_views(pixels)
+
+
+def test_features_are_means_and_spreads_of_the_stages(backbone: Backbone) -> None:
+    """They equal what numpy computes from the network's own intermediate maps."""
+    batch = views(3)
+    maps = []
+    network = backbone.network
+    hidden = network.bn1(network.conv_stem((batch - 127) / 128))
+    for number, stage in enumerate(network.blocks):
+        hidden = stage(hidden)
+        if number in {1, 3}:
+            maps.append(hidden.numpy())
+    expected = np.concatenate(
+        [part for one in maps for part in (one.mean((2, 3)), one.std((2, 3), ddof=1))], axis=1
+    )
+    np.testing.assert_allclose(backbone.features(batch).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_contributions_average_to_the_logit(backbone: Backbone) -> None:
+    """The map's mean is the logit, and that is the head's answer to the features."""
+    batch = views(3)
+    logits, contributions = backbone(batch)
+    expected = backbone.head(backbone.features(batch)).squeeze(1)
+    assert contributions.shape == (3, 16, 16)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(contributions.mean((1, 2)), logits)
+    assert contributions.std() > 0
+
+
+def test_a_large_picture_is_averaged_over_areas_first() -> None:
+    """The centre square is reduced by plain averages of blocks, then scaled to the side."""
+    image = np.random.default_rng(3).integers(0, 256, (192, 400, 3), dtype=np.uint8)
+    centre = image[:, 104:296].astype(np.float64)
+    blocks = centre.reshape(96, 2, 96, 2, 3).mean((1, 3))
+    averaged = Image.fromarray(np.floor(blocks + 0.5).astype(np.uint8))
+    expected = np.asarray(averaged.resize((64, 64), Image.Resampling.BICUBIC), dtype=int)
+    found = whole_view(image, CONFIG).astype(int)
+    assert found.shape == (64, 64, 3)
+    assert np.abs(found - expected).max() <= 2  # rounded twice
+
+
+def test_a_small_picture_is_only_scaled() -> None:
+    """A picture of the view's own size is seen as it is."""
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(whole_view(image, CONFIG), image)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "efficientnet_lite_99"}, "no architecture named 'efficientnet_lite_99'"),
+        ({"stages": ("blocks.1", "blocks.77")}, "has no stage blocks.77"),
+    ],
+)
+def test_unknown_architectures_and_stages_are_named(changes: dict[str, str], message: str) -> None:
+    """The error names what timm does not have."""
+    with pytest.raises(SettingsError, match=message):
+        Backbone(replace(CONFIG, **changes))
+
+
+def test_a_bundle_of_the_backbone_alone_scores(tmp_path: Path) -> None:
+    """Its one branch decides; the score says where it looked, and is the same in any batch."""
+    detector = Detector(build_tiny_bundle(tmp_path / "tiny", branches=("backbone",)))
+    rng = np.random.default_rng(5)
+    images = [
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for height, width in ((128, 128), (300, 140), (131, 260))
+    ]
+    together = detector.score(images)
+    for image, score in zip(images, together, strict=True):
+        (alone,) = detector.score([image])
+        assert alone.branches.keys() == {"backbone"}
+        assert alone.decided_by == "backbone"
+        assert alone.branches["backbone"] == pytest.approx(score.branches["backbone"], abs=1e-4)
+        assert score.contributions is not None
+        assert score.contributions.mean() == pytest.approx(score.branches["backbone"], abs=1e-4)
+        assert score.error_map is None
+    detector.self_check()
