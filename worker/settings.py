@@ -197,6 +197,23 @@ class Moderation(Section):
     check_breakers_every_s: float = Field(default=60.0, gt=0)
 
 
+class Console(Section):
+    """The moderators' pages: where they are served, and who is believed to say who asks.
+
+    Without `proxies` moderators sign in with their database logins, at the database of
+    `UNLATENT_POSTGRES__URL`. With them the name comes in the header `user_header` of a request, and
+    only from a proxy at one of these addresses or networks; the console then asks the database as
+    `url`, the login of role unlatent_console. A session ends after `idle_minutes` without a request.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8600, ge=0, le=65535)
+    idle_minutes: float = Field(default=30.0, gt=0)
+    proxies: tuple[str, ...] = Field(default=(), examples=[["10.0.0.0/8"]])
+    user_header: str = "X-Forwarded-User"
+    url: PostgresUrl | None = None
+
+
 class Webhooks(Section):
     """Where signed messages go; without an address none are written."""
 
@@ -297,6 +314,7 @@ class Settings(BaseSettings):
     observability: Observability = Observability()
     tracing: Tracing = Tracing()
     moderation: Moderation = Moderation()
+    console: Console = Console()
     webhooks: Webhooks = Webhooks()
     retention: Retention = Retention()
     training: Training = Training()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SQL = Path(__file__).with_name("sql")
 
 #: In the order in which they need each other.
-FILES = ("rules", "statistics", "views", "functions", "comments")
+FILES = ("rules", "statistics", "views", "functions", "desk", "comments")
 
 #: Subqueries that Postgres runs once a statement: a function would be called for every row.
 _VISIBLE = (
