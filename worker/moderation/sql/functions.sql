@@ -1,15 +1,21 @@
--- What a moderator may do. Every function runs as the owner, knows the caller by SESSION_USER, asks
+-- What a moderator may do. Every function runs as the owner, knows who asks by app.caller(), asks
 -- for the caller's right to the image's source and leaves a row in the audit.
 
 CREATE OR REPLACE FUNCTION app.me() RETURNS app.moderators
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
+    name text := app.caller();
     who app.moderators;
 BEGIN
-    SELECT * INTO who FROM app.moderators m WHERE m.moderator = SESSION_USER;
+    IF name IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = SESSION_USER || ' did not say for which moderator it asks',
+            HINT = 'In each transaction: SELECT set_config(''unlatent.caller'', name, true).';
+    END IF;
+    SELECT * INTO who FROM app.moderators m WHERE m.moderator = name;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
-            MESSAGE = SESSION_USER || ' is not a moderator',
+            MESSAGE = name || ' is not a moderator',
             HINT = 'An operator adds one with `unlatent moderators allow`.';
     END IF;
     RETURN who;
@@ -23,6 +29,10 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     found_image app.images;
 BEGIN
+    IF image IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'name an image: its id is empty';
+    END IF;
     SELECT * INTO found_image FROM app.images i
     WHERE i.id = image AND (who.every_source OR i.source = ANY (who.sources));
     IF NOT FOUND THEN
@@ -59,8 +69,11 @@ $$;
 
 CREATE OR REPLACE FUNCTION app.audit(doing text, image uuid, why text, detail jsonb) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, app, pg_temp AS $$
-    INSERT INTO app.audit_log (action, image_id, reason, detail)
-    VALUES (doing, image, why, jsonb_strip_nulls(detail))
+    -- Whoever acts through the console is the actor; `via` says that the console said so.
+    INSERT INTO app.audit_log (actor, action, image_id, reason, detail)
+    VALUES (app.caller(), doing, image, why, jsonb_strip_nulls(
+        detail || jsonb_build_object('via', nullif(SESSION_USER, app.caller()))
+    ))
 $$;
 
 CREATE OR REPLACE FUNCTION app.what_is_shown(image uuid) RETURNS jsonb
@@ -70,6 +83,23 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
         'model_version', v.model_version, 'policy_id', v.policy_id
     )
     FROM app.current_verdict(image) v
+$$;
+
+-- Whether the caller looks at the image without knowing what the detector said: they were given it
+-- blind, and no function has shown them a verdict on it since, nor have they judged it.
+CREATE OR REPLACE FUNCTION app.is_blind(image uuid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT coalesce(bool_or(a.detail ? 'blind') AND NOT bool_or(
+        a.detail ? 'saw' OR a.action IN ('decide', 'overturn', 'opinion')
+    ), false)
+    FROM app.audit_log a WHERE a.image_id = image AND a.actor = app.caller()
+$$;
+
+-- For the audit: what the caller was shown of the image, or that it was nothing.
+CREATE OR REPLACE FUNCTION app.what_was_seen(image uuid, blind boolean) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT CASE WHEN blind THEN jsonb_build_object('blind', true)
+        ELSE jsonb_build_object('saw', app.what_is_shown(image)) END
 $$;
 
 CREATE OR REPLACE FUNCTION app.check_reason(wanted text, reason text) RETURNS void
@@ -132,31 +162,31 @@ CREATE OR REPLACE FUNCTION app.record_decision(
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     shown app.verdicts := app.current_verdict(image.id);
+    is_blind boolean := app.is_blind(image.id);
     claim app.claims;
     made bigint;
 BEGIN
     -- Closing the caller's claim; the time to decision is measured from it.
     UPDATE app.claims c SET closed_at = clock_timestamp(), outcome = 'decided'
-    WHERE c.image_id = image.id AND c.closed_at IS NULL AND c.moderator = SESSION_USER
+    WHERE c.image_id = image.id AND c.closed_at IS NULL AND c.moderator = app.caller()
     RETURNING * INTO claim;
     UPDATE app.reviews r SET closed_at = clock_timestamp(), claimed_until = NULL
     WHERE r.image_id = image.id AND r.closed_at IS NULL;
     INSERT INTO app.decisions (
         image_id, moderator, decision, reason_code, note, why_reviewed, verdict_id, overturns,
-        claimed_at, created_at
+        claimed_at, created_at, blind
     ) VALUES (
-        image.id, SESSION_USER, wanted, reason, left(note, 4000), why, shown.id, overturned,
-        claim.since, clock_timestamp()
+        image.id, app.caller(), wanted, reason, left(note, 4000), why, shown.id, overturned,
+        claim.since, clock_timestamp(), is_blind
     )
     RETURNING id INTO made;
     PERFORM app.audit(
         CASE WHEN overturned IS NULL THEN 'decide' ELSE 'overturn' END, image.id, reason,
         jsonb_build_object(
-            'decision_id', made, 'decision', wanted, 'overturns', overturned, 'why', why,
-            'saw', app.what_is_shown(image.id)
-        )
+            'decision_id', made, 'decision', wanted, 'overturns', overturned, 'why', why
+        ) || app.what_was_seen(image.id, is_blind)
     );
-    PERFORM app.notify('unlatent_decisions', image.id::text);
+    PERFORM app.notify('unlatent_decisions', '');
     PERFORM app.emit('decision', image.id, jsonb_build_object(
         'source', image.source, 'decision_id', made, 'decision', wanted, 'reason', reason,
         'words', (SELECT c.words FROM app.reason_codes c WHERE c.code = reason),
@@ -187,14 +217,89 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION moderation.claim_next(n integer DEFAULT 1, queue text DEFAULT NULL)
-RETURNS SETOF moderation.review_queue
+-- Whether an image that waits may be given to somebody: not if they skipped it, and not if the last
+-- word on it is theirs, which is somebody else's to confirm or to change.
+CREATE OR REPLACE FUNCTION app.is_for(name text, image uuid, queue text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT NOT EXISTS (
+        SELECT FROM app.skips s WHERE s.image_id = image AND s.moderator = name
+    ) AND name IS DISTINCT FROM (app.last_decision(image)).moderator
+$$;
+
+-- How long a claim lasts from now.
+CREATE OR REPLACE FUNCTION app.claim_time() RETURNS interval
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT make_interval(mins => coalesce(
+        (SELECT c.value::integer FROM app.config c WHERE c.name = 'claim_minutes'), 15
+    ))
+$$;
+
+-- Claims images for the caller, who holds the lock of their rows of the queue, and returns what the
+-- caller may know of them: of the random audit neither verdict nor queue, before they have decided.
+CREATE OR REPLACE FUNCTION app.take(taken uuid[]) RETURNS SETOF moderation.review_queue
+LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    name text := app.caller();
+    ends timestamptz := clock_timestamp() + app.claim_time();
+    one app.reviews;
+    shown moderation.review_queue;
+BEGIN
+    UPDATE app.reviews r SET claimed_until = ends WHERE r.image_id = ANY (taken);
+    UPDATE app.claims c SET closed_at = clock_timestamp(), outcome = 'expired'
+    WHERE c.image_id = ANY (taken) AND c.closed_at IS NULL;
+    INSERT INTO app.claims (image_id, moderator, queue, since, until)
+    SELECT r.image_id, name, r.queue, clock_timestamp(), ends
+    FROM app.reviews r WHERE r.image_id = ANY (taken);
+    FOR one IN SELECT * FROM app.reviews r WHERE r.image_id = ANY (taken) LOOP
+        PERFORM app.audit('claim', one.image_id, one.queue, jsonb_build_object('until', ends)
+            || app.what_was_seen(one.image_id, one.queue = 'audit' AND NOT EXISTS (
+                SELECT FROM app.audit_log a WHERE a.image_id = one.image_id AND a.actor = name
+                AND (a.detail ? 'saw' OR a.action IN ('decide', 'overturn', 'opinion'))
+            )));
+    END LOOP;
+    RETURN QUERY SELECT * FROM app.claimed(taken);
+END
+$$;
+
+-- Rows of the queue that the caller holds, as far as they may know them.
+CREATE OR REPLACE FUNCTION app.claimed(images uuid[]) RETURNS SETOF moderation.review_queue
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    shown moderation.review_queue;
+BEGIN
+    FOR shown IN
+        SELECT * FROM moderation.review_queue q WHERE q.image_id = ANY (images) ORDER BY q.rank_at
+    LOOP
+        IF app.is_blind(shown.image_id) THEN
+            shown.queue := NULL;
+            shown.uncertainty := NULL;
+            shown.reach := NULL;
+            shown.rank_at := NULL;
+            shown.verdict_id := NULL;
+            shown.label := NULL;
+            shown.score := NULL;
+            shown.tier := NULL;
+            shown.held := NULL;
+            shown.operating_point := NULL;
+            shown.model_version := NULL;
+            shown.policy_id := NULL;
+            shown.evidence_url := NULL;
+            shown.inapplicable_reason := NULL;
+            shown.distance := NULL;
+            shown.distance_words := NULL;
+        END IF;
+        RETURN NEXT shown;
+    END LOOP;
+END
+$$;
+
+DROP FUNCTION IF EXISTS moderation.claim_next(integer, text);
+CREATE OR REPLACE FUNCTION moderation.claim_next(
+    n integer DEFAULT 1, queue text DEFAULT NULL, sources text[] DEFAULT NULL
+) RETURNS SETOF moderation.review_queue
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
-    ends timestamptz := clock_timestamp() + make_interval(mins => coalesce(
-        (SELECT c.value::integer FROM app.config c WHERE c.name = 'claim_minutes'), 15
-    ));
     taken uuid[];
 BEGIN
     IF n IS NULL OR n NOT BETWEEN 1 AND 100 THEN
@@ -208,36 +313,100 @@ BEGIN
     END IF;
     -- The row itself says until when it is claimed: after a wait or a race, Postgres checks the
     -- newest version of the row again, but not what a subquery once said.
-    WITH free AS (
+    SELECT array_agg(free.image_id) INTO taken FROM (
         SELECT r.image_id FROM app.reviews r
         WHERE r.closed_at IS NULL
           AND (r.claimed_until IS NULL OR r.claimed_until < clock_timestamp())
           AND (claim_next.queue IS NULL OR r.queue = claim_next.queue)
+          AND (claim_next.sources IS NULL OR r.source = ANY (claim_next.sources))
           AND (who.every_source OR r.source = ANY (who.sources))
+          AND app.is_for(who.moderator, r.image_id, r.queue)
         ORDER BY r.rank_at
         LIMIT claim_next.n
         FOR UPDATE SKIP LOCKED
-    ), claimed AS (
-        UPDATE app.reviews r SET claimed_until = ends
-        FROM free WHERE r.image_id = free.image_id
-        RETURNING r.image_id
-    )
-    SELECT array_agg(c.image_id) INTO taken FROM claimed c;
-    IF taken IS NULL THEN
+    ) free;
+    IF taken IS NOT NULL THEN
+        RETURN QUERY SELECT * FROM app.take(taken);
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION moderation.claim(image uuid) RETURNS SETOF moderation.review_queue
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    who app.moderators := app.me();
+    found_image app.images := app.image_in_turn(who, image);
+    review app.reviews;
+    holder text;
+BEGIN
+    SELECT * INTO review FROM app.reviews r
+    WHERE r.image_id = found_image.id AND r.closed_at IS NULL FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'image ' || image || ' does not wait for a person',
+            HINT = 'moderation.request_review puts it into the queue.';
+    END IF;
+    SELECT c.moderator INTO holder FROM app.claims c
+    WHERE c.image_id = image AND c.closed_at IS NULL AND c.until > clock_timestamp();
+    IF holder = who.moderator THEN
+        RETURN QUERY SELECT * FROM app.claimed(ARRAY[image]);
         RETURN;
     END IF;
-    UPDATE app.claims c SET closed_at = clock_timestamp(), outcome = 'expired'
-    WHERE c.image_id = ANY (taken) AND c.closed_at IS NULL;
-    INSERT INTO app.claims (image_id, moderator, queue, since, until)
-    SELECT r.image_id, SESSION_USER, r.queue, clock_timestamp(), ends
-    FROM app.reviews r WHERE r.image_id = ANY (taken);
-    INSERT INTO app.audit_log (action, image_id, reason, detail)
-    SELECT 'claim', r.image_id, r.queue,
-           jsonb_build_object('until', ends, 'saw', app.what_is_shown(r.image_id))
-    FROM app.reviews r WHERE r.image_id = ANY (taken);
-    RETURN QUERY
-        SELECT q.* FROM moderation.review_queue q WHERE q.image_id = ANY (taken)
-        ORDER BY q.rank_at;
+    IF holder IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'image ' || image || ' is claimed by ' || holder;
+    END IF;
+    RETURN QUERY SELECT * FROM app.take(ARRAY[image]);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION moderation.extend(image uuid) RETURNS timestamptz
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    who app.moderators := app.me();
+    found_image app.images := app.image_in_turn(who, image);
+    held app.claims;
+    ends timestamptz;
+BEGIN
+    SELECT * INTO held FROM app.claims c
+    WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.moderator = who.moderator
+      AND c.until > clock_timestamp();
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'you do not hold image ' || image || ', or no longer',
+            HINT = 'moderation.claim claims it.';
+    END IF;
+    -- Whoever needs longer than four times leaves the image to somebody else for a while.
+    ends := least(clock_timestamp() + app.claim_time(), held.since + 4 * app.claim_time());
+    IF ends <= held.until THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'your claim of image ' || image || ' cannot last longer than until '
+                || to_char(held.until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"'),
+            HINT = 'Decide, or release it so that others see it.';
+    END IF;
+    UPDATE app.claims c SET until = ends WHERE c.id = held.id;
+    UPDATE app.reviews r SET claimed_until = ends WHERE r.image_id = found_image.id;
+    PERFORM app.audit('extend', image, NULL, jsonb_build_object('until', ends));
+    RETURN ends;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION moderation.skip(image uuid, why text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    who app.moderators := app.me();
+    found_image app.images := app.image_in_turn(who, image);
+BEGIN
+    INSERT INTO app.skips AS s (image_id, moderator, why, created_at)
+    VALUES (found_image.id, who.moderator, left(skip.why, 4000), clock_timestamp())
+    ON CONFLICT ON CONSTRAINT pk_skips DO UPDATE SET
+        why = excluded.why, created_at = excluded.created_at;
+    UPDATE app.claims c SET closed_at = clock_timestamp(), outcome = 'released'
+    WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.moderator = who.moderator;
+    IF FOUND THEN
+        UPDATE app.reviews r SET claimed_until = NULL WHERE r.image_id = found_image.id;
+    END IF;
+    PERFORM app.audit('skip', image, left(skip.why, 4000), '{}');
 END
 $$;
 
@@ -247,7 +416,7 @@ DECLARE
     found_image app.images := app.image_in_turn(app.me(), image);
 BEGIN
     UPDATE app.claims c SET closed_at = clock_timestamp(), outcome = 'released'
-    WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.moderator = SESSION_USER;
+    WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.moderator = app.caller();
     IF NOT FOUND THEN
         RETURN false;
     END IF;
@@ -271,7 +440,7 @@ BEGIN
     SELECT * INTO review FROM app.reviews r WHERE r.image_id = image FOR UPDATE;
     SELECT c.moderator INTO holder FROM app.claims c
     WHERE c.image_id = image AND c.closed_at IS NULL AND c.until > clock_timestamp();
-    IF holder <> SESSION_USER THEN
+    IF holder <> app.caller() THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'image ' || image || ' is claimed by ' || holder;
     END IF;
@@ -281,7 +450,7 @@ BEGIN
                 || last.moderator,
             HINT = 'Another decision is an overturn: moderation.overturn or close_appeal.';
     END IF;
-    IF last.moderator = SESSION_USER THEN
+    IF last.moderator = app.caller() THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'you have decided image ' || image || ' already',
             HINT = 'A second opinion must be another person''s.';
@@ -309,11 +478,32 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'there is no other decision on image ' || image || ' to overturn';
     END IF;
-    IF NOT who.lead AND last.moderator <> SESSION_USER THEN
+    IF NOT who.lead AND last.moderator <> app.caller() THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'only a lead overturns what somebody else decided';
     END IF;
     RETURN app.record_decision(found_image, decision, reason, note, 'requested', last.id);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION moderation.undo(
+    image uuid, decision text, reason text, note text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    who app.moderators := app.me();
+    found_image app.images := app.image_in_turn(who, image);
+    last app.decisions := app.last_decision(image);
+BEGIN
+    PERFORM app.check_reason(decision, reason);
+    IF last.moderator IS DISTINCT FROM who.moderator
+        OR last.created_at < clock_timestamp() - interval '5 minutes'
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'image ' || image || ' has no decision of yours from the last 5 minutes',
+            HINT = 'Later, moderation.overturn replaces a decision.';
+    END IF;
+    RETURN app.record_decision(found_image, decision, reason, note, last.why_reviewed, last.id);
 END
 $$;
 
@@ -351,7 +541,7 @@ BEGIN
     END IF;
     INSERT INTO app.appeals (appeal_id, image_id, decision_id, event, actor, note, created_at)
     VALUES (
-        appeal, image, last.id, 'opened', SESSION_USER, left(note, 4000), clock_timestamp()
+        appeal, image, last.id, 'opened', app.caller(), left(note, 4000), clock_timestamp()
     );
     PERFORM app.queue_image(found_image, 'appeal');
     PERFORM app.audit('open_appeal', image, NULL, jsonb_build_object(
@@ -389,13 +579,13 @@ BEGIN
             MESSAGE = 'appeal ' || appeal || ' is closed';
     END IF;
     appealed := app.last_decision(found_image.id);
-    IF appealed.moderator = SESSION_USER AND outcome <> 'dropped' THEN
+    IF appealed.moderator = app.caller() AND outcome <> 'dropped' THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'an appeal is closed by somebody other than who decided the image';
     END IF;
     SELECT c.moderator INTO holder FROM app.claims c
     WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.until > clock_timestamp();
-    IF holder <> SESSION_USER THEN
+    IF holder <> app.caller() THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'image ' || found_image.id || ' is claimed by ' || holder;
     END IF;
@@ -414,7 +604,7 @@ BEGIN
     END IF;
     INSERT INTO app.appeals (appeal_id, image_id, decision_id, event, actor, note, created_at)
     VALUES (
-        appeal, found_image.id, coalesce(made, appealed.id), outcome, SESSION_USER,
+        appeal, found_image.id, coalesce(made, appealed.id), outcome, app.caller(),
         left(note, 4000), clock_timestamp()
     );
     PERFORM app.audit('close_appeal', found_image.id, reason, jsonb_build_object(
@@ -424,6 +614,93 @@ BEGIN
         'source', found_image.source, 'appeal_id', appeal, 'outcome', outcome
     ));
     RETURN made;
+END
+$$;
+
+-- The image for a second opinion: neither verdict, score, map nor queue.
+CREATE OR REPLACE FUNCTION moderation.look_blind(image uuid) RETURNS TABLE (
+    image_id uuid, source text, format text, width bigint, height bigint,
+    uploaded_at timestamptz, image_url text, blind boolean
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    found_image app.images := app.seen_image(app.me(), image);
+BEGIN
+    PERFORM app.audit('look_blind', image, NULL, '{"blind": true}');
+    RETURN QUERY
+        SELECT found_image.id, found_image.source, found_image.format, found_image.width,
+            found_image.height, coalesce(found_image.uploaded_at, found_image.created_at),
+            CASE WHEN found_image.object_removed_at IS NULL THEN moderation.address(
+                (SELECT c.value FROM app.config c WHERE c.name = 'image_url'),
+                found_image.id, found_image.bucket, found_image.key
+            ) END,
+            app.is_blind(found_image.id);
+END
+$$;
+
+-- What a page needs to open the picture and the error map. Each call is an opening, and audited.
+CREATE OR REPLACE FUNCTION moderation.open_image(image uuid) RETURNS TABLE (
+    image_id uuid, bucket text, key text, version_id text, etag text, format text, width bigint,
+    height bigint, size_bytes bigint, frame bigint, evidence_uri text,
+    original_removed_at timestamptz, blind boolean
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    i app.images := app.seen_image(app.me(), image);
+    is_blind boolean := app.is_blind(image);
+    verdict app.verdicts := app.current_verdict(image);
+BEGIN
+    PERFORM app.audit('open_image', image, NULL, app.what_was_seen(image, is_blind));
+    IF is_blind THEN
+        verdict.evidence_uri := NULL;
+    END IF;
+    IF i.object_removed_at IS NOT NULL OR i.erased_at IS NOT NULL THEN
+        i.bucket := NULL;
+        i.key := NULL;
+        i.version_id := NULL;
+        i.etag := NULL;
+    END IF;
+    RETURN QUERY SELECT i.id, i.bucket, i.key, i.version_id, i.etag, i.format, i.width, i.height,
+        i.size_bytes, verdict.frame::bigint, verdict.evidence_uri,
+        coalesce(i.object_removed_at, i.erased_at), is_blind;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION moderation.opinion(
+    image uuid, decision text, reason text, note text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    who app.moderators := app.me();
+    found_image app.images := app.image_in_turn(who, image);
+    shown app.verdicts := app.current_verdict(image);
+    is_blind boolean := app.is_blind(image);
+    given bigint;
+BEGIN
+    PERFORM app.check_reason(decision, reason);
+    IF EXISTS (
+        SELECT FROM app.decisions d WHERE d.image_id = image AND d.moderator = who.moderator
+    ) THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'you have decided image ' || image || ' yourself',
+            HINT = 'A second opinion must be another person''s.';
+    END IF;
+    INSERT INTO app.opinions (
+        image_id, moderator, decision, reason_code, note, verdict_id, blind, created_at
+    ) VALUES (
+        found_image.id, who.moderator, opinion.decision, reason, left(opinion.note, 4000),
+        shown.id, is_blind, clock_timestamp()
+    )
+    ON CONFLICT DO NOTHING
+    RETURNING id INTO given;
+    IF given IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'you have given your opinion on image ' || image || ' already';
+    END IF;
+    PERFORM app.audit('opinion', image, reason, jsonb_build_object(
+        'opinion_id', given, 'decision', opinion.decision
+    ) || app.what_was_seen(image, is_blind));
+    RETURN given;
 END
 $$;
 
@@ -494,7 +771,8 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'image ' || image || ' is deleted: there is nothing left to hold';
     END IF;
-    INSERT INTO app.legal_holds (image_id, reason) VALUES (found_image.id, reason)
+    INSERT INTO app.legal_holds (image_id, reason, placed_by)
+    VALUES (found_image.id, reason, app.caller())
     RETURNING id INTO placed;
     PERFORM app.audit('place_hold', image, reason, jsonb_build_object('hold_id', placed));
     RETURN placed;
@@ -511,7 +789,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'a legal hold is lifted by a lead, with a reason';
     END IF;
-    UPDATE app.legal_holds h SET lifted_at = clock_timestamp(), lifted_by = SESSION_USER
+    UPDATE app.legal_holds h SET lifted_at = clock_timestamp(), lifted_by = app.caller()
     WHERE h.image_id = found_image.id AND h.lifted_at IS NULL;
     IF FOUND THEN
         PERFORM app.audit('lift_hold', image, reason, '{}');
@@ -534,7 +812,8 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'image ' || image || ' is under a legal hold';
     END IF;
-    INSERT INTO app.erasures (image_id, reason) VALUES (found_image.id, reason)
+    INSERT INTO app.erasures (image_id, reason, requested_by)
+    VALUES (found_image.id, reason, app.caller())
     ON CONFLICT DO NOTHING;
     PERFORM app.audit('request_erasure', image, reason, '{}');
 END

@@ -1,6 +1,12 @@
 -- What happens by itself: a champion's verdict meets the policy in force, enters the queue, is told
 -- to whoever listens; a removed image leaves the queue. Nobody but the owner can call these.
 
+-- Who asks: the login, or whom the console names for this transaction. No other login is believed.
+CREATE OR REPLACE FUNCTION app.caller() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CALLER
+$$;
+
 CREATE OR REPLACE FUNCTION app.policy_of(source_name text) RETURNS app.policies
 LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
     SELECT p FROM app.policies p
@@ -102,7 +108,7 @@ DECLARE
 BEGIN
     SELECT * INTO image FROM app.images i WHERE i.id = NEW.image_id;
     SELECT * INTO policy FROM app.policies p WHERE p.id = NEW.policy_id;
-    PERFORM app.notify('unlatent_verdicts', NEW.image_id::text);
+    PERFORM app.notify('unlatent_verdicts', '');
     PERFORM app.emit('verdict', NEW.image_id, jsonb_build_object(
         'source', image.source, 'label', NEW.label, 'score', NEW.score, 'tier', NEW.tier,
         'held', NEW.held, 'model_version', NEW.model_version, 'policy_id', NEW.policy_id

@@ -192,12 +192,36 @@ SELECT
     (SELECT min(o.id) FROM app.decisions o WHERE o.overturns = d.id AND o.image_id = d.image_id)
         AS overturned_by,
     v.label, v.score, v.tier, v.model_version, d.claimed_at, d.created_at,
-    extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision
+    extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision, d.blind
 FROM app.decisions d
 JOIN app.images i ON i.id = d.image_id
 LEFT JOIN app.verdicts v ON v.id = d.verdict_id
 LEFT JOIN app.reason_codes c ON c.code = d.reason_code
 WHERE VISIBLE(i.source);
+
+-- Second opinions: one's own; for leads everybody's, for whoever still judges must not know them.
+CREATE OR REPLACE VIEW moderation.opinions WITH (security_barrier) AS
+SELECT
+    o.id AS opinion_id, o.image_id, i.source, o.moderator, o.decision, o.reason_code, o.note,
+    o.blind, o.created_at, d.id AS decision_id, d.decision AS decided, d.moderator AS decided_by,
+    o.decision = d.decision AS agrees
+FROM app.opinions o
+JOIN app.images i ON i.id = o.image_id
+LEFT JOIN LATERAL (
+    SELECT * FROM app.decisions x WHERE x.image_id = o.image_id AND x.moderator <> o.moderator
+    ORDER BY x.id DESC LIMIT 1
+) d ON true
+WHERE VISIBLE(i.source) AND (o.moderator = CALLER OR EXISTS (
+    SELECT FROM app.moderators m WHERE m.moderator = CALLER AND m.lead
+));
+
+CREATE OR REPLACE VIEW moderation.agreement WITH (security_barrier) AS
+SELECT
+    o.source, o.blind, count(*) AS opinions, count(*) FILTER (WHERE o.agrees) AS agreed,
+    avg(o.agrees::int)::float8 AS agreement_rate
+FROM moderation.opinions o
+WHERE o.decision_id IS NOT NULL
+GROUP BY o.source, o.blind;
 
 CREATE OR REPLACE VIEW moderation.appeals WITH (security_barrier) AS
 SELECT
@@ -348,7 +372,7 @@ SELECT
         AS in_force
 FROM app.policies p
 WHERE (p.source IS NULL AND EXISTS (
-    SELECT FROM app.moderators m WHERE m.moderator = SESSION_USER
+    SELECT FROM app.moderators m WHERE m.moderator = CALLER
 )) OR VISIBLE(p.source);
 
 CREATE OR REPLACE VIEW moderation.breakers WITH (security_barrier) AS
@@ -359,7 +383,7 @@ FROM app.breakers b WHERE VISIBLE(b.source);
 
 CREATE OR REPLACE VIEW moderation.me WITH (security_barrier) AS
 SELECT m.moderator, m.every_source, m.sources, m.lead
-FROM app.moderators m WHERE m.moderator = SESSION_USER;
+FROM app.moderators m WHERE m.moderator = CALLER;
 
 CREATE OR REPLACE VIEW moderation.reasons WITH (security_barrier) AS
 SELECT c.code, c.decision, c.words FROM app.reason_codes c;
@@ -369,6 +393,6 @@ SELECT a.at, a.actor, a.action, a.image_id, i.source, a.reason, a.detail
 FROM app.audit_log a
 JOIN app.images i ON i.id = a.image_id
 WHERE a.action <> 'state' AND VISIBLE(i.source)
-  AND (a.actor = SESSION_USER OR EXISTS (
-    SELECT FROM app.moderators m WHERE m.moderator = SESSION_USER AND m.lead
+  AND (a.actor = CALLER OR EXISTS (
+    SELECT FROM app.moderators m WHERE m.moderator = CALLER AND m.lead
   ));
