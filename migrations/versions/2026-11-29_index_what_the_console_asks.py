@@ -1,7 +1,7 @@
 """Index what the console asks: the uploads of one uploader, and what waits by queue and source.
 
 Revision: 0020
-Revises: 0011
+Revises: 0013
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0020"
-down_revision = "0011"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 

@@ -90,7 +90,7 @@ def open_desk(engine: Engine, *, caller: str | None = None) -> Iterator[Desk]:
         with transaction(engine) as connection:
             if caller is not None:
                 connection.execute(
-                    text("SELECT set_config('unlatent.moderator', :name, true)"), {"name": caller}
+                    text("SELECT set_config('unlatent.caller', :name, true)"), {"name": caller}
                 )
             yield Desk(connection)
     except exc.DBAPIError as error:

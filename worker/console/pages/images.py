@@ -6,6 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
+from worker.console.desk import Refused
 from worker.console.image_view import view_of
 from worker.console.pages.signed_in import SignedIn
 from worker.console.pictures import Original, Pictures
@@ -26,11 +27,9 @@ def preview(request: Request, moderator: SignedIn, image: UUID) -> Response:
     """Serve the picture; the database notes who opened it."""
     pictures: Pictures = request.app.state.pictures
     with moderator.desk() as desk:
-        desk.image(image)
         found = desk.first(
-            "SELECT detail ->> 'bucket' AS bucket, detail ->> 'key' AS key"
-            " FROM moderation.image_history WHERE image_id = :image AND event = 'upload'",
-            image=image,
+            "SELECT bucket, key, version_id, etag FROM moderation.open_image(:image)", image=image
         )
-    assert found is not None
+    if found is None or found["key"] is None:
+        raise Refused("The picture was removed from storage.", status=410)
     return Response(pictures.preview(Original(**found)), media_type="image/webp")

@@ -6,18 +6,22 @@ CREATE OR REPLACE FUNCTION moderation.image_facts(image uuid) RETURNS TABLE (
     format text, width bigint, height bigint, size_bytes bigint, sha256 text,
     original_removed_at timestamptz, queue text, queued_at timestamptz, claimed_by text,
     claimed_until timestamptz, claimed_since timestamptz, decision text, decision_id bigint,
-    decision_by text, decision_at timestamptz, open_appeal uuid, held_since timestamptz
+    decision_by text, decision_at timestamptz, open_appeal uuid, held_since timestamptz,
+    blind boolean, evidence_uri text
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     i app.images := app.seen_image(app.me(), image);
     last app.decisions := app.last_decision(image);
+    is_blind boolean := app.is_blind(image);
 BEGIN
     RETURN QUERY
         SELECT i.id, i.source, i.uploader, coalesce(i.uploaded_at, i.created_at), i.state, i.reason,
                i.format, i.width, i.height, i.size_bytes::bigint, i.sha256, i.object_removed_at,
                r.queue, r.queued_at, c.moderator, c.until, c.since, last.decision, last.id,
-               last.moderator, last.created_at, o.appeal_id, l.placed_at
+               last.moderator, last.created_at, o.appeal_id, l.placed_at,
+               is_blind,
+               CASE WHEN NOT is_blind THEN (app.current_verdict(image)).evidence_uri END
         FROM (SELECT) one
         LEFT JOIN app.reviews r ON r.image_id = image AND r.closed_at IS NULL
         LEFT JOIN app.claims c
