@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
+from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.applicability import inapplicable_reason
 from detection.batch_norm_folding import fold_batch_norms
 from detection.bundle import Arithmetic, Bundle, BundleError, load_bundle
@@ -21,7 +21,7 @@ from detection.errors import PermanentError, UnlatentError
 from detection.fusion import accusation_distance, assign_label
 from detection.lare import center_crop_resize, lare_map, to_minus_one_one
 from detection.reencoding import mild_copies
-from detection.score import Label, Score
+from detection.score import Label, Score, TileLogit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,17 +50,6 @@ class NotFinite(UnlatentError):
 
     No `PermanentError`: whoever scores first has to ask whether the golden image still scores.
     """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TileLogit:
-    """One tile that the aligned branch read, in pixels of the image, and what it said of it."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    logit: float
 
 
 class Detector:
@@ -123,27 +112,6 @@ class Detector:
             return scores
         return [self._require_stable_label(*pair) for pair in zip(images, scores, strict=True)]
 
-    def tile_logits(self, image: NDArray[np.uint8]) -> list[TileLogit]:
-        """Say what the aligned branch saw in each tile of one image; empty without that branch."""
-        config = self.bundle.manifest.aligned
-        if config is None:
-            return []
-        _check(image)
-        height, width = image.shape[:2]
-        with torch.inference_mode():
-            logits = self._tile_logits(cut_tiles(image, config)).tolist()
-        origins = tile_origins(height, width, tile=config.tile, max_tiles=config.max_tiles)
-        return [
-            TileLogit(
-                top=top,
-                left=left,
-                height=min(config.tile, height),
-                width=min(config.tile, width),
-                logit=logit,
-            )
-            for (top, left), logit in zip(origins, logits, strict=True)
-        ]
-
     def golden(self) -> tuple[NDArray[np.uint8], dict[str, float]]:
         """Return the bundle's golden image (H, W, 3) and the branch logits it must get."""
         tensors = load_file(self.bundle.path("golden.safetensors"))
@@ -178,15 +146,17 @@ class Detector:
             return []
         branches: list[dict[str, float]] = [{} for _ in images]
         maps: list[NDArray[np.float32] | None] = [None] * len(images)
+        tiles: list[tuple[TileLogit, ...]] = [()] * len(images)
         with torch.inference_mode():
             if self._egre is not None:
                 for index, (logit, error) in enumerate(self._score_lare(images)):
                     branches[index]["lare"] = logit
                     maps[index] = error
             if self._aligned is not None:
-                for index, logit in enumerate(self._score_aligned(images)):
+                for index, (logit, read) in enumerate(self._score_aligned(images)):
                     branches[index]["aligned"] = logit
-        return [self._verdict(*pair) for pair in zip(branches, maps, strict=True)]
+                    tiles[index] = read
+        return [self._verdict(*one) for one in zip(branches, maps, tiles, strict=True)]
 
     def _apply_applicability(self, image: NDArray[np.uint8], score: Score) -> Score:
         """Judge nothing that the thresholds do not hold for, whatever the score says of it.
@@ -232,12 +202,19 @@ class Detector:
             results += list(zip(logits.cpu().tolist(), errors, strict=True))
         return results
 
-    def _score_aligned(self, images: Sequence[NDArray[np.uint8]]) -> list[float]:
+    def _score_aligned(
+        self, images: Sequence[NDArray[np.uint8]]
+    ) -> list[tuple[float, tuple[TileLogit, ...]]]:
         config = self.bundle.manifest.aligned
         assert config is not None  # noqa: S101  # as above
-        tiles = [cut_tiles(image, config) for image in images]
-        logits = self._tile_logits(torch.cat(tiles))
-        return aggregate(logits, [len(part) for part in tiles]).tolist()
+        cut = [cut_tiles(image, config) for image in images]
+        counts = [len(part) for part in cut]
+        logits = self._tile_logits(torch.cat(cut))
+        read = [
+            _tiles(image, part.tolist(), config)
+            for image, part in zip(images, logits.split(counts), strict=True)
+        ]
+        return list(zip(aggregate(logits, counts).tolist(), read, strict=True))
 
     def _tile_logits(self, tiles: Tensor) -> Tensor:
         assert self._aligned is not None  # noqa: S101  # the callers' branch
@@ -247,7 +224,12 @@ class Detector:
                 logits.append(self._aligned(self._move(chunk)).float().cpu())
         return torch.cat(logits)
 
-    def _verdict(self, branches: dict[str, float], error_map: NDArray[np.float32] | None) -> Score:
+    def _verdict(
+        self,
+        branches: dict[str, float],
+        error_map: NDArray[np.float32] | None,
+        tiles: tuple[TileLogit, ...],
+    ) -> Score:
         manifest = self.bundle.manifest
         for name, value in branches.items():
             if not math.isfinite(value):
@@ -268,6 +250,7 @@ class Detector:
             operating_point=point.name,
             prior=policy.prior,
             error_map=error_map,
+            tiles=tiles,
         )
 
     def _place(self, network: _Network) -> _Network:
@@ -293,6 +276,24 @@ def _load(network: _Network, file: Path) -> _Network:
             f"{file} does not fit the architecture in bundle.json: {error}"
         ) from error
     return network
+
+
+def _tiles(
+    image: NDArray[np.uint8], logits: Sequence[float], config: AlignedConfig
+) -> tuple[TileLogit, ...]:
+    """Say where on the image each tile lies; what was mirrored to fill one is no part of it."""
+    height, width = image.shape[:2]
+    origins = tile_origins(height, width, tile=config.tile, max_tiles=config.max_tiles)
+    return tuple(
+        TileLogit(
+            top=top,
+            left=left,
+            height=min(config.tile, height),
+            width=min(config.tile, width),
+            logit=logit,
+        )
+        for (top, left), logit in zip(origins, logits, strict=True)
+    )
 
 
 def _check(image: NDArray[np.uint8]) -> None:

@@ -1,40 +1,137 @@
-"""Evidence pictures: error map, tiles and caption over a copy of the image.
+"""Evidence: what a person can look at, in layers, and one flat picture of the same layers.
 
-The LaRE map covers the centre square of the shorter side and nothing else; the aligned branch reads
-tiles. A map does not explain a verdict that the tiles decided, so the caption names the branch and
-the picture shows both kinds of evidence, each only where there is some.
+It follows the branch that decided: a map does not explain a verdict of the tiles, nor tiles that of
+a map, and neither why an image was not judged. So there is a layer only of what decided, and words
+only of layers that are there. docs/evidence.md is the format.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from detection.score import describe_distance
+from detection.lare import centre_square
+from detection.score import distance_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from detection.detector import TileLogit
     from detection.score import Score
+
+SCHEMA_VERSION = 1
+#: The names of the files of one verdict's evidence.
+DOCUMENT, PREVIEW, ERROR_MAP = "evidence.json", "preview.jpg", "error_map.png"
+#: Longest side of the preview, in pixels.
+MAX_SIDE = 1600
+# Side of the blocks in which a large picture is reduced, in pixels: bounds memory.
+_BLOCK = 2048
 
 #: Colours of the map from its low to its high end.
 LOW, MIDDLE, HIGH = "midnightblue", "orangered", "lightyellow"
 #: Percentiles of the image's own map at which the colours start and end.
 PERCENTILES = (1, 99)
 OPACITY = 0.6
-#: How much of its brightness the image keeps where the map holds no evidence.
+#: How much of its brightness the flat picture keeps where the map holds no evidence.
 OUTSIDE = 0.4
 FONT_SIZE = 13
-MIN_WIDTH = 360
+#: Each of the two pictures in the flat one is at least so wide, in pixels, caption included.
+MIN_WIDTH = 240
+#: A number stands in a frame that is as wide as this, in pixels.
+NUMBERED = 40
+GAP = 8
 GENERATED_COLOUR, REAL_COLOUR = "red", "deepskyblue"
+
+#: What each branch does, for people who never heard of it.
+PARTS = {
+    "aligned": "the part that reads small squares of the picture at full size",
+    "lare": "the part that adds noise to the picture, has an image generator guess that noise, and"
+    " looks at where the guess is wrong",
+}
+
+
+def make_evidence(pixels: NDArray[np.uint8], score: Score) -> dict[str, bytes]:
+    """Make the files of a verdict on its image, uint8 (H, W, 3), by their names.
+
+    There are a JPEG of the image, at most `MAX_SIDE` pixels a side, the picture of the branch that
+    decided if it has one, and the document about them. Nothing but pixels goes into a picture.
+    """
+    height, width = pixels.shape[:2]
+    preview = shrink(pixels, MAX_SIDE)
+    layers: list[dict[str, Any]] = [
+        {"kind": "preview", "file": PREVIEW, "width": preview.width, "height": preview.height}
+    ]
+    files = {PREVIEW: _encoded(preview, "JPEG", quality=90, subsampling=0)}
+    if score.outside is None and score.decided_by == "aligned" and score.tiles:
+        layers.append(_tiles_layer(score))
+    if score.outside is None and score.decided_by == "lare" and score.error_map is not None:
+        coloured, ends = _coloured(score.error_map)
+        files[ERROR_MAP] = _encoded(coloured, "PNG")
+        layers.append(_map_layer(coloured, ends, centre_square(height, width)))
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "label": score.label.value,
+        "decided_by": score.decided_by,
+        "picture": {"width": width, "height": height, "frame": score.frame},
+        "caption": describe(score),
+        "layers": layers,
+    }
+    return files | {DOCUMENT: json.dumps(document, indent=1).encode()}
+
+
+def describe(score: Score) -> list[str]:
+    """Say in sentences what the detector says and which part of it counted most."""
+    said = f'The detector says "{score.label.value}"'
+    if score.outside is not None:
+        return [f"{said}.", f"Nothing can be told of such a picture ({score.outside})."]
+    words = distance_words(score.label.value, score.distance, None)
+    if words is None:
+        said += "."
+    else:
+        said += (
+            f': {words} the point of accusation, from which on it says "generated"'
+            f" (distance {score.distance:+.1f})."
+        )
+    part = PARTS.get(score.decided_by, f'the part named "{score.decided_by}"')
+    return [said, f"What counted most: {part}."]
+
+
+def captions(files: Mapping[str, bytes]) -> list[str]:
+    """Return the sentences of an evidence's document, those of every layer among them."""
+    document = json.loads(files[DOCUMENT])
+    own = [layer["caption"] for layer in document["layers"] if "caption" in layer]
+    return [*document["caption"], *own]
+
+
+def shrink(pixels: NDArray[np.uint8], side: int) -> Image.Image:
+    """Scale uint8 (H, W, 3) so that its longer side is at most `side`, averaging over areas.
+
+    A large image is reduced in blocks: Pillow would copy the whole of it, at four bytes a pixel.
+    """
+    height, width = pixels.shape[:2]
+    factor = max(height, width) // side
+    if factor > 1:
+        step = max(1, _BLOCK // factor) * factor
+        lefts, tops = range(0, width, step), range(0, height, step)
+        rows = [
+            np.concatenate([_reduced(pixels[y : y + step, x : x + step], factor) for x in lefts], 1)
+            for y in tops
+        ]
+        pixels = np.concatenate(rows)
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _reduced(block: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(block).reduce(factor))
 
 
 def error_at_image_scale(
@@ -45,84 +142,143 @@ def error_at_image_scale(
     Returns float32 (height, width): each cell's error, repeated over the pixels it was computed
     from, and NaN outside the centre square, where there is no evidence.
     """
-    square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
+    left, top, square, _ = centre_square(height, width)
     placed = np.full((height, width), np.nan, dtype=np.float32)
     scaled = Image.fromarray(error_map).resize((square, square), Image.Resampling.NEAREST)
     placed[top : top + square, left : left + square] = np.asarray(scaled)
     return placed
 
 
-def describe(score: Score, tiles: Sequence[TileLogit] = ()) -> list[str]:
-    """Say in lines of text what was decided, by which branch, and what the colours mean."""
-    logits = ", ".join(f"{name} {value:+.2f}" for name, value in sorted(score.branches.items()))
-    verdict = describe_distance(score.label.value, score.distance, score.outside)
-    away = "" if score.distance is None else " from the point of accusation"
-    lines = [
-        f"{verdict}{away}; label at {score.operating_point}.",
-        f"Decided by the {score.decided_by} branch. Branch logits: {logits}.",
-    ]
-    if score.outside is not None:
-        lines.append(f"Outside what the thresholds hold for: {score.outside}.")
-    if score.error_map is not None:
-        low, high = np.percentile(score.error_map, PERCENTILES)
-        lines.append(
-            f"Colours: latent reconstruction error from {low:.3g} (dark blue) over red to"
-            f" {high:.3g} (light yellow), percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of this"
-            " image. Darkened: not part of the map."
-        )
-    if tiles:
-        lines.append("Frames: tiles of the aligned branch with their logits, red above 0.")
-    if score.decided_by == "aligned" and score.error_map is not None:
-        lines.append("The error map does not explain this verdict; the tiles do.")
-    return lines
+# Layers -------------------------------------------------------------------------------------------
 
 
-def overlay(image: NDArray[np.uint8], score: Score, tiles: Sequence[TileLogit] = ()) -> bytes:
-    """Draw the evidence of one verdict over its image, uint8 (H, W, 3), as a PNG.
+def _tiles_layer(score: Score) -> dict[str, Any]:
+    count, mean = len(score.tiles), score.branches["aligned"]
+    squares = "the square" if count == 1 else f"the {count} squares"
+    caption = (
+        f"Frames: {squares} that it read; it read nothing else. The higher the number, the more"
+        " generated the square looks to it (red above 0, blue below). Their average,"
+        f" {mean:+.2f}, is what counted."
+    )
+    tiles = [tile.as_dict() for tile in score.tiles]
+    return {"kind": "tiles", "caption": caption, "tiles": tiles}
 
-    The upper left (H, W) pixels are the image at its own scale, the caption stands below; its text
-    is also the PNG's `Description`. `tiles` come from `Detector.tile_logits`.
-    """
-    height, width = image.shape[:2]
-    lines = describe(score, tiles)
-    picture = Image.fromarray(image)
-    if score.error_map is not None:
-        picture = _blend(image, error_at_image_scale(score.error_map, height, width))
-    _frame(picture, tiles)
-    caption = _caption(lines, max(width, MIN_WIDTH))
-    canvas = Image.new("RGB", (caption.width, height + caption.height), "white")
-    canvas.paste(picture, (0, 0))
-    canvas.paste(caption, (0, height))
-    text = PngInfo()
-    text.add_itxt("Description", "\n".join(lines))
+
+def _map_layer(coloured: Image.Image, ends: Sequence[float], box: Sequence[int]) -> dict[str, Any]:
+    return {
+        "kind": "error_map",
+        "caption": (
+            "Colours: how wrong the guess is, from dark blue (least) over red to light yellow"
+            " (most), within this picture only. Outside the coloured square nothing was looked at"
+            " for this."
+        ),
+        "file": ERROR_MAP,
+        "width": coloured.width,
+        "height": coloured.height,
+        "box": list(box),
+        "range": list(ends),
+    }
+
+
+def _coloured(error_map: NDArray[np.float32]) -> tuple[Image.Image, tuple[float, float]]:
+    """Colour a map, one pixel a cell; return it with the values at the ends of the colours."""
+    low, high = (float(value) for value in np.percentile(error_map, PERCENTILES))
+    levels = (error_map - low) / max(high - low, 1e-12)
+    grey = Image.fromarray((levels.clip(0, 1) * 255).astype(np.uint8))
+    return ImageOps.colorize(grey, LOW, HIGH, MIDDLE), (low, high)
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", pnginfo=text, compress_level=3)
+    picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def _blend(image: NDArray[np.uint8], errors: NDArray[np.float32]) -> Image.Image:
-    inside = ~np.isnan(errors)
-    low, high = np.percentile(errors[inside], PERCENTILES)
-    levels = (np.nan_to_num(errors, nan=low) - low) / max(float(high - low), 1e-12)
-    grey = Image.fromarray((levels.clip(0, 1) * 255).astype(np.uint8))
-    coloured = np.asarray(ImageOps.colorize(grey, LOW, HIGH, MIDDLE), np.float32)
-    pixels = image.astype(np.float32)
-    mixed = np.where(
-        inside[..., None], OPACITY * coloured + (1 - OPACITY) * pixels, OUTSIDE * pixels
-    )
-    return Image.fromarray(mixed.astype(np.uint8))
+# The flat picture ---------------------------------------------------------------------------------
 
 
-def _frame(picture: Image.Image, tiles: Sequence[TileLogit]) -> None:
-    draw = ImageDraw.Draw(picture)
+def flat_picture(files: Mapping[str, bytes]) -> bytes:
+    """Draw evidence as one PNG: the clean picture, the same under its layers, the captions below.
+
+    Where nothing is drawn over it, the clean picture stands alone. The captions are also the PNG's
+    `Description`.
+    """
+    lines = captions(files)
+    clean, drawn = clean_and_drawn(files, MAX_SIDE)
+    column = max(clean.width, MIN_WIDTH)
+    caption = _caption(lines, 2 * column + GAP)
+    canvas = Image.new("RGB", (caption.width, clean.height + caption.height), "white")
+    canvas.paste(clean, (0, 0))
+    if drawn is not None:
+        canvas.paste(drawn, (column + GAP, 0))
+    canvas.paste(caption, (0, clean.height))
+    text = PngInfo()
+    text.add_itxt("Description", "\n".join(lines))
+    return _encoded(canvas, "PNG", pnginfo=text, compress_level=3)
+
+
+def clean_and_drawn(
+    files: Mapping[str, bytes], side: int
+) -> tuple[Image.Image, Image.Image | None]:
+    """Return the preview, at most `side` pixels a side, and the same under its layers, if any."""
+    document = json.loads(files[DOCUMENT])
+    preview = _opened(files[PREVIEW])
+    preview.thumbnail((side, side), Image.Resampling.LANCZOS)
+    scale = max(preview.size) / max(document["picture"]["width"], document["picture"]["height"])
+    drawn = None
+    for layer in document["layers"]:
+        if layer["kind"] == "error_map":
+            corners = _scaled(layer["box"], scale, preview)
+            drawn = _blended(preview, _opened(files[layer["file"]]), corners)
+        if layer["kind"] == "tiles":
+            drawn = _framed(preview, layer["tiles"], scale)
+    return preview, drawn
+
+
+def _opened(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+        return picture.convert("RGB")
+
+
+def _scaled(box: Sequence[int], scale: float, picture: Image.Image) -> tuple[int, int, int, int]:
+    """Turn a box of the original into the corners of one on a picture: left, top, right, bottom.
+
+    However small the picture is, it has a pixel at least.
+    """
+    left, right = _span(box[0], box[2], scale, picture.width)
+    top, bottom = _span(box[1], box[3], scale, picture.height)
+    return left, top, right, bottom
+
+
+def _span(begin: int, length: int, scale: float, limit: int) -> tuple[int, int]:
+    first = min(round(begin * scale), limit - 1)
+    return first, max(first + 1, min(round((begin + length) * scale), limit))
+
+
+def _blended(
+    picture: Image.Image, coloured: Image.Image, corners: tuple[int, int, int, int]
+) -> Image.Image:
+    left, top, right, bottom = corners
+    scaled = coloured.resize((right - left, bottom - top), Image.Resampling.NEAREST)
+    mixed = Image.blend(picture.crop(corners), scaled, OPACITY)
+    dark = picture.point(lambda value: int(value * OUTSIDE))
+    dark.paste(mixed, (left, top))
+    return dark
+
+
+def _framed(picture: Image.Image, tiles: Sequence[Mapping[str, Any]], scale: float) -> Image.Image:
+    framed = picture.copy()
+    draw = ImageDraw.Draw(framed)
     font = ImageFont.load_default(FONT_SIZE)
     for tile in tiles:
-        colour = GENERATED_COLOUR if tile.logit > 0 else REAL_COLOUR
-        box = (tile.left, tile.top, tile.left + tile.width - 1, tile.top + tile.height - 1)
-        draw.rectangle(box, outline=colour, width=2)
-        at = (tile.left + 4, tile.top + 2)
-        draw.text(at, f"{tile.logit:+.1f}", colour, font, stroke_width=2, stroke_fill="black")
+        colour = GENERATED_COLOUR if tile["logit"] > 0 else REAL_COLOUR
+        left, top, right, bottom = _scaled(tile["box"], scale, picture)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=2)
+        if right - left >= NUMBERED:
+            at = (left + 4, top + 2)
+            number = f"{tile['logit']:+.1f}"
+            draw.text(at, number, "white", font, stroke_width=2, stroke_fill="black")
+    return framed
 
 
 def _caption(lines: Sequence[str], width: int) -> Image.Image:

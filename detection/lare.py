@@ -30,14 +30,18 @@ class LareConfig:
     ensemble: int = 4
 
 
+def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the square that the view shows of an image: (left, top, width, height) in pixels."""
+    square = min(height, width)
+    return (width - square) // 2, (height - square) // 2, square, square
+
+
 def center_crop_resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Scale RGB uint8 (H, W, 3) so that its shorter side is `side`, and cut the centre square.
 
     Antialiased bicubic, aspect ratio kept; returns uint8 (side, side, 3).
     """
-    height, width = image.shape[:2]
-    square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
+    left, top, square, _ = centre_square(*image.shape[:2])
     box = (left, top, left + square, top + square)
     view = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box)
     return np.asarray(view)

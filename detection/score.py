@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +41,28 @@ class Label(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TileLogit:
+    """One tile that the aligned branch read, in pixels of the image, and what it said of it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    logit: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return `box`, (left, top, width, height), and `logit` to four decimals, for JSON."""
+        box = [self.left, self.top, self.width, self.height]
+        return {"box": box, "logit": round(self.logit, 4)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a tile from what `as_dict` returned."""
+        left, top, width, height = values["box"]
+        return cls(top=top, left=left, height=height, width=width, logit=values["logit"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """The detector's answer for one image.
 
@@ -48,7 +70,8 @@ class Score:
     the images is; `branches` maps a branch name to its uncalibrated logit; `decided_by` names the
     branch that moved the fused logit most; `operating_point` names the false-positive rate at which
     the label was taken (for example "fpr=0.01"); `error_map` is the LaRE map, float32 (h, w), mean
-    over latent channels, or None when the bundle has no lare branch.
+    over latent channels, or None when the bundle has no lare branch; `tiles` are what the aligned
+    branch read, their logits' mean being its own, and empty without that branch.
 
     `unsure` at the point of `generated` means that a mild re-encoding flipped the label, and the
     probability is that of the weakest copy. Where `outside` says why the thresholds do not hold for
@@ -71,6 +94,7 @@ class Score:
     error_map: NDArray[np.float32] | None = None
     frame: int = 0
     distance: float | None = None
+    tiles: tuple[TileLogit, ...] = ()
 
 
 def distance_words(label: str, distance: float | None, outside: str | None) -> str | None:

@@ -36,7 +36,10 @@ def check(
         Format, typer.Option("--format", help="A table, or one JSON object a line.")
     ] = Format.TABLE,
     evidence: Annotated[
-        Path | None, typer.Option(help="Folder for an overlay and the error map of each image.")
+        Path | None,
+        typer.Option(
+            help="Folder for a picture of what decided, and the error map, of each image."
+        ),
     ] = None,
     bundle: Annotated[
         str | None, typer.Option(help="Embedded bundle's name, or a bundle's folder.")
@@ -65,7 +68,7 @@ def check(
         for checked in check_files(files, detector, intake_limits(settings.intake), batch=batch):
             record = _record(checked, detector.model_version)
             if evidence is not None and checked.score is not None:
-                record["evidence"] = str(_keep_evidence(evidence, checked, detector))
+                record["evidence"] = str(_keep_evidence(evidence, checked))
             failed += checked.error is not None
             typer.echo(json.dumps(record) if format_ is Format.JSONL else _row(record))
             done += 1
@@ -152,18 +155,17 @@ def _row(record: dict[str, Any]) -> str:
     )
 
 
-def _keep_evidence(folder: Path, checked: ScoredFile, detector: Detector) -> Path:
+def _keep_evidence(folder: Path, checked: ScoredFile) -> Path:
     import numpy as np
 
-    from detection.evidence import error_at_image_scale, overlay
+    from detection.evidence import error_at_image_scale, flat_picture, make_evidence
 
     assert checked.image is not None  # noqa: S101  # the caller saw a score
     assert checked.score is not None  # noqa: S101  # likewise
     image, score = checked.image, checked.score
     # Files of one name in different folders must not overwrite each other.
     file = folder / f"{checked.path.stem}-{image.sha256[:12]}.png"
-    pixels = image.frame(score.frame)
-    file.write_bytes(overlay(pixels, score, detector.tile_logits(pixels)))
+    file.write_bytes(flat_picture(make_evidence(image.frame(score.frame), score)))
     if score.error_map is not None:
         errors = error_at_image_scale(score.error_map, image.height, image.width)
         np.savez_compressed(file.with_suffix(".npz"), error=errors)

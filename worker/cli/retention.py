@@ -7,7 +7,8 @@ are an operator's.
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
@@ -16,6 +17,9 @@ from detection.errors import SettingsError
 from worker.cli import context as cli
 from worker.cli import queries
 from worker.storage.interface import parse_uri
+
+if TYPE_CHECKING:
+    from worker.storage.s3 import S3Storage
 
 commands = typer.Typer()
 
@@ -51,12 +55,19 @@ def link(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
     else:
         typer.echo(f"the picture was removed after its time, at {row.object_removed_at}", err=True)
     if row.evidence_uri is not None:
-        typer.echo(storage.presign(*parse_uri(row.evidence_uri), expires_s=60 * minutes))
+        _print_links(storage, row.evidence_uri, minutes)
 
 
 @commands.command()
-def evidence(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
-    """Print a link to an image's evidence, drawing and keeping it first where there is none."""
+def evidence(
+    context: typer.Context,
+    image: Image,
+    minutes: Minutes = 10,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Write it as one picture instead.")
+    ] = None,
+) -> None:
+    """Print links to an image's evidence, making and keeping it first where there is none."""
     from worker.models.evidence_on_demand import render_evidence
     from worker.storage.s3 import S3Storage
 
@@ -64,7 +75,30 @@ def evidence(context: typer.Context, image: Image, minutes: Minutes = 10) -> Non
     storage = S3Storage(settings.s3)
     with queries.engine(context) as engine:
         uri = render_evidence(image, settings=settings, engine=engine, storage=storage)
-    typer.echo(storage.presign(*parse_uri(uri), expires_s=60 * minutes))
+    if save is None:
+        _print_links(storage, uri, minutes)
+    else:
+        _save(storage, uri, save)
+
+
+def _print_links(storage: S3Storage, uri: str, minutes: int) -> None:
+    from worker.scoring.evidence import stored_keys
+
+    bucket, _ = parse_uri(uri)
+    for key in stored_keys(storage, uri):
+        typer.echo(storage.presign(bucket, key, expires_s=60 * minutes))
+
+
+def _save(storage: S3Storage, uri: str, file: Path) -> None:
+    from detection.evidence import flat_picture
+    from worker.scoring.evidence import FLAT, load_evidence
+
+    files = load_evidence(storage, uri)
+    picture = files[FLAT] if FLAT in files else flat_picture(files)
+    try:
+        file.write_bytes(picture)
+    except OSError as error:
+        raise SettingsError(f"--save {file}: {error.strerror}") from error
 
 
 @commands.command()

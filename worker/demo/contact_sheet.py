@@ -1,15 +1,13 @@
-"""The contact sheet: every image beside its error map, with its score and label, as one PNG."""
+"""The contact sheet: every image beside its evidence, with its label and distance, as one PNG."""
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detection.errors import UnlatentError
-from detection.evidence import overlay
+from detection.evidence import clean_and_drawn, make_evidence
 from detection.intake.decode import decode
 from detection.score import Label
 from worker.demo.report import name
@@ -19,9 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from detection.detector import Detector
     from detection.intake.decode import IntakeLimits
-    from detection.score import Score
     from worker.demo.report import Row
 
 SIDE = 168
@@ -43,16 +43,18 @@ HEADINGS = {
     Kind.OWN: "Your pictures",
 }
 FOOT = """\
-Left the image, right where its latent reconstruction error lies: dark blue low, red, light yellow \
-high, each map on a scale of its own; darkened where there is no map.
-The number is the distance from the point of accusation: above 0 the label is generated. An error \
-map is evidence of the lare branch alone; the last word is the branch that decided."""
+Left the image, right what counted most for its verdict. Colours (by lare): where a generator's \
+guess of added noise is wrong, dark blue
+least, red, light yellow most; the rest was not looked at for it. Frames (by aligned): the squares \
+that were read, red where one looks
+generated, blue where it does not. The number is the distance from the point of accusation: above 0 \
+the label is generated."""
 
 
 def draw_sheet(
     file: Path, rows: Sequence[Row], detector: Detector, limits: IntakeLimits, *, title: str
 ) -> float:
-    """Draw the first rows, at most `LIMIT`, with error maps computed anew.
+    """Draw the first rows, at most `LIMIT`, with evidence computed anew.
 
     Returns the largest difference between a row's score and the one computed here from the same
     bytes without any service.
@@ -92,18 +94,17 @@ def _draw_cell(
         draw.rectangle((x, top, x + SIDE - 1, top + SIDE - 1), EMPTY)
     if row.score is None:
         _centred(draw, (left, top), "no image")
-        _centred(draw, (right, top), "no map")
+        _centred(draw, (right, top), "no evidence")
     else:
         pixels = _pixels(row.upload.path, limits)
         score = detector.score([pixels])[0]
         difference, branch = abs(score.probability - row.score), f", by {score.decided_by}"
-        thumbnail = Image.fromarray(pixels)
-        thumbnail.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        thumbnail, drawn = clean_and_drawn(make_evidence(pixels, score), SIDE)
         _paste(sheet, (left, top), thumbnail)
-        if score.error_map is None:
-            _centred(draw, (right, top), "no lare branch")
+        if drawn is None:
+            _centred(draw, (right, top), "not judged" if score.outside else "no evidence")
         else:
-            _paste(sheet, (right, top), _mapped(thumbnail, score))
+            _paste(sheet, (right, top), drawn)
     colour = FAINT if row.label is None else COLOURS[row.label]
     draw.rectangle((left, top + SIDE, right + SIDE - 1, top + SIDE + 3), colour)
     verdict = f"{row.state}: {row.reason}" if row.label is None else row.verdict
@@ -113,17 +114,11 @@ def _draw_cell(
     return difference
 
 
-def _pixels(path: Path, limits: IntakeLimits) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _pixels(path: Path, limits: IntakeLimits) -> NDArray[np.uint8]:
     try:
         return decode(path.read_bytes(), limits=limits).pixels
     except OSError as error:
         raise UnlatentError(f"{path} cannot be read any more: {error.strerror}") from error
-
-
-def _mapped(thumbnail: Image.Image, score: Score) -> Image.Image:
-    drawn = Image.open(io.BytesIO(overlay(np.asarray(thumbnail), score)))
-    # Above the caption the overlay has the image's own size.
-    return drawn.crop((0, 0, *thumbnail.size))
 
 
 def _paste(sheet: Image.Image, at: tuple[int, int], picture: Image.Image) -> None:

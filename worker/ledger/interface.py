@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from detection.intake.provenance import ProvenanceRecord
+    from detection.score import TileLogit
 
 
 class UnknownImage(PermanentError):
@@ -200,8 +201,9 @@ class Verdict:
     `thresholds_hold` whether the model's thresholds were measured on files read so.
     `outside` says why the image cannot be judged (see `detection.score.Score`), the row's
     `inapplicable_reason`, and `distance` how far the score is from the point of accusation, also
-    None in rows of earlier releases. `frame` is the number of the frame that decided. `error_map`,
-    float32 (h, w), is what evidence is drawn from right after scoring; no row keeps it.
+    None in rows of earlier releases. `frame` is the number of the frame that decided. `tiles` are
+    what the aligned branch read, without any in rows of earlier releases. `error_map`, float32
+    (h, w), is what evidence is made from right after scoring; no row keeps it.
     """
 
     image_id: UUID
@@ -226,6 +228,7 @@ class Verdict:
     outside: str | None = None
     frame: int = 0
     distance: float | None = None
+    tiles: tuple[TileLogit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

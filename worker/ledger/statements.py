@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
+from detection.score import TileLogit
 from worker.ledger.identity import KnownUpload
 from worker.ledger.interface import (
     KILLED_WORKER,
@@ -464,7 +465,7 @@ def fact_values(facts: ImageFacts) -> dict[str, Any]:
 
 
 #: Fields of a verdict that its row does not keep, or keeps under another name.
-_NO_COLUMNS = {"facts", "error_map", "outside"}
+_NO_COLUMNS = {"facts", "error_map", "outside", "tiles"}
 
 
 def verdict_values(verdict: Verdict) -> dict[str, Any]:
@@ -478,6 +479,7 @@ def verdict_values(verdict: Verdict) -> dict[str, Any]:
     columns["branches"] = dict(verdict.branches)
     columns["timings_ms"] = dict(verdict.timings_ms)
     columns["inapplicable_reason"] = verdict.outside
+    columns["tiles"] = [tile.as_dict() for tile in verdict.tiles]
     return columns
 
 
@@ -497,5 +499,10 @@ def verdict_of(row: AnyRow) -> Verdict:
         for field in fields(Verdict)
         if field.name not in _NO_COLUMNS
     }
-    told = {"facts": facts, "role": Role(row.role), "outside": row.inapplicable_reason}
+    told = {
+        "facts": facts,
+        "role": Role(row.role),
+        "outside": row.inapplicable_reason,
+        "tiles": tuple(TileLogit.from_dict(tile) for tile in row.tiles or ()),
+    }
     return Verdict(**(columns | told))

@@ -20,6 +20,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from detection.score import Label
@@ -285,6 +286,8 @@ class VerdictRow(Base):
     #: Log-odds of the score less those of the point of accusation; empty in rows of earlier
     #: releases and where nothing was judged.
     distance: Mapped[float | None]
+    #: What the aligned branch read, `box` and `logit` of each; empty in rows of earlier releases.
+    tiles: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
 
 class Decision(Base):

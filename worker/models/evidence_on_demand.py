@@ -1,11 +1,12 @@
 """Renders evidence for a verdict that was stored without it.
 
-The verdict does not change: only the error map is computed again, by the same model version, from
-the same bytes.
+The verdict does not change: only error map and tiles are computed again, by the same model version,
+from the same bytes, which are decoded in a process of its own as they were for the verdict.
 """
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,34 +14,35 @@ from sqlalchemy import select
 
 from detection.bundle import load_bundle
 from detection.errors import SettingsError, UnlatentError
-from detection.intake.decode import decode
+from detection.evidence import make_evidence
 from detection.score import decide
 from worker.database.engine import transaction
+from worker.decoding.pool import DecodePool
 from worker.ledger.interface import Role
 from worker.ledger.postgres import PostgresLedger
 from worker.ledger.statements import FACTS, verdict_of
 from worker.ledger.tables import Image, VerdictRow
 from worker.models.loading import load_detector, settings_for_model
 from worker.models.registry import ModelsRegistry, UnknownModel
-from worker.scoring.evidence import draw_evidence, evidence_bucket, store_evidence
-from worker.scoring.file_scoring import intake_limits
+from worker.scoring.evidence import evidence_bucket, score_of, store_evidence
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Engine
 
+    from worker.ledger.interface import Verdict
     from worker.scoring.interface import Scorer
-    from worker.settings import Settings
+    from worker.settings import Intake, Settings
     from worker.storage.interface import Storage
 
 
 class EvidenceUnavailable(UnlatentError):
-    """The image has no verdict that evidence could be drawn for."""
+    """The image has no verdict that evidence could be made for."""
 
 
 def render_evidence(image_id: UUID, *, settings: Settings, engine: Engine, storage: Storage) -> str:
-    """Return the address of the evidence of an image's current verdict, drawn now if need be.
+    """Return the address of the evidence of an image's current verdict, made now if need be.
 
     Raises `EvidenceUnavailable`, `SettingsError` when no bucket is set or the model version that
     judged is not at hand, and what storage and decoding raise when the image is not what it was.
@@ -80,23 +82,32 @@ def render_evidence(image_id: UUID, *, settings: Settings, engine: Engine, stora
         etag=row.etag,
         max_bytes=settings.intake.max_bytes,
     )
-    image = decode(data, limits=intake_limits(settings.intake))
     scorer = _scorer(verdict.model_version, settings, engine)
-    score = decide(image.sample, scorer.score([frame.pixels for frame in image.sample]))
-    if score.error_map is None:
-        raise EvidenceUnavailable(
-            f"model version {verdict.model_version} has no lare branch to draw"
-        )
-    picture = draw_evidence(
-        replace(verdict, error_map=score.error_map, outside=score.outside, distance=score.distance),
-        image.frame(score.frame),
-    )
+    files = _make(verdict, data, scorer, settings.intake)
     uri = store_evidence(
-        picture, verdict, storage=storage, ledger=PostgresLedger(engine), bucket=bucket
+        files, verdict, storage=storage, ledger=PostgresLedger(engine), bucket=bucket
     )
     if uri is None:
         raise EvidenceUnavailable(f"image {image_id} is to be erased")
     return uri
+
+
+def _make(verdict: Verdict, data: bytes, scorer: Scorer, intake: Intake) -> dict[str, bytes]:
+    alone = intake.model_copy(update={"processes": 1})
+    with (
+        closing(DecodePool(alone)) as pool,
+        pool.decode(data, wait_s=intake.timeout_s) as decoded,
+    ):
+        score = decide(decoded.sample, scorer.score([one.pixels for one in decoded.sample]))
+        again = replace(
+            verdict,
+            error_map=score.error_map,
+            tiles=score.tiles,
+            outside=score.outside,
+            distance=score.distance,
+            frame=score.frame,
+        )
+        return make_evidence(decoded.frame(score.frame), score_of(again))
 
 
 def _scorer(model_version: str, settings: Settings, engine: Engine) -> Scorer:

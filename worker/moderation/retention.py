@@ -27,8 +27,7 @@ from worker.ledger.interface import UnknownImage
 from worker.ledger.tables import Image, VerdictRow
 from worker.ledger.tables_moderation import Erasure
 from worker.moderation.originals import locked_originals
-from worker.scoring.evidence import evidence_key
-from worker.storage.interface import parse_uri, purge
+from worker.scoring.evidence import remove_evidence, remove_evidence_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,7 +127,7 @@ def request_erasure(engine: Engine, image_id: UUID, *, reason: str) -> None:
 class RetentionJob:
     """Removes what may not be kept any longer.
 
-    From `evidence_bucket` an erasure also takes the picture of a worker that died before it could
+    From `evidence_bucket` an erasure also takes the evidence of a worker that died before it could
     note the address.
     """
 
@@ -212,17 +211,15 @@ class RetentionJob:
         with locked_originals(self._engine, [image_id]) as (connection, (original,)):
             if original.held:
                 return False
-            verdicts = connection.execute(
-                select(
-                    VerdictRow.image_id, VerdictRow.model_version, VerdictRow.evidence_uri
-                ).where(VerdictRow.image_id.in_(original.image_ids))
+            kept = connection.scalars(
+                select(VerdictRow.evidence_uri).where(VerdictRow.image_id.in_(original.image_ids))
             )
-            for verdict in verdicts:
-                if verdict.evidence_uri is not None:
-                    self._purge(verdict.evidence_uri)
-                if self._evidence_bucket is not None:
-                    key = evidence_key(verdict.image_id, verdict.model_version)
-                    purge(self._storage, self._evidence_bucket, key)
+            for uri in kept:
+                if uri is not None:
+                    remove_evidence(self._storage, uri)
+            if self._evidence_bucket is not None:
+                for erased in original.image_ids:
+                    remove_evidence_of(self._storage, self._evidence_bucket, erased)
             original.clear(self._storage)
             connection.execute(_stamp(original.image_ids, objects_done_at=_NOW))
         return True
@@ -238,7 +235,7 @@ class RetentionJob:
     def _remove_evidence(self, verdict: Any) -> bool:
         with locked_originals(self._engine, [verdict.image_id]) as (connection, (original,)):
             if not original.held:
-                self._purge(verdict.evidence_uri)
+                remove_evidence(self._storage, verdict.evidence_uri)
                 connection.execute(
                     update(VerdictRow).where(VerdictRow.id == verdict.id).values(evidence_uri=None)
                 )
@@ -269,9 +266,6 @@ class RetentionJob:
             done = {"object_removed_at": _NOW} if free else {"expiring_at": None}
             connection.execute(_change_images(original.image_ids, **done))
             return free
-
-    def _purge(self, uri: str) -> None:
-        purge(self._storage, *parse_uri(uri))
 
     def _each(
         self, items: Sequence[_T], remove: Callable[[_T], bool], mapped: Callable[..., Any]

@@ -424,6 +424,7 @@ class InferenceThread:
             outside=score.outside,
             frame=score.frame,
             distance=score.distance,
+            tiles=score.tiles,
         )
 
     def _persist(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:

@@ -1,28 +1,31 @@
-"""Keeps evidence pictures in a bucket, beside verdicts that a person will look at.
+"""Keeps evidence in a bucket, beside verdicts that a person will look at: docs/evidence.md.
 
 Kept for verdicts that say `generated` or `unsure` and for whatever else waits for a person, the
-random audit for one, once the verdict is stored: a picture that cannot be drawn or kept is logged
-and counted, and never costs an image its verdict. Every image has a picture of its own, also where
-its verdict was taken over from another's: each goes with its image.
+random audit for one, once the verdict is stored: evidence that cannot be made or kept is logged and
+counted, and never costs an image its verdict. Every image has evidence of its own, also where its
+verdict was taken over from another's: each goes with its image.
+
+It is made by the thread of its image, from pixels that the decode pool gave: no decoder runs here,
+and the device thread waits for nothing of it.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import numpy as np
 import structlog
-from PIL import Image
 
-from detection.errors import SettingsError
-from detection.evidence import overlay
+from detection.errors import PermanentError, SettingsError, TransientError
+from detection.evidence import DOCUMENT, make_evidence
 from detection.score import Label, Score
-from worker.storage.interface import parse_uri, purge
+from worker.storage.interface import parse_uri, purge, purge_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from uuid import UUID
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from worker.ledger.interface import Ledger, Verdict
@@ -32,10 +35,12 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-#: Longest side of the picture, in pixels: enough to see a map of 32 x 32 cells by.
-MAX_SIDE = 768
-#: Larger than any picture of that size with its caption.
+#: The one file of evidence that an earlier release kept.
+FLAT = "evidence.png"
+#: Larger than any file of evidence.
 MAX_BYTES = 8 * 2**20
+_FOLDER = "evidence"
+_TYPES = {"json": "application/json", "jpg": "image/jpeg", "png": "image/png"}
 
 
 class EvidenceKeeper:
@@ -46,71 +51,135 @@ class EvidenceKeeper:
         self._bucket = bucket
 
     def keep(self, verdict: Verdict, pixels: NDArray[np.uint8]) -> None:
-        """Draw the evidence of a stored verdict on an image, uint8 (H, W, 3); raises nothing."""
-        if verdict.error_map is not None:
-            self._keep(verdict, lambda: draw_evidence(verdict, pixels))
+        """Keep the evidence of a stored verdict on an image, uint8 (H, W, 3); raises nothing."""
+        self._keep(verdict, lambda: make_evidence(pixels, score_of(verdict)))
 
     def copy(self, verdict: Verdict, original: Verdict) -> None:
         """Give a stored verdict a copy of the evidence of the one it was taken over from."""
-        if original.evidence_uri is not None:
-            bucket, key = parse_uri(original.evidence_uri)
-            self._keep(verdict, lambda: self._storage.fetch(bucket, key, max_bytes=MAX_BYTES))
+        uri = original.evidence_uri
+        if uri is not None:
+            self._keep(verdict, lambda: load_evidence(self._storage, uri))
 
-    def _keep(self, verdict: Verdict, picture: Callable[[], bytes]) -> None:
+    def _keep(self, verdict: Verdict, make: Callable[[], Mapping[str, bytes]]) -> None:
         try:
             if verdict.label == Label.REAL and not self._ledger.in_review(verdict.image_id):
                 return
             uri = store_evidence(
-                picture(),
+                make(),
                 verdict,
                 storage=self._storage,
                 ledger=self._ledger,
                 bucket=self._bucket,
             )
             outcome = "erased" if uri is None else "kept"
-        except Exception as error:  # noqa: BLE001 - the verdict stands without its picture
+        except Exception as error:  # noqa: BLE001 - the verdict stands without it
             outcome = "failed"
             _log.warning("evidence_failed", error=f"{type(error).__name__}: {error}")
         self._metrics.evidence.labels(outcome).inc()
 
 
-def store_evidence(
-    picture: bytes, verdict: Verdict, *, storage: Storage, ledger: Ledger, bucket: str
-) -> str | None:
-    """Put a verdict's picture, a PNG, into a bucket and note its address, which is returned.
-
-    None when the image is to be erased: the picture is taken back.
-    """
-    key = evidence_key(verdict.image_id, verdict.model_version)
-    storage.put(bucket, key, picture, content_type="image/png")
-    uri = f"s3://{bucket}/{key}"
-    if ledger.attach_evidence(verdict.image_id, model_version=verdict.model_version, uri=uri):
-        return uri
-    purge(storage, bucket, key)
-    return None
-
-
-def evidence_key(image_id: UUID, model_version: str) -> str:
-    """Return the key of the picture beside the verdict of a model version on an image."""
-    return f"evidence/{image_id}/{model_version}.png"
-
-
-def draw_evidence(verdict: Verdict, pixels: NDArray[np.uint8]) -> bytes:
-    """Draw a verdict over its image, uint8 (H, W, 3), as a PNG of at most `MAX_SIDE` pixels."""
-    small = Image.fromarray(pixels)
-    small.thumbnail((MAX_SIDE, MAX_SIDE))
-    score = Score(
+def score_of(verdict: Verdict) -> Score:
+    """Return the score that a verdict was made of."""
+    return Score(
         probability=verdict.score,
         label=Label(verdict.label),
         branches=verdict.branches,
         decided_by=verdict.decided_by,
         operating_point=verdict.operating_point,
         prior=verdict.prior,
-        error_map=verdict.error_map,
         outside=verdict.outside,
+        error_map=verdict.error_map,
+        frame=verdict.frame,
         distance=verdict.distance,
+        tiles=verdict.tiles,
     )
-    return overlay(np.asarray(small), score)
+
+
+def store_evidence(
+    files: Mapping[str, bytes],
+    verdict: Verdict,
+    *,
+    storage: Storage,
+    ledger: Ledger,
+    bucket: str,
+) -> str | None:
+    """Put a verdict's evidence into a bucket and note its address, which is returned.
+
+    None when the image is to be erased: the evidence is taken back.
+    """
+    folder = evidence_folder(verdict.image_id, verdict.model_version)
+    main = DOCUMENT if DOCUMENT in files else FLAT
+    _put(files, storage, bucket, folder, last=main)
+    uri = f"s3://{bucket}/{folder}/{main}"
+    if ledger.attach_evidence(verdict.image_id, model_version=verdict.model_version, uri=uri):
+        return uri
+    purge_folder(storage, bucket, folder)
+    return None
+
+
+def _put(
+    files: Mapping[str, bytes], storage: Storage, bucket: str, folder: str, *, last: str
+) -> None:
+    """Store all files or, as far as storage lets us, none: no row would tell of a part."""
+    begun = False
+    try:
+        for name in sorted(files, key=last.__eq__):
+            kind = _TYPES[name.rpartition(".")[2]]
+            storage.put(bucket, f"{folder}/{name}", files[name], content_type=kind)
+            begun = True
+    except Exception:
+        if begun:
+            with suppress(PermanentError, TransientError):  # the first one says more
+                purge_folder(storage, bucket, folder)
+        raise
+
+
+def load_evidence(storage: Storage, uri: str) -> dict[str, bytes]:
+    """Fetch the files of stored evidence by their names; of an earlier release there is one."""
+    bucket, key = parse_uri(uri)
+    return {
+        FLAT if key.endswith(".png") else one.rpartition("/")[2]: storage.fetch(
+            bucket, one, max_bytes=MAX_BYTES
+        )
+        for one in stored_keys(storage, uri)
+    }
+
+
+def stored_keys(storage: Storage, uri: str) -> list[str]:
+    """List the keys of stored evidence."""
+    bucket, key = parse_uri(uri)
+    folder = _own_folder(key)
+    if folder is None:
+        return [key]
+    return [found.key for found in storage.list(bucket, prefix=f"{folder}/")]
+
+
+def remove_evidence(storage: Storage, uri: str) -> None:
+    """Remove stored evidence, every version of every file of it; raises `ObjectKept`."""
+    bucket, key = parse_uri(uri)
+    folder = _own_folder(key)
+    if folder is None:
+        purge(storage, bucket, key)
+    else:
+        purge_folder(storage, bucket, folder)
+
+
+def remove_evidence_of(storage: Storage, bucket: str, image_id: UUID) -> None:
+    """Remove all evidence of an image, also what no row tells of; raises `ObjectKept`."""
+    purge_folder(storage, bucket, f"{_FOLDER}/{image_id}")
+
+
+def evidence_folder(image_id: UUID, model_version: str) -> str:
+    """Return the folder of the evidence beside the verdict of a model version on an image."""
+    return f"{_FOLDER}/{image_id}/{model_version}"
+
+
+def _own_folder(key: str) -> str | None:
+    """Return the folder that holds nothing but this evidence; earlier releases used none."""
+    match key.split("/"):
+        case [first, image, version, name] if first == _FOLDER and name in {DOCUMENT, FLAT}:
+            return f"{_FOLDER}/{image}/{version}"
+    return None
 
 
 def evidence_bucket(settings: Settings) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from detection.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
 
@@ -155,9 +155,24 @@ class Storage(Protocol):
 
 def purge(storage: Storage, bucket: str, key: str) -> None:
     """Remove every version of an object that is this service's own; raises `ObjectKept`."""
-    remove(storage, storage.versions_of(bucket, key))
-    if storage.versions_of(bucket, key):
-        raise ObjectKept(f"{bucket}/{key} is still there after its removal")
+    _purge(storage, f"{bucket}/{key}", lambda: storage.versions_of(bucket, key))
+
+
+def purge_folder(storage: Storage, bucket: str, folder: str) -> None:
+    """Remove every version of every object of this service's below a folder, "a/b" for "a/b/…".
+
+    Raises `ObjectKept`, and `ValueError` for the bucket itself.
+    """
+    if not folder.strip("/"):
+        raise ValueError(f"{bucket!r} is a bucket and no folder in one")
+    prefix = f"{folder}/"
+    _purge(storage, f"{bucket}/{prefix}", lambda: storage.versions(bucket, prefix=prefix))
+
+
+def _purge(storage: Storage, name: str, stored: Callable[[], Iterable[ObjectFacts]]) -> None:
+    remove(storage, list(stored()))
+    if any(True for _ in stored()):
+        raise ObjectKept(f"{name} is still there after its removal")
 
 
 def remove(storage: Storage, versions: Iterable[ObjectFacts]) -> None:

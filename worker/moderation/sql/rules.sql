@@ -309,7 +309,7 @@ BEGIN
     DELETE FROM app.near_duplicate_keys k WHERE k.image_id = image;
     PERFORM app.rename_groups(image, found_image.sha256);
     UPDATE app.leases l SET detail = NULL WHERE l.image_id = image AND l.detail IS NOT NULL;
-    UPDATE app.verdicts v SET evidence_uri = NULL WHERE v.image_id = image;
+    UPDATE app.verdicts v SET evidence_uri = NULL, tiles = NULL WHERE v.image_id = image;
     UPDATE app.images i SET
         key = 'erased/' || i.id, version_id = NULL, etag = 'erased', sequencer = NULL,
         content_type = NULL, claimed_sha256 = NULL, sha256 = NULL, pdq = NULL, pdq_quality = NULL,

@@ -63,7 +63,8 @@ SELECT
     o.c2pa_signer, o.c2pa_signed_at, o.c2pa_problems, o.c2pa_ingredients,
     i.object_removed_at AS original_removed_at, v.frame,
     v.distance, moderation.distance_words(v.label, v.distance, v.inapplicable_reason)
-        AS distance_words
+        AS distance_words,
+    v.evidence_uri, v.tiles
 FROM app.verdicts v
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true
@@ -105,7 +106,8 @@ SELECT
         AS c2pa_signer_state,
     i.object_removed_at AS original_removed_at,
     v.distance, moderation.distance_words(v.label, v.distance, v.inapplicable_reason)
-        AS distance_words
+        AS distance_words,
+    v.evidence_uri, v.tiles
 FROM app.reviews r
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = r.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = r.verdict_id OFFSET 0) v ON true
