@@ -4,7 +4,7 @@ Rights that the worker's role no longer needs are revoked by the release after t
 process is left that uses them: the release after this one may rely on `unlatent_operator`.
 
 Revision: 0013
-Revises: 0011
+Revises: 0012
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0013"
-down_revision = "0011"
+down_revision = "0012"
 branch_labels = None
 depends_on = None
 

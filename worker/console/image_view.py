@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from worker.console.pictures import layers_of
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
@@ -30,6 +28,8 @@ _HISTORY = """
     SELECT at, event, actor, summary, detail ->> 'note' AS note FROM moderation.image_history
     WHERE image_id = :image
 """
+#: Facts that say what others think.
+_TELLING = ("queue", "evidence_uri", "decision", "decision_by", "decision_at", "decision_id")
 #: Near-duplicates shown; the whole list is a query of its own.
 _SIMILAR = 12
 
@@ -46,15 +46,21 @@ def is_blind(desk: Desk, facts: Mapping[str, Any]) -> bool:
     )
 
 
-def view_of(desk: Desk, image: UUID) -> dict[str, Any]:
-    """Return the values of a page about an image; raises `Refused` for one not to be seen."""
+def view_of(desk: Desk, image: UUID, *, hide: bool = False) -> dict[str, Any]:
+    """Return the values of a page about an image; raises `Refused` for one not to be seen.
+
+    `hide` leaves out what others say, also where the caller knows it already.
+
+    The layers are storage's to tell, which is asked when the transaction is over.
+    """
     facts = desk.image(image)
-    blind = is_blind(desk, facts)
+    blind = is_blind(desk, facts) or hide
+    if blind:
+        facts = dict(facts) | {name: None for name in _TELLING}
     known: dict[str, Any] = {
         "facts": facts,
         "blind": blind,
         "claims": desk.first(_CLAIMS, image=image),
-        "layers": layers_of(facts),
         "reasons": reasons_of(desk),
         "mine": facts["claimed_by"] == desk.me.name,
     }
