@@ -19,7 +19,7 @@ from worker.console.rendering import page
 router = APIRouter()
 
 #: What can be asked for an image, and the function that is asked; `note` is the form's one field.
-_ASKED = {
+ASKED = {
     "claim": "SELECT image_id FROM moderation.claim(:image)",
     "extend": "SELECT moderation.extend(:image)",
     "release": "SELECT moderation.release(:image)",
@@ -111,9 +111,9 @@ def ask(
     note: Annotated[str, Form()] = "",
 ) -> Response:
     """Ask for something that needs no more than a note."""
-    values = {"note": note.strip() or None} if ":note" in _ASKED[asked] else {}
+    values = {"note": note.strip() or None} if ":note" in ASKED[asked] else {}
     with moderator.desk() as desk:
-        desk.value(_ASKED[asked], image=image, **values)
+        desk.value(ASKED[asked], image=image, **values)
     return RedirectResponse("/" if asked in _TO_REVIEW else f"/images/{image}", 303)
 
 
