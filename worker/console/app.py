@@ -70,7 +70,9 @@ def _unusable(request: Request, error: Exception) -> Response:
 def _away(request: Request, error: Exception) -> Response:
     _log.warning("request_failed", path=request.url.path, error=str(error))
     words = "The database, the storage or a decoder does not answer."
-    return page(request, "error.html", status=503, words=words, hint="Nothing was changed: try again.")
+    return page(
+        request, "error.html", status=503, words=words, hint="Nothing was changed: try again."
+    )
 
 
 def _http(request: Request, error: Exception) -> Response:

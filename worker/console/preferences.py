@@ -37,9 +37,7 @@ class Preferences:
     def of(cls, values: Mapping[str, str]) -> Self:
         """Read preferences; what is not one of the choices stays as it is by default."""
         chosen = {
-            name: values[name]
-            for name, known in cls.choices().items()
-            if values.get(name) in known
+            name: values[name] for name, known in cls.choices().items() if values.get(name) in known
         }
         return replace(cls(), **chosen)  # type: ignore[arg-type] - checked against the literals
 

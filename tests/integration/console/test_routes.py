@@ -127,9 +127,7 @@ def test_somebody_signed_in_gets_what_sql_gives_them(
         if case.before and not (role == "other" and case.before != APPEAL):
             asker = owner if case.before == APPEAL else one
             asker.rows(case.before, image)
-        appeal = owner.value(
-            "SELECT appeal_id FROM moderation.appeals WHERE image_id = %s", image
-        )
+        appeal = owner.value("SELECT appeal_id FROM moderation.appeals WHERE image_id = %s", image)
         method, _, path = name.partition(" ")
         path = path.replace("{image}", str(image)).replace("{appeal}", str(appeal))
         answer = asking.request(method, path, data=case.fields or None)
@@ -207,6 +205,8 @@ def test_a_form_of_this_origin_is_taken_by_browsers_without_fetch_metadata(
     assert asking.post("/claim").status_code == 303
 
 
-def test_a_large_body_is_refused(desk: Callable[..., Desk], browser: Callable[..., Browser]) -> None:
+def test_a_large_body_is_refused(
+    desk: Callable[..., Desk], browser: Callable[..., Browser]
+) -> None:
     """No form here is so long."""
     assert browser(desk()).post("/claim", data={"queue": "x" * 70_000}).status_code == 413

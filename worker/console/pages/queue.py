@@ -58,7 +58,11 @@ def queue(request: Request, moderator: SignedIn, filters: Annotated[Filters, Que
         rows = desk.rows(query, **values)
         me = desk.me
     shown = rows[:ROWS]
-    onward = {**chosen, "after": shown[-1]["rank_at"].isoformat(), "after_image": shown[-1]["image_id"]} if len(rows) > ROWS else None
+    onward = (
+        {**chosen, "after": shown[-1]["rank_at"].isoformat(), "after_image": shown[-1]["image_id"]}
+        if len(rows) > ROWS
+        else None
+    )
     return page(
         request, "queue.html", me=me, summary=summary, rows=shown, filters=filters, onward=onward
     )

@@ -38,9 +38,7 @@ def review(request: Request, moderator: SignedIn) -> Response:
         if not claims:
             queue, source = _taking(request)
             summary = desk.rows("SELECT * FROM moderation.queue_summary()")
-            return page(
-                request, "idle.html", summary=summary, queue=queue, source=source, **values
-            )
+            return page(request, "idle.html", summary=summary, queue=queue, source=source, **values)
         values |= {"claim": claims[0], **view_of(desk, claims[0]["image_id"])}
     layers = request.app.state.pictures.layers_of(values["facts"])
     return page(request, "review.html", layers=layers, **values)
