@@ -67,6 +67,55 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
     SELECT d FROM app.decisions d WHERE d.image_id = image ORDER BY d.id DESC LIMIT 1
 $$;
 
+CREATE OR REPLACE FUNCTION app.open_appeal_of(image uuid) RETURNS app.appeals
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT o FROM app.appeals o
+    WHERE o.image_id = image AND o.event = 'opened' AND NOT EXISTS (
+        SELECT FROM app.appeals c WHERE c.appeal_id = o.appeal_id AND c.event <> 'opened'
+    )
+    LIMIT 1
+$$;
+
+-- Whether an appeal is against what somebody said: the decision that it names is theirs, or they had
+-- said the same before it. What others say after it was opened changes nothing in that.
+CREATE OR REPLACE FUNCTION app.is_party(opened app.appeals, name text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM app.decisions appealed
+        JOIN app.decisions d ON d.image_id = appealed.image_id AND d.id <= appealed.id
+            AND d.decision = appealed.decision
+        WHERE appealed.id = opened.decision_id AND d.moderator = name
+    )
+$$;
+
+-- Whether somebody had a part in an appeal of the image that is closed: they opened or closed it, or
+-- had decided the image before. Its outcome is not theirs to change.
+CREATE OR REPLACE FUNCTION app.had_part(image uuid, name text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM app.appeals c
+        JOIN app.appeals o ON o.appeal_id = c.appeal_id AND o.event = 'opened'
+        WHERE c.image_id = image AND c.event IN ('upheld', 'overturned') AND (
+            name IN (o.actor, c.actor) OR EXISTS (
+                SELECT FROM app.decisions d
+                WHERE d.image_id = image AND d.moderator = name AND d.id <= c.decision_id
+            )
+        )
+    )
+$$;
+
+CREATE OR REPLACE FUNCTION app.refuse_part(image uuid, name text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    IF app.had_part(image, name) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = 'image ' || image || ' was appealed: only somebody who had no part in that '
+                || 'appeal changes its outcome',
+            HINT = 'Who decided before it, opened it or closed it had a part.';
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION app.audit(doing text, image uuid, why text, detail jsonb) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, app, pg_temp AS $$
     -- Whoever acts through the console is the actor; `via` says that the console said so.
@@ -90,7 +139,7 @@ $$;
 CREATE OR REPLACE FUNCTION app.is_blind(image uuid) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
     SELECT coalesce(bool_or(a.detail ? 'blind') AND NOT bool_or(
-        a.detail ? 'saw' OR a.action IN ('decide', 'overturn', 'opinion')
+        a.detail ? 'saw' OR a.action IN ('decide', 'overturn', 'undo', 'opinion')
     ), false)
     FROM app.audit_log a WHERE a.image_id = image AND a.actor = app.caller()
 $$;
@@ -156,14 +205,19 @@ BEGIN
 END
 $$;
 
+-- `undone` is the caller's own decision of a moment ago, which the new one takes the place of.
+DROP FUNCTION IF EXISTS app.record_decision(app.images, text, text, text, text, bigint);
 CREATE OR REPLACE FUNCTION app.record_decision(
-    image app.images, wanted text, reason text, note text, why text, overturned bigint
+    image app.images, wanted text, reason text, note text, why text, overturned bigint,
+    undone app.decisions DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     shown app.verdicts := app.current_verdict(image.id);
     is_blind boolean := app.is_blind(image.id);
     claim app.claims;
+    told jsonb := to_jsonb(overturned);
+    unsent app.outbox;
     made bigint;
 BEGIN
     -- Closing the caller's claim; the time to decision is measured from it.
@@ -177,22 +231,38 @@ BEGIN
         claimed_at, created_at, blind
     ) VALUES (
         image.id, app.caller(), wanted, reason, left(note, 4000), why, shown.id, overturned,
-        claim.since, clock_timestamp(), is_blind
+        coalesce(claim.since, undone.claimed_at), clock_timestamp(), is_blind
     )
     RETURNING id INTO made;
     PERFORM app.audit(
-        CASE WHEN overturned IS NULL THEN 'decide' ELSE 'overturn' END, image.id, reason,
+        CASE WHEN undone.id IS NOT NULL THEN 'undo' WHEN overturned IS NULL THEN 'decide'
+            ELSE 'overturn' END,
+        image.id, reason,
         jsonb_build_object(
             'decision_id', made, 'decision', wanted, 'overturns', overturned, 'why', why
         ) || app.what_was_seen(image.id, is_blind)
     );
     PERFORM app.notify('unlatent_decisions', '');
+    -- An undone decision that has not left yet never leaves, and no receiver hears of its id.
+    IF undone.id IS NOT NULL THEN
+        DELETE FROM app.outbox o
+        WHERE o.topic = 'decision' AND (o.payload ->> 'decision_id')::bigint = undone.id
+          AND o.delivered_at IS NULL AND o.dead_at IS NULL AND o.attempts = 0
+          AND o.next_attempt_at BETWEEN undone.created_at AND undone.created_at + '1 min'::interval
+        RETURNING * INTO unsent;
+        IF FOUND THEN
+            told := unsent.payload -> 'overturns';
+        END IF;
+    END IF;
     PERFORM app.emit('decision', image.id, jsonb_build_object(
         'source', image.source, 'decision_id', made, 'decision', wanted, 'reason', reason,
         'words', (SELECT c.words FROM app.reason_codes c WHERE c.code = reason),
-        'overturns', overturned, 'label', shown.label, 'model_version', shown.model_version
-    ));
-    IF overturned IS NOT NULL OR why IN ('appeal', 'report') THEN
+        'overturns', told, 'label', shown.label, 'model_version', shown.model_version
+    ), interval '15 seconds');
+    -- A slip that was undone is no report of a wrong label.
+    IF why IN ('appeal', 'report') OR undone.overturns IS NOT NULL
+        OR (overturned IS NOT NULL AND undone.id IS NULL)
+    THEN
         PERFORM app.keep_for_regression(image, made, wanted);
     END IF;
     RETURN made;
@@ -215,15 +285,6 @@ BEGIN
         queued_at = now(), rank_at = app.rank_at(now(), 1, r.reach), closed_at = NULL,
         claimed_until = CASE WHEN r.closed_at IS NULL THEN r.claimed_until END;
 END
-$$;
-
--- Whether an image that waits may be given to somebody: not if they skipped it, and not if the last
--- word on it is theirs, which is somebody else's to confirm or to change.
-CREATE OR REPLACE FUNCTION app.is_for(name text, image uuid, queue text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
-    SELECT NOT EXISTS (
-        SELECT FROM app.skips s WHERE s.image_id = image AND s.moderator = name
-    ) AND name IS DISTINCT FROM (app.last_decision(image)).moderator
 $$;
 
 -- How long a claim lasts from now.
@@ -254,7 +315,7 @@ BEGIN
         PERFORM app.audit('claim', one.image_id, one.queue, jsonb_build_object('until', ends)
             || app.what_was_seen(one.image_id, one.queue = 'audit' AND NOT EXISTS (
                 SELECT FROM app.audit_log a WHERE a.image_id = one.image_id AND a.actor = name
-                AND (a.detail ? 'saw' OR a.action IN ('decide', 'overturn', 'opinion'))
+                AND (a.detail ? 'saw' OR a.action IN ('decide', 'overturn', 'undo', 'opinion'))
             )));
     END LOOP;
     RETURN QUERY SELECT * FROM app.claimed(taken);
@@ -306,13 +367,19 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'claim between 1 and 100 images at a time';
     END IF;
+    IF cardinality(sources) = 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'name a source to claim from, or none for every source that you may see';
+    END IF;
     IF queue NOT IN ('flagged', 'unsure', 'audit', 'appeal', 'report', 'requested') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'no queue ' || quote_literal(queue),
             HINT = 'The queues are flagged, unsure, audit, appeal, report and requested.';
     END IF;
     -- The row itself says until when it is claimed: after a wait or a race, Postgres checks the
-    -- newest version of the row again, but not what a subquery once said.
+    -- newest version of the row again, but not what a subquery once said. What subqueries say here
+    -- is the caller's own doing, of which there is no race; each is asked of one row of the queue
+    -- after the other, until there are enough.
     SELECT array_agg(free.image_id) INTO taken FROM (
         SELECT r.image_id FROM app.reviews r
         WHERE r.closed_at IS NULL
@@ -320,7 +387,20 @@ BEGIN
           AND (claim_next.queue IS NULL OR r.queue = claim_next.queue)
           AND (claim_next.sources IS NULL OR r.source = ANY (claim_next.sources))
           AND (who.every_source OR r.source = ANY (who.sources))
-          AND app.is_for(who.moderator, r.image_id, r.queue)
+          -- Skipped by the caller.
+          AND (
+            SELECT s.created_at FROM app.skips s
+            WHERE s.image_id = r.image_id AND s.moderator = who.moderator
+          ) IS NULL
+          -- Somebody else must look at what the caller said last, and close an appeal against it.
+          AND who.moderator IS DISTINCT FROM (
+            SELECT d.moderator FROM app.decisions d WHERE d.image_id = r.image_id
+            ORDER BY d.id DESC LIMIT 1
+          )
+          AND CASE WHEN r.queue = 'appeal' THEN NOT (
+            app.is_party(app.open_appeal_of(r.image_id), who.moderator)
+            OR app.had_part(r.image_id, who.moderator)
+          ) ELSE true END
         ORDER BY r.rank_at
         LIMIT claim_next.n
         FOR UPDATE SKIP LOCKED
@@ -355,6 +435,11 @@ BEGIN
     IF holder IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'image ' || image || ' is claimed by ' || holder;
+    END IF;
+    IF review.queue = 'appeal' AND app.is_party(app.open_appeal_of(image), who.moderator) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = 'image ' || image || ' is appealed against what you decided: '
+                || 'somebody else closes that';
     END IF;
     RETURN QUERY SELECT * FROM app.take(ARRAY[image]);
 END
@@ -455,6 +540,9 @@ BEGIN
             MESSAGE = 'you have decided image ' || image || ' already',
             HINT = 'A second opinion must be another person''s.';
     END IF;
+    IF last.id IS NULL THEN
+        PERFORM app.refuse_part(image, app.caller());
+    END IF;
     RETURN app.record_decision(
         found_image, decision, reason, note,
         CASE WHEN review.closed_at IS NULL THEN coalesce(review.queue, 'requested')
@@ -482,10 +570,12 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'only a lead overturns what somebody else decided';
     END IF;
+    PERFORM app.refuse_part(image, who.moderator);
     RETURN app.record_decision(found_image, decision, reason, note, 'requested', last.id);
 END
 $$;
 
+-- The caller's own last decision, overturned before anybody acted on it.
 CREATE OR REPLACE FUNCTION moderation.undo(
     image uuid, decision text, reason text, note text DEFAULT NULL
 ) RETURNS bigint
@@ -503,7 +593,19 @@ BEGIN
             MESSAGE = 'image ' || image || ' has no decision of yours from the last 5 minutes',
             HINT = 'Later, moderation.overturn replaces a decision.';
     END IF;
-    RETURN app.record_decision(found_image, decision, reason, note, last.why_reviewed, last.id);
+    IF EXISTS (SELECT FROM app.appeals a WHERE a.decision_id = last.id AND a.image_id = image) THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'your decision on image ' || image || ' is part of an appeal, and stands';
+    END IF;
+    IF (last.decision, last.reason_code, last.note)
+        IS NOT DISTINCT FROM (undo.decision, undo.reason, left(undo.note, 4000))
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'that is what you decided on image ' || image;
+    END IF;
+    RETURN app.record_decision(
+        found_image, decision, reason, note, last.why_reviewed, last.id, last
+    );
 END
 $$;
 
@@ -530,12 +632,7 @@ DECLARE
     last app.decisions := app.last_decision(image);
     appeal uuid := gen_random_uuid();
 BEGIN
-    IF EXISTS (
-        SELECT FROM app.appeals o WHERE o.image_id = image AND o.event = 'opened'
-        AND NOT EXISTS (
-            SELECT FROM app.appeals c WHERE c.appeal_id = o.appeal_id AND c.event <> 'opened'
-        )
-    ) THEN
+    IF (app.open_appeal_of(image)).id IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'image ' || image || ' has an open appeal already';
     END IF;
@@ -560,14 +657,20 @@ CREATE OR REPLACE FUNCTION moderation.close_appeal(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     opened app.appeals;
+    who app.moderators := app.me();
     found_image app.images;
     appealed app.decisions;
+    last app.decisions;
     holder text;
-    standing text;
+    wanted text;
     made bigint;
 BEGIN
     SELECT * INTO opened FROM app.appeals a WHERE a.appeal_id = appeal AND a.event = 'opened';
-    found_image := app.image_in_turn(app.me(), opened.image_id);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'no_data_found',
+            MESSAGE = 'no appeal ' || coalesce(appeal::text, 'is named');
+    END IF;
+    found_image := app.image_in_turn(who, opened.image_id);
     IF outcome IS NULL OR outcome NOT IN ('upheld', 'overturned', 'dropped') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'an appeal is upheld (the label stays), overturned or dropped';
@@ -578,11 +681,12 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = 'appeal ' || appeal || ' is closed';
     END IF;
-    appealed := app.last_decision(found_image.id);
-    IF appealed.moderator = app.caller() AND outcome <> 'dropped' THEN
+    IF outcome <> 'dropped' AND app.is_party(opened, who.moderator) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'an appeal is closed by somebody other than who decided the image';
     END IF;
+    last := app.last_decision(found_image.id);
+    SELECT * INTO appealed FROM app.decisions d WHERE d.id = opened.decision_id;
     SELECT c.moderator INTO holder FROM app.claims c
     WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.until > clock_timestamp();
     IF holder <> app.caller() THEN
@@ -590,12 +694,16 @@ BEGIN
             MESSAGE = 'image ' || found_image.id || ' is claimed by ' || holder;
     END IF;
     IF outcome = 'overturned' THEN
-        standing := coalesce(
+        PERFORM app.refuse_part(found_image.id, who.moderator);
+        wanted := coalesce(
             appealed.decision, (app.current_verdict(found_image.id)).label, 'generated'
         );
-        standing := CASE standing WHEN 'real' THEN 'generated' ELSE 'real' END;
-        PERFORM app.check_reason(standing, reason);
-        made := app.record_decision(found_image, standing, reason, note, 'appeal', appealed.id);
+        wanted := CASE wanted WHEN 'real' THEN 'generated' ELSE 'real' END;
+    END IF;
+    -- Somebody may have overturned what was appealed against meanwhile.
+    IF wanted IS DISTINCT FROM last.decision AND wanted IS NOT NULL THEN
+        PERFORM app.check_reason(wanted, reason);
+        made := app.record_decision(found_image, wanted, reason, note, 'appeal', last.id);
     ELSE
         UPDATE app.claims c SET closed_at = clock_timestamp(), outcome = 'decided'
         WHERE c.image_id = found_image.id AND c.closed_at IS NULL;
@@ -604,7 +712,7 @@ BEGIN
     END IF;
     INSERT INTO app.appeals (appeal_id, image_id, decision_id, event, actor, note, created_at)
     VALUES (
-        appeal, found_image.id, coalesce(made, appealed.id), outcome, app.caller(),
+        appeal, found_image.id, coalesce(made, last.id), outcome, who.moderator,
         left(note, 4000), clock_timestamp()
     );
     PERFORM app.audit('close_appeal', found_image.id, reason, jsonb_build_object(
@@ -717,7 +825,9 @@ DECLARE
     wanted bit(256) := ('x' || encode(asked.pdq, 'hex'))::bit(256);
     probes integer[];
 BEGIN
-    IF within IS NULL OR within NOT BETWEEN 0 AND 31 OR most NOT BETWEEN 1 AND 1000 THEN
+    IF within IS NULL OR within NOT BETWEEN 0 AND 31 OR most IS NULL
+        OR most NOT BETWEEN 1 AND 1000
+    THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'the distance is 0 to 31 bits of 256, the count 1 to 1000';
     END IF;
@@ -750,7 +860,7 @@ DECLARE
     standing app.legal_holds;
     placed bigint;
 BEGIN
-    IF NOT who.lead OR reason IS NULL THEN
+    IF NOT who.lead OR coalesce(trim(reason), '') = '' THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'a legal hold is placed by a lead, with a reason';
     END IF;
@@ -785,7 +895,7 @@ DECLARE
     who app.moderators := app.me();
     found_image app.images := app.image_in_turn(who, image);
 BEGIN
-    IF NOT who.lead OR reason IS NULL THEN
+    IF NOT who.lead OR coalesce(trim(reason), '') = '' THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'a legal hold is lifted by a lead, with a reason';
     END IF;
@@ -804,7 +914,7 @@ DECLARE
     who app.moderators := app.me();
     found_image app.images := app.image_in_turn(who, image);
 BEGIN
-    IF NOT who.lead OR reason IS NULL THEN
+    IF NOT who.lead OR coalesce(trim(reason), '') = '' THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'an erasure is requested by a lead, with a reason';
     END IF;
