@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 SQL = Path(__file__).with_name("sql")
 
 #: In the order in which they need each other.
-FILES = ("rules", "statistics", "views", "functions", "comments")
+FILES = (
+    "rules",
+    "statistics",
+    "views",
+    "functions",
+    "decisions",
+    "appeals",
+    "images",
+    "comments",
+)
 
 #: Who asks. The console's role acts for the moderator whom it names in a setting of the
 #: transaction, which is empty, not NULL, after the first transaction that set it. Whoever reads a
