@@ -60,7 +60,8 @@ class Redis(Section):
 class Postgres(Section):
     """The ledger, as the service; migrations ask as its owner.
 
-    The commands of moderators ask as `moderator_url`, where it is set. A statement that was run
+    The commands of moderators ask as `moderator_url`, those that say who moderates and which policy
+    rules as `operator_url`, where these are set. A statement that was run
     `prepare_threshold` times on a connection is prepared on the server; 0 prepares none. Unset, it
     is 5 on a direct connection and 0 behind a pooler.
     """
@@ -68,6 +69,7 @@ class Postgres(Section):
     url: PostgresUrl = SecretStr("postgresql+psycopg://unlatent_app@127.0.0.1:5432/unlatent")
     owner_url: PostgresUrl | None = None
     moderator_url: PostgresUrl | None = None
+    operator_url: PostgresUrl | None = None
     pool_size: int = Field(default=4, ge=1)
     statement_timeout_s: float = Field(default=15.0, gt=0)
     lock_timeout_s: float = Field(default=5.0, gt=0)

@@ -1,7 +1,7 @@
 """Add skips and second opinions, and mark what was judged without knowing the verdict.
 
-Rights that the worker's role no longer needs are revoked by the release after this one, when no
-process is left that uses them: the release after this one may rely on `unlatent_operator`.
+The operator's role gets here what the worker's role loses in the next release: until then,
+processes of the last release use it.
 
 Revision: 0013
 Revises: 0012
@@ -23,6 +23,21 @@ INDEXES = (
     ("ix_decisions_moderator", "decisions", ["moderator", "id"], None),
     ("ix_regression_items_group_key", "regression_items", ["group_key"], None),
 )
+
+#: Until now it counted uploads of every source; `rank_at` is as app.rank_at computes it.
+COUNT_WITHIN_SOURCE = """
+    UPDATE app.reviews r
+    SET reach = counted.reach,
+        rank_at = r.queued_at - r.uncertainty * interval '4 hours'
+            - ln(counted.reach) * interval '2 hours'
+    FROM app.images i, LATERAL (
+        SELECT greatest(count(*), 1) AS reach FROM (
+            SELECT FROM app.images o
+            WHERE o.sha256 = i.sha256 AND o.source = i.source LIMIT 1000
+        ) uploads
+    ) counted
+    WHERE i.id = r.image_id AND r.closed_at IS NULL AND r.reach > counted.reach
+"""
 
 
 def upgrade() -> None:
@@ -97,8 +112,8 @@ def upgrade() -> None:
         GRANT SELECT, INSERT ON app.policies TO unlatent_operator;
         """
     )
-    # The tables are big: nobody waits for an index. One that was cut short left an index that serves
-    # nothing; it goes first.
+    # The tables are big: nobody waits for an index. One that was cut short left an index that
+    # serves nothing; it goes first.
     with op.get_context().autocommit_block():
         for name, table, columns, where in INDEXES:
             op.drop_index(name, table, schema="app", if_exists=True, postgresql_concurrently=True)
@@ -110,6 +125,7 @@ def upgrade() -> None:
                 postgresql_where=None if where is None else sa.text(where),
                 postgresql_concurrently=True,
             )
+        op.execute(COUNT_WITHIN_SOURCE)
 
 
 def downgrade() -> None:

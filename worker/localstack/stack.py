@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DATABASE = "unlatent"
 OWNER = "unlatent_owner"
 APP = "unlatent_app"
+OPERATOR = "unlatent_operator"
 MODERATOR = "local_moderator"
 
 
@@ -127,6 +128,7 @@ class LocalStack:
             "UNLATENT_POSTGRES__URL": self.database_url(),
             "UNLATENT_POSTGRES__OWNER_URL": self.owner_url(),
             "UNLATENT_POSTGRES__MODERATOR_URL": self.moderator_url(),
+            "UNLATENT_POSTGRES__OPERATOR_URL": self.operator_url(),
             "UNLATENT_REDIS__URL": self.redis.url,
             "UNLATENT_S3__ENDPOINT_URL": self.s3.endpoint_url,
             "UNLATENT_S3__REGION": self.s3.region,
@@ -148,20 +150,23 @@ class LocalStack:
 
     def moderator_url(self, database: str = DATABASE) -> str:
         """Return the URL of a moderator's login; what it may see, `moderators.allow` says."""
-        return self.postgres.url(
-            user=MODERATOR, password=self._moderator_password, database=database
-        )
+        password = self._derived_password(MODERATOR)
+        return self.postgres.url(user=MODERATOR, password=password, database=database)
+
+    def operator_url(self, database: str = DATABASE) -> str:
+        """Return the URL of the operator, who says who moderates and which policy rules."""
+        password = self._derived_password(OPERATOR)
+        return self.postgres.url(user=OPERATOR, password=password, database=database)
 
     @property
     def password_file(self) -> Path:
         """The moderator's password, as libpq's PGPASSFILE, readable by its user only."""
         return self.folder / "pgpass"
 
-    @property
-    def _moderator_password(self) -> str:
+    def _derived_password(self, role: str) -> str:
         # Derived and not kept, so that a stack of an earlier release has one, too.
         key = self._identity.superuser_password.encode()
-        return hmac.new(key, MODERATOR.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(key, role.encode(), hashlib.sha256).hexdigest()
 
     def start(
         self, *, buckets: Sequence[str] = ("uploads",), settings: Mapping[str, str] | None = None
@@ -201,7 +206,8 @@ class LocalStack:
             )
             _write_private(
                 self.password_file,
-                f"{LOOPBACK}:{self.postgres.port}:*:{MODERATOR}:{self._moderator_password}\n",
+                f"{LOOPBACK}:{self.postgres.port}:*:{MODERATOR}:"
+                f"{self._derived_password(MODERATOR)}\n",
             )
 
     def stop(self) -> None:
@@ -316,7 +322,8 @@ class LocalStack:
             if cursor.fetchone() is None:
                 cursor.execute(f"CREATE ROLE {MODERATOR} IN ROLE moderator")
             for role, password in (
-                (MODERATOR, self._moderator_password),
+                (MODERATOR, self._derived_password(MODERATOR)),
+                (OPERATOR, self._derived_password(OPERATOR)),
                 (OWNER, self._identity.owner_password),
                 (APP, self._identity.app_password),
             ):

@@ -24,11 +24,21 @@ if TYPE_CHECKING:
 SQL = Path(__file__).with_name("sql")
 
 #: In the order in which they need each other.
-FILES = ("rules", "statistics", "views", "functions", "desk", "comments")
+FILES = (
+    "rules",
+    "statistics",
+    "views",
+    "functions",
+    "decisions",
+    "appeals",
+    "images",
+    "desk",
+    "comments",
+)
 
-#: Who asks. The console's role acts for the moderator whom it names in a setting of the transaction,
-#: which is empty, not NULL, after the first transaction that set it. Whoever reads a view needs the
-#: right to every function in it: views write this out.
+#: Who asks. The console's role acts for the moderator whom it names in a setting of the
+#: transaction, which is empty, not NULL, after the first transaction that set it. Whoever reads a
+#: view needs the right to every function in it: views write this out.
 _CALLER = (
     f"(CASE WHEN SESSION_USER = '{CONSOLE}' "
     "THEN nullif(current_setting('unlatent.caller', true), '') ELSE SESSION_USER END)"
@@ -184,9 +194,10 @@ GRANT EXECUTE ON FUNCTION
     app.tier_of(float8, text, float8, float8, float8),
     app.check_breakers(),
     app.notify(text, text),
-    app.resume_flagging(text, text, text),
     app.rows_of_object(uuid),
     app.is_held(uuid),
     app.erase_rows(uuid)
 TO unlatent_app;
+-- The next release takes this from unlatent_app.
+GRANT EXECUTE ON FUNCTION app.resume_flagging(text, text, text) TO unlatent_app, unlatent_operator;
 """

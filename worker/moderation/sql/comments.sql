@@ -95,7 +95,7 @@ BEGIN
             ('original_removed_at', 'When the picture was removed after its time; empty: kept.'),
             ('queue', 'Why a person should look: flagged, unsure, audit, appeal, report, requested.'),
             ('uncertainty', '1 at the flag threshold, less the farther the score is from it.'),
-            ('reach', 'How many uploads have the same bytes.'),
+            ('reach', 'How many uploads of the same source have the same bytes.'),
             ('queued_at', 'Since when it waits.'),
             ('rank_at', 'Order of the queue: queued_at less the bonus for uncertainty and reach.'),
             ('claimed_by', 'Who looks at it now.'),

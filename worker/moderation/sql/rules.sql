@@ -62,16 +62,20 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT pg_notify(channel, payload) WHERE pg_notification_queue_usage() < 0.5
 $$;
 
-CREATE OR REPLACE FUNCTION app.emit(topic text, image uuid, payload jsonb) RETURNS void
+-- A message waits for `delay` before it is sent: meanwhile what it says can be undone.
+DROP FUNCTION IF EXISTS app.emit(text, uuid, jsonb);
+CREATE OR REPLACE FUNCTION app.emit(
+    topic text, image uuid, payload jsonb, delay interval DEFAULT '0 s'
+) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
     IF topic = ANY (string_to_array(
         (SELECT c.value FROM app.config c WHERE c.name = 'webhook_topics'), ','
     )) THEN
-        INSERT INTO app.outbox (topic, payload)
+        INSERT INTO app.outbox (topic, payload, next_attempt_at)
         VALUES (topic, jsonb_strip_nulls(
             jsonb_build_object('image_id', image, 'at', clock_timestamp()) || payload
-        ));
+        ), clock_timestamp() + delay);
         PERFORM app.notify('unlatent_outbox', '');
     END IF;
 END
@@ -93,6 +97,16 @@ BEGIN
     END IF;
     RETURN NEW;
 END
+$$;
+
+-- How many uploads of the same source have the same bytes, 1 to 1000. What comes to other sources is
+-- not for the eyes of whoever reviews this one.
+CREATE OR REPLACE FUNCTION app.reach_of(image app.images) RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT greatest(count(*), 1) FROM (
+        SELECT FROM app.images i
+        WHERE i.sha256 = image.sha256 AND i.source = image.source LIMIT 1000
+    ) uploads
 $$;
 
 -- Runs at commit, when the facts that came with the verdict are in the image's row.
@@ -142,11 +156,7 @@ BEGIN
     IF its_queue <> 'audit' THEN
         its_uncertainty := 1 - abs(NEW.score - policy.flag)
             / greatest(policy.flag, 1 - policy.flag);
-        its_reach := (
-            SELECT count(*) FROM (
-                SELECT FROM app.images i WHERE i.sha256 = image.sha256 LIMIT 1000
-            ) uploads
-        );
+        its_reach := app.reach_of(image);
     END IF;
     INSERT INTO app.reviews AS r (
         image_id, source, queue, verdict_id, uncertainty, reach, audit_share, rank_at
@@ -329,6 +339,10 @@ CREATE OR REPLACE FUNCTION app.follow_source() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
     UPDATE app.reviews r SET source = NEW.source WHERE r.image_id = NEW.id;
+    UPDATE app.reviews r SET
+        reach = counted.reach, rank_at = app.rank_at(r.queued_at, r.uncertainty, counted.reach)
+    FROM app.reach_of(NEW) counted (reach)
+    WHERE r.image_id = NEW.id AND r.queue IN ('flagged', 'unsure') AND r.closed_at IS NULL;
     RETURN NULL;
 END
 $$;

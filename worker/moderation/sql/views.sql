@@ -153,6 +153,15 @@ FROM (
     SELECT c.image_id, c.closed_at, 4, 'claim closed', c.moderator, c.outcome, '{}'::jsonb
     FROM app.claims c WHERE c.closed_at IS NOT NULL
     UNION ALL
+    SELECT s.image_id, s.created_at, 4, 'skip', s.moderator, coalesce(s.why, ''), '{}'::jsonb
+    FROM app.skips s
+    UNION ALL
+    -- What an opinion says is for leads alone, in moderation.opinions.
+    SELECT p.image_id, p.created_at, 5, 'opinion', p.moderator,
+           CASE WHEN p.blind THEN 'a second opinion, blind' ELSE 'a second opinion' END,
+           jsonb_build_object('opinion_id', p.id)
+    FROM app.opinions p
+    UNION ALL
     SELECT d.image_id, d.created_at, 5,
            CASE WHEN d.overturns IS NULL THEN 'decision' ELSE 'overturn' END, d.moderator,
            d.decision || ': ' || d.reason_code,
@@ -166,8 +175,14 @@ FROM (
     UNION ALL
     SELECT r.image_id, d.created_at, 7, 'regression corpus', NULL,
            'must score as ' || r.label || CASE WHEN r.pinned THEN ', pinned' ELSE '' END,
-           jsonb_build_object('decision_id', r.decision_id, 'group', r.group_key,
-               'pinned', r.pinned)
+           -- The group by its first image of those that the caller may see: its name is the hash
+           -- of a picture, which may be another source's.
+           jsonb_build_object('decision_id', r.decision_id, 'pinned', r.pinned, 'group', (
+               SELECT g.image_id FROM app.regression_items g
+               CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = g.image_id OFFSET 0) s
+               WHERE g.group_key = r.group_key AND VISIBLE(s.source)
+               ORDER BY g.id LIMIT 1
+           ))
     FROM app.regression_items r
     CROSS JOIN LATERAL (SELECT * FROM app.decisions x WHERE x.id = r.decision_id OFFSET 0) d
     UNION ALL
