@@ -78,7 +78,7 @@ def make_evidence(pixels: NDArray[np.uint8], score: Score) -> dict[str, bytes]:
     document = {
         "schema_version": SCHEMA_VERSION,
         "label": score.label.value,
-        "decided_by": score.decided_by,
+        "decided_by": score.decided_by if score.outside is None else None,
         "picture": {"width": width, "height": height, "frame": score.frame},
         "caption": describe(score),
         "layers": layers,
@@ -116,18 +116,20 @@ def shrink(pixels: NDArray[np.uint8], side: int) -> Image.Image:
     A large image is reduced in blocks: Pillow would copy the whole of it, at four bytes a pixel.
     """
     height, width = pixels.shape[:2]
-    factor = max(height, width) // side
-    if factor > 1:
-        step = max(1, _BLOCK // factor) * factor
-        lefts, tops = range(0, width, step), range(0, height, step)
-        rows = [
-            np.concatenate([_reduced(pixels[y : y + step, x : x + step], factor) for x in lefts], 1)
-            for y in tops
-        ]
-        pixels = np.concatenate(rows)
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return picture
+    longest = max(height, width)
+    if longest <= side:
+        return Image.fromarray(pixels)
+    factor = longest // side
+    step = max(1, _BLOCK // factor) * factor
+    lefts, tops = range(0, width, step), range(0, height, step)
+    rows = [
+        np.concatenate([_reduced(pixels[y : y + step, x : x + step], factor) for x in lefts], 1)
+        for y in tops
+    ]
+    size = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
+    # The last row and column may stand for less than the others.
+    box = (0, 0, width / factor, height / factor)
+    return Image.fromarray(np.concatenate(rows)).resize(size, Image.Resampling.LANCZOS, box=box)
 
 
 def _reduced(block: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from detection.intake.version import INTAKE_VERSION
+from detection.score import TileLogit
 from worker.ledger.interface import (
     AlreadyDone,
     DeathPolicy,
@@ -521,7 +522,10 @@ class LedgerContract:
     def test_equal_bytes_reuse_the_verdict_of_the_same_versions_only(self, ledger: Ledger) -> None:
         """The whole verdict comes back, by checksum, model version and intake version."""
         lease = taken(ledger, registered(ledger))
-        said = verdict(lease, intake_version=7, thresholds_hold=False, frame=3, distance=-1.5)
+        tiles = (TileLogit(top=1, left=2, height=64, width=48, logit=-1.25),)
+        said = verdict(
+            lease, intake_version=7, thresholds_hold=False, frame=3, distance=-1.5, tiles=tiles
+        )
         ledger.record([said])
         assert reusable(ledger, intake_version=7) == said
         assert reusable(ledger, intake_version=7, model_version="model-2") is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sqlalchemy import exc, text
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
+    import psycopg
     from sqlalchemy import Connection, Engine, RowMapping
 
 #: SQLSTATEs (PostgreSQL's manual, appendix A) that our functions raise, as HTTP's status.
@@ -107,5 +108,5 @@ def _refused(error: exc.DBAPIError) -> Refused | None:
     status = _STATUS.get(state, 422 if state.startswith(_DATA) else None)
     if status is None:
         return None
-    told = error.orig.diag  # type: ignore[union-attr] - psycopg's, as it has an SQLSTATE
+    told = cast("psycopg.Error", error.orig).diag  # as it has an SQLSTATE
     return Refused(told.message_primary or str(error.orig), hint=told.message_hint, status=status)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal, Self, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl, urlencode
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Preferences:
         chosen = {
             name: values[name] for name, known in cls.choices().items() if values.get(name) in known
         }
-        return replace(cls(), **chosen)  # type: ignore[arg-type] - checked against the literals
+        return replace(cls(), **cast("dict[str, Any]", chosen))
 
     @classmethod
     def read(cls, cookie: str | None) -> Self:

@@ -44,11 +44,10 @@ HEADINGS = {
 }
 FOOT = """\
 Left the image, right what counted most for its verdict. Colours (by lare): where a generator's \
-guess of added noise is wrong, dark blue
-least, red, light yellow most; the rest was not looked at for it. Frames (by aligned): the squares \
-that were read, red where one looks
-generated, blue where it does not. The number is the distance from the point of accusation: above 0 \
-the label is generated."""
+guess of added noise is wrong, dark blue least, red,
+light yellow most; the rest was not looked at for it. Frames (by aligned): the squares that were \
+read, red where one looks generated, blue where not.
+The number is the distance from the point of accusation: above 0 the label is generated."""
 
 
 def draw_sheet(

@@ -11,6 +11,7 @@ and the device thread waits for nothing of it.
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -135,23 +136,28 @@ def _put(
 
 
 def load_evidence(storage: Storage, uri: str) -> dict[str, bytes]:
-    """Fetch the files of stored evidence by their names; of an earlier release there is one."""
-    bucket, key = parse_uri(uri)
+    """Fetch the files of stored evidence by their names: `DOCUMENT` and others, or `FLAT` alone.
+
+    Raises `ObjectMissing` when it is not there any more.
+    """
+    bucket, _ = parse_uri(uri)
+    keys = stored_keys(storage, uri)
+    names = [key.rpartition("/")[2] for key in keys] if keys[1:] else [FLAT]
     return {
-        FLAT if key.endswith(".png") else one.rpartition("/")[2]: storage.fetch(
-            bucket, one, max_bytes=MAX_BYTES
-        )
-        for one in stored_keys(storage, uri)
+        name: storage.fetch(bucket, key, max_bytes=MAX_BYTES)
+        for name, key in zip(names, keys, strict=True)
     }
 
 
 def stored_keys(storage: Storage, uri: str) -> list[str]:
-    """List the keys of stored evidence."""
+    """Return the keys of stored evidence, the document's first; raises `ObjectMissing`."""
     bucket, key = parse_uri(uri)
-    folder = _own_folder(key)
-    if folder is None:
+    folder, _, name = key.rpartition("/")
+    if name != DOCUMENT:
         return [key]
-    return [found.key for found in storage.list(bucket, prefix=f"{folder}/")]
+    document = json.loads(storage.fetch(bucket, key, max_bytes=MAX_BYTES))
+    files = [layer["file"] for layer in document["layers"] if "file" in layer]
+    return [key, *(f"{folder}/{file}" for file in files)]
 
 
 def remove_evidence(storage: Storage, uri: str) -> None:

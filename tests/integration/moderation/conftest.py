@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from detection.score import TileLogit
     from worker.localstack import LocalStack
     from worker.settings import Settings
 
@@ -114,6 +115,7 @@ def scored(engine: Engine, settings: Settings) -> Callable[..., UUID]:
         uploader: str | None = "anna@example.com",
         distance: float | None = None,
         outside: str | None = None,
+        tiles: tuple[TileLogit, ...] = (),
     ) -> UUID:
         upload = Upload(
             bucket=settings.s3.buckets[0],
@@ -128,7 +130,7 @@ def scored(engine: Engine, settings: Settings) -> Callable[..., UUID]:
         assert isinstance(lease, Lease)
         said = label or ("generated" if probability >= 0.9 else "real")
         verdict = verdict_of(lease, probability, said, sha256, pdq, evidence_uri)
-        ledger.record([replace(verdict, distance=distance, outside=outside)])
+        ledger.record([replace(verdict, distance=distance, outside=outside, tiles=tiles)])
         return image_id
 
     return score

@@ -6,33 +6,44 @@ import re
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any, get_args
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from psycopg import errors, sql
 from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from detection.errors import SettingsError
-from detection.score import Label
+from detection.evidence import flat_picture, make_evidence
+from detection.intake.version import INTAKE_VERSION
+from detection.score import Label, TileLogit
 from worker.cli import build_app
 from worker.cli import moderation as commands
 from worker.cli.context import Context
 from worker.database.engine import connect
 from worker.ledger.interface import UnknownImage
+from worker.ledger.postgres import PostgresLedger
 from worker.ledger.tables_moderation import ACTION_TIERS, QUEUES
 from worker.models.evidence_on_demand import EvidenceUnavailable
 from worker.moderation import sql_settings
 from worker.moderation.retention import UnderHold
+from worker.scoring.evidence import score_of, store_evidence
 from worker.settings import Moderation
+from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from uuid import UUID
 
     from psycopg import Connection
+    from sqlalchemy import Engine
 
     from worker.settings import Settings
+
+TILES = (TileLogit(top=0, left=320, height=128, width=128, logit=2.5),)
 
 
 @pytest.fixture
@@ -206,6 +217,40 @@ def test_links_open_in_a_browser(
     )
     address = desk().value("SELECT image_url FROM moderation.verdicts")
     assert address == f"https://store.example/{bucket}/a%20cat%2B1.jpg"
+
+
+def test_layers_open_in_a_browser_and_make_one_picture(
+    unlatent: Callable[..., str],
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    engine: Engine,
+    settings: Settings,
+    bucket: str,
+    tmp_path: Path,
+) -> None:
+    """Every file has a link, the views say where they lie, and `--save` writes what they show."""
+    image = scored(0.97, key="a.jpg", sha256="ab" * 32, distance=2.5, tiles=TILES)
+    ledger, storage = PostgresLedger(engine), S3Storage(settings.s3)
+    known = {"model_version": "model-1", "intake_version": INTAKE_VERSION}
+    verdict = ledger.reusable_verdict("ab" * 32, **known)
+    assert verdict is not None
+    files = make_evidence(np.full((480, 640, 3), 90, np.uint8), score_of(verdict))
+    uri = store_evidence(files, verdict, storage=storage, ledger=ledger, bucket=bucket)
+    for command in ("link", "evidence"):
+        links = unlatent(command, str(image)).split()[-2:]
+        names = [urlsplit(link).path.rpartition("/")[2] for link in links]
+        assert names == ["evidence.json", "preview.jpg"]
+        bodies = [urllib.request.urlopen(link, timeout=10).read() for link in links]  # noqa: S310 - ours
+        assert bodies == [files["evidence.json"], files["preview.jpg"]]
+    seen = "SELECT evidence_uri, tiles FROM moderation."
+    told = (uri, [{"box": [320, 0, 128, 128], "logit": 2.5}])
+    for view in ("verdicts", "review_queue"):
+        assert desk().rows(seen + view) == [told]
+    file = tmp_path / "evidence.png"
+    assert unlatent("evidence", str(image), "--save", str(file)) == ""
+    assert file.read_bytes() == flat_picture(files)
+    with pytest.raises(SettingsError, match=r"--save .*/nowhere/a\.png: No such file"):
+        unlatent("evidence", str(image), "--save", str(tmp_path / "nowhere" / "a.png"))
 
 
 def test_a_database_without_limits_is_told_to_who_adds_people(

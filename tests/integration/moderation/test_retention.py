@@ -11,9 +11,12 @@ from sqlalchemy import exc, text
 
 from detection.intake.metadata.c2pa_manifest import C2pa, ManifestState
 from detection.intake.provenance import Exif, ProvenanceRecord
+from detection.intake.version import INTAKE_VERSION
+from detection.score import TileLogit
 from worker.ledger import provenance
 from worker.ledger.postgres import PostgresLedger
 from worker.moderation.retention import Removed, RetentionJob, UnderHold, request_erasure
+from worker.scoring.evidence import store_evidence
 from worker.settings import Retention, Settings
 from worker.storage.interface import StorageUnavailable
 from worker.storage.s3 import S3Storage
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+TILES = (TileLogit(top=0, left=0, height=128, width=128, logit=1.5),)
 SIGNALS = ProvenanceRecord(
     exif=Exif(make="Canon", model="EOS R6", software="GIMP", taken_at="2026:01:31 12:00:00"),
     iptc_digital_source_type="trainedAlgorithmicMedia",
@@ -131,6 +135,57 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     assert (
         lead.value("SELECT sha256 FROM moderation.verdicts WHERE image_id = %s", other) == "cd" * 32
     )
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+@pytest.mark.parametrize("how", ["age", "erasure"])
+def test_evidence_goes_with_all_its_layers(
+    scored: Callable[..., UUID],
+    engine: Engine,
+    storage: S3Storage,
+    s3_client: Any,
+    bucket: str,
+    superuser: psycopg.Connection,
+    how: str,
+    versioned: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Every version of every file is removed, by time or on request; another image's stay."""
+    if versioned:
+        s3_client.put_bucket_versioning(
+            Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}
+        )
+    names, uris = ("evidence.json", "preview.jpg", "error_map.png"), {}
+    gone, stays = scored(sha256="ab" * 32, tiles=TILES), scored(sha256="cd" * 32, tiles=TILES)
+    ledger = PostgresLedger(engine)
+    for image, sha256 in ((gone, "ab" * 32), (stays, "cd" * 32)):
+        verdict = ledger.reusable_verdict(
+            sha256, model_version="model-1", intake_version=INTAKE_VERSION
+        )
+        assert verdict is not None
+        for body in (b"earlier", b"later"):
+            files = dict.fromkeys(names, body)
+            uris[image] = store_evidence(
+                files, verdict, storage=storage, ledger=ledger, bucket=bucket
+            )
+    assert uris[gone] == f"s3://{bucket}/evidence/{gone}/model-1/evidence.json"
+    kept = f"evidence/{stays}/model-1/"
+    if how == "age":
+        superuser.execute(
+            "UPDATE app.verdicts SET scored_at = now() - interval '9 days' WHERE image_id = %s",
+            [gone],
+        )
+    else:
+        request_erasure(engine, gone, reason="request")
+        s3_client.put_object(Bucket=bucket, Key=f"evidence/{gone}/model-2/preview.jpg", Body=b"x")
+    done = RetentionJob(engine, storage, Retention(evidence_days=1), evidence_bucket=bucket).run()
+    assert (done.evidence, done.erased, done.failed) == ((1, 0, 0) if how == "age" else (0, 1, 0))
+    listed = s3_client.list_object_versions(Bucket=bucket).get("Versions", ())
+    assert {found["Key"] for found in listed} == {f"{kept}{name}" for name in names}
+    assert superuser.execute(
+        "SELECT image_id, evidence_uri, tiles IS NULL FROM app.verdicts "
+        "ORDER BY image_id = %s DESC",
+        [gone],
+    ).fetchall() == [(gone, None, how == "erasure"), (stays, uris[stays], False)]
 
 
 def test_no_evidence_is_attached_to_what_is_to_be_erased(

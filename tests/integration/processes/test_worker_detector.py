@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import urllib.request
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -15,19 +16,21 @@ from sqlalchemy import update
 from detection.bundle import write_manifest
 from detection.detector import Detector
 from detection.errors import SettingsError
+from detection.evidence import captions
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.processes.worker_process import WorkerProcess
-from tests.support.upload_site import Site, png
+from tests.support.upload_site import Site
 from tests.support.waiting import eventually
 from worker.ledger.tables import VerdictRow
 from worker.localstack.processes import free_port
 from worker.models.evidence_on_demand import EvidenceUnavailable, render_evidence
-from worker.storage.interface import parse_uri
+from worker.scoring.evidence import load_evidence, remove_evidence
 
 if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
+    from numpy.typing import NDArray
     from sqlalchemy import Engine
 
     from detection.bundle import Bundle
@@ -51,7 +54,8 @@ def test_the_command_scores_as_the_detector_does(
         }
     )
     site = Site(chosen, engine)
-    image_id = site.upload("a.png", png(90, side=100, corner=(1, 2, 3)))
+    pixels = np.random.default_rng(7).integers(0, 256, (100, 130, 3), dtype=np.uint8)
+    image_id = site.upload("a.png", encoded(pixels))
     with WorkerProcess(chosen, module="worker", arguments=["worker"]) as worker:
         worker.wait_until_ready()
         row = site.wait_for(image_id)
@@ -59,7 +63,7 @@ def test_the_command_scores_as_the_detector_does(
         drawn(site, image_id)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             metrics = answer.read().decode()
-        twin_id = site.upload("twin.png", png(90, side=100, corner=(1, 2, 3)))
+        twin_id = site.upload("twin.png", encoded(pixels))
         site.wait_for(twin_id)
         drawn(site, twin_id)
         assert worker.stop() == 0
@@ -67,31 +71,32 @@ def test_the_command_scores_as_the_detector_does(
     detector = Detector.load(bundle.folder)
     assert verdict.model_version == detector.model_version
     assert set(verdict.branches) == {"lare", "aligned"}
-    assert (row.width, verdict.device, verdict.dtype) == (100, "cpu", "float32")
-    pixels = np.full((100, 100, 3), 90, np.uint8)
-    pixels[0, 0] = (1, 2, 3)
+    assert (row.width, verdict.device, verdict.dtype) == (130, "cpu", "float32")
     (score,) = detector.score([pixels])
     assert verdict.score == pytest.approx(score.probability, abs=1e-4)
     assert verdict.label == score.label
     assert verdict.distance == score.distance
     assert f'model_version="{detector.model_version}",role="champion"}} 1.0' in metrics
-    data = site.storage.fetch(*parse_uri(verdict.evidence_uri), max_bytes=10**7)
-    with Image.open(io.BytesIO(data)) as picture:
-        said = picture.info["Description"]
-    # Its bundle accuses whatever can be judged; one grey cannot.
-    assert said.startswith("unsure: not judged; label at fpr=")
-    assert "nearly nothing to look at" in said
+    assert verdict.tiles == [
+        {**tile.as_dict(), "logit": pytest.approx(tile.logit, abs=1e-3)} for tile in score.tiles
+    ]
+    files = load_evidence(site.storage, verdict.evidence_uri)
+    assert set(files) == {"evidence.json", "preview.jpg", "error_map.png"}
+    document = json.loads(files["evidence.json"])
+    assert document["picture"] == {"width": 130, "height": 100, "frame": 0}
+    assert document["decided_by"] == verdict.decided_by == "lare"
     (twins,) = site.verdicts(twin_id)
     assert twins.reused_from == image_id
+    assert twins.tiles == verdict.tiles
     assert twins.evidence_uri != verdict.evidence_uri
-    assert site.storage.fetch(*parse_uri(twins.evidence_uri), max_bytes=10**7) == data
-    # Forgotten, and drawn again by a process that never saw the image.
+    assert load_evidence(site.storage, twins.evidence_uri) == files
+    # Forgotten, and made again by a process that never saw the image.
     forget(twins.evidence_uri, site, engine)
     assert render_evidence(twin_id, settings=chosen, engine=engine, storage=site.storage) == (
         twins.evidence_uri
     )
-    assert alike(site.storage.fetch(*parse_uri(twins.evidence_uri), max_bytes=10**7), data)
-    # Where a picture lies, none is drawn: no model is asked for.
+    assert alike(load_evidence(site.storage, twins.evidence_uri), files)
+    # Where evidence lies, none is made: no model is asked for.
     other = chosen.model_copy(update={"scoring": settings.scoring})
     render_evidence(twin_id, settings=other, engine=engine, storage=site.storage)
     forget(twins.evidence_uri, site, engine)
@@ -103,6 +108,13 @@ def test_the_command_scores_as_the_detector_does(
         render_evidence(uuid4(), settings=chosen, engine=engine, storage=site.storage)
 
 
+def encoded(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def drawn(site: Site, image_id: UUID) -> None:
     """Wait until an image's verdict has its evidence."""
     what = f"the evidence of {image_id}"
@@ -110,26 +122,30 @@ def drawn(site: Site, image_id: UUID) -> None:
 
 
 def forget(uri: str, site: Site, engine: Engine) -> None:
-    """Take a picture out of its bucket and out of its row."""
-    site.storage.delete(*parse_uri(uri))
+    """Take evidence out of its bucket and out of its row."""
+    remove_evidence(site.storage, uri)
     with engine.begin() as connection:
         connection.execute(
             update(VerdictRow).where(VerdictRow.evidence_uri == uri).values(evidence_uri=None)
         )
 
 
-def alike(one: bytes, other: bytes) -> bool:
-    """Say whether two pictures show the same; another number of threads may round otherwise."""
-    pictures = [Image.open(io.BytesIO(data)) for data in (one, other)]
-    captions = {picture.info["Description"].partition("\n")[0] for picture in pictures}
-    pixels = [np.asarray(picture, np.int16) for picture in pictures]
-    return len(captions) == 1 and bool(np.abs(pixels[0] - pixels[1]).max() <= 2)
+def alike(one: dict[str, bytes], other: dict[str, bytes]) -> bool:
+    """Say whether evidence shows the same; another number of threads may round otherwise."""
+    maps = [np.asarray(Image.open(io.BytesIO(f["error_map.png"])), np.int16) for f in (one, other)]
+    return (
+        one.keys() == other.keys()
+        and one["preview.jpg"] == other["preview.jpg"]
+        and captions(one) == captions(other)
+        and bool(np.abs(maps[0] - maps[1]).max() <= 2)
+    )
 
 
 def accusing(bundle: Bundle) -> Bundle:
-    """Move a bundle's thresholds so far down that it calls everything generated."""
+    """Have a bundle call everything generated, and its lare branch decide that."""
     points = tuple(
         point.model_copy(update={"threshold": -100.0}) for point in bundle.manifest.operating_points
     )
-    changed = bundle.manifest.model_copy(update={"operating_points": points})
+    fusion = bundle.manifest.fusion.model_copy(update={"centres": {"lare": -100.0, "aligned": 0.0}})
+    changed = bundle.manifest.model_copy(update={"operating_points": points, "fusion": fusion})
     return write_manifest(bundle.folder, changed)

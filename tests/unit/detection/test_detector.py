@@ -147,16 +147,27 @@ def test_a_score_adds_up(detector: Detector) -> None:
 def test_tile_logits_average_to_the_aligned_logit(detector: Detector) -> None:
     """The evidence is what was decided on: the mean of the tiles is the branch's logit."""
     picture = image(260, 190)
-    tiles = detector.tile_logits(picture)
-    (score,) = detector.score([picture])
+    _, score = detector.score([image(64, 64), picture])
+    tiles = score.tiles
     mean = sum(tile.logit for tile in tiles) / len(tiles)
     assert mean == pytest.approx(score.branches["aligned"], abs=TOLERANCE)
     for tile in tiles:
         assert 0 <= tile.top <= 260 - tile.height
         assert 0 <= tile.left <= 190 - tile.width
         cut = picture[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
-        (alone,) = detector.tile_logits(np.ascontiguousarray(cut))
+        (alone,) = detector.score([np.ascontiguousarray(cut)])[0].tiles
         assert alone.logit == pytest.approx(tile.logit, abs=TOLERANCE)
+
+
+def test_tiles_cost_no_second_pass(folder: Path) -> None:
+    """The network reads each tile that a score tells of once."""
+    detector = Detector.load(folder)
+    assert detector._aligned is not None
+    passed: list[int] = []
+    detector._aligned.register_forward_hook(lambda _net, given, _out: passed.append(len(given[0])))
+    scores = detector.score([image(260, 190), image(64, 64)])
+    assert [len(score.tiles) for score in scores] == [4, 1]
+    assert sum(passed) == 5
 
 
 @pytest.mark.parametrize("branch", ["lare", "aligned"])
@@ -167,7 +178,7 @@ def test_each_branch_is_usable_alone(tmp_path: Path, branch: str) -> None:
     assert set(score.branches) == {branch}
     assert score.decided_by == branch
     assert (score.error_map is not None) == (branch == "lare")
-    assert bool(detector.tile_logits(image(64, 64))) == (branch == "aligned")
+    assert bool(score.tiles) == (branch == "aligned")
     detector.self_check()
 
 
