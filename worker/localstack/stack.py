@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from worker.localstack.console import ConsoleServer
 from worker.localstack.folder import claim, is_stack, locked, remove
 from worker.localstack.processes import LOOPBACK, LocalStackError, Server
 from worker.localstack.servers import PostgresServer, S3Server, ValkeyServer
@@ -81,6 +82,10 @@ class LocalStack:
             secret_access_key=self._identity.s3_secret_access_key,
             port=ports.get(S3Server.name),
         )
+        self.console = ConsoleServer(
+            self.folder, settings=self._console_settings, port=ports.get(ConsoleServer.name)
+        )
+        self._console_buckets: tuple[str, ...] = ()
         self._guard: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -210,13 +215,27 @@ class LocalStack:
                 f"{self._derived_password(MODERATOR)}\n",
             )
 
+    def start_console(self, *, buckets: Sequence[str]) -> None:
+        """Start the console over a running stack and the pictures in these buckets.
+
+        Raises `LocalStackError`.
+        """
+        with locked(self.folder):
+            self._console_buckets = tuple(buckets)
+            self.console.start()
+            self._save_identity()
+
+    def moderator_password(self) -> str:
+        """Return the password of the moderator's login."""
+        return self._derived_password(MODERATOR)
+
     def stop(self) -> None:
         """Stop what runs, cleanly; raise `LocalStackError` when a server would not or failed."""
         problems = []
         if not self.exists:
             return
         with locked(self.folder):
-            for server in self.servers:
+            for server in (self.console, *self.servers):
                 try:
                     server.stop()
                 except LocalStackError as error:
@@ -258,12 +277,24 @@ class LocalStack:
             client.create_bucket(Bucket=bucket)
         client.close()
 
+    def _console_settings(self) -> dict[str, str]:
+        """Return what the console needs: moderators bring logins of their own to the database."""
+        storage = {
+            name: value for name, value in self.environment().items() if "_S3__" in name
+        }
+        return {
+            **storage,
+            "UNLATENT_S3__BUCKETS": json.dumps(self._console_buckets),
+            "UNLATENT_POSTGRES__URL": f"postgresql+psycopg://{LOOPBACK}:{self.postgres.port}/{DATABASE}",
+        }
+
     @property
     def _names(self) -> tuple[str, ...]:
         """What a stack makes in its folder, but for the marker."""
         files = (self._identity_file, self.env_file, self.password_file)
         ours = [name for file in files for name in (file.name, _partial(file).name)]
-        return (*ours, *(name for server in self.servers for name in server.names))
+        servers = (self.console, *self.servers)
+        return (*ours, *(name for server in servers for name in server.names))
 
     @property
     def _identity_file(self) -> Path:
@@ -286,7 +317,8 @@ class LocalStack:
             raise LocalStackError(f"another process has made a stack in {self.folder}: try again")
 
     def _save_identity(self) -> None:
-        self._identity.ports.update({server.name: server.port for server in self.servers})
+        servers = (self.console, *self.servers)
+        self._identity.ports.update({server.name: server.port for server in servers})
         _write_private(self._identity_file, json.dumps(asdict(self._identity)))
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
