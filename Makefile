@@ -31,9 +31,9 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 
 lock: venv ## Resolve pyproject.toml into requirements.lock, and the images' parts of it
 	$(UV_COMPILE) pyproject.toml --extra dev --output-file requirements.lock
-	$(UV_COMPILE) pyproject.toml --extra service --extra tracing --constraint requirements.lock \
+	$(UV_COMPILE) pyproject.toml --extra service --extra console --extra tracing --constraint requirements.lock \
 		--no-annotate --output-file deploy/requirements.lock
-	$(UV_COMPILE) pyproject.toml --extra training --extra tracing --constraint requirements.lock \
+	$(UV_COMPILE) pyproject.toml --extra training --extra console --extra tracing --constraint requirements.lock \
 		--no-annotate --output-file deploy/requirements-training.lock
 	echo hatchling | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
 		--output-file deploy/build.lock

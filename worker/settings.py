@@ -205,7 +205,7 @@ class Console(Section):
     Without `proxies` moderators sign in with their database logins, at the database of
     `UNLATENT_POSTGRES__URL`. With them the name comes in the header `user_header` of a request, and
     only from a proxy at one of these addresses or networks; the console then asks the database as
-    `url`, the login of role unlatent_console. A session ends after `idle_minutes` without a request.
+    `url`, the login of role unlatent_console. A session ends after `idle_minutes` without requests.
     """
 
     host: str = "127.0.0.1"

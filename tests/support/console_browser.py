@@ -56,9 +56,7 @@ class Browser:
             options.add_argument(f"--{option}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.address = address
-        self.driver = webdriver.Chrome(
-            options=options, service=Service(program("chromedriver"))
-        )
+        self.driver = webdriver.Chrome(options=options, service=Service(program("chromedriver")))
         self.logged: list[str] = []
 
     def close(self) -> None:

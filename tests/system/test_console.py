@@ -106,7 +106,8 @@ def test_a_moderator_claims_looks_decides_and_changes_it_by_keys(
     page.leaving(lambda: page.press("c"))
     image = _image(page)
     page.check()
-    page.until(lambda: page.driver.execute_script("return document.querySelector('.photo').complete"))
+    loaded = "return document.querySelector('.photo').complete"
+    page.until(lambda: page.driver.execute_script(loaded))
 
     blurred = page.style(".photo", "filter")
     assert "blur" in blurred
@@ -131,24 +132,25 @@ def test_a_moderator_claims_looks_decides_and_changes_it_by_keys(
     page.check()
 
     page.leaving(lambda: page.press("g", "1"))
-    assert kim.rows(
-        "SELECT image_id::text, decision, reason_code FROM moderation.decisions"
-    ) == [(image, "generated", "generated_artefacts")]
+    assert kim.rows("SELECT image_id::text, decision, reason_code FROM moderation.decisions") == [
+        (image, "generated", "generated_artefacts")
+    ]
     assert _image(page) == str(({first, second} - {type(first)(image)}).pop())
 
     page.leaving(lambda: page.press("z"))
     page.check()
     page.leaving(lambda: page.press("r", "2"))
-    assert kim.value(
-        "SELECT decision FROM moderation.decisions ORDER BY decision_id DESC LIMIT 1"
-    ) == "real"
+    assert (
+        kim.value("SELECT decision FROM moderation.decisions ORDER BY decision_id DESC LIMIT 1")
+        == "real"
+    )
     page.check()
 
 
 def test_a_skipped_image_goes_to_somebody_else(
     desk: Callable[..., Desk], browser: Callable[[Desk], Browser], with_map: Callable[..., UUID]
 ) -> None:
-    """Whoever skips does not see it again; the next person gets it, and one image has one person."""
+    """Whoever skips sees it no more, the next person gets it, and two never hold it."""
     image = str(with_map())
     kim, lee = browser(desk()), browser(desk())
     kim.leaving(lambda: kim.press("c"))
@@ -246,7 +248,7 @@ def test_a_blind_page_says_nothing_before_the_decision(
     page.leaving(lambda: page.press("c"))
     source = page.driver.page_source
     assert str(image) in source
-    for told in ("0.97", "beyond", "audit", "/map", "Score", "data-layer", "flagged", "lare"):
+    for told in ("0.97", "beyond", "audit", "/map", "Score", "data-layer", "flagged", "Branch"):
         assert told not in source, told
     page.check()
     page.open(f"/images/{image}/map")

@@ -30,7 +30,8 @@ def demo(
 ) -> None:
     """Start everything, follow images from upload to verdict, show them, stop everything.
 
-    With --console it stops when you press Ctrl-C. Exits with 0 when every upload ended as it must. Services of your own are left alone.
+    With --console it stops when you press Ctrl-C. Exits with 0 when every upload ended as it
+    must. Services of your own are left alone.
     """
     begun = time.monotonic()
     from rich.console import Console

@@ -83,7 +83,7 @@ class Desk:
 
 @contextmanager
 def open_desk(engine: Engine, *, caller: str | None = None) -> Iterator[Desk]:
-    """Yield a desk whose work is committed on leaving; `caller` is who asks, where the login is not.
+    """Yield a desk whose work is committed on leaving; `caller` asks, where the login does not.
 
     Raises `Refused` with the database's words, and `LedgerUnavailable` when it is away.
     """

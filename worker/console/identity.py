@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from worker.settings import Console, Postgres
 
 APPLICATION = "unlatent-console"
-#: The prefix binds the cookie to this host and to TLS; browsers count the loopback interface as safe.
+#: The prefix binds the cookie to this host and to TLS, but for the loopback interface.
 COOKIE = "__Host-unlatent"
 #: So many wrong passwords for one name within `WINDOW_S`, and the next tries are not passed on.
 TRIES, WINDOW_S = 5, 60.0

@@ -56,7 +56,7 @@ def view_of(desk: Desk, image: UUID, *, hide: bool = False) -> dict[str, Any]:
     facts = desk.image(image)
     blind = is_blind(desk, facts) or hide
     if blind:
-        facts = dict(facts) | {name: None for name in _TELLING}
+        facts = dict(facts) | dict.fromkeys(_TELLING)
     known: dict[str, Any] = {
         "facts": facts,
         "blind": blind,

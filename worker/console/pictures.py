@@ -1,7 +1,7 @@
 """Pictures for the browser: always pixels that we encoded, never an uploader's bytes.
 
-Where a worker kept evidence (docs/evidence.md), its preview and its layers are served; else a preview
-is made here, from pixels of the decode pool.
+Where a worker kept evidence (docs/evidence.md), its preview and its layers are served; else a
+preview is made here, from pixels of the decode pool.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DOCUMENT, _PREVIEW, _ERROR_MAP = "evidence.json", "preview.jpg", "error_map.png
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """A square that the aligned branch read: its place, in pixels of the original, and its logit."""
+    """A square that the aligned branch read: place in pixels of the original, and logit."""
 
     left: float
     top: float

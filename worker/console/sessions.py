@@ -1,4 +1,4 @@
-"""Who is signed in: kept in this process, so that a password lies nowhere else and never on disk."""
+"""Who is signed in: kept in this process, so that a password lies nowhere else."""
 
 from __future__ import annotations
 

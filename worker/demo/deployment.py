@@ -172,7 +172,7 @@ class Deployment:
                 raise DemoError(f"{command.name} ended by itself; its log is {command.log}")
 
     def start_console(self) -> tuple[str, str, str]:
-        """Start the moderators' console; return its address, and the name and password of a lead."""
+        """Start the moderators' console; return its address, and a lead's name and password."""
         engine = connect(self.stack.database_url(), application_name="unlatent-demo")
         try:
             allow(engine, MODERATOR, sources=None, lead=True)

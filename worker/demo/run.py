@@ -67,9 +67,7 @@ def run_demo(
             starting = progress.add_task(
                 "starting PostgreSQL, Redis, S3, worker, bridge, beat", total=2
             )
-            deployment = exits.enter_context(
-                Deployment(settings, logs=out / "logs", evidence=desk)
-            )
+            deployment = exits.enter_context(Deployment(settings, logs=out / "logs", evidence=desk))
             progress.advance(starting)
             if uploads is None:
                 uploads = _own_uploads(detector, out / "images", progress)

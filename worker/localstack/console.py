@@ -17,7 +17,7 @@ PORT = 8600
 
 
 class ConsoleServer(Server):
-    """`unlatent console` with the settings that it is given when it starts, and no other secrets."""
+    """`unlatent console` with the settings that it is given as it starts, and no others."""
 
     name = "console"
 

@@ -279,9 +279,7 @@ class LocalStack:
 
     def _console_settings(self) -> dict[str, str]:
         """Return what the console needs: moderators bring logins of their own to the database."""
-        storage = {
-            name: value for name, value in self.environment().items() if "_S3__" in name
-        }
+        storage = {name: value for name, value in self.environment().items() if "_S3__" in name}
         return {
             **storage,
             "UNLATENT_S3__BUCKETS": json.dumps(self._console_buckets),

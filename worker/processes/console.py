@@ -26,7 +26,7 @@ def run_console(settings: Settings) -> None:
             build_app(identity, pictures),
             host=console.host,
             port=console.port,
-            # A header must not change the address that a request came from: it says who is believed.
+            # No header may change the address that a request came from: it says who is believed.
             proxy_headers=False,
             server_header=False,
             log_config=None,

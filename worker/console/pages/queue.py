@@ -26,7 +26,7 @@ _WHERE = {
 
 
 class Filters(BaseModel):
-    """What the list is limited to; empty for no limit. `after` and `after_image` say where it goes on."""
+    """What the list is limited to, empty for no limit, and after which row it goes on."""
 
     queue: Literal["", "flagged", "unsure", "audit", "appeal", "report", "requested"] = ""
     source: str = ""
@@ -46,13 +46,14 @@ def queue(request: Request, moderator: SignedIn, filters: Annotated[Filters, Que
         where.append("(rank_at, image_id) > (:after, :after_image)")
         values |= {"after": filters.after, "after_image": filters.after_image}
     values.pop("free", None)
-    query = (
-        "SELECT image_id, queue, source, queued_at, rank_at, claimed_by, claimed_until, uploader,"
-        " CASE WHEN queue <> 'audit' THEN label END AS label,"
-        " CASE WHEN queue <> 'audit' THEN distance END AS distance"
-        f" FROM moderation.review_queue WHERE {' AND '.join(where) or 'true'}"  # noqa: S608 - constants
-        f" ORDER BY rank_at, image_id LIMIT {ROWS + 1}"
-    )
+    # Conditions are the program's own; what was chosen are their parameters.
+    query = f"""
+        SELECT image_id, queue, source, queued_at, rank_at, claimed_by, claimed_until,
+            CASE WHEN queue <> 'audit' THEN label END AS label,
+            CASE WHEN queue <> 'audit' THEN distance END AS distance
+        FROM moderation.review_queue WHERE {" AND ".join(where) or "true"}
+        ORDER BY rank_at, image_id LIMIT {ROWS + 1}
+    """  # noqa: S608
     with moderator.desk() as desk:
         summary = desk.rows("SELECT * FROM moderation.queue_summary()")
         rows = desk.rows(query, **values)

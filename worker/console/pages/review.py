@@ -98,7 +98,7 @@ def close_appeal(
     choice: Annotated[str, Form()],
     note: Annotated[str, Form()] = "",
 ) -> Response:
-    """Close an appeal as "upheld", "dropped", or "overturned" with the code of a reason after it."""
+    """Close an appeal: "upheld", "dropped", or "overturned" with the code of a reason."""
     outcome, _, reason = choice.partition(" ")
     with moderator.desk() as desk:
         desk.value(
@@ -113,7 +113,7 @@ def close_appeal(
 
 
 _JUDGING = {
-    name: f"SELECT moderation.{name}(:image, :decision, :reason, :note)"  # noqa: S608 - constants
+    name: f"SELECT moderation.{name}(:image, :decision, :reason, :note)"
     for name in ("decide", "undo", "opinion")
 }
 
