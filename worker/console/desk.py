@@ -12,11 +12,11 @@ from detection.errors import UnlatentError
 from worker.database.engine import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
     from uuid import UUID
 
     import psycopg
-    from sqlalchemy import Connection, Engine, RowMapping
+    from sqlalchemy import Connection, Engine
 
 #: SQLSTATEs (PostgreSQL's manual, appendix A) that our functions raise, as HTTP's status.
 _STATUS = {"42501": 403, "P0002": 404, "02000": 404, "55000": 409, "22023": 422}
@@ -61,19 +61,20 @@ class Desk:
             sources=None if row["every_source"] else tuple(row["sources"]),
         )
 
-    def rows(self, query: str, **values: object) -> Sequence[RowMapping]:
+    def rows(self, query: str, **values: object) -> list[dict[str, Any]]:
         """Run one query and return its rows by the names of their columns."""
-        return self._connection.execute(text(query), values).mappings().all()
+        return [dict(row) for row in self._connection.execute(text(query), values).mappings()]
 
-    def first(self, query: str, **values: object) -> RowMapping | None:
+    def first(self, query: str, **values: object) -> dict[str, Any] | None:
         """Run one query and return its first row."""
-        return self._connection.execute(text(query), values).mappings().first()
+        row = self._connection.execute(text(query), values).mappings().first()
+        return None if row is None else dict(row)
 
     def value(self, query: str, **values: object) -> Any:
         """Run one query and return the first value of its first row."""
         return self._connection.execute(text(query), values).scalar()
 
-    def image(self, image: UUID) -> Mapping[str, Any]:
+    def image(self, image: UUID) -> dict[str, Any]:
         """Return what is known of an image; raises `Refused` for one that is not to be seen."""
         found = self.first("SELECT * FROM moderation.image_facts(:image)", image=image)
         if found is None:

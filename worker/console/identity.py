@@ -213,8 +213,8 @@ class _Failures:
 
     def too_many(self, name: str) -> bool:
         with self._lock:
-            at = self._at.get(name, ())
-            return len(at) == TRIES and self._clock() - at[0] < WINDOW_S
+            at = self._at.get(name)
+            return at is not None and len(at) == TRIES and self._clock() - at[0] < WINDOW_S
 
 
 def _asked_for_password(error: LedgerUnavailable) -> bool:
