@@ -132,6 +132,7 @@ BEGIN
             ('opinions', 'How many second opinions there are on images that somebody decided.'),
             ('agreed', 'How many of them say what the decision says.'),
             ('agreement_rate', 'agreed / opinions.'),
+            ('kappa', 'Cohen''s kappa: agreement beyond chance; 1 is full, 0 is chance.'),
             ('appeal_id', 'The appeal.'),
             ('status', 'open, upheld, overturned or dropped.'),
             ('opened_at', 'When it was opened.'),

@@ -230,13 +230,28 @@ WHERE VISIBLE(i.source) AND (o.moderator = CALLER OR EXISTS (
     SELECT FROM app.moderators m WHERE m.moderator = CALLER AND m.lead
 ));
 
+-- Cohen's kappa (Cohen, "A Coefficient of Agreement for Nominal Scales", 1960): agreement beyond
+-- what the shares of the three answers on both sides would give by chance.
 CREATE OR REPLACE VIEW moderation.agreement WITH (security_barrier) AS
+WITH counted AS (
+    SELECT
+        o.source, o.blind, count(*) AS opinions, count(*) FILTER (WHERE o.agrees) AS agreed,
+        (
+            count(*) FILTER (WHERE o.decision = 'real')::float8
+                * count(*) FILTER (WHERE o.decided = 'real')
+            + count(*) FILTER (WHERE o.decision = 'generated')::float8
+                * count(*) FILTER (WHERE o.decided = 'generated')
+            + count(*) FILTER (WHERE o.decision = 'unsure')::float8
+                * count(*) FILTER (WHERE o.decided = 'unsure')
+        ) / count(*) ^ 2 AS by_chance
+    FROM moderation.opinions o
+    WHERE o.decision_id IS NOT NULL
+    GROUP BY o.source, o.blind
+)
 SELECT
-    o.source, o.blind, count(*) AS opinions, count(*) FILTER (WHERE o.agrees) AS agreed,
-    avg(o.agrees::int)::float8 AS agreement_rate
-FROM moderation.opinions o
-WHERE o.decision_id IS NOT NULL
-GROUP BY o.source, o.blind;
+    c.source, c.blind, c.opinions, c.agreed, c.agreed::float8 / c.opinions AS agreement_rate,
+    (c.agreed::float8 / c.opinions - c.by_chance) / nullif(1 - c.by_chance, 0) AS kappa
+FROM counted c;
 
 CREATE OR REPLACE VIEW moderation.appeals WITH (security_barrier) AS
 SELECT
