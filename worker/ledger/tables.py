@@ -68,6 +68,12 @@ class Image(Base):
         ),
         Index("ix_images_created_at", "created_at"),
         Index(
+            "ix_images_uploader",
+            "uploader",
+            "created_at",
+            postgresql_where=text("uploader IS NOT NULL"),
+        ),
+        Index(
             "ix_images_kept",
             "created_at",
             "id",

@@ -8,6 +8,7 @@ BEGIN
         SELECT * FROM (VALUES
             ('verdicts', 'The champion''s current verdict on each image, newest first.'),
             ('review_queue', 'Images that wait for a person, most urgent first.'),
+            ('queue_summary', 'How many images wait, by queue and source, and since when.'),
             ('image_history', 'Everything that happened to an image, in time order.'),
             ('decisions', 'What people decided, and what verdict they saw.'),
             ('opinions', 'Second opinions: your own; for leads everybody''s.'),

@@ -118,6 +118,13 @@ LEFT JOIN LATERAL (
 WHERE r.closed_at IS NULL AND VISIBLE(r.source)
 ORDER BY r.rank_at;
 
+-- Counts alone, so that no image is looked up for them.
+CREATE OR REPLACE VIEW moderation.queue_summary WITH (security_barrier) AS
+SELECT r.queue, r.source, count(*) AS open_reviews, min(r.queued_at) AS oldest_review
+FROM app.reviews r
+WHERE r.closed_at IS NULL AND VISIBLE(r.source)
+GROUP BY r.source, r.queue;
+
 CREATE OR REPLACE VIEW moderation.image_history WITH (security_barrier) AS
 SELECT h.image_id, i.source, h.at, h.event, h.actor, h.summary, h.detail
 FROM (
@@ -209,10 +216,13 @@ SELECT
     v.label, v.score, v.tier, v.model_version, d.claimed_at, d.created_at,
     extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision, d.blind
 FROM app.decisions d
-JOIN app.images i ON i.id = d.image_id
-LEFT JOIN app.verdicts v ON v.id = d.verdict_id
-LEFT JOIN app.reason_codes c ON c.code = d.reason_code
-WHERE VISIBLE(i.source);
+CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = d.image_id OFFSET 0) i
+LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = d.verdict_id OFFSET 0) v ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM app.reason_codes x WHERE x.code = d.reason_code OFFSET 0
+) c ON true
+WHERE VISIBLE(i.source)
+ORDER BY d.id DESC;
 
 -- Second opinions: one's own; for leads everybody's, for whoever still judges must not know them.
 CREATE OR REPLACE VIEW moderation.opinions WITH (security_barrier) AS

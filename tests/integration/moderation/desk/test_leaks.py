@@ -65,6 +65,26 @@ def test_reach_counts_the_uploads_of_one_source(
     assert ranks[moved] == ranks[here[0]]
 
 
+def test_what_else_somebody_sent_is_told_of_ones_own_sources(
+    desk: Callable[..., Any], scored: Callable[..., UUID]
+) -> None:
+    """The newest first, with what was said of them; nothing of other sources and of nobody."""
+    first, second = scored(0.97), scored(0.1)
+    elsewhere = scored(0.97, source="forum")
+    scored(uploader="bob@example.com")
+    nameless = scored(uploader=None)
+    scored(uploader=None)
+    one, everybody = desk("web"), desk()
+    everybody.value("SELECT moderation.decide(%s, 'real', 'real_edited')", first)
+    found = "SELECT image_id, label, decision FROM moderation.same_uploader(%s)"
+    assert one.rows(found, second) == [(first, "generated", "real")]
+    assert everybody.rows(found, second) == [
+        (elsewhere, "generated", None),
+        (first, "generated", "real"),
+    ]
+    assert one.rows(found, nameless) == []
+
+
 #: Calls with an argument missing, and a part of what is said.
 MISSING = (
     ("claim(NULL)", "name an image"),
@@ -90,6 +110,8 @@ MISSING = (
     ("similar_images(NULL)", "name an image"),
     ("similar_images('{0}', NULL)", "the distance is"),
     ("similar_images('{0}', 31, NULL)", "the count 1 to 1000"),
+    ("same_uploader(NULL)", "name an image"),
+    ("same_uploader('{0}', NULL)", "the count is 1 to 1000"),
     ("place_hold(NULL, 'court')", "name an image"),
     ("place_hold('{0}', NULL)", "with a reason"),
     ("place_hold('{0}', ' ')", "with a reason"),

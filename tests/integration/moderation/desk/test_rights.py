@@ -46,6 +46,7 @@ CALLS = (
     ("open_appeal", "open_appeal('{free}')", (), OK, OK),
     ("close_appeal", "close_appeal('{appeal}', 'upheld')", (), OK, OK),
     ("similar_images", "similar_images('{free}')", (), NOTHING, NOTHING),
+    ("same_uploader", "same_uploader('{free}')", (), OK, OK),
     ("place_hold", "place_hold('{free}', 'court')", (), REFUSED, OK),
     ("lift_hold", "lift_hold('{held}', 'over')", (), REFUSED, OK),
     ("request_erasure", "request_erasure('{free}', 'asked')", (), REFUSED, OK),
