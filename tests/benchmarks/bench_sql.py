@@ -25,6 +25,9 @@ IMAGE = "00000000-0000-4000-8000-000000000101"
 QUERIES = {
     "review_queue, first page": "SELECT * FROM moderation.review_queue LIMIT 50",
     "claim_next(10)": "SELECT * FROM moderation.claim_next(10)",
+    "queue_summary": "SELECT * FROM moderation.queue_summary",
+    "same_uploader": f"SELECT * FROM moderation.same_uploader('{IMAGE}')",  # noqa: S608 - constant
+    "open_image": f"SELECT * FROM moderation.open_image('{IMAGE}')",  # noqa: S608 - constant
     "image_history of one image": (
         f"SELECT * FROM moderation.image_history WHERE image_id = '{IMAGE}'"  # noqa: S608 - constant
     ),

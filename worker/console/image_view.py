@@ -68,7 +68,7 @@ def view_of(desk: Desk, image: UUID, *, hide: bool = False) -> dict[str, Any]:
         known |= {
             "verdict": desk.first(_VERDICT, image=image),
             "history": desk.rows(_HISTORY, image=image),
-            "beside": desk.rows("SELECT * FROM moderation.uploads_beside(:image)", image=image),
+            "beside": desk.rows("SELECT * FROM moderation.same_uploader(:image)", image=image),
             "similar": desk.rows(
                 "SELECT * FROM moderation.similar_images(:image, 31, :most)",
                 image=image,

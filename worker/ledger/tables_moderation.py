@@ -101,9 +101,9 @@ class Review(Base):
             postgresql_where=text("closed_at IS NULL"),
         ),
         Index(
-            "ix_reviews_open_cell",
-            "queue",
+            "ix_reviews_open_counts",
             "source",
+            "queue",
             "queued_at",
             postgresql_where=text("closed_at IS NULL"),
         ),

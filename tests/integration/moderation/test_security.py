@@ -254,6 +254,7 @@ def test_sources_limit_every_view_and_function(
         "open_appeal(%s)",
         "request_review(%s)",
         "similar_images(%s)",
+        "same_uploader(%s)",
         "place_hold(%s, 'mine')",
         "lift_hold(%s, 'mine')",
         "request_erasure(%s, 'mine')",

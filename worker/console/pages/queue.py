@@ -55,7 +55,7 @@ def queue(request: Request, moderator: SignedIn, filters: Annotated[Filters, Que
         ORDER BY rank_at, image_id LIMIT {ROWS + 1}
     """  # noqa: S608
     with moderator.desk() as desk:
-        summary = desk.rows("SELECT * FROM moderation.queue_summary()")
+        summary = desk.rows("SELECT * FROM moderation.queue_summary ORDER BY queue, source")
         rows = desk.rows(query, **values)
         me = desk.me
     shown = rows[:ROWS]

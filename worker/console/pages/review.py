@@ -37,7 +37,7 @@ def review(request: Request, moderator: SignedIn) -> Response:
         values: dict[str, Any] = {"me": desk.me, "recent": desk.rows(_RECENT, me=desk.me.name)}
         if not claims:
             queue, source = _taking(request)
-            summary = desk.rows("SELECT * FROM moderation.queue_summary()")
+            summary = desk.rows("SELECT * FROM moderation.queue_summary ORDER BY queue, source")
             return page(request, "idle.html", summary=summary, queue=queue, source=source, **values)
         values |= {"claim": claims[0], **view_of(desk, claims[0]["image_id"])}
     layers = request.app.state.pictures.layers_of(values["facts"])

@@ -8,6 +8,7 @@ BEGIN
         SELECT * FROM (VALUES
             ('verdicts', 'The champion''s current verdict on each image, newest first.'),
             ('review_queue', 'Images that wait for a person, most urgent first.'),
+            ('queue_summary', 'How many images wait, by queue and source, and since when.'),
             ('image_history', 'Everything that happened to an image, in time order.'),
             ('decisions', 'What people decided, and what verdict they saw.'),
             ('opinions', 'Second opinions: your own; for leads everybody''s.'),
@@ -134,6 +135,7 @@ BEGIN
             ('opinions', 'How many second opinions there are on images that somebody decided.'),
             ('agreed', 'How many of them say what the decision says.'),
             ('agreement_rate', 'agreed / opinions.'),
+            ('kappa', 'Cohen''s kappa: agreement beyond chance; 1 is full, 0 is chance.'),
             ('appeal_id', 'The appeal.'),
             ('status', 'open, upheld, overturned or dropped.'),
             ('opened_at', 'When it was opened.'),

@@ -293,6 +293,8 @@ DECLARE
     held app.claims;
     ends timestamptz;
 BEGIN
+    -- Whoever claims the image next holds its row of the queue meanwhile.
+    PERFORM FROM app.reviews r WHERE r.image_id = found_image.id FOR UPDATE;
     SELECT * INTO held FROM app.claims c
     WHERE c.image_id = found_image.id AND c.closed_at IS NULL AND c.moderator = who.moderator
       AND c.until > clock_timestamp();

@@ -89,6 +89,37 @@ BEGIN
 END
 $$;
 
+-- What else the uploader of an image sent to sources that the caller sees, the newest first.
+CREATE OR REPLACE FUNCTION moderation.same_uploader(image uuid, most integer DEFAULT 10)
+RETURNS TABLE (
+    image_id uuid, source text, state text, uploaded_at timestamptz, label text, score float8,
+    distance float8, tier text, decision text
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    who app.moderators := app.me();
+    asked app.images := app.seen_image(who, image);
+BEGIN
+    IF most IS NULL OR most NOT BETWEEN 1 AND 1000 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'the count is 1 to 1000';
+    END IF;
+    RETURN QUERY
+        SELECT i.id, i.source, i.state, coalesce(i.uploaded_at, i.created_at), v.label, v.score,
+            v.distance, v.tier, d.decision
+        FROM (
+            SELECT * FROM app.images x
+            WHERE x.uploader = asked.uploader AND x.id <> asked.id
+              AND (who.every_source OR x.source = ANY (who.sources))
+            ORDER BY x.created_at DESC
+            LIMIT most
+        ) i
+        CROSS JOIN LATERAL app.current_verdict(i.id) v
+        CROSS JOIN LATERAL app.last_decision(i.id) d
+        ORDER BY i.created_at DESC;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION moderation.place_hold(image uuid, reason text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE

@@ -120,6 +120,13 @@ LEFT JOIN LATERAL (
 WHERE r.closed_at IS NULL AND VISIBLE(r.source)
 ORDER BY r.rank_at;
 
+-- Counts alone, so that no image is looked up for them.
+CREATE OR REPLACE VIEW moderation.queue_summary WITH (security_barrier) AS
+SELECT r.queue, r.source, count(*) AS open_reviews, min(r.queued_at) AS oldest_review
+FROM app.reviews r
+WHERE r.closed_at IS NULL AND VISIBLE(r.source)
+GROUP BY r.source, r.queue;
+
 CREATE OR REPLACE VIEW moderation.image_history WITH (security_barrier) AS
 SELECT h.image_id, i.source, h.at, h.event, h.actor, h.summary, h.detail
 FROM (
@@ -211,10 +218,13 @@ SELECT
     v.label, v.score, v.tier, v.model_version, d.claimed_at, d.created_at,
     extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision, d.blind
 FROM app.decisions d
-JOIN app.images i ON i.id = d.image_id
-LEFT JOIN app.verdicts v ON v.id = d.verdict_id
-LEFT JOIN app.reason_codes c ON c.code = d.reason_code
-WHERE VISIBLE(i.source);
+CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = d.image_id OFFSET 0) i
+LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = d.verdict_id OFFSET 0) v ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM app.reason_codes x WHERE x.code = d.reason_code OFFSET 0
+) c ON true
+WHERE VISIBLE(i.source)
+ORDER BY d.id DESC;
 
 -- Second opinions: one's own; for leads everybody's, for whoever still judges must not know them.
 CREATE OR REPLACE VIEW moderation.opinions WITH (security_barrier) AS
@@ -232,13 +242,28 @@ WHERE VISIBLE(i.source) AND (o.moderator = CALLER OR EXISTS (
     SELECT FROM app.moderators m WHERE m.moderator = CALLER AND m.lead
 ));
 
+-- Cohen's kappa (Cohen, "A Coefficient of Agreement for Nominal Scales", 1960): agreement beyond
+-- what the shares of the three answers on both sides would give by chance.
 CREATE OR REPLACE VIEW moderation.agreement WITH (security_barrier) AS
+WITH counted AS (
+    SELECT
+        o.source, o.blind, count(*) AS opinions, count(*) FILTER (WHERE o.agrees) AS agreed,
+        (
+            count(*) FILTER (WHERE o.decision = 'real')::float8
+                * count(*) FILTER (WHERE o.decided = 'real')
+            + count(*) FILTER (WHERE o.decision = 'generated')::float8
+                * count(*) FILTER (WHERE o.decided = 'generated')
+            + count(*) FILTER (WHERE o.decision = 'unsure')::float8
+                * count(*) FILTER (WHERE o.decided = 'unsure')
+        ) / count(*) ^ 2 AS by_chance
+    FROM moderation.opinions o
+    WHERE o.decision_id IS NOT NULL
+    GROUP BY o.source, o.blind
+)
 SELECT
-    o.source, o.blind, count(*) AS opinions, count(*) FILTER (WHERE o.agrees) AS agreed,
-    avg(o.agrees::int)::float8 AS agreement_rate
-FROM moderation.opinions o
-WHERE o.decision_id IS NOT NULL
-GROUP BY o.source, o.blind;
+    c.source, c.blind, c.opinions, c.agreed, c.agreed::float8 / c.opinions AS agreement_rate,
+    (c.agreed::float8 / c.opinions - c.by_chance) / nullif(1 - c.by_chance, 0) AS kappa
+FROM counted c;
 
 CREATE OR REPLACE VIEW moderation.appeals WITH (security_barrier) AS
 SELECT
