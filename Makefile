@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql bench-console console-screenshots fuzz-events fuzz-images bundle clean
+.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql console-screenshots fuzz-events fuzz-images bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,13 +92,10 @@ bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a C
 bench-pairs: venv ## Compare the cost of an aligned pair and of a generated image by BUNDLE
 	$(BIN)/python -m tests.benchmarks.bench_pairs $(if $(BUNDLE),--bundle "$(BUNDLE)")
 
-bench-console: venv ## Time the console's pages on ROWS generated verdicts (5 million unless set)
-	$(BIN)/python -m tests.benchmarks.bench_console --rows $(or $(ROWS),5000000)
-
 console-screenshots: venv ## Take docs/images of a running `unlatent demo --console`, with its PASSWORD
-	$(BIN)/python -m tests.support.console_screenshots --password "$(PASSWORD)"
+	$(BIN)/python -m tests.support.console.screenshots --password "$(PASSWORD)"
 
-bench-sql: venv ## Time the moderators' queries on ROWS generated verdicts (5 million unless set)
+bench-sql: venv ## Time the moderators' queries and the console's pages on ROWS generated verdicts (5 million unless set)
 	$(BIN)/python -m tests.benchmarks.bench_sql --rows $(or $(ROWS),5000000)
 
 bench-scale: venv ## Measure what an image costs every component with 1, 2, 4 and 8 workers

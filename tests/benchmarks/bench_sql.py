@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from tests.support.console.page_times import page_times
 from tests.support.sql_scale import generate
 from worker.database.engine import migrate
 from worker.localstack import LocalStack
@@ -96,7 +97,7 @@ def bench(stack: LocalStack, rows: int, times: int) -> None:
         tell(f"{rows} verdicts generated in {time.perf_counter() - start:.0f} s")
         superuser.execute("CREATE ROLE bench LOGIN PASSWORD 'bench' IN ROLE moderator")
         superuser.execute(
-            "INSERT INTO app.moderators (moderator, every_source) VALUES ('bench', true)"
+            "INSERT INTO app.moderators (moderator, every_source, lead) VALUES ('bench', true, true)"
         )
         address = psycopg.conninfo.make_conninfo(
             stack.postgres.dsn(DATABASE), user="bench", password="bench"
@@ -107,6 +108,14 @@ def bench(stack: LocalStack, rows: int, times: int) -> None:
                     raise SystemExit(f"{name}: no rows, so nothing to measure")
                 took = median_ms(lambda query=query: moderator.execute(query).fetchall(), times)
                 tell(f"{name:<40} median {took:7.2f} ms")
+        for page, took in page_times(
+            stack,
+            name="bench",
+            password="bench",
+            image=IMAGE,
+            measure=lambda work: median_ms(work, times),
+        ):
+            tell(f"{page:<40} median {took:7.2f} ms")
         for name, setting in (("bare", "replica"), ("with policy, queue and keys", "origin")):
             superuser.execute(f"SET session_replication_role = {setting}")
             tell(f"insert of {BATCH} verdicts, {name}: {compare_inserts(superuser, times)}")

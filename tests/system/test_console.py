@@ -20,7 +20,7 @@ from tests.integration.console.conftest import (
     stored,
     superuser,
 )
-from tests.support.console_browser import Browser, serving
+from tests.support.console.browser import Browser, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -51,13 +51,11 @@ def behind_proxy(
 
 
 def _ask(app: FastAPI, address: str, headers: list[tuple[str, str]]) -> TestClient:
-    return TestClient(
-        app,
-        base_url=f"https://{HOST}",
-        headers=[*SAME_ORIGIN.items(), *headers],
-        client=(address, 4711),
-        follow_redirects=False,
+    client = TestClient(
+        app, base_url=f"https://{HOST}", client=(address, 4711), follow_redirects=False
     )
+    client.headers = [*SAME_ORIGIN.items(), *headers]
+    return client
 
 
 def test_a_proxy_names_the_moderator_and_the_audit_says_so(

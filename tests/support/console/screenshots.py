@@ -1,4 +1,4 @@
-"""Pictures of the console for the documents: `python -m tests.support.console_screenshots --help`.
+"""Pictures of the console for the documents: `python -m tests.support.console.screenshots --help`.
 
 They are taken of what `unlatent demo --console` left running, so that they show its pictures only.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.support.console_browser import Browser
+from tests.support.console.browser import Browser
 
 #: README's first picture must load quickly.
 MAX_BYTES = 300_000
