@@ -97,7 +97,8 @@ def bench(stack: LocalStack, rows: int, times: int) -> None:
         tell(f"{rows} verdicts generated in {time.perf_counter() - start:.0f} s")
         superuser.execute("CREATE ROLE bench LOGIN PASSWORD 'bench' IN ROLE moderator")
         superuser.execute(
-            "INSERT INTO app.moderators (moderator, every_source, lead) VALUES ('bench', true, true)"
+            "INSERT INTO app.moderators (moderator, every_source, lead)"
+            " VALUES ('bench', true, true)"
         )
         address = psycopg.conninfo.make_conninfo(
             stack.postgres.dsn(DATABASE), user="bench", password="bench"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from sqlalchemy import exc, text
 
 from detection.errors import UnlatentError
-from worker.database.engine import transaction
+from worker.database.engine import LedgerUnavailable, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,8 +95,10 @@ def open_desk(engine: Engine, *, caller: str | None = None) -> Iterator[Desk]:
                     text("SELECT set_config('unlatent.caller', :name, true)"), {"name": caller}
                 )
             yield Desk(connection)
-    except exc.DBAPIError as error:
-        refused = _refused(error)
+    except (exc.DBAPIError, LedgerUnavailable) as error:
+        # The driver counts refusals for an object's state among the errors of operation.
+        cause = error.__cause__ if isinstance(error, LedgerUnavailable) else error
+        refused = _refused(cause) if isinstance(cause, exc.DBAPIError) else None
         if refused is None:
             raise
         raise refused from error

@@ -141,7 +141,7 @@ class Pictures:
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:
     """Encode pixels, uint8 (H, W, 3), as a JPEG of at most `MAX_SIDE` pixels a side."""
-    factor = max(pixels.shape[:2]) // MAX_SIDE
+    factor = min(max(pixels.shape[:2]) // MAX_SIDE, *pixels.shape[:2])
     if factor > 1:  # in whole blocks first: Pillow would copy all of it, at four bytes a pixel
         height, width = (side // factor for side in pixels.shape[:2])
         blocks = pixels[: height * factor, : width * factor]

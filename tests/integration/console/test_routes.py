@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 CHOICE = {"choice": "generated generated_artefacts"}
 WHY = {"note": "why"}
-CLAIM = "SELECT moderation.claim(%s)"
 DECIDE = "SELECT moderation.decide(%s, 'real', 'real_original')"
 APPEAL = "SELECT moderation.open_appeal(%s)"
 
@@ -80,7 +79,7 @@ CASES = {
     "POST /images/{image}/opinion": form(**CHOICE),
     "POST /images/{image}/change": form(**CHOICE, before=DECIDE),
     "POST /images/{image}/claim": form(),
-    "POST /images/{image}/extend": form(before=CLAIM, moderator=303),
+    "POST /images/{image}/extend": form(409, 409),  # nobody holds it
     "POST /images/{image}/release": form(),
     "POST /images/{image}/appeal": form(**WHY),
     "POST /images/{image}/review": form(**WHY),

@@ -43,7 +43,9 @@ def page_times(
     pool = DecodePool(settings.intake)
     with (
         closing(DatabaseLogin(settings.postgres, idle_s=3600)) as identity,
-        closing(Pictures(MemoryStorage(), pool, max_bytes=settings.intake.max_bytes)) as pictures,
+        closing(
+            Pictures(MemoryStorage(["uploads"]), pool, max_bytes=settings.intake.max_bytes)
+        ) as pictures,
         TestClient(
             build_app(identity, pictures),
             base_url="https://console.example",
