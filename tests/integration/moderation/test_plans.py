@@ -67,7 +67,7 @@ PLANS = {
     ),
     "a moderator's last decisions": (
         (
-            "SELECT * FROM moderation.decisions WHERE moderator = 'm' "
+            "SELECT * FROM moderation.decisions WHERE moderator = 'kim' "
             "ORDER BY decision_id DESC LIMIT 5"
         ),
         {"ix_decisions_moderator", "pk_images"},
