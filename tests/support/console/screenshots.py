@@ -19,11 +19,11 @@ MAX_BYTES = 300_000
 
 
 def take(browser: Browser, path: Path) -> None:
-    """Store what the browser shows as a PNG of a palette."""
+    """Store what the browser shows as a PNG."""
     loaded = "return [...document.images].every((image) => image.complete)"
     browser.until(lambda: browser.driver.execute_script(loaded))
     picture = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
-    picture.quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.save(path, optimize=True)
     if path.stat().st_size > MAX_BYTES:
         raise SystemExit(f"{path} has {path.stat().st_size} bytes, more than {MAX_BYTES}")
 
@@ -48,7 +48,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with closing(Browser(given.address.rstrip("/"))) as browser:
         browser.sign_in(given.name, given.password)
-        choose(browser, blur="none", theme="light")
+        choose(browser, theme="light")
         browser.leaving(lambda: browser.press("c"))
         # One with something to look at: what the tiles or the map decided.
         while not browser.has(".layer"):
@@ -56,10 +56,7 @@ def main() -> None:
         browser.press("t", "m")
         take(browser, given.out / "console-review.png")
         choose(browser, theme="dark")
-        browser.press("t", "m")
         take(browser, given.out / "console-review-dark.png")
-        browser.open("/queue")
-        take(browser, given.out / "console-queue-dark.png")
         choose(browser, theme="light")
         browser.open("/queue")
         take(browser, given.out / "console-queue.png")
