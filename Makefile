@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql fuzz-events fuzz-images bundle clean
+.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql console-screenshots fuzz-events fuzz-images bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,9 +31,9 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 
 lock: venv ## Resolve pyproject.toml into requirements.lock, and the images' parts of it
 	$(UV_COMPILE) pyproject.toml --extra dev --output-file requirements.lock
-	$(UV_COMPILE) pyproject.toml --extra service --extra tracing --constraint requirements.lock \
+	$(UV_COMPILE) pyproject.toml --extra service --extra console --extra tracing --constraint requirements.lock \
 		--no-annotate --output-file deploy/requirements.lock
-	$(UV_COMPILE) pyproject.toml --extra training --extra tracing --constraint requirements.lock \
+	$(UV_COMPILE) pyproject.toml --extra training --extra console --extra tracing --constraint requirements.lock \
 		--no-annotate --output-file deploy/requirements-training.lock
 	echo hatchling | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
 		--output-file deploy/build.lock
@@ -92,7 +92,10 @@ bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a C
 bench-pairs: venv ## Compare the cost of an aligned pair and of a generated image by BUNDLE
 	$(BIN)/python -m tests.benchmarks.bench_pairs $(if $(BUNDLE),--bundle "$(BUNDLE)")
 
-bench-sql: venv ## Time the moderators' queries on ROWS generated verdicts (5 million unless set)
+console-screenshots: venv ## Take docs/images of a running `unlatent demo --console`, with its PASSWORD
+	$(BIN)/python -m tests.support.console.screenshots --password "$(PASSWORD)"
+
+bench-sql: venv ## Time the moderators' queries and the console's pages on ROWS generated verdicts (5 million unless set)
 	$(BIN)/python -m tests.benchmarks.bench_sql --rows $(or $(ROWS),5000000)
 
 bench-scale: venv ## Measure what an image costs every component with 1, 2, 4 and 8 workers

@@ -12,6 +12,8 @@ BEGIN
         FROM (VALUES
             ('unlatent_owner', 'LOGIN'),
             ('unlatent_app', 'LOGIN'),
+            ('unlatent_operator', 'LOGIN'),
+            ('unlatent_console', 'LOGIN'),
             ('moderator', 'NOLOGIN')
         ) AS roles (name, login)
     LOOP
@@ -26,11 +28,17 @@ BEGIN
         END;
     END LOOP;
 
+    -- An operator may do what the service may, and besides what only people should.
+    GRANT unlatent_app TO unlatent_operator;
+
     -- The owner may create the schemas that later migrations add.
     EXECUTE format(
         'GRANT CONNECT, CREATE, TEMPORARY ON DATABASE %I TO unlatent_owner', current_database()
     );
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO unlatent_app, moderator', current_database());
+    EXECUTE format(
+        'GRANT CONNECT ON DATABASE %I TO unlatent_app, unlatent_operator, unlatent_console, moderator',
+        current_database()
+    );
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
 
     -- Whoever idles in a transaction keeps its locks from the service. Logins do not inherit settings

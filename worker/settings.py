@@ -60,7 +60,8 @@ class Redis(Section):
 class Postgres(Section):
     """The ledger, as the service; migrations ask as its owner.
 
-    The commands of moderators ask as `moderator_url`, where it is set. A statement that was run
+    The commands of moderators ask as `moderator_url`, those that say who moderates and which policy
+    rules as `operator_url`, where these are set. A statement that was run
     `prepare_threshold` times on a connection is prepared on the server; 0 prepares none. Unset, it
     is 5 on a direct connection and 0 behind a pooler.
     """
@@ -68,6 +69,7 @@ class Postgres(Section):
     url: PostgresUrl = SecretStr("postgresql+psycopg://unlatent_app@127.0.0.1:5432/unlatent")
     owner_url: PostgresUrl | None = None
     moderator_url: PostgresUrl | None = None
+    operator_url: PostgresUrl | None = None
     pool_size: int = Field(default=4, ge=1)
     statement_timeout_s: float = Field(default=15.0, gt=0)
     lock_timeout_s: float = Field(default=5.0, gt=0)
@@ -197,6 +199,23 @@ class Moderation(Section):
     check_breakers_every_s: float = Field(default=60.0, gt=0)
 
 
+class Console(Section):
+    """The moderators' pages: where they are served, and who is believed to say who asks.
+
+    Without `proxies` moderators sign in with their database logins, at the database of
+    `UNLATENT_POSTGRES__URL`. With them the name comes in the header `user_header` of a request, and
+    only from a proxy at one of these addresses or networks; the console then asks the database as
+    `url`, the login of role unlatent_console. A session ends after `idle_minutes` without requests.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8600, ge=0, le=65535)
+    idle_minutes: float = Field(default=30.0, gt=0)
+    proxies: tuple[str, ...] = Field(default=(), examples=[["10.0.0.0/8"]])
+    user_header: str = "X-Forwarded-User"
+    url: PostgresUrl | None = None
+
+
 class Webhooks(Section):
     """Where signed messages go; without an address none are written."""
 
@@ -297,6 +316,7 @@ class Settings(BaseSettings):
     observability: Observability = Observability()
     tracing: Tracing = Tracing()
     moderation: Moderation = Moderation()
+    console: Console = Console()
     webhooks: Webhooks = Webhooks()
     retention: Retention = Retention()
     training: Training = Training()

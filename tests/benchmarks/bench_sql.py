@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from tests.support.console.page_times import page_times
 from tests.support.sql_scale import generate
 from worker.database.engine import migrate
 from worker.localstack import LocalStack
@@ -25,6 +26,9 @@ IMAGE = "00000000-0000-4000-8000-000000000101"
 QUERIES = {
     "review_queue, first page": "SELECT * FROM moderation.review_queue LIMIT 50",
     "claim_next(10)": "SELECT * FROM moderation.claim_next(10)",
+    "queue_summary": "SELECT * FROM moderation.queue_summary",
+    "same_uploader": f"SELECT * FROM moderation.same_uploader('{IMAGE}')",  # noqa: S608 - constant
+    "open_image": f"SELECT * FROM moderation.open_image('{IMAGE}')",  # noqa: S608 - constant
     "image_history of one image": (
         f"SELECT * FROM moderation.image_history WHERE image_id = '{IMAGE}'"  # noqa: S608 - constant
     ),
@@ -93,7 +97,8 @@ def bench(stack: LocalStack, rows: int, times: int) -> None:
         tell(f"{rows} verdicts generated in {time.perf_counter() - start:.0f} s")
         superuser.execute("CREATE ROLE bench LOGIN PASSWORD 'bench' IN ROLE moderator")
         superuser.execute(
-            "INSERT INTO app.moderators (moderator, every_source) VALUES ('bench', true)"
+            "INSERT INTO app.moderators (moderator, every_source, lead)"
+            " VALUES ('bench', true, true)"
         )
         address = psycopg.conninfo.make_conninfo(
             stack.postgres.dsn(DATABASE), user="bench", password="bench"
@@ -104,6 +109,14 @@ def bench(stack: LocalStack, rows: int, times: int) -> None:
                     raise SystemExit(f"{name}: no rows, so nothing to measure")
                 took = median_ms(lambda query=query: moderator.execute(query).fetchall(), times)
                 tell(f"{name:<40} median {took:7.2f} ms")
+        for page, took in page_times(
+            stack,
+            name="bench",
+            password="bench",
+            image=IMAGE,
+            measure=lambda work: median_ms(work, times),
+        ):
+            tell(f"{page:<40} median {took:7.2f} ms")
         for name, setting in (("bare", "replica"), ("with policy, queue and keys", "origin")):
             superuser.execute(f"SET session_replication_role = {setting}")
             tell(f"insert of {BATCH} verdicts, {name}: {compare_inserts(superuser, times)}")

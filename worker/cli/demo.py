@@ -24,10 +24,14 @@ def demo(
     bundle: Annotated[
         str | None, typer.Option(help="Embedded bundle's name, or a bundle's folder.")
     ] = None,
+    desk: Annotated[
+        bool, typer.Option("--console", help="Leave it running for a look at the console.")
+    ] = False,
 ) -> None:
     """Start everything, follow images from upload to verdict, show them, stop everything.
 
-    Exits with 0 when every upload ended as it must. Services of your own are left alone.
+    With --console it stops when you press Ctrl-C. Exits with 0 when every upload ended as it
+    must. Services of your own are left alone.
     """
     begun = time.monotonic()
     from rich.console import Console
@@ -38,7 +42,7 @@ def demo(
     if bundle is not None:
         scoring = settings.scoring.model_copy(update={"bundle": bundle})
         settings = settings.model_copy(update={"scoring": scoring})
-    if not run_demo(settings, folder=folder, out=out, console=Console(), begun=begun):
+    if not run_demo(settings, folder=folder, out=out, console=Console(), begun=begun, desk=desk):
         raise typer.Exit(1)
 
 

@@ -77,32 +77,40 @@ def review(
     context: typer.Context,
     claim: Annotated[int, typer.Option(help="Claim so many images.", min=0, max=100)] = 0,
     queue: Annotated[Queue | None, typer.Option(help="Only this queue.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only these sources.")] = None,
+    take: Annotated[UUID | None, typer.Option(help="Claim this image.")] = None,
+    extend: Annotated[UUID | None, typer.Option(help="Hold a claimed image for longer.")] = None,
+    skip: Annotated[UUID | None, typer.Option(help="Leave an image to others.")] = None,
     release: Annotated[UUID | None, typer.Option(help="Give a claimed image back.")] = None,
     request: Annotated[UUID | None, typer.Option(help="Put an image into the queue.")] = None,
+    note: Note = None,
     limit: Limit = 20,
 ) -> None:
-    """Show what waits for a person; claim images, give one back, or ask for one to be reviewed."""
-    if request is not None:
-        queries.print_rows(
-            context,
-            "SELECT moderation.request_review(:image) IS NOT NULL AS requested",
-            {"image": request},
-        )
-        return
-    if release is not None:
-        queries.print_rows(
-            context, "SELECT moderation.release(:image) AS released", {"image": release}
-        )
-        return
+    """Show what waits for a person; claim images, give them back, or ask for one to be reviewed.
+
+    Images of the random audit are claimed blind: what the detector said of them stays empty.
+    """
+    for image, call in (
+        (request, "moderation.request_review(:image) IS NOT NULL AS requested"),
+        (release, "moderation.release(:image) AS released"),
+        (skip, "moderation.skip(:image, :note) IS NOT NULL AS skipped"),
+        (extend, "moderation.extend(:image) AS claimed_until"),
+    ):
+        if image is not None:
+            queries.print_rows(context, f"SELECT {call}", {"image": image, "note": note})
+            return
     columns = f"image_id, queue, source, {_SAID}, claimed_by, image_url, evidence_url"
-    if claim:
-        query = f"SELECT {columns} FROM moderation.claim_next(:claim, :queue)"  # noqa: S608 - a constant
+    if take is not None:
+        rows = "moderation.claim(:take)"
+    elif claim:
+        rows = "moderation.claim_next(:claim, :queue, CAST(:sources AS text[]))"
     else:
-        query = (
-            f"SELECT {columns} FROM moderation.review_queue "  # noqa: S608 - a constant
-            "WHERE (CAST(:queue AS text) IS NULL OR queue = :queue) LIMIT :limit"
+        rows = (
+            "moderation.review_queue WHERE (CAST(:queue AS text) IS NULL OR queue = :queue) "
+            "AND (CAST(:sources AS text[]) IS NULL OR source = ANY (:sources)) LIMIT :limit"
         )
-    queries.print_rows(context, query, {"claim": claim, "queue": queue, "limit": limit})
+    values = {"take": take, "claim": claim, "queue": queue, "sources": source, "limit": limit}
+    queries.print_rows(context, f"SELECT {columns} FROM {rows}", values)  # noqa: S608 - constants
 
 
 @commands.command()
@@ -115,12 +123,22 @@ def decide(
     overturn: Annotated[
         bool, typer.Option("--overturn", help="Replace the decision that stands.")
     ] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Replace what you decided in the last 5 minutes.")
+    ] = False,
+    opinion: Annotated[
+        bool, typer.Option("--opinion", help="Only give a second opinion, which binds nobody.")
+    ] = False,
 ) -> None:
-    """Decide an image, or overturn an earlier decision."""
-    function = "overturn" if overturn else "decide"
+    """Decide an image, overturn an earlier decision, or give a second opinion."""
+    chosen = {"overturn": overturn, "undo": undo, "opinion": opinion}
+    if sum(chosen.values()) > 1:
+        raise typer.BadParameter("--overturn, --undo and --opinion exclude each other")
+    function = next((name for name, wanted in chosen.items() if wanted), "decide")
     queries.print_rows(
         context,
-        f"SELECT moderation.{function}(:image, :decision, :reason, :note) AS decision_id",
+        f"SELECT moderation.{function}(:image, :decision, :reason, :note) AS "
+        f"{'opinion' if opinion else 'decision'}_id",
         {"image": image, "decision": decision, "reason": reason, "note": note},
     )
 
@@ -208,7 +226,7 @@ def preview(
     from worker.moderation import policies
 
     draft = policies.PolicyDraft(source=source, review=review, flag=flag, flag_high=flag_high)
-    with queries.engine(context) as engine:
+    with queries.engine(context, as_operator=True) as engine:
         seen = policies.preview(engine, draft, since=timedelta(days=days))
     typer.echo(f"{seen.verdicts} verdicts, {sum(c.images for c in seen.changes)} change tier")
     for change in seen.changes:
@@ -253,7 +271,7 @@ def set_policy(
         min_flag_share=min_flag_share,
         max_flag_share=max_flag_share,
     )
-    with queries.engine(context) as engine:
+    with queries.engine(context, as_operator=True) as engine:
         typer.echo(f"policy {policies.activate(engine, draft, reason=reason)} is in force")
 
 
@@ -266,7 +284,7 @@ def threshold(
     """Find the lowest score whose false-positive rate surely stays within a budget."""
     from worker.moderation import policies
 
-    with queries.engine(context) as engine:
+    with queries.engine(context, as_operator=True) as engine:
         found = policies.threshold_for(engine, false_positives=false_positives, source=source)
     typer.echo(f"{found:.6f}")
 
@@ -276,7 +294,7 @@ def check(context: typer.Context) -> None:
     """Look now, as beat does regularly, where the share of flags left its band; stop flagging."""
     from worker.moderation.flagging_breaker import check_breakers
 
-    with queries.engine(context) as engine:
+    with queries.engine(context, as_operator=True) as engine:
         trips = check_breakers(engine)
     for trip in trips:
         typer.echo(
@@ -297,7 +315,7 @@ def resume(
     """Let a source flag again after its circuit breaker opened."""
     from worker.moderation.flagging_breaker import resume_flagging
 
-    with queries.engine(context) as engine:
+    with queries.engine(context, as_operator=True) as engine:
         resumed = resume_flagging(engine, source, reason=reason, by=by)
     typer.echo(f"{source} flags again" if resumed else f"nothing was stopped for {source}")
 
@@ -363,12 +381,15 @@ def allow(
     name: Annotated[str, typer.Argument(help="A login that is a member of role moderator.")],
     source: Annotated[list[str] | None, typer.Option(help="Only these; else every one.")] = None,
     lead: Annotated[bool, typer.Option("--lead", help="May overturn, hold and erase.")] = False,
+    sso: Annotated[
+        bool, typer.Option("--sso", help="Comes by single sign-on, under this name; has no login.")
+    ] = False,
 ) -> None:
-    """Let a login moderate."""
+    """Let somebody moderate."""
     from worker.moderation import moderators as people
 
-    with queries.engine(context) as engine:
-        people.allow(engine, name, sources=source, lead=lead)
+    with queries.engine(context, as_operator=True) as engine:
+        people.allow(engine, name, sources=source, lead=lead, sso=sso)
         if not people.idling_is_limited(engine):
             database = engine.url.database
             typer.echo(
@@ -380,12 +401,12 @@ def allow(
 
 @moderators.command()
 def disallow(
-    context: typer.Context, name: Annotated[str, typer.Argument(help="The login.")]
+    context: typer.Context, name: Annotated[str, typer.Argument(help="The moderator.")]
 ) -> None:
-    """Let a login see nothing any more."""
+    """Let a moderator see nothing any more."""
     from worker.moderation import moderators as people
 
-    with queries.engine(context) as engine:
+    with queries.engine(context, as_operator=True) as engine:
         typer.echo("done" if people.disallow(engine, name) else f"{name} was no moderator")
 
 
@@ -394,7 +415,7 @@ def list_moderators(context: typer.Context) -> None:
     """List who may moderate what."""
     from worker.moderation import moderators as people
 
-    with queries.engine(context) as engine:
+    with queries.engine(context, as_operator=True) as engine:
         for one in people.source_grants(engine):
             sources = "every source" if one.sources is None else ", ".join(one.sources)
             typer.echo(f"{one.moderator}: {sources}{' (lead)' if one.lead else ''}")

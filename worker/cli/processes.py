@@ -1,4 +1,4 @@
-"""`unlatent worker`, `bridge`, `beat`, `trainer`: the long-running processes."""
+"""`unlatent worker`, `bridge`, `beat`, `trainer`, `console`: the long-running processes."""
 
 from __future__ import annotations
 
@@ -74,3 +74,15 @@ def trainer(context: typer.Context) -> None:
 
     configure(settings.observability)
     raise typer.Exit(run_trainer(settings))
+
+
+@commands.command()
+def console(context: typer.Context) -> None:
+    """Serve the moderators' pages, until SIGTERM."""
+    settings = cli.of(context).settings()
+    from worker.processes.console import run_console
+    from worker.telemetry.logs import configure
+
+    configure(settings.observability)
+    typer.echo(f"http://{settings.console.host}:{settings.console.port}/", err=True)
+    run_console(settings)

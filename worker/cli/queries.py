@@ -1,6 +1,7 @@
 """Runs one SQL statement for a command and prints its rows as a table; refusals are one line.
 
-What a moderator may see depends on the login; an operator's commands ask as the service.
+What a moderator may see depends on the login; an operator's commands ask as the operator's login
+where the settings name one, else as the service.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def engine(
-    context: typer.Context, *, pool_size: int | None = None, as_moderator: bool = False
+    context: typer.Context,
+    *,
+    pool_size: int | None = None,
+    as_moderator: bool = False,
+    as_operator: bool = False,
 ) -> Iterator[Engine]:
     """Yield connections, at most as many as the settings say unless `pool_size` does.
 
-    They are the service's, or those of the moderator that the settings name, if they do.
+    They are the service's, or the moderator's or operator's where the settings name that login.
 
     What the database refuses becomes one line, without the statement.
     """
@@ -38,8 +43,9 @@ def engine(
     postgres = cli.of(context).settings().postgres
     if pool_size is not None:
         postgres = postgres.model_copy(update={"pool_size": pool_size})
-    if as_moderator and postgres.moderator_url is not None:
-        postgres = postgres.model_copy(update={"url": postgres.moderator_url})
+    login = postgres.moderator_url if as_moderator else postgres.operator_url
+    if login is not None and (as_moderator or as_operator):
+        postgres = postgres.model_copy(update={"url": login})
     built = build_engine(postgres, application_name="unlatent-cli")
     try:
         yield built
@@ -73,10 +79,10 @@ def print_rows(context: typer.Context, query: str, values: dict[str, Any] | None
 
 
 def print_operator_rows(context: typer.Context, query: str) -> None:
-    """Run one statement as the service and print its rows as a table."""
+    """Run one statement as the operator and print its rows as a table."""
     from sqlalchemy import text
 
-    with engine(context) as asked, asked.begin() as connection:
+    with engine(context, as_operator=True) as asked, asked.begin() as connection:
         _print(connection.execute(text(query)))
 
 

@@ -26,7 +26,12 @@ NEWER = "the schema is of a newer release and stays as it is"
 
 
 @commands.command()
-def up(context: typer.Context) -> None:
+def up(
+    context: typer.Context,
+    console: Annotated[
+        bool, typer.Option("--console", help="Start the moderators' console as well.")
+    ] = False,
+) -> None:
     """Start PostgreSQL, Redis and S3 on this machine and migrate the database.
 
     A moderator's login and a bucket for evidence are made, too, so that every command works.
@@ -59,6 +64,10 @@ def up(context: typer.Context) -> None:
         f"-U {MODERATOR} {DATABASE}"
     )
     typer.echo(f"addresses {stack.env_file} (with passwords)")
+    if console:
+        stack.start_console(buckets=buckets)
+        typer.echo(f"console   {stack.console.address}")
+        typer.echo(f"          sign in as {MODERATOR}, password {stack.moderator_password()}")
     if not current:
         typer.echo(NEWER, err=True)
 
@@ -110,6 +119,8 @@ def status(context: typer.Context) -> None:
         process = server.process
         state = "stopped" if process is None else f"127.0.0.1:{server.port} pid {process.pid}"
         typer.echo(f"{server.name:<9} {state}")
+    if stack.console.running:
+        typer.echo(f"console   {stack.console.address}")
     if not stack.running:
         raise typer.Exit(1)
     _warn_of_thresholds(load_settings(stack.env_file))

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 OWNER = "unlatent_owner"
+#: Says who moderates what and sets policies; workers do not need that.
+OPERATOR = "unlatent_operator"
+#: Acts for the moderator whom it names, where people come by single sign-on.
+CONSOLE = "unlatent_console"
 #: The roles that `worker/bootstrap.sql` creates and that grants name.
-ROLES = (OWNER, "unlatent_app", "moderator")
+ROLES = (OWNER, "unlatent_app", OPERATOR, CONSOLE, "moderator")
 
 _COMMAND = "psql --file worker/bootstrap.sql {database}"
 

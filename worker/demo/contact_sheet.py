@@ -97,7 +97,8 @@ def _draw_cell(
     else:
         pixels = _pixels(row.upload.path, limits)
         score = detector.score([pixels])[0]
-        difference, branch = abs(score.probability - row.score), f", by {score.decided_by}"
+        difference = abs(score.probability - row.score)
+        branch = "" if score.outside else f", by {score.decided_by}"
         thumbnail, drawn = clean_and_drawn(make_evidence(pixels, score), SIDE)
         _paste(sheet, (left, top), thumbnail)
         if drawn is None:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import SecretStr
 
 from detection.errors import UnlatentError
-from worker.database.engine import migrate
+from worker.database.engine import connect, migrate
 from worker.localstack import LocalStack
 from worker.localstack.processes import LocalStackError, Server, wait_until
+from worker.localstack.stack import MODERATOR
+from worker.moderation.moderators import allow
 from worker.settings import S3, Redis, Settings, child_environment
 from worker.telemetry.health import READY
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 BUCKET = "uploads"
+EVIDENCE = "evidence"
 READY_TIMEOUT_S = 180.0
 
 
@@ -107,10 +110,16 @@ class Deployment:
     """
 
     def __init__(
-        self, settings: Settings, *, logs: Path, kinds: tuple[type[CommandServer], ...] = SERVICE
+        self,
+        settings: Settings,
+        *,
+        logs: Path,
+        kinds: tuple[type[CommandServer], ...] = SERVICE,
+        evidence: bool = False,
     ) -> None:
         self.stack = LocalStack.temporary()
         self._kinds = kinds
+        self._buckets = (BUCKET, EVIDENCE) if evidence else (BUCKET,)
         self._logs = logs
         self._exits = ExitStack()
         self.settings = settings
@@ -118,7 +127,7 @@ class Deployment:
 
     def __enter__(self) -> Self:
         with ExitStack() as exits:
-            self.stack.start(buckets=(BUCKET, self.settings.training.bucket))
+            self.stack.start(buckets=(*self._buckets, self.settings.training.bucket))
             exits.callback(self.stack.stop)
             migrate(self.stack.owner_url())
             self.settings = self._pointed_here(self.settings)
@@ -162,6 +171,16 @@ class Deployment:
             if not command.running:
                 raise DemoError(f"{command.name} ended by itself; its log is {command.log}")
 
+    def start_console(self) -> tuple[str, str, str]:
+        """Start the moderators' console; return its address, and a lead's name and password."""
+        engine = connect(self.stack.database_url(), application_name="unlatent-demo")
+        try:
+            allow(engine, MODERATOR, sources=None, lead=True)
+        finally:
+            engine.dispose()
+        self.stack.start_console(buckets=self._buckets)
+        return self.stack.console.address, MODERATOR, self.stack.moderator_password()
+
     def _pointed_here(self, settings: Settings) -> Settings:
         stack = self.stack
         return settings.model_copy(
@@ -178,7 +197,10 @@ class Deployment:
                     region=stack.s3.region,
                     access_key_id=SecretStr(stack.s3.access_key_id),
                     secret_access_key=SecretStr(stack.s3.secret_access_key),
-                    buckets=(BUCKET,),
+                    buckets=self._buckets,
+                ),
+                "moderation": settings.moderation.model_copy(
+                    update={"evidence_bucket": EVIDENCE if EVIDENCE in self._buckets else None}
                 ),
                 "observability": settings.observability.model_copy(
                     # One port could not serve three processes.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from redis import Redis
@@ -41,11 +42,18 @@ STALL_S = 120.0
 
 
 def run_demo(
-    settings: Settings, *, folder: Path | None, out: Path, console: Console, begun: float
+    settings: Settings,
+    *,
+    folder: Path | None,
+    out: Path,
+    console: Console,
+    begun: float,
+    desk: bool = False,
 ) -> bool:
     """Upload `folder`'s pictures, or the demo's own, and leave what came of them in `out`.
 
-    `begun` is the monotonic time at which the command was given.
+    `begun` is the monotonic time at which the command was given. `desk` also starts the moderators'
+    console and waits for Ctrl-C before it stops everything.
 
     Returns whether every upload ended, and ended as it must. Raises `UnlatentError` when a part of
     the service could not be started, died, or made no progress.
@@ -54,11 +62,12 @@ def run_demo(
     uploads = None if folder is None else own(folder)
     # The bundle is loaded here as well: it makes the demo's images and, at the end, the maps.
     detector = Detector.load(settings.scoring.bundle)
-    with _progress(console) as progress:
-        starting = progress.add_task(
-            "starting PostgreSQL, Redis, S3, worker, bridge, beat", total=2
-        )
-        with Deployment(settings, logs=out / "logs") as deployment:
+    with ExitStack() as exits:
+        with _progress(console) as progress:
+            starting = progress.add_task(
+                "starting PostgreSQL, Redis, S3, worker, bridge, beat", total=2
+            )
+            deployment = exits.enter_context(Deployment(settings, logs=out / "logs", evidence=desk))
             progress.advance(starting)
             if uploads is None:
                 uploads = _own_uploads(detector, out / "images", progress)
@@ -66,17 +75,43 @@ def run_demo(
             progress.advance(starting)
             _upload(uploads, deployment.settings, progress)
             rows = _follow(uploads, deployment, progress)
-        drawing = progress.add_task("drawing the contact sheet", total=1)
-        sheet = out / "contact-sheet.png"
-        difference = draw_sheet(
-            sheet,
-            rows,
-            detector,
-            intake_limits(settings.intake),
-            title=f"unlatent demo, bundle {detector.bundle.manifest.name}"
-            f" {detector.model_version[:12]}: {len(rows)} uploads",
-        )
-        progress.advance(drawing)
+            if not desk:
+                exits.close()
+            sheet, difference = _draw(rows, detector, settings, out, progress)
+        as_expected = _report(rows, detector, out, console, begun, sheet, difference)
+        if desk:
+            _wait_at_console(deployment, console)
+        else:
+            console.print("\nEverything is stopped again.", highlight=False)
+    return as_expected
+
+
+def _draw(
+    rows: Sequence[Row], detector: Detector, settings: Settings, out: Path, progress: Progress
+) -> tuple[Path, float]:
+    drawing = progress.add_task("drawing the contact sheet", total=1)
+    sheet = out / "contact-sheet.png"
+    difference = draw_sheet(
+        sheet,
+        rows,
+        detector,
+        intake_limits(settings.intake),
+        title=f"unlatent demo, bundle {detector.bundle.manifest.name}"
+        f" {detector.model_version[:12]}: {len(rows)} uploads",
+    )
+    progress.advance(drawing)
+    return sheet, difference
+
+
+def _report(
+    rows: Sequence[Row],
+    detector: Detector,
+    out: Path,
+    console: Console,
+    begun: float,
+    sheet: Path,
+    difference: float,
+) -> bool:
     lines = summary(rows, detector.bundle.manifest)
     seconds = time.monotonic() - begun
     as_expected = all(row.as_expected for row in rows)
@@ -95,14 +130,25 @@ def run_demo(
         console.print(f"\n{line}", highlight=False)
     console.print(
         f"\n{len(rows)} uploads, {sum(row.state == State.SCORED for row in rows)} verdicts,"
-        f" {seconds:.0f} s in all; everything is stopped again. The same bytes scored without any"
-        f" service: at most {difference:.1g} apart.",
+        f" {seconds:.0f} s in all. The same bytes scored without any service: at most"
+        f" {difference:.1g} apart.",
         highlight=False,
     )
     # Paths must stay whole for whoever copies them.
     for name, file in (("table as JSON", out / "demo.json"), ("contact sheet", sheet)):
         console.print(f"{name}: {file}", soft_wrap=True, highlight=False)
     return as_expected
+
+
+def _wait_at_console(deployment: Deployment, console: Console) -> None:
+    address, name, password = deployment.start_console()
+    console.print(
+        f"\nConsole: {address}\nsign in as {name}, password {password}\nCtrl-C stops everything.",
+        soft_wrap=True,
+        highlight=False,
+    )
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 @contextmanager

@@ -53,6 +53,12 @@ class Image(Base):
         # Withdrawals find every row of a key, withdrawn ones included.
         Index("ix_images_bucket_key", "bucket", "key"),
         Index("ix_images_sha256", "sha256", postgresql_where=text("sha256 IS NOT NULL")),
+        Index(
+            "ix_images_sha256_source",
+            "sha256",
+            "source",
+            postgresql_where=text("sha256 IS NOT NULL"),
+        ),
         Index("ix_images_pending", "published_at", postgresql_where=text("state = 'pending'")),
         Index("ix_images_waiting", "state_since", postgresql_where=text("state = 'pending'")),
         Index(
@@ -62,6 +68,12 @@ class Image(Base):
             postgresql_where=text("state IN ('failed', 'quarantined')"),
         ),
         Index("ix_images_created_at", "created_at"),
+        Index(
+            "ix_images_uploader",
+            "uploader",
+            "created_at",
+            postgresql_where=text("uploader IS NOT NULL"),
+        ),
         Index(
             "ix_images_kept",
             "created_at",
@@ -279,7 +291,10 @@ class VerdictRow(Base):
 
 
 class Decision(Base):
-    """What a person said of an image, and what they saw when they said it; append-only."""
+    """What a person said of an image, and what they saw when they said it; append-only.
+
+    `blind` says that no function had shown them the verdict.
+    """
 
     __tablename__ = "decisions"
     __table_args__ = (
@@ -287,6 +302,7 @@ class Decision(Base):
         one_of("why_reviewed", ("flagged", "unsure", "audit", "appeal", "report", "requested")),
         Index("ix_decisions_image_id", "image_id"),
         Index("ix_decisions_created_at", "created_at"),
+        Index("ix_decisions_moderator", "moderator", "id"),
     )
 
     id: Mapped[int] = serial()
@@ -300,6 +316,7 @@ class Decision(Base):
     overturns: Mapped[int | None] = mapped_column(ForeignKey("app.decisions.id"))
     claimed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = now()
+    blind: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class AppealEvent(Base):
@@ -368,6 +385,7 @@ class RegressionItem(Base):
     __table_args__ = (
         one_of("label", (Label.REAL, Label.GENERATED)),
         Index("uq_regression_items_image_id", "image_id", unique=True),
+        Index("ix_regression_items_group_key", "group_key"),
     )
 
     id: Mapped[int] = serial()

@@ -100,6 +100,13 @@ class Review(Base):
             "rank_at",
             postgresql_where=text("closed_at IS NULL"),
         ),
+        Index(
+            "ix_reviews_open_counts",
+            "source",
+            "queue",
+            "queued_at",
+            postgresql_where=text("closed_at IS NULL"),
+        ),
         Index("ix_reviews_audited", "source", postgresql_where=text("audit_share IS NOT NULL")),
     )
 
@@ -114,6 +121,41 @@ class Review(Base):
     rank_at: Mapped[datetime]
     claimed_until: Mapped[datetime | None]
     closed_at: Mapped[datetime | None]
+
+
+class Skip(Base):
+    """An image that somebody would rather not look at; the queue gives it to others only."""
+
+    __tablename__ = "skips"
+
+    image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"), primary_key=True)
+    moderator: Mapped[str] = mapped_column(primary_key=True)
+    why: Mapped[str | None]
+    created_at: Mapped[datetime] = now()
+
+
+class Opinion(Base):
+    """A second opinion, which binds nobody; append-only, one of a person on an image.
+
+    `blind` says that no function had shown its author the verdict.
+    """
+
+    __tablename__ = "opinions"
+    __table_args__ = (
+        CheckConstraint("decision IN ('real', 'generated', 'unsure')", name="decision"),
+        Index("uq_opinions_image_id_moderator", "image_id", "moderator", unique=True),
+        Index("ix_opinions_created_at", "created_at"),
+    )
+
+    id: Mapped[int] = serial()
+    image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
+    moderator: Mapped[str]
+    decision: Mapped[str]
+    reason_code: Mapped[str]
+    note: Mapped[str | None]
+    verdict_id: Mapped[int | None] = mapped_column(ForeignKey("app.verdicts.id"))
+    blind: Mapped[bool]
+    created_at: Mapped[datetime] = now()
 
 
 class NearDuplicateKeys(Base):

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from worker.localstack.console import ConsoleServer
 from worker.localstack.folder import claim, is_stack, locked, remove
 from worker.localstack.processes import LOOPBACK, LocalStackError, Server
 from worker.localstack.servers import PostgresServer, S3Server, ValkeyServer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 DATABASE = "unlatent"
 OWNER = "unlatent_owner"
 APP = "unlatent_app"
+OPERATOR = "unlatent_operator"
 MODERATOR = "local_moderator"
 
 
@@ -80,6 +82,10 @@ class LocalStack:
             secret_access_key=self._identity.s3_secret_access_key,
             port=ports.get(S3Server.name),
         )
+        self.console = ConsoleServer(
+            self.folder, settings=self._console_settings, port=ports.get(ConsoleServer.name)
+        )
+        self._console_buckets: tuple[str, ...] = ()
         self._guard: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -127,6 +133,7 @@ class LocalStack:
             "UNLATENT_POSTGRES__URL": self.database_url(),
             "UNLATENT_POSTGRES__OWNER_URL": self.owner_url(),
             "UNLATENT_POSTGRES__MODERATOR_URL": self.moderator_url(),
+            "UNLATENT_POSTGRES__OPERATOR_URL": self.operator_url(),
             "UNLATENT_REDIS__URL": self.redis.url,
             "UNLATENT_S3__ENDPOINT_URL": self.s3.endpoint_url,
             "UNLATENT_S3__REGION": self.s3.region,
@@ -148,20 +155,23 @@ class LocalStack:
 
     def moderator_url(self, database: str = DATABASE) -> str:
         """Return the URL of a moderator's login; what it may see, `moderators.allow` says."""
-        return self.postgres.url(
-            user=MODERATOR, password=self._moderator_password, database=database
-        )
+        password = self._derived_password(MODERATOR)
+        return self.postgres.url(user=MODERATOR, password=password, database=database)
+
+    def operator_url(self, database: str = DATABASE) -> str:
+        """Return the URL of the operator, who says who moderates and which policy rules."""
+        password = self._derived_password(OPERATOR)
+        return self.postgres.url(user=OPERATOR, password=password, database=database)
 
     @property
     def password_file(self) -> Path:
         """The moderator's password, as libpq's PGPASSFILE, readable by its user only."""
         return self.folder / "pgpass"
 
-    @property
-    def _moderator_password(self) -> str:
+    def _derived_password(self, role: str) -> str:
         # Derived and not kept, so that a stack of an earlier release has one, too.
         key = self._identity.superuser_password.encode()
-        return hmac.new(key, MODERATOR.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(key, role.encode(), hashlib.sha256).hexdigest()
 
     def start(
         self, *, buckets: Sequence[str] = ("uploads",), settings: Mapping[str, str] | None = None
@@ -201,8 +211,23 @@ class LocalStack:
             )
             _write_private(
                 self.password_file,
-                f"{LOOPBACK}:{self.postgres.port}:*:{MODERATOR}:{self._moderator_password}\n",
+                f"{LOOPBACK}:{self.postgres.port}:*:{MODERATOR}:"
+                f"{self._derived_password(MODERATOR)}\n",
             )
+
+    def start_console(self, *, buckets: Sequence[str]) -> None:
+        """Start the console over a running stack and the pictures in these buckets.
+
+        Raises `LocalStackError`.
+        """
+        with locked(self.folder):
+            self._console_buckets = tuple(buckets)
+            self.console.start()
+            self._save_identity()
+
+    def moderator_password(self) -> str:
+        """Return the password of the moderator's login."""
+        return self._derived_password(MODERATOR)
 
     def stop(self) -> None:
         """Stop what runs, cleanly; raise `LocalStackError` when a server would not or failed."""
@@ -210,7 +235,7 @@ class LocalStack:
         if not self.exists:
             return
         with locked(self.folder):
-            for server in self.servers:
+            for server in (self.console, *self.servers):
                 try:
                     server.stop()
                 except LocalStackError as error:
@@ -252,12 +277,22 @@ class LocalStack:
             client.create_bucket(Bucket=bucket)
         client.close()
 
+    def _console_settings(self) -> dict[str, str]:
+        """Return what the console needs: moderators bring logins of their own to the database."""
+        storage = {name: value for name, value in self.environment().items() if "_S3__" in name}
+        return {
+            **storage,
+            "UNLATENT_S3__BUCKETS": json.dumps(self._console_buckets),
+            "UNLATENT_POSTGRES__URL": f"postgresql+psycopg://{LOOPBACK}:{self.postgres.port}/{DATABASE}",
+        }
+
     @property
     def _names(self) -> tuple[str, ...]:
         """What a stack makes in its folder, but for the marker."""
         files = (self._identity_file, self.env_file, self.password_file)
         ours = [name for file in files for name in (file.name, _partial(file).name)]
-        return (*ours, *(name for server in self.servers for name in server.names))
+        servers = (self.console, *self.servers)
+        return (*ours, *(name for server in servers for name in server.names))
 
     @property
     def _identity_file(self) -> Path:
@@ -280,7 +315,8 @@ class LocalStack:
             raise LocalStackError(f"another process has made a stack in {self.folder}: try again")
 
     def _save_identity(self) -> None:
-        self._identity.ports.update({server.name: server.port for server in self.servers})
+        servers = (self.console, *self.servers)
+        self._identity.ports.update({server.name: server.port for server in servers})
         _write_private(self._identity_file, json.dumps(asdict(self._identity)))
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
@@ -316,7 +352,8 @@ class LocalStack:
             if cursor.fetchone() is None:
                 cursor.execute(f"CREATE ROLE {MODERATOR} IN ROLE moderator")
             for role, password in (
-                (MODERATOR, self._moderator_password),
+                (MODERATOR, self._derived_password(MODERATOR)),
+                (OPERATOR, self._derived_password(OPERATOR)),
                 (OWNER, self._identity.owner_password),
                 (APP, self._identity.app_password),
             ):

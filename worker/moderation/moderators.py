@@ -1,4 +1,8 @@
-"""Who may moderate what. Logins are roles of the cluster; which sources they see is a row here."""
+"""Who may moderate what: a moderator is a name, whose row says the sources that they see.
+
+The name is that of a login, a role of the cluster, or what single sign-on calls somebody who has no
+login and comes through the console. Whoever has both under one name is one moderator.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +23,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceGrant:
-    """What one login may see and do; `sources` None means every source."""
+    """What one moderator may see and do; `sources` None means every source."""
 
     moderator: str
     sources: tuple[str, ...] | None
     lead: bool
 
 
-def allow(engine: Engine, name: str, *, sources: Sequence[str] | None, lead: bool = False) -> None:
+def allow(
+    engine: Engine,
+    name: str,
+    *,
+    sources: Sequence[str] | None,
+    lead: bool = False,
+    sso: bool = False,
+) -> None:
     """Let an existing login moderate; called again, replaces what it was allowed before.
 
-    Raises `SettingsError` when the cluster has no such role or it is no member of `moderator`.
+    With `sso` also a name without a login, exactly as the proxy of the console sends it. Raises
+    `SettingsError` when the cluster has a role of the name that is no member of `moderator`, and
+    without `sso` when it has none.
     """
     values = {"every_source": sources is None, "sources": list(sources or ()), "lead": lead}
+    if name != name.strip() or not name:
+        raise SettingsError(f"{name!r} is no moderator's name: take away the blanks around it")
     with engine.begin() as connection:
         member = connection.scalar(
             text("SELECT pg_has_role(oid, 'moderator', 'USAGE') FROM pg_roles WHERE rolname = :n"),
             {"n": name},
         )
-        if not member:
+        if member is False and sso:
+            raise SettingsError(
+                f"{name} is a role of the database, and not a moderator's: its login would get "
+                "what this name is allowed"
+            )
+        if not member and not sso:
             message = (
                 f"{name} is no login of a moderator; a superuser makes one with: "
                 f"CREATE ROLE \"{name}\" LOGIN PASSWORD '…' IN ROLE moderator"
@@ -48,7 +68,7 @@ def allow(engine: Engine, name: str, *, sources: Sequence[str] | None, lead: boo
 
 
 def disallow(engine: Engine, name: str) -> bool:
-    """Let a login see nothing any more; what it decided stays. Return whether it was allowed."""
+    """Let a moderator see nothing any more; what they decided stays. Return whether it was one."""
     with engine.begin() as connection:
         removed = connection.execute(delete(Moderator).where(Moderator.moderator == name))
     return removed.rowcount > 0

@@ -117,6 +117,12 @@ GAUGES = (
         "SELECT count(*) FROM app.claims WHERE closed_at IS NULL AND until > clock_timestamp()",
     ),
     GaugeQuery(
+        "openings_last_hour",
+        "Pictures that moderators opened within the last hour.",
+        "SELECT count(*) FROM app.audit_log"
+        " WHERE action = 'open_image' AND at > now() - interval '1 hour'",
+    ),
+    GaugeQuery(
         "decisions_last_day",
         "Decisions of the last 24 h, by what the verdict had said and what the person said.",
         "SELECT coalesce(v.label, 'none'), d.decision, count(*)"

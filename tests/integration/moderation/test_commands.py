@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from sqlalchemy import Engine
 
+    from worker.localstack import LocalStack
     from worker.settings import Settings
 
 TILES = (TileLogit(top=0, left=320, height=128, width=128, logit=2.5),)
@@ -100,6 +101,57 @@ def test_a_review_from_claim_to_overturn(
     assert " real" in unlatent("verdicts", "--label", "generated", who=lead)
     assert str(image) not in unlatent("verdicts", "--tier", "allow", who=lead)
     assert "model-1" in unlatent("quality", who=lead)
+
+
+def test_skipping_undoing_and_second_opinions(
+    unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
+) -> None:
+    """What the queue's functions do is done by options, too, and a claim names its sources."""
+    image, other = scored(0.97), scored(0.97, source="forum")
+    clerk, reader = desk(), desk()
+    claimed = unlatent("review", "--claim", "5", "--source", "forum", who=clerk)
+    assert str(other) in claimed
+    assert str(image) not in claimed
+    assert str(image) in unlatent("review", "--take", str(image), who=clerk)
+    unlatent("review", "--skip", str(image), "--note", "no", who=clerk)
+    assert str(image) not in unlatent("review", "--claim", "5", who=clerk)
+    assert str(image) in unlatent("review", "--claim", "5", who=reader)
+    with pytest.raises(SettingsError, match="do not hold"):
+        unlatent("review", "--extend", str(image), who=clerk)
+    said = ("--reason", "generated_declared")
+    assert "opinion_id" in unlatent(
+        "decide", str(image), "generated", *said, "--opinion", who=clerk
+    )
+    unlatent("decide", str(image), "generated", *said, who=reader)
+    unlatent("decide", str(image), "real", "--reason", "real_edited", "--undo", who=reader)
+    with pytest.raises(SystemExit):
+        unlatent("decide", str(image), "real", *said, "--undo", "--opinion", who=reader)
+    assert (
+        reader.value(
+            "SELECT decision FROM moderation.verdicts WHERE label = 'generated' AND image_id = %s",
+            image,
+        )
+        == "real"
+    )
+
+
+def test_who_moderates_is_said_as_the_operator(
+    unlatent: Callable[..., str],
+    stack: LocalStack,
+    database: str,
+    superuser: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the operator's address set, the service's login needs no right to do it."""
+    superuser.execute("REVOKE ALL ON app.moderators FROM unlatent_app")
+    superuser.execute("GRANT SELECT ON app.moderators TO unlatent_app")
+    with pytest.raises(SettingsError, match="permission denied for table moderators"):
+        unlatent("moderators", "allow", "mia@example.com", "--sso")
+    monkeypatch.setenv("UNLATENT_POSTGRES__OPERATOR_URL", stack.operator_url(database))
+    unlatent("moderators", "allow", "mia@example.com", "--sso", "--source", "web")
+    assert "mia@example.com: web" in unlatent("moderators", "list")
+    added = superuser.execute("SELECT added_by FROM app.moderators").fetchall()
+    assert added == [("unlatent_operator",)]
 
 
 def test_tables_say_label_words_and_distance_first(

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 PDQ = bytes(range(32))
 #: Functions that write, and so may lock what they write.
 WRITERS = {
-    "claim_next", "release", "decide", "overturn", "request_review", "open_appeal", "close_appeal",
-    "place_hold", "lift_hold", "request_erasure",
+    "claim_next", "claim", "extend", "skip", "release", "decide", "overturn", "undo", "opinion",
+    "request_review", "open_appeal", "close_appeal", "place_hold", "lift_hold", "request_erasure",
 }  # fmt: skip
 #: Functions that read, and how they are called about an image. Postgres itself lets no others but
 #: volatile functions lock.
-READERS = {"similar_images": "SELECT * FROM moderation.similar_images(%(image)s)"}
+READERS = {
+    name: f"SELECT * FROM moderation.{name}(%(image)s)"  # noqa: S608 - constants
+    for name in ("similar_images", "look_blind", "open_image")
+}
 
 
 def removal_of(image: Any, engine: Engine) -> Removal:
@@ -110,6 +113,9 @@ def test_a_removal_does_not_wait_for_who_looks_at_neighbours(
     "call",
     [
         "SELECT * FROM moderation.claim_next()",
+        "SELECT * FROM moderation.claim(%(image)s)",
+        "SELECT moderation.skip(%(image)s)",
+        "SELECT moderation.opinion(%(image)s, 'real', 'real_original')",
         "SELECT moderation.decide(%(image)s, 'real', 'real_original')",
         "SELECT moderation.request_review(%(image)s)",
         "SELECT moderation.open_appeal(%(image)s)",

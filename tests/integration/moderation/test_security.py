@@ -215,8 +215,9 @@ def test_sources_limit_every_view_and_function(
 ) -> None:
     """A moderator of one source meets no other source anywhere, and cannot tell that it exists."""
     mine, other = scored(pdq=bytes(32)), scored(source="forum", pdq=bytes(32))
-    lead = desk(lead=True)
+    lead, second = desk(lead=True), desk()
     for image in (mine, other):
+        second.value("SELECT moderation.opinion(%s, 'unsure', 'unsure_mixed')", image)
         lead.value("SELECT moderation.open_appeal(%s)", image)
         lead.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
         lead.value("SELECT moderation.place_hold(%s, 'court')", image)
@@ -240,12 +241,20 @@ def test_sources_limit_every_view_and_function(
     scored_images = "SELECT sum(flagged + unflagged) FROM moderation.recall()"
     assert (limited.value(scored_images), lead.value(scored_images)) == (1, 2)
     for call in (
+        "claim(%s)",
+        "extend(%s)",
+        "skip(%s, 'mine')",
         "release(%s)",
+        "look_blind(%s)",
+        "open_image(%s)",
+        "opinion(%s, 'real', 'real_original')",
+        "undo(%s, 'real', 'real_original')",
         "decide(%s, 'real', 'real_original')",
         "overturn(%s, 'real', 'real_original')",
         "open_appeal(%s)",
         "request_review(%s)",
         "similar_images(%s)",
+        "same_uploader(%s)",
         "place_hold(%s, 'mine')",
         "lift_hold(%s, 'mine')",
         "request_erasure(%s, 'mine')",

@@ -51,6 +51,14 @@ ROLES = {
         ["worker.cli", "worker.processes.beat"],
         {"celery", "kombu", "pydantic-settings", "rich", "structlog", "typer"},
     ),
+    "console": (
+        "console",
+        ["worker.cli", "worker.processes.console"],
+        {
+            "boto3", "fastapi", "jinja2", "numpy", "pillow", "psycopg", "pydantic-settings",
+            "python-multipart", "sqlalchemy", "structlog", "typer", "uvicorn",
+        },
+    ),
     "detector": ("service", ["detection.detector"], {"numpy", "pillow", "safetensors", "torch"}),
     "trainer": (
         "training",

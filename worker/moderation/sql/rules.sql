@@ -1,6 +1,12 @@
 -- What happens by itself: a champion's verdict meets the policy in force, enters the queue, is told
 -- to whoever listens; a removed image leaves the queue. Nobody but the owner can call these.
 
+-- Who asks: the login, or whom the console names for this transaction. No other login is believed.
+CREATE OR REPLACE FUNCTION app.caller() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CALLER
+$$;
+
 CREATE OR REPLACE FUNCTION app.policy_of(source_name text) RETURNS app.policies
 LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
     SELECT p FROM app.policies p
@@ -56,16 +62,20 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT pg_notify(channel, payload) WHERE pg_notification_queue_usage() < 0.5
 $$;
 
-CREATE OR REPLACE FUNCTION app.emit(topic text, image uuid, payload jsonb) RETURNS void
+-- A message waits for `delay` before it is sent: meanwhile what it says can be undone.
+DROP FUNCTION IF EXISTS app.emit(text, uuid, jsonb);
+CREATE OR REPLACE FUNCTION app.emit(
+    topic text, image uuid, payload jsonb, delay interval DEFAULT '0 s'
+) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
     IF topic = ANY (string_to_array(
         (SELECT c.value FROM app.config c WHERE c.name = 'webhook_topics'), ','
     )) THEN
-        INSERT INTO app.outbox (topic, payload)
+        INSERT INTO app.outbox (topic, payload, next_attempt_at)
         VALUES (topic, jsonb_strip_nulls(
             jsonb_build_object('image_id', image, 'at', clock_timestamp()) || payload
-        ));
+        ), clock_timestamp() + delay);
         PERFORM app.notify('unlatent_outbox', '');
     END IF;
 END
@@ -89,6 +99,16 @@ BEGIN
 END
 $$;
 
+-- How many uploads of the same source have the same bytes, 1 to 1000. What comes to other sources is
+-- not for the eyes of whoever reviews this one.
+CREATE OR REPLACE FUNCTION app.reach_of(image app.images) RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT greatest(count(*), 1) FROM (
+        SELECT FROM app.images i
+        WHERE i.sha256 = image.sha256 AND i.source = image.source LIMIT 1000
+    ) uploads
+$$;
+
 -- Runs at commit, when the facts that came with the verdict are in the image's row.
 CREATE OR REPLACE FUNCTION app.follow_verdict() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
@@ -102,7 +122,7 @@ DECLARE
 BEGIN
     SELECT * INTO image FROM app.images i WHERE i.id = NEW.image_id;
     SELECT * INTO policy FROM app.policies p WHERE p.id = NEW.policy_id;
-    PERFORM app.notify('unlatent_verdicts', NEW.image_id::text);
+    PERFORM app.notify('unlatent_verdicts', '');
     PERFORM app.emit('verdict', NEW.image_id, jsonb_build_object(
         'source', image.source, 'label', NEW.label, 'score', NEW.score, 'tier', NEW.tier,
         'held', NEW.held, 'model_version', NEW.model_version, 'policy_id', NEW.policy_id
@@ -136,11 +156,7 @@ BEGIN
     IF its_queue <> 'audit' THEN
         its_uncertainty := 1 - abs(NEW.score - policy.flag)
             / greatest(policy.flag, 1 - policy.flag);
-        its_reach := (
-            SELECT count(*) FROM (
-                SELECT FROM app.images i WHERE i.sha256 = image.sha256 LIMIT 1000
-            ) uploads
-        );
+        its_reach := app.reach_of(image);
     END IF;
     INSERT INTO app.reviews AS r (
         image_id, source, queue, verdict_id, uncertainty, reach, audit_share, rank_at
@@ -323,6 +339,10 @@ CREATE OR REPLACE FUNCTION app.follow_source() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
     UPDATE app.reviews r SET source = NEW.source WHERE r.image_id = NEW.id;
+    UPDATE app.reviews r SET
+        reach = counted.reach, rank_at = app.rank_at(r.queued_at, r.uncertainty, counted.reach)
+    FROM app.reach_of(NEW) counted (reach)
+    WHERE r.image_id = NEW.id AND r.queue IN ('flagged', 'unsure') AND r.closed_at IS NULL;
     RETURN NULL;
 END
 $$;

@@ -120,6 +120,13 @@ LEFT JOIN LATERAL (
 WHERE r.closed_at IS NULL AND VISIBLE(r.source)
 ORDER BY r.rank_at;
 
+-- Counts alone, so that no image is looked up for them.
+CREATE OR REPLACE VIEW moderation.queue_summary WITH (security_barrier) AS
+SELECT r.queue, r.source, count(*) AS open_reviews, min(r.queued_at) AS oldest_review
+FROM app.reviews r
+WHERE r.closed_at IS NULL AND VISIBLE(r.source)
+GROUP BY r.source, r.queue;
+
 CREATE OR REPLACE VIEW moderation.image_history WITH (security_barrier) AS
 SELECT h.image_id, i.source, h.at, h.event, h.actor, h.summary, h.detail
 FROM (
@@ -153,6 +160,15 @@ FROM (
     SELECT c.image_id, c.closed_at, 4, 'claim closed', c.moderator, c.outcome, '{}'::jsonb
     FROM app.claims c WHERE c.closed_at IS NOT NULL
     UNION ALL
+    SELECT s.image_id, s.created_at, 4, 'skip', s.moderator, coalesce(s.why, ''), '{}'::jsonb
+    FROM app.skips s
+    UNION ALL
+    -- What an opinion says is for leads alone, in moderation.opinions.
+    SELECT p.image_id, p.created_at, 5, 'opinion', p.moderator,
+           CASE WHEN p.blind THEN 'a second opinion, blind' ELSE 'a second opinion' END,
+           jsonb_build_object('opinion_id', p.id)
+    FROM app.opinions p
+    UNION ALL
     SELECT d.image_id, d.created_at, 5,
            CASE WHEN d.overturns IS NULL THEN 'decision' ELSE 'overturn' END, d.moderator,
            d.decision || ': ' || d.reason_code,
@@ -166,8 +182,14 @@ FROM (
     UNION ALL
     SELECT r.image_id, d.created_at, 7, 'regression corpus', NULL,
            'must score as ' || r.label || CASE WHEN r.pinned THEN ', pinned' ELSE '' END,
-           jsonb_build_object('decision_id', r.decision_id, 'group', r.group_key,
-               'pinned', r.pinned)
+           -- The group by its first image of those that the caller may see: its name is the hash
+           -- of a picture, which may be another source's.
+           jsonb_build_object('decision_id', r.decision_id, 'pinned', r.pinned, 'group', (
+               SELECT g.image_id FROM app.regression_items g
+               CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = g.image_id OFFSET 0) s
+               WHERE g.group_key = r.group_key AND VISIBLE(s.source)
+               ORDER BY g.id LIMIT 1
+           ))
     FROM app.regression_items r
     CROSS JOIN LATERAL (SELECT * FROM app.decisions x WHERE x.id = r.decision_id OFFSET 0) d
     UNION ALL
@@ -194,12 +216,54 @@ SELECT
     (SELECT min(o.id) FROM app.decisions o WHERE o.overturns = d.id AND o.image_id = d.image_id)
         AS overturned_by,
     v.label, v.score, v.tier, v.model_version, d.claimed_at, d.created_at,
-    extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision
+    extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision, d.blind
 FROM app.decisions d
-JOIN app.images i ON i.id = d.image_id
-LEFT JOIN app.verdicts v ON v.id = d.verdict_id
-LEFT JOIN app.reason_codes c ON c.code = d.reason_code
-WHERE VISIBLE(i.source);
+CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = d.image_id OFFSET 0) i
+LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = d.verdict_id OFFSET 0) v ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM app.reason_codes x WHERE x.code = d.reason_code OFFSET 0
+) c ON true
+WHERE VISIBLE(i.source)
+ORDER BY d.id DESC;
+
+-- Second opinions: one's own; for leads everybody's, for whoever still judges must not know them.
+CREATE OR REPLACE VIEW moderation.opinions WITH (security_barrier) AS
+SELECT
+    o.id AS opinion_id, o.image_id, i.source, o.moderator, o.decision, o.reason_code, o.note,
+    o.blind, o.created_at, d.id AS decision_id, d.decision AS decided, d.moderator AS decided_by,
+    o.decision = d.decision AS agrees
+FROM app.opinions o
+JOIN app.images i ON i.id = o.image_id
+LEFT JOIN LATERAL (
+    SELECT * FROM app.decisions x WHERE x.image_id = o.image_id AND x.moderator <> o.moderator
+    ORDER BY x.id DESC LIMIT 1
+) d ON true
+WHERE VISIBLE(i.source) AND (o.moderator = CALLER OR EXISTS (
+    SELECT FROM app.moderators m WHERE m.moderator = CALLER AND m.lead
+));
+
+-- Cohen's kappa (Cohen, "A Coefficient of Agreement for Nominal Scales", 1960): agreement beyond
+-- what the shares of the three answers on both sides would give by chance.
+CREATE OR REPLACE VIEW moderation.agreement WITH (security_barrier) AS
+WITH counted AS (
+    SELECT
+        o.source, o.blind, count(*) AS opinions, count(*) FILTER (WHERE o.agrees) AS agreed,
+        (
+            count(*) FILTER (WHERE o.decision = 'real')::float8
+                * count(*) FILTER (WHERE o.decided = 'real')
+            + count(*) FILTER (WHERE o.decision = 'generated')::float8
+                * count(*) FILTER (WHERE o.decided = 'generated')
+            + count(*) FILTER (WHERE o.decision = 'unsure')::float8
+                * count(*) FILTER (WHERE o.decided = 'unsure')
+        ) / count(*) ^ 2 AS by_chance
+    FROM moderation.opinions o
+    WHERE o.decision_id IS NOT NULL
+    GROUP BY o.source, o.blind
+)
+SELECT
+    c.source, c.blind, c.opinions, c.agreed, c.agreed::float8 / c.opinions AS agreement_rate,
+    (c.agreed::float8 / c.opinions - c.by_chance) / nullif(1 - c.by_chance, 0) AS kappa
+FROM counted c;
 
 CREATE OR REPLACE VIEW moderation.appeals WITH (security_barrier) AS
 SELECT
@@ -350,7 +414,7 @@ SELECT
         AS in_force
 FROM app.policies p
 WHERE (p.source IS NULL AND EXISTS (
-    SELECT FROM app.moderators m WHERE m.moderator = SESSION_USER
+    SELECT FROM app.moderators m WHERE m.moderator = CALLER
 )) OR VISIBLE(p.source);
 
 CREATE OR REPLACE VIEW moderation.breakers WITH (security_barrier) AS
@@ -361,7 +425,7 @@ FROM app.breakers b WHERE VISIBLE(b.source);
 
 CREATE OR REPLACE VIEW moderation.me WITH (security_barrier) AS
 SELECT m.moderator, m.every_source, m.sources, m.lead
-FROM app.moderators m WHERE m.moderator = SESSION_USER;
+FROM app.moderators m WHERE m.moderator = CALLER;
 
 CREATE OR REPLACE VIEW moderation.reasons WITH (security_barrier) AS
 SELECT c.code, c.decision, c.words FROM app.reason_codes c;
@@ -371,6 +435,6 @@ SELECT a.at, a.actor, a.action, a.image_id, i.source, a.reason, a.detail
 FROM app.audit_log a
 JOIN app.images i ON i.id = a.image_id
 WHERE a.action <> 'state' AND VISIBLE(i.source)
-  AND (a.actor = SESSION_USER OR EXISTS (
-    SELECT FROM app.moderators m WHERE m.moderator = SESSION_USER AND m.lead
+  AND (a.actor = CALLER OR EXISTS (
+    SELECT FROM app.moderators m WHERE m.moderator = CALLER AND m.lead
   ));

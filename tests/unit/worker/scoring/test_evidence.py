@@ -233,7 +233,8 @@ def test_a_bucket_that_is_away_costs_the_verdict_nothing() -> None:
 
 
 def test_a_part_is_no_evidence() -> None:
-    """When storage fails on the way, what was stored before goes again and no row tells of it."""
+    """The document comes last; when storage fails at it, what came before goes again."""
+    before: list[str] = []
 
     class Full(MemoryStorage):
         """Storage that takes no document."""
@@ -241,12 +242,14 @@ def test_a_part_is_no_evidence() -> None:
         def put(self, bucket: str, key: str, body: bytes, *, content_type: str) -> ObjectFacts:
             """Refuse what the others are found by."""
             if content_type == "application/json":
+                before.extend(found.key.rpartition("/")[2] for found in self.list(bucket))
                 raise StorageUnavailable(key)
             return super().put(bucket, key, body, content_type=content_type)
 
     desk = Desk(Full(["evidence"]))
     verdict = desk.verdict("generated")
     desk.keeper.keep(verdict, PIXELS)
+    assert before == ["error_map.png", "preview.jpg"]
     assert (desk.counted("failed"), desk.uri(verdict), desk.keys()) == (1, None, [])
 
 

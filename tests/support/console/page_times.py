@@ -1,0 +1,62 @@
+"""The time in which the console's server has a page ready, over a database that is filled."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from starlette.testclient import TestClient
+
+from worker.console.app import build_app
+from worker.console.identity import DatabaseLogin
+from worker.console.pictures import Pictures
+from worker.decoding.pool import DecodePool
+from worker.settings import Settings
+from worker.storage.memory import MemoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from worker.localstack import LocalStack
+
+PAGES = {
+    "page: review": "/",
+    "page: queue": "/queue",
+    "page: queue, one cell": "/queue?queue=unsure&source=source-3",
+    "page: queue, one label": "/queue?label=generated",
+    "page: image": "/images/{image}",
+    "page: appeals": "/appeals",
+    "page: lead, seven days": "/lead",
+}
+
+
+def page_times(
+    stack: LocalStack,
+    *,
+    name: str,
+    password: str,
+    image: str,
+    measure: Callable[[Callable[[], object]], float],
+) -> Iterator[tuple[str, float]]:
+    """Yield each page with what `measure` says of asking for it as a moderator who is a lead."""
+    settings = Settings.model_validate({"postgres": {"url": stack.database_url()}})
+    pool = DecodePool(settings.intake)
+    with (
+        closing(DatabaseLogin(settings.postgres, idle_s=3600)) as identity,
+        closing(
+            Pictures(MemoryStorage(["uploads"]), pool, max_bytes=settings.intake.max_bytes)
+        ) as pictures,
+        TestClient(
+            build_app(identity, pictures),
+            base_url="https://console.example",
+            headers={"Sec-Fetch-Site": "same-origin"},
+        ) as browser,
+    ):
+        browser.post("/login", data={"name": name, "password": password})
+        browser.post("/claim")
+        for page, path in PAGES.items():
+            address = path.format(image=image)
+            answer = browser.get(address)
+            if answer.status_code != 200:
+                raise SystemExit(f"{address}: {answer.status_code}")
+            yield page, measure(lambda address=address: browser.get(address))

@@ -1,0 +1,1 @@
+"""The moderators' pages: server-rendered over schema `moderation`, and nothing that SQL refuses."""

@@ -1,0 +1,174 @@
+"""Pictures for the browser: always pixels that we encoded, never an uploader's bytes.
+
+Where a worker kept evidence (docs/evidence.md), its preview and its layers are served; else a
+preview is made here, from pixels of the decode pool.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+from PIL import Image
+
+from detection.errors import PermanentError, TransientError
+from worker.console.desk import Refused
+from worker.decoding.pool import DecodePool
+from worker.storage.interface import ObjectMissing, parse_uri
+from worker.storage.s3 import S3Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from worker.settings import Settings
+    from worker.storage.interface import Storage
+
+_log = structlog.get_logger(__name__)
+
+#: Longest side of a preview, in pixels.
+MAX_SIDE = 1600
+#: Larger than any file of evidence.
+_MAX_EVIDENCE_BYTES = 8 * 2**20
+#: How long a picture may wait for a decoding process, in seconds.
+_WAIT_S = 10.0
+_DOCUMENT, _PREVIEW, _ERROR_MAP = "evidence.json", "preview.jpg", "error_map.png"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """A square that the aligned branch read: place in pixels of the original, and logit."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    logit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """What can be laid over a preview; sizes and places are in pixels of the upright original.
+
+    `map_box` is left, top, width, height of the error map; `captions` say what each layer shows.
+    """
+
+    width: int
+    height: int
+    map_box: tuple[float, float, float, float] | None = None
+    tiles: tuple[Tile, ...] = ()
+    captions: tuple[str, ...] = ()
+
+
+class Pictures:
+    """Reads storage and decodes; close it at the end."""
+
+    def __init__(self, storage: Storage, pool: DecodePool, *, max_bytes: int) -> None:
+        self._storage = storage
+        self._pool = pool
+        self._max_bytes = max_bytes
+
+    @classmethod
+    def open(cls, settings: Settings) -> Pictures:
+        """Return the pictures of a deployment; decoding processes start with the first."""
+        return cls(
+            S3Storage(settings.s3),
+            DecodePool(settings.intake),
+            max_bytes=settings.intake.max_bytes,
+        )
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self._pool.close()
+
+    def layers_of(self, facts: Mapping[str, Any]) -> Layers:
+        """Return the layers that are kept for an image; none where they cannot be read."""
+        plain = Layers(width=facts["width"] or 1, height=facts["height"] or 1)
+        uri = facts["evidence_uri"]
+        if uri is None or not uri.endswith(f"/{_DOCUMENT}"):
+            return plain
+        try:
+            return _layers(plain, json.loads(self._evidence(uri, _DOCUMENT)))
+        except (PermanentError, TransientError, LookupError, TypeError, ValueError) as error:
+            _log.warning("evidence_unread", uri=uri, error=f"{type(error).__name__}: {error}")
+            return plain
+
+    def error_map(self, uri: str | None) -> bytes:
+        """Return the error map of stored evidence, a PNG; raises `Refused` where there is none."""
+        if uri is None:
+            raise Refused("There is no map of this image.", status=404)
+        try:
+            return self._evidence(uri, _ERROR_MAP)
+        except ObjectMissing as error:
+            raise Refused("There is no map of this image.", status=404) from error
+
+    def preview(self, opened: Mapping[str, Any]) -> bytes:
+        """Return the picture of what `moderation.open_image` opened, a JPEG without metadata.
+
+        Raises `Refused` for a picture that is gone, and what storage and the pool raise.
+        """
+        uri = opened["evidence_uri"]
+        if uri is not None and uri.endswith(f"/{_DOCUMENT}"):
+            try:
+                return self._evidence(uri, _PREVIEW)
+            except ObjectMissing:
+                _log.info("evidence_missing", uri=uri)  # it expires before the original does
+        if opened["key"] is None:
+            raise Refused("The picture was removed from storage.", status=410)
+        try:
+            data = self._storage.fetch(
+                opened["bucket"],
+                opened["key"],
+                version_id=opened["version_id"],
+                etag=opened["etag"],
+                max_bytes=self._max_bytes,
+            )
+        except ObjectMissing as error:
+            raise Refused("The picture is no longer in storage.", status=410) from error
+        with self._pool.decode(data, key=opened["key"], wait_s=_WAIT_S) as decoded:
+            return encode(decoded.pixels)
+
+    def _evidence(self, uri: str, name: str) -> bytes:
+        bucket, key = parse_uri(uri)
+        folder = key.rpartition("/")[0]
+        return self._storage.fetch(bucket, f"{folder}/{name}", max_bytes=_MAX_EVIDENCE_BYTES)
+
+
+def encode(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode pixels, uint8 (H, W, 3), as a JPEG of at most `MAX_SIDE` pixels a side."""
+    factor = min(max(pixels.shape[:2]) // MAX_SIDE, *pixels.shape[:2])
+    if factor > 1:  # in whole blocks first: Pillow would copy all of it, at four bytes a pixel
+        height, width = (side // factor for side in pixels.shape[:2])
+        blocks = pixels[: height * factor, : width * factor]
+        blocks = blocks.reshape(height, factor, width, factor, 3)
+        pixels = blocks.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
+
+
+def _layers(plain: Layers, document: Mapping[str, Any]) -> Layers:
+    picture = document["picture"]
+    layers = replace(plain, width=int(picture["width"]), height=int(picture["height"]))
+    for layer in document["layers"]:
+        if layer["kind"] == "error_map":
+            left, top, width, height = map(float, layer["box"])
+            layers = replace(layers, map_box=(left, top, width, height))
+        elif layer["kind"] == "tiles":
+            layers = replace(layers, tiles=tuple(map(_tile, layer["tiles"])))
+        else:
+            continue
+        layers = replace(layers, captions=(*layers.captions, str(layer["caption"])))
+    return layers
+
+
+def _tile(told: Mapping[str, Any]) -> Tile:
+    left, top, width, height = map(float, told["box"])
+    return Tile(left=left, top=top, width=width, height=height, logit=float(told["logit"]))
