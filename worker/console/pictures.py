@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,9 @@ MAX_SIDE = 1600
 _MAX_EVIDENCE_BYTES = 8 * 2**20
 #: How long a picture may wait for a decoding process, in seconds.
 _WAIT_S = 10.0
-_DOCUMENT, _PREVIEW, _ERROR_MAP = "evidence.json", "preview.jpg", "error_map.png"
+_DOCUMENT, _PREVIEW = "evidence.json", "preview.jpg"
+#: The kinds of layers that are a map of one pixel a cell; each is the PNG of its name.
+_MAPS = ("error_map", "contributions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,7 @@ class Tile:
 class Layers:
     """What can be laid over a preview; sizes and places are in pixels of the upright original.
 
-    `map_box` is left, top, width, height of the error map; `captions` say what each layer shows.
+    `map_box` is left, top, width, height of the map, if any; `captions` say what each layer shows.
     """
 
     width: int
@@ -98,14 +101,13 @@ class Pictures:
             _log.warning("evidence_unread", uri=uri, error=f"{type(error).__name__}: {error}")
             return plain
 
-    def error_map(self, uri: str | None) -> bytes:
-        """Return the error map of stored evidence, a PNG; raises `Refused` where there is none."""
-        if uri is None:
-            raise Refused("There is no map of this image.", status=404)
-        try:
-            return self._evidence(uri, _ERROR_MAP)
-        except ObjectMissing as error:
-            raise Refused("There is no map of this image.", status=404) from error
+    def map(self, uri: str | None) -> bytes:
+        """Return the map of stored evidence, a PNG; raises `Refused` where there is none."""
+        if uri is not None:
+            for kind in _MAPS:
+                with suppress(ObjectMissing):
+                    return self._evidence(uri, f"{kind}.png")
+        raise Refused("There is no map of this image.", status=404)
 
     def preview(self, opened: Mapping[str, Any]) -> bytes:
         """Return the picture of what `moderation.open_image` opened, a JPEG without metadata.
@@ -158,7 +160,7 @@ def _layers(plain: Layers, document: Mapping[str, Any]) -> Layers:
     picture = document["picture"]
     layers = replace(plain, width=int(picture["width"]), height=int(picture["height"]))
     for layer in document["layers"]:
-        if layer["kind"] == "error_map":
+        if layer["kind"] in _MAPS:
             left, top, width, height = map(float, layer["box"])
             layers = replace(layers, map_box=(left, top, width, height))
         elif layer["kind"] == "tiles":

@@ -66,13 +66,13 @@ def preview(request: Request, moderator: SignedIn, image: UUID) -> Response:
 
 
 @router.get("/images/{image}/map")
-def error_map(request: Request, moderator: SignedIn, image: UUID) -> Response:
-    """Serve the error map, which before a blind look does not exist."""
+def evidence_map(request: Request, moderator: SignedIn, image: UUID) -> Response:
+    """Serve the map of what decided, which before a blind look does not exist."""
     pictures: Pictures = request.app.state.pictures
     with moderator.desk() as desk:
         facts = desk.image(image)
         uri = None if is_blind(desk, facts) else facts["evidence_uri"]
-    return Response(pictures.error_map(uri), media_type="image/png")
+    return Response(pictures.map(uri), media_type="image/png")
 
 
 @router.post("/images/{image}/opinion")
