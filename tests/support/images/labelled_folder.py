@@ -19,6 +19,8 @@ SETS = {
     "alpha2": ("generated", "alpha"),
     "beta": ("generated", "beta"),
 }
+#: Further sets, for folds.
+MORE_SETS = {"hill": ("real", ""), "gamma": ("generated", "gamma")}
 
 
 def write_folder(folder: Path, *, each: int = 6, sets: tuple[str, ...] = tuple(SETS)) -> Path:
@@ -26,7 +28,7 @@ def write_folder(folder: Path, *, each: int = 6, sets: tuple[str, ...] = tuple(S
     folder.mkdir(parents=True, exist_ok=True)
     lines = [HEADER]
     for number, name in enumerate(sets):
-        label, family = SETS[name]
+        label, family = (SETS | MORE_SETS)[name]
         for index in range(each):
             rng = np.random.default_rng([number, index])
             coarse = rng.integers(0, 256, (12, 15, 3), dtype=np.uint8)

@@ -55,6 +55,10 @@ KNOWN_MEMBERSHIP = (
     " The fusion and the thresholds were fitted on these images, so their false positives are not"
     " those of unseen photographs; the bundle's card states leave-one-out figures."
 )
+ALL_TRAINED_ON = (
+    "This folder is the snapshot that the bundle was trained on, all of it: every figure here"
+    " flatters the bundle. Its card states the figures of images that were left out."
+)
 STEADY = (
     "In service this bundle also checks that `generated` survives a mild re-encoding, and says"
     " `unsure` if not. This report labels without that check: in service no more images are"
@@ -91,7 +95,7 @@ def compute_quality(
         limit=limit,
         snapshot_matches=matches,
         warnings=(
-            KNOWN_MEMBERSHIP if matches else UNKNOWN_MEMBERSHIP,
+            _membership(bundle, matches=matches),
             *((STEADY,) if manifest.policy.steady else ()),
         ),
         refused=refused,
@@ -100,6 +104,12 @@ def compute_quality(
         accusations=accusations,
         misses=misses,
     )
+
+
+def _membership(bundle: Bundle, *, matches: bool) -> str:
+    if not matches:
+        return UNKNOWN_MEMBERSHIP
+    return KNOWN_MEMBERSHIP if bundle.manifest.backbone is None else ALL_TRAINED_ON
 
 
 def form_figures(bundle: Bundle, scored: Scored) -> FormFigures:

@@ -81,11 +81,15 @@ def evaluate_bundle(
 def evaluation_subset(entries: Sequence[Entry], bundle: Bundle) -> tuple[list[Entry], bool]:
     """Return what may be evaluated, and whether the folder is the bundle's training snapshot.
 
-    Of the snapshot only the calibration side of the recipe's split is; of any other folder all.
+    Of the snapshot of a bundle of local branches only the calibration side of the recipe's split
+    is. A backbone's head is fitted on all of its snapshot, so that nothing of it is unseen, and all
+    of it is evaluated, as all of any other folder is.
     """
     present = [entry for entry in entries if entry.path.is_file()]
     if snapshot_digest(present) != bundle.manifest.provenance.snapshot_digest:
         return present, False
+    if bundle.manifest.backbone is not None:
+        return present, True
     return divide(present)[1], True
 
 

@@ -19,11 +19,16 @@ from detection.egre import EgreConfig
 from detection.errors import SettingsError
 from detection.generators.generator import noise_bank
 from detection.lare import LareConfig
+from tests.support.bundles.tiny_bundle import BACKBONE
 from tests.support.images.labelled_folder import write_folder
+from training.bundles import backbone_features
 from training.bundles import recipe as recipe_module
+from training.bundles.backbone_build import build_backbone_bundle
 from training.bundles.build import build_bundle
+from training.bundles.cross_fit import HeadRecipe
 from training.bundles.recipe import RECIPES, BundleRecipe, BundleTrainingRun, write_recipe
 from training.data.augmentation import AugmentationConfig
+from training.data.folds import make_folds
 from training.data.manifest import load_manifest
 from training.data.shaders import shader_samples
 from training.fit.aligned_task import AlignedBatch, AlignedTask
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from detection.bundle import Bundle
 
 STEP = LoopConfig(steps=1, loader_workers=0)
 KINDS: tuple[Upsampling, ...] = get_args(Upsampling)
@@ -238,3 +245,59 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
         data_licence="made by a test",
     )
     assert again.manifest.files["aligned.safetensors"] == made.manifest.files["aligned.safetensors"]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From labelled images to a calibrated bundle with its card, resumed from cached features."""
+    folder = write_folder(
+        tmp_path / "data", each=48, sets=("lake", "street", "hill", "alpha1", "beta", "gamma")
+    )
+    entries = load_manifest(folder)
+    recipe = replace(TINY, backbone=BACKBONE, head=HeadRecipe(augmented=1))
+
+    def build(name: str) -> Bundle:
+        return build_backbone_bundle(
+            BundleTrainingRun(entries, tmp_path / "run", recipe),
+            tmp_path / name,
+            data_licence="made by a test",
+            folds=make_folds(entries),
+        )
+
+    made = build("bundle")
+    Detector(made).self_check()
+    manifest = made.manifest
+    assert (manifest.aligned, manifest.egre) == (None, None)
+    assert manifest.backbone == BACKBONE
+    assert manifest.fusion.weights.keys() == {"backbone"}
+    assert manifest.operating_points[-1].reals == 3 * 48
+    pooled = manifest.metrics["pooled"]["forms"]["web"]
+    assert pooled["photographs_accused"]["total"] == 3 * 48
+    assert len(manifest.metrics["unseen"]) == 3
+    columns = 0
+    for line in made.path("card.md").read_text(encoding="utf-8").splitlines():
+        columns = (columns or line.count("|")) if line.startswith("|") else 0
+        assert line.count("|") == columns or not line.startswith("|"), line
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is left to compute")
+
+    monkeypatch.setattr(recipe_module, "fit", refuse)
+    monkeypatch.setattr(backbone_features, "whole_view", refuse)
+    again = build("again")
+    name = "backbone.safetensors"
+    assert again.manifest.files[name] == manifest.files[name]
+    assert again.manifest.operating_points == manifest.operating_points
+
+
+def test_two_folds_calibrate_nothing(tmp_path: Path) -> None:
+    """Thresholds of a fold rest on two others at least; the error says how many there are."""
+    entries = load_manifest(write_folder(tmp_path / "data", sets=("lake", "street", "beta")))
+    training_run = BundleTrainingRun(entries, tmp_path, replace(TINY, backbone=BACKBONE))
+    with pytest.raises(SettingsError, match="1 folds can be made"):
+        build_backbone_bundle(
+            training_run, tmp_path / "bundle", data_licence="", folds=make_folds(entries)
+        )
