@@ -112,13 +112,13 @@ class BundleRecipe:
     head: HeadRecipe = field(default_factory=HeadRecipe)
 
 
-#: The recipes by name: that of the shipped bundle, one of both local branches, and the same with
-#: more kinds of pairs.
+#: The recipes by name: that of the shipped bundle, one with a pretrained backbone, and that of the
+#: shipped bundle with more kinds of pairs.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        BundleRecipe(backbone=BackboneConfig()),
-        BundleRecipe(name="local"),
+        BundleRecipe(),
+        BundleRecipe(name="backbone", backbone=BackboneConfig()),
         BundleRecipe(
             name="broad",
             autoencoders=(

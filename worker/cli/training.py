@@ -29,11 +29,11 @@ def bundle(
         Path, typer.Option(help="Checkpoints and intermediate results; a run resumes from it.")
     ] = Path("out/run"),
     recipe: Annotated[
-        Literal["small", "local", "broad"],
+        Literal["small", "backbone", "broad"],
         typer.Option(
-            help="`small` is the shipped bundle's: a head on a frozen pretrained backbone. `local`"
-            " trains the lare and the aligned branch instead; `broad` does so with further small"
-            " autoencoders of its own and procedural images among the pairs."
+            help="`small` is the shipped bundle's; `broad` also makes pairs by further small"
+            " autoencoders of its own, and of procedural images; `backbone` fits a head on a frozen"
+            " pretrained network instead, in minutes."
         ),
     ] = "small",
     backbone_weights: Annotated[
@@ -51,8 +51,8 @@ def bundle(
     folds: Annotated[
         bool,
         typer.Option(
-            help="Also measure on generator families left out in turn; `small` always does, because"
-            " its thresholds rest on that."
+            help="Also measure on generator families left out in turn; `backbone` always does,"
+            " because its thresholds rest on that."
         ),
     ] = True,
     calibration: Annotated[
