@@ -173,16 +173,19 @@ def test_shaders_enter_in_pairs_alone(tmp_path: Path) -> None:
     assert means[batch["labels"] == 1].max() < 5
 
 
-def test_the_named_recipes_differ_in_their_pairs_alone() -> None:
-    """`small` is what the shipped bundle names in its provenance; `broad` adds kinds of pairs."""
+def test_the_named_recipes_differ_in_one_thing_each() -> None:
+    """`small` is what the shipped bundle names; `broad` adds pairs, `backbone` another branch."""
     offered = get_type_hints(bundle, include_extras=True)["recipe"].__origin__
-    assert set(RECIPES) == {"small", "broad"} == set(get_args(offered))
+    assert set(RECIPES) == {"small", "backbone", "broad"} == set(get_args(offered))
     small, broad = RECIPES["small"], RECIPES["broad"]
     assert small == BundleRecipe()
     assert load_bundle("small").manifest.provenance.recipe.endswith(f"BundleRecipe {small.name}")
     assert (small.autoencoders, small.shaders) == ((), 0)
     added = {"name": "broad", "autoencoders": broad.autoencoders, "shaders": broad.shaders}
     assert replace(small, **added) == broad
+    assert small.backbone is None
+    other = RECIPES["backbone"]
+    assert replace(small, name="backbone", backbone=other.backbone) == other
     assert len({spec.upsampling for spec in broad.autoencoders}) == len(KINDS)
     assert len({spec.widths for spec in (*broad.autoencoders, AutoencoderSpec())}) > 2
     assert min(min(spec.widths) for spec in broad.autoencoders) >= 16
