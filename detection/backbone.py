@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detection.centre_square import centre_square
 from detection.errors import SettingsError
-from detection.lare import centre_square
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

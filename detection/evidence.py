@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from detection.lare import centre_square
+from detection.centre_square import centre_square
 from detection.score import distance_words
 
 if TYPE_CHECKING:

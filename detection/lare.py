@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from detection.centre_square import centre_square
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -28,12 +30,6 @@ class LareConfig:
     side: int = 256
     step: int = 200
     ensemble: int = 4
-
-
-def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the square that the view shows of an image: (left, top, width, height) in pixels."""
-    square = min(height, width)
-    return (width - square) // 2, (height - square) // 2, square, square
 
 
 def center_crop_resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
