@@ -7,6 +7,6 @@ from __future__ import annotations
 
 
 def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the square that such a view shows of an image: (left, top, width, height) in pixels."""
+    """Return the square that such a view shows: (left, top, width, height) in pixels."""
     square = min(height, width)
     return (width - square) // 2, (height - square) // 2, square, square
