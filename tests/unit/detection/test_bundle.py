@@ -93,7 +93,7 @@ def test_pickled_weights_are_refused(folder: Path, suffix: str, *, listed: bool)
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.update(schema_version=3), "schema 3.*upgrade"),
+        (lambda c: c.update(schema_version=4), "schema 4.*upgrade"),
         (lambda c: c.update(preprocessing_version=9), "preprocessing 9"),
         (lambda c: c.pop("schema_version"), "no schema_version"),
         (lambda c: c.update(surprise=1), "surprise"),

@@ -185,6 +185,8 @@ BEGIN
             shown.model_version := NULL;
             shown.policy_id := NULL;
             shown.evidence_url := NULL;
+            shown.evidence_uri := NULL;
+            shown.tiles := NULL;
             shown.inapplicable_reason := NULL;
             shown.distance := NULL;
             shown.distance_words := NULL;

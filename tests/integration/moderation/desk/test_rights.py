@@ -51,9 +51,11 @@ CALLS = (
     ("lift_hold", "lift_hold('{held}', 'over')", (), REFUSED, OK),
     ("request_erasure", "request_erasure('{free}', 'asked')", (), REFUSED, OK),
     ("recall", "recall()", (), OK, OK),
+    ("image_facts", "image_facts('{free}')", (), OK, OK),
+    ("my_claims", "my_claims()", (), NOTHING, NOTHING),
 )
 #: What somebody of another source gets instead of an unknown image.
-ELSEWHERE = {"claim_next": NOTHING, "recall": NOTHING}
+ELSEWHERE = {"claim_next": NOTHING, "recall": NOTHING, "my_claims": NOTHING}
 
 #: Who calls, by the name of the fixture's entry.
 CALLERS = (

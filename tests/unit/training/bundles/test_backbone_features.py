@@ -47,8 +47,8 @@ def test_features_are_those_of_the_form(tmp_path: Path, backbone: Backbone) -> N
     cache = FeatureCache(tmp_path / "cache", backbone, AugmentationConfig())
     found = cache.features(entries, "web")
     for row, entry in zip(found, entries, strict=True):
-        view = whole_view(web(harmonised(entry)), BACKBONE)
-        expected = backbone.features(to_views(view[None])).numpy()[0]
+        views = np.stack([whole_view(web(harmonised(entry)), BACKBONE)])
+        expected = backbone.features(to_views(views)).numpy()[0]
         np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-4)
 
 
