@@ -22,6 +22,7 @@ INDEXES = (
     ("ix_images_sha256_source", "images", ["sha256", "source"], "sha256 IS NOT NULL"),
     ("ix_images_uploader", "images", ["uploader", "created_at"], "uploader IS NOT NULL"),
     ("ix_decisions_moderator", "decisions", ["moderator", "id"], None),
+    ("ix_reviews_open_counts", "reviews", ["source", "queue", "queued_at"], "closed_at IS NULL"),
     ("ix_regression_items_group_key", "regression_items", ["group_key"], None),
 )
 

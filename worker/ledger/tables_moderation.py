@@ -100,6 +100,13 @@ class Review(Base):
             "rank_at",
             postgresql_where=text("closed_at IS NULL"),
         ),
+        Index(
+            "ix_reviews_open_counts",
+            "source",
+            "queue",
+            "queued_at",
+            postgresql_where=text("closed_at IS NULL"),
+        ),
         Index("ix_reviews_audited", "source", postgresql_where=text("audit_share IS NOT NULL")),
     )
 
