@@ -68,11 +68,11 @@ def make_evidence(pixels: NDArray[np.uint8], score: Score) -> dict[str, bytes]:
     decided if it has one, and the document about them. Nothing but pixels goes into a picture.
     """
     height, width = pixels.shape[:2]
-    preview = shrink(pixels, MAX_SIDE)
+    preview, encoded = make_preview(pixels)
     layers: list[dict[str, Any]] = [
         {"kind": "preview", "file": PREVIEW, "width": preview.width, "height": preview.height}
     ]
-    files = {PREVIEW: _encoded(preview, "JPEG", quality=90, subsampling=0)}
+    files = {PREVIEW: encoded}
     if score.outside is None and score.decided_by == "aligned" and score.tiles:
         layers.append(_tiles_layer(score))
     if score.outside is None and score.decided_by == "lare" and score.error_map is not None:
@@ -92,6 +92,12 @@ def make_evidence(pixels: NDArray[np.uint8], score: Score) -> dict[str, bytes]:
         "layers": layers,
     }
     return files | {DOCUMENT: json.dumps(document, indent=1).encode()}
+
+
+def make_preview(pixels: NDArray[np.uint8]) -> tuple[Image.Image, bytes]:
+    """Make the clean picture of uint8 (H, W, 3), at most `MAX_SIDE` pixels a side, and its JPEG."""
+    preview = shrink(pixels, MAX_SIDE)
+    return preview, _encoded(preview, "JPEG", quality=90, subsampling=0)
 
 
 def describe(score: Score) -> list[str]:

