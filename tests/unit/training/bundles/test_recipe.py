@@ -296,6 +296,24 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
     assert again.manifest.operating_points == manifest.operating_points
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--recipe", "backbone", "--no-folds"], "are for the other recipes"),
+        (["--recipe", "backbone", "--stay-positive"], "are for the other recipes"),
+        (["--recipe", "backbone", "--taef2", "somewhere"], "are for the other recipes"),
+        (["--backbone-weights", "somewhere"], "is for --recipe backbone"),
+    ],
+)
+def test_options_that_a_recipe_ignores_are_refused(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    """What would be without effect is wrong usage, said before any image is read."""
+    done = CliRunner().invoke(commands, ["bundle", "--data", str(tmp_path), *arguments])
+    assert done.exit_code == 2
+    assert told in " ".join(done.output.replace("│", " ").split())
+
+
 def test_two_folds_calibrate_nothing(tmp_path: Path) -> None:
     """Thresholds of a fold rest on two others at least; the error says how many there are."""
     entries = load_manifest(write_folder(tmp_path / "data", sets=("lake", "street", "beta")))
