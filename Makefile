@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql console-screenshots fuzz-events fuzz-images bundle clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql console-screenshots fuzz-events fuzz-images bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ test-system: venv ## Run what needs the Debian packages of tests/system/packages
 
 test-deploy: venv ## Run what needs root and Debian's packages prometheus and debootstrap
 	$(PYTEST) -m deploy
+
+coverage: venv ## Measure the lines and branches that TESTS=tests/unit run, in the process of pytest
+	mkdir -p out
+	$(BIN)/coverage run -m pytest --quiet -m "not full and not system and not deploy" \
+		$(or $(TESTS),tests/unit)
+	$(BIN)/coverage report
 
 chaos: venv ## Break services at random for MINUTES=10, in the order of SEED=1
 	$(BIN)/python -m tests.failure.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)

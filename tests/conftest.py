@@ -28,11 +28,17 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that puts a pooler before Postgres."""
+    """Add the options that choose a PostgreSQL and put a pooler before it."""
     parser.addoption(
         "--pooler",
         choices=("session", "transaction"),
         help="connect to Postgres through PgBouncer in this mode",
+    )
+    parser.addoption(
+        "--postgres",
+        choices=("16", "17", "18"),
+        default="18",
+        help="run the local services with this major version of PostgreSQL",
     )
 
 
@@ -44,14 +50,18 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def session_stack() -> Iterator[LocalStack]:
+def session_stack(pytestconfig: pytest.Config) -> Iterator[LocalStack]:
     """The run's local services, with the database `unlatent` migrated and left alone."""
+    from tests.support.processes.postgres_versions import VERSIONS
     from worker.database.engine import migrate
     from worker.localstack import LocalStack
 
-    with LocalStack.temporary() as stack:
-        migrate(stack.owner_url())
-        yield stack
+    with pytest.MonkeyPatch.context() as patch:
+        server = VERSIONS[pytestconfig.getoption("--postgres")]
+        patch.setattr("worker.localstack.stack.PostgresServer", server)
+        with LocalStack.temporary() as stack:
+            migrate(stack.owner_url())
+            yield stack
 
 
 @pytest.fixture
