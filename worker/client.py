@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import redis
 from redis.exceptions import RedisError
 
-from worker.database.engine import connect
-from worker.ingest.events import EventFieldInvalid, Ignored, own_event, parse
+from worker.database.engine import LedgerUnavailable, SchemaOutdated, connect
+from worker.ingest.events import EventError, EventFieldInvalid, Ignored, own_event, parse
 from worker.ledger.interface import Removal, Upload
 from worker.ledger.postgres import PostgresLedger
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
     from uuid import UUID
+
+__all__ = ["Client", "EventError", "LedgerUnavailable", "SchemaOutdated", "submit"]
 
 
 class Client:

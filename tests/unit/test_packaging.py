@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_the_wheel_carries_what_the_code_reads_at_run_time(tmp_path: Path) -> None:
-    """SQL, migrations and every file of the embedded bundles are in the wheel."""
+    """SQL, migrations, the marks of types and every file of the embedded bundles are there."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
         cwd=REPOSITORY,
@@ -22,6 +22,7 @@ def test_the_wheel_carries_what_the_code_reads_at_run_time(tmp_path: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         carried = set(archive.namelist())
     needed = [REPOSITORY / "worker" / "bootstrap.sql"]
+    needed += (REPOSITORY / name / "py.typed" for name in ("detection", "training", "worker"))
     needed += (REPOSITORY / "migrations" / "versions").glob("*.py")
     needed += (path for path in (REPOSITORY / "detection" / "bundles").rglob("*") if path.is_file())
     missing = {path.relative_to(REPOSITORY).as_posix() for path in needed} - carried
