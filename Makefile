@@ -38,9 +38,10 @@ lock: venv ## Resolve pyproject.toml into requirements.lock, and the images' par
 	echo hatchling | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
 		--output-file deploy/build.lock
 
-check: venv ## Lint, check types and the direction of imports
+check: venv ## Lint, check spelling, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck .ci/run deploy/apply deploy/install-dependencies

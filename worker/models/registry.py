@@ -167,7 +167,7 @@ class ModelsRegistry:
     def roll_back(self, *, actor: str, reason: str) -> str:
         """Make the champion before this one champion again; return its digest.
 
-        Two roll-backs in a row go back two champions and not to and fro: what was rolled back is
+        Two roll-backs in a row go back two champions, not back and forth: what was rolled back is
         skipped. Raises `NothingToRollBack`.
         """
         with transaction(self._engine) as connection:

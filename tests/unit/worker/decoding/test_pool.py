@@ -151,7 +151,7 @@ def test_trust_lists_reach_the_reader(tmp_path: Path) -> None:
 
 def test_neighbours_of_a_crash_decode(pool: DecodePool) -> None:
     """Images decoded beside crashing ones are unharmed."""
-    datas = [b"die" if index % 5 == 0 else f"side {64 + index}".encode() for index in range(20)]
+    files = [b"die" if index % 5 == 0 else f"side {64 + index}".encode() for index in range(20)]
 
     def side(data: bytes) -> int | str:
         try:
@@ -161,7 +161,7 @@ def test_neighbours_of_a_crash_decode(pool: DecodePool) -> None:
             return error.reason
 
     with ThreadPoolExecutor(8) as threads:
-        sides = list(threads.map(side, datas))
+        sides = list(threads.map(side, files))
     assert sides == ["decoder_crashed" if i % 5 == 0 else 64 + i for i in range(20)]
 
 
