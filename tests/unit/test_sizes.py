@@ -32,8 +32,6 @@ EXCEPTIONS = {
     "worker/processes/bridge.py run_bridge",
     "worker/processes/worker.py run_worker",
     "worker/queue/app.py build_app",
-    "worker/scoring/device_thread.py InferenceThread",
-    "worker/scoring/pipeline.py Pipeline",
     "worker/storage/s3.py S3Storage",
 }
 

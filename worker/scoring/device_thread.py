@@ -1,13 +1,11 @@
 """The device thread: loads the model, verifies it, runs batches and stores verdicts.
 
 Everything that touches the device happens on this thread, because graphs and contexts belong to
-threads. What it does about faults:
+threads. `worker.scoring.device.forward_pass` finds the image that a fault belongs to. Otherwise:
 
 * the golden image scores wrong at the start: `start` raises and no message is ever taken;
-* out of device memory: halves of the batch, down to one image, which fails alone;
-* any other exception: every image of the batch by itself, so that only the guilty one fails, and
-  only if the golden image still scores; otherwise the process ends;
-* the device is lost: the process ends with `EXIT_DEVICE_LOST`; leases run out, messages return;
+* the device is lost, or the golden image scores wrong later: the process ends with
+  `EXIT_DEVICE_LOST`; leases run out, messages return;
 * a forward pass that hangs: a watchdog ends the process with `EXIT_STUCK`.
 
 Models change between two batches, once the new one's golden image scores as it must. What was
@@ -24,27 +22,23 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import structlog
 
-from detection.errors import PermanentError, TransientError, UnlatentError
+from detection.errors import TransientError, UnlatentError
 from detection.intake.version import INTAKE_VERSION, threshold_warning
-from detection.score import decide
-from worker.ledger.interface import ImageFacts, Lease, Role, Verdict
-from worker.scoring.batcher import Batcher, CountMismatch
-from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded, Golden
+from worker.ledger.interface import Role
+from worker.scoring.batcher import Batcher
+from worker.scoring.device.forward_pass import ForwardPass
+from worker.scoring.device.verdict_store import VerdictStore
+from worker.scoring.interface import DeviceLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from detection.intake.animation import ShownFrame
-    from detection.score import Score
-    from worker.ledger.interface import Ledger
+    from worker.ledger.interface import Ledger, Verdict
+    from worker.scoring.device.inference_request import InferenceRequest
     from worker.scoring.interface import Scorer
     from worker.settings import Scoring
     from worker.telemetry.health import Health
@@ -58,48 +52,18 @@ EXIT_STUCK = 71
 #: While no image comes, the liveness file is touched and a new model is noticed this often.
 _IDLE_S = 1.0
 _LOAD_TIMEOUT_S = 900.0
-_PERSIST_TRIES = 3
-_PERSIST_DELAY_S = 0.2
 
 
 class DeviceNotReady(UnlatentError):
     """The model did not become ready on the device."""
 
 
-class GoldenMismatch(UnlatentError):
-    """The golden image does not score as it must: the device or the weights are broken."""
-
-
 class ModelReplaced(TransientError):
     """The model version that this check was for is not on the device any more."""
 
 
-class OutOfDeviceMemory(PermanentError):
-    """The image alone does not fit into the device's memory."""
-
-    reason: ClassVar[str] = "out_of_device_memory"
-
-
-class ScoringFailed(PermanentError):
-    """The detector failed on the image, alone and with a sound device."""
-
-    reason: ClassVar[str] = "scoring_failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class InferenceRequest:
-    """One image on its way through the device; `model_version` is set if no other one will do.
-
-    `sample` are the frames to be judged, one for a still.
-    """
-
-    lease: Lease
-    facts: ImageFacts
-    sample: tuple[ShownFrame, ...]
-    role: Role
-    timings_ms: Mapping[str, float]
-    submitted_at: float
-    model_version: str | None = None
+class ScoringTimeout(TransientError):
+    """The image got no verdict within its lease."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +91,6 @@ class InferenceThread:
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self._load = load
-        self._ledger = ledger
         self._settings = settings
         self._health = health
         self._metrics = metrics
@@ -141,7 +104,8 @@ class InferenceThread:
         self._models: dict[Role, Scorer] = {}
         self._swaps: queue.SimpleQueue[_ModelSwap] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._forward_since: float | None = None
+        self._forward_pass = ForwardPass(max_batch=settings.max_batch)
+        self._verdicts = VerdictStore(ledger, health=health, stopping=self._stopping)
         self._threads = [
             threading.Thread(target=self._main, name="device", daemon=True),
             threading.Thread(target=self._watch, name="device-watchdog", daemon=True),
@@ -190,6 +154,15 @@ class InferenceThread:
             return self._batcher.submit_spare(request)
         return self._batcher.submit(request, alone=request.lease.alone)
 
+    def score(self, request: InferenceRequest, *, wait_s: float) -> Verdict:
+        """Queue one image and wait for its verdict; raises `ScoringTimeout` after `wait_s`."""
+        future = self.submit(request)
+        try:
+            return future.result(wait_s)
+        except TimeoutError as error:
+            future.cancel()
+            raise ScoringTimeout from error
+
     def swap_model(self, role: Role, scorer: Scorer | None) -> Future[None]:
         """Let a loaded model take a role between two batches, once its golden image is right.
 
@@ -203,7 +176,7 @@ class InferenceThread:
     def _main(self) -> None:
         try:
             scorer = self._load()
-            self._verify_golden(scorer, (1, self._settings.max_batch))
+            self._forward_pass.verify_golden(scorer)
         except BaseException as error:  # noqa: BLE001 - whoever started us gets it
             self._loaded.set_exception(error)
             return
@@ -222,7 +195,7 @@ class InferenceThread:
     def _watch(self) -> None:
         limit_s = self._settings.forward_timeout_s
         while not self._stopping.wait(min(1.0, limit_s / 10)):
-            since = self._forward_since
+            since = self._forward_pass.running_since
             if since is not None and time.monotonic() - since > limit_s:
                 _log.critical("forward_pass_stuck", limit_s=limit_s)
                 self._end_process(EXIT_STUCK)
@@ -234,7 +207,7 @@ class InferenceThread:
             scorer = swap.scorer
             try:
                 if scorer is not None and scorer not in self._models.values():
-                    self._verify_golden(scorer, (1, self._settings.max_batch))
+                    self._forward_pass.verify_golden(scorer)
             except DeviceLost:
                 raise
             except Exception as error:  # noqa: BLE001 - the models that serve are not to blame
@@ -258,54 +231,27 @@ class InferenceThread:
                 "thresholds_not_measured", model_version=scorer.model_version, warning=warning
             )
 
-    def _verify_golden(self, scorer: Scorer, sizes: Sequence[int]) -> None:
-        golden: Golden = scorer.golden()
-        for size in sizes:
-            try:
-                scores = scorer.score([golden.image] * size)
-            except DeviceMemoryExceeded:
-                if size == 1:
-                    raise
-                _log.warning("batch_does_not_fit", size=size)
-                continue
-            if len(scores) != size:
-                raise GoldenMismatch(f"{size} golden images gave {len(scores)} scores.")
-            for name, expected in golden.branches.items():
-                allowed = golden.tolerance * max(1.0, abs(expected))
-                for score in scores:
-                    found = score.branches[name]
-                    # Written so that a logit that is no number fails too.
-                    if not abs(found - expected) <= allowed:
-                        raise GoldenMismatch(
-                            f"The golden image of model {scorer.model_version} gets {found:.6f} "
-                            f"from the {name} branch in a batch of {size}, not {expected:.6f}."
-                        )
-
     def _run(self, requests: Sequence[InferenceRequest]) -> list[Verdict | Exception]:
         # The batcher never mixes what is dropped under load with what is not.
         role = Role.SHADOW if requests[0].role is Role.SHADOW else Role.CHAMPION
         scorer = self._models.get(role)
-        fit = [
-            scorer is not None and request.model_version in {None, scorer.model_version}
-            for request in requests
-        ]
-        chosen = [request for request, fits in zip(requests, fit, strict=True) if fits]
+        chosen = [request for request in requests if request.fits(scorer)]
         outcomes = iter(self._run_with(scorer, chosen, role) if scorer and chosen else ())
-        return [next(outcomes) if fits else ModelReplaced() for fits in fit]
+        return [next(outcomes) if request.fits(scorer) else ModelReplaced() for request in requests]
 
     def _run_with(
         self, scorer: Scorer, requests: Sequence[InferenceRequest], role: Role
     ) -> list[Verdict | Exception]:
+        in_shadow = role is Role.SHADOW
         begun = time.monotonic()
-        score = self._score_in_shadow if role is Role.SHADOW else self._score
-        if role is not Role.SHADOW:
+        if not in_shadow:
             self._metrics.batch_size.observe(len(requests))
             for request in requests:
                 self._metrics.batch_wait.observe(begun - request.submitted_at)
         # The same bytes twice in one batch cost one forward pass.
-        unique = {request.facts.sha256: request for request in requests}
+        unique = {request.facts.sha256: request.sample for request in requests}
         try:
-            scored = self._decided(scorer, list(unique.values()), score)
+            scored = self._forward_pass.score(scorer, list(unique.values()), in_shadow=in_shadow)
         except Exception:
             # The device is lost, or even the golden image fails. No future is settled: what
             # was in the batch stays pending.
@@ -314,155 +260,15 @@ class InferenceThread:
             raise
         scores = dict(zip(unique, scored, strict=True))
         forward_s = time.monotonic() - begun
-        if role is not Role.SHADOW:
+        if not in_shadow:
             self._metrics.forward.observe(forward_s)
-        outcomes = [
-            self._verdict(request, scores[request.facts.sha256], scorer, begun, forward_s)
-            for request in requests
-        ]
-        with self._metrics.persist.time():
-            return self._persist(outcomes)
-
-    def _decided(
-        self,
-        scorer: Scorer,
-        requests: Sequence[InferenceRequest],
-        score: Callable[[Scorer, Sequence[NDArray[np.uint8]]], list[Score | Exception]],
-    ) -> list[Score | Exception]:
-        """Score every frame of every request, no more at once than a batch, and decide by image."""
-        images = [frame.pixels for request in requests for frame in request.sample]
-        size = self._settings.max_batch
-        parts = [score(scorer, images[at : at + size]) for at in range(0, len(images), size)]
-        outcomes = chain.from_iterable(parts)
-        decided: list[Score | Exception] = []
+        outcomes: list[Verdict | Exception] = []
         for request in requests:
-            frames = list(islice(outcomes, len(request.sample)))
-            scores = [outcome for outcome in frames if not isinstance(outcome, Exception)]
-            failures = [outcome for outcome in frames if isinstance(outcome, Exception)]
-            decided.append(failures[0] if failures else decide(request.sample, scores))
-        return decided
-
-    def _score_in_shadow(
-        self, scorer: Scorer, images: Sequence[NDArray[np.uint8]]
-    ) -> list[Score | Exception]:
-        try:
-            return list(self._forward(scorer, images))
-        except DeviceLost:
-            raise
-        except Exception as error:  # noqa: BLE001 - a challenger's fault is no image's
-            _log.exception("shadow_batch_failed", size=len(images))
-            return [error] * len(images)
-
-    def _score(
-        self, scorer: Scorer, images: Sequence[NDArray[np.uint8]]
-    ) -> list[Score | Exception]:
-        try:
-            return list(self._forward(scorer, images))
-        except DeviceMemoryExceeded as error:
-            if len(images) == 1:
-                return [_caused(OutOfDeviceMemory(), error)]
-            _log.warning("device_memory_exhausted", size=len(images))
-            half = (len(images) + 1) // 2
-            return self._score(scorer, images[:half]) + self._score(scorer, images[half:])
-        except DeviceLost:
-            raise
-        except Exception as error:  # noqa: BLE001 - an image may make the detector raise anything
-            _log.exception("batch_failed", size=len(images))
-            if len(images) > 1:
-                return [outcome for image in images for outcome in self._score(scorer, [image])]
-            if isinstance(error, PermanentError):
-                return [error]
-            self._verify_golden(scorer, (1,))
-            return [_caused(ScoringFailed(f"{type(error).__name__} in the detector."), error)]
-
-    def _forward(self, scorer: Scorer, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
-        self._forward_since = time.monotonic()
-        try:
-            scores = scorer.score(images)
-        finally:
-            self._forward_since = None
-        if len(scores) != len(images):
-            message = f"{len(images)} images gave {len(scores)} scores."
-            raise CountMismatch(message)
-        if not all(0 <= score.probability <= 1 for score in scores):
-            message = "A score is not a probability."
-            raise UnlatentError(message)
-        return scores
-
-    def _verdict(
-        self,
-        request: InferenceRequest,
-        score: Score | Exception,
-        scorer: Scorer,
-        begun: float,
-        forward_s: float,
-    ) -> Verdict | Exception:
-        if isinstance(score, Exception):
-            return score
-        return Verdict(
-            image_id=request.lease.image_id,
-            lease_id=request.lease.lease_id,
-            facts=request.facts,
-            model_version=scorer.model_version,
-            role=request.role,
-            score=score.probability,
-            label=score.label.value,
-            branches=dict(score.branches),
-            decided_by=score.decided_by,
-            operating_point=score.operating_point,
-            prior=score.prior,
-            device=scorer.device,
-            dtype=scorer.dtype,
-            intake_version=INTAKE_VERSION,
-            thresholds_hold=INTAKE_VERSION in scorer.intake_versions,
-            timings_ms={
-                **request.timings_ms,
-                "batch_wait": 1000 * (begun - request.submitted_at),
-                "forward": 1000 * forward_s,
-            },
-            error_map=score.error_map,
-            contributions=score.contributions,
-            outside=score.outside,
-            frame=score.frame,
-            distance=score.distance,
-            tiles=score.tiles,
-        )
-
-    def _persist(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:
-        verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
-        if not verdicts:
-            return outcomes
-        try:
-            self._record(verdicts)
-        except TransientError as error:
-            return [error if isinstance(outcome, Verdict) else outcome for outcome in outcomes]
-        except Exception:  # noqa: BLE001 - one row may be what the ledger refuses
-            _log.exception("verdict_store_failed", size=len(verdicts))
-            return [self._record_alone(outcome) for outcome in outcomes]
-        return outcomes
-
-    def _record_alone(self, outcome: Verdict | Exception) -> Verdict | Exception:
-        if isinstance(outcome, Verdict):
-            try:
-                self._record([outcome])
-            except Exception as error:  # noqa: BLE001 - it is this image's outcome
-                return error
-        return outcome
-
-    def _record(self, verdicts: Sequence[Verdict]) -> None:
-        for tries_left in reversed(range(_PERSIST_TRIES)):
-            try:
-                self._ledger.record(verdicts)
-            except TransientError as error:
-                _log.warning("verdict_store_retried", error=str(error), tries_left=tries_left)
-                if not tries_left:
-                    raise
-                self._health.beat()
-                self._stopping.wait(_PERSIST_DELAY_S)
-            else:
-                return
-
-
-def _caused(error: PermanentError, cause: BaseException) -> PermanentError:
-    error.__cause__ = cause
-    return error
+            score = scores[request.facts.sha256]
+            outcomes.append(
+                score
+                if isinstance(score, Exception)
+                else request.verdict(score, scorer, begun=begun, forward_s=forward_s)
+            )
+        with self._metrics.persist.time():
+            return self._verdicts.store(outcomes)

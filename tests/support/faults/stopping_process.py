@@ -26,7 +26,7 @@ WORKER_PHASES = {
     "fetching": ("worker.storage.s3:S3Storage", "fetch", "before"),
     "decoding": ("worker.decoding.pool:_Process", "ask", "before"),
     "waiting": ("worker.scoring.device_thread:InferenceThread", "submit", "after"),
-    "forward": ("worker.scoring.device_thread:InferenceThread", "_forward", "before"),
+    "forward": ("worker.scoring.device.forward_pass:ForwardPass", "_forward", "before"),
     "committing": ("worker.ledger.postgres:PostgresLedger", "record", "before"),
     "acknowledging": ("worker.ledger.postgres:PostgresLedger", "record", "after"),
 }
@@ -74,16 +74,16 @@ def _stop() -> None:
 
 def slow_down(forward_s: float) -> None:
     """Make every forward pass of uploaded images take so much longer."""
-    from worker.scoring.device_thread import InferenceThread
+    from worker.scoring.device.forward_pass import ForwardPass
 
-    quick = InferenceThread._forward
+    quick = ForwardPass._forward
 
     @functools.wraps(quick)
     def slow(*arguments: Any) -> Any:
         time.sleep(forward_s)
         return quick(*arguments)
 
-    InferenceThread._forward = slow  # type: ignore[method-assign]  # the device is this slow
+    ForwardPass._forward = slow  # type: ignore[method-assign]  # the device is this slow
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from worker.models.registry import ActiveModels, ModelVersion
 from worker.models.reloader import ModelReloader, first_model
 from worker.scoring.device_thread import InferenceThread
 from worker.scoring.memory import MemoryScorer
-from worker.scoring.pipeline import in_share
+from worker.scoring.shadow_scoring import in_share
 from worker.settings import Scoring
 from worker.telemetry.health import Health
 from worker.telemetry.metrics import Metrics

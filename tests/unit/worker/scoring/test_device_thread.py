@@ -18,15 +18,13 @@ from tests.support.waiting import eventually
 from worker.database.engine import LedgerUnavailable
 from worker.ledger.interface import AlreadyDone, ImageFacts, Lease, Role, State, Upload, Verdict
 from worker.ledger.memory import MemoryLedger
+from worker.scoring.device.forward_pass import GoldenMismatch, OutOfDeviceMemory, ScoringFailed
+from worker.scoring.device.inference_request import InferenceRequest
 from worker.scoring.device_thread import (
     EXIT_DEVICE_LOST,
     EXIT_STUCK,
-    GoldenMismatch,
-    InferenceRequest,
     InferenceThread,
     ModelReplaced,
-    OutOfDeviceMemory,
-    ScoringFailed,
 )
 from worker.scoring.interface import DeviceLost, DeviceMemoryExceeded, Golden
 from worker.scoring.memory import MemoryScorer

@@ -282,7 +282,7 @@ def test_a_ledger_that_is_away_is_waited_for(rig: Rig, monkeypatch: pytest.Monke
 
         return once
 
-    monkeypatch.setattr("worker.scoring.pipeline._FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("worker.scoring.leases._FIRST_DELAY_S", 0.001)
     monkeypatch.setattr(rig.ledger, "lease", flaky("lease", lease))
     monkeypatch.setattr(rig.ledger, "end", flaky("end", end))
     rig.pipeline.score(image_id)
@@ -618,7 +618,7 @@ def test_a_check_is_measured_stage_by_stage(rig: Rig) -> None:
     for image_id in images:
         with Collector() as collector:
             tracer = build_tracer(Tracing(endpoint=collector.url), service="s")
-            rig.pipeline._tracer = tracer
+            rig.pipeline._telemetry._tracer = tracer
             with tracer.span("check"):
                 rig.pipeline.score(image_id)
             tracer.close()

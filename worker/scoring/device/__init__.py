@@ -1,0 +1,1 @@
+"""What the device thread is made of: its requests, forward passes and stored verdicts."""
