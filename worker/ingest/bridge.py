@@ -15,38 +15,31 @@ Keys, all under the prefix of the settings:
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 import structlog
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from detection.errors import TransientError
+from worker.backoff import backoff_s
 from worker.ingest.completion import Completion, written_event
-from worker.ingest.events import (
-    MAX_ENTRY_BYTES,
-    EventError,
-    Ignored,
-    Refused,
-    parse_records,
-)
+from worker.ingest.entries import EntryReader, groups
+from worker.ingest.events import MAX_ENTRY_BYTES
 from worker.ingest.registrar import Registrar
 from worker.ingest.rejected import RejectedEntries
 from worker.ingest.waiting import WaitingEvents
-from worker.ledger.interface import Removal, Upload
 from worker.telemetry.tracing import NO_TRACER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from threading import Event as Stop
 
     from redis import Redis
 
-    from detection.errors import PermanentError
     from worker.ingest.bridge_metrics import BridgeMetrics
+    from worker.ingest.entries import Entry
     from worker.ledger.interface import Ledger
     from worker.queue.publisher import Publisher
     from worker.settings import S3
@@ -56,10 +49,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-#: Entries that are read at once, up to so many bytes, and records that are committed at once.
+#: Entries that are read at once, up to so many bytes.
 BATCH = 256
 BATCH_BYTES = 4 * MAX_ENTRY_BYTES
-RECORDS = 1000
 #: How long one wait for an entry lasts; a stop is noticed after it at the latest.
 WAIT_S = 1
 #: How often a waiting bridge looks. It does not block in BLMOVE, whose answer is the entry itself.
@@ -106,18 +98,6 @@ return entries
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry, and what its records ask for."""
-
-    raw: bytes
-    events: list[Upload | Removal] = field(default_factory=list)
-    #: Events that storage has to complete.
-    incomplete: list[Upload | Removal] = field(default_factory=list)
-    ignored: list[Ignored] = field(default_factory=list)
-    refused: list[tuple[bytes, PermanentError]] = field(default_factory=list)
-
-
 class Bridge:
     """One bridge; several may run at once. `name` is its own and survives its restarts.
 
@@ -140,8 +120,7 @@ class Bridge:
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._redis = redis
-        self._buckets = frozenset(buckets)
-        self._plain_keys = plain_keys
+        self._reader = EntryReader(buckets=frozenset(buckets), plain_keys=plain_keys)
         self._metrics = metrics
         self._name = name
         self._ingest = settings.key_prefix + settings.ingest_key
@@ -208,7 +187,7 @@ class Bridge:
                 delay_s = 0.0 if work() else pause_s
                 failures = 0
             except (TransientError, RedisError) as error:
-                delay_s = min(FIRST_DELAY_S * 2.0**failures, LONGEST_DELAY_S)
+                delay_s = backoff_s(failures, first_s=FIRST_DELAY_S, longest_s=LONGEST_DELAY_S)
                 failures += 1
                 self._metrics.outages.inc()
                 _log.warning("bridge_backed_off", error=str(error), delay_s=delay_s)
@@ -286,37 +265,13 @@ class Bridge:
 
         Raises `TransientError` or `RedisError` when a service is away; then all must wait.
         """
-        entries = [self._read(raw) for raw in raws]
-        for group in _groups(entries):
+        entries = [self._reader.read(raw) for raw in raws]
+        for group in groups(entries):
             events = [event for entry in group for event in entry.events]
             failed = self._registrar.keep(events, publish=publish, read_at=read_at)
             for event, failure in failed:
                 self._rejected.add(written_event(event), failure)
         return entries
-
-    def _read(self, raw: bytes) -> Entry:
-        entry = Entry(raw)
-        try:
-            found = parse_records(raw, buckets=self._buckets)
-        except EventError as error:
-            entry.refused.append((raw, error))
-            return entry
-        for event in found:
-            if isinstance(event, Refused):
-                record = raw if len(found) == 1 else json.dumps(event.record, default=str).encode()
-                entry.refused.append((record, event.error))
-            elif isinstance(event, Ignored):
-                entry.ignored.append(event)
-            elif self._is_complete(event):
-                entry.events.append(replace(event, raw_key=None))
-            else:
-                entry.incomplete.append(event if self._plain_keys else replace(event, raw_key=None))
-        return entry
-
-    def _is_complete(self, event: Upload | Removal) -> bool:
-        if event.raw_key is not None and self._plain_keys:
-            return False
-        return isinstance(event, Removal) or bool(event.etag or event.version_id)
 
     def _finish(self, key: str, entries: list[Entry]) -> None:
         """Remove entries whose events are committed; what they leave to complete is set aside."""
@@ -342,17 +297,3 @@ class Bridge:
             self._metrics.ignored.labels(event.reason).inc()
             if event.hint:
                 _log.warning("entry_ignored", reason=event.reason, hint=event.hint)
-
-
-def _groups(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Put entries together up to a bound on their records; a larger one stands alone."""
-    group: list[Entry] = []
-    records = 0
-    for entry in entries:
-        if group and records + len(entry.events) > RECORDS:
-            yield group
-            group, records = [], 0
-        group.append(entry)
-        records += len(entry.events)
-    if group:
-        yield group

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from detection.errors import PermanentError, TransientError
+from worker.backoff import backoff_s
 from worker.ingest.events import own_event
 from worker.ingest.key_encoding import settle
 from worker.ingest.waiting import MemberUnreadable, read_member
@@ -191,7 +192,7 @@ class Completion:
             self._waiting.put_off(member, delay_s=0.0, counted=False, asked=False)
             return
         asked = not isinstance(error, StorageForbidden)
-        delay_s = min(FIRST_DELAY_S * 2.0**waiting.attempts, LONGEST_DELAY_S)
+        delay_s = backoff_s(waiting.attempts, first_s=FIRST_DELAY_S, longest_s=LONGEST_DELAY_S)
         self._waiting.put_off(member, delay_s=delay_s, counted=counts(error), asked=asked)
         self._metrics.put_off.inc()
         _log.info(

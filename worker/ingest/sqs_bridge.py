@@ -19,13 +19,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from redis.exceptions import RedisError
 
 from detection.errors import SettingsError, TransientError
+from worker.backoff import backoff_s
 from worker.ingest.bridge import Bridge
 from worker.ingest.waiting import WaitingEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.ingest.bridge import Entry
+    from worker.ingest.entries import Entry
     from worker.settings import Sqs
 
 _log = structlog.get_logger(__name__)
@@ -188,6 +189,5 @@ def _entry(index: int, message: dict[str, Any]) -> dict[str, Any]:
 
 def _delay_s(message: dict[str, Any]) -> int:
     received = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
-    # The exponent is bounded, so that the power is.
-    delay_s: int = FIRST_DELAY_S * 2 ** min(max(received - 1, 0), 10)
-    return min(delay_s, LONGEST_DELAY_S)
+    failures = max(received - 1, 0)
+    return int(backoff_s(failures, first_s=FIRST_DELAY_S, longest_s=LONGEST_DELAY_S))

@@ -78,9 +78,7 @@ class MemoryLease:
         return self.outcome is None and self.until > _now()
 
 
-class MemoryLedger:
-    """`worker.ledger.interface.Ledger` for threads of one process."""
-
+class _Rows:
     def __init__(self, *, deaths: DeathPolicy | None = None) -> None:
         self._deaths = deaths or DeathPolicy()
         self._lock = RLock()
@@ -89,6 +87,18 @@ class MemoryLedger:
         self.leases: dict[int, MemoryLease] = {}
         self.verdicts: dict[tuple[UUID, str], Verdict] = {}
         self.reviews: set[UUID] = set()
+
+    def _close_lease(self, lease_id: int, outcome: LeaseOutcome) -> None:
+        lease = self.leases[lease_id]
+        if lease.outcome is LeaseOutcome.DEATH:
+            image = self.images[lease.image_id]
+            image.deaths = max(image.deaths - 1, 0)
+        if lease.outcome in {None, LeaseOutcome.DEATH}:
+            lease.outcome = outcome
+
+
+class _Uploads(_Rows):
+    """What the bridge, producers and the sweeper ask: uploads, removals, publication."""
 
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
         """Insert what is new; the answers are in the order of `uploads`."""
@@ -149,115 +159,6 @@ class MemoryLedger:
             for image_id in image_ids:
                 self.images[image_id].published_at = _now()
 
-    def lease(
-        self, image_id: UUID, *, worker: str, duration: timedelta
-    ) -> Lease | AlreadyDone | HeldElsewhere:
-        """Take a pending image; quarantines one that killed its worker too often."""
-        del worker
-        with self._lock:
-            image = self._image(image_id)
-            if image.state is not State.PENDING:
-                return AlreadyDone(image_id=image_id, state=image.state)
-            self._record_deaths(image)
-            if image.deaths >= self._deaths.max_deaths and not self._others_died_too(image_id):
-                image.move(
-                    State.QUARANTINED,
-                    reason=KILLED_WORKER,
-                    detail=f"{image.deaths} workers died while they held this image",
-                )
-                return AlreadyDone(image_id=image_id, state=State.QUARANTINED)
-            return self._open_lease(image, duration)
-
-    def lease_for_rescore(
-        self,
-        image_id: UUID,
-        *,
-        model_version: str,
-        worker: str,
-        duration: timedelta,
-        purpose: Purpose = Purpose.RESCORE,
-    ) -> Lease | AlreadyDone | HeldElsewhere:
-        """Take a scored image for another model version; one with too many deaths is refused."""
-        del worker, purpose
-        with self._lock:
-            image = self._image(image_id)
-            if image.state is not State.SCORED or (image_id, model_version) in self.verdicts:
-                return AlreadyDone(image_id=image_id, state=image.state)
-            self._record_deaths(image)
-            if image.deaths >= self._deaths.max_deaths:
-                return AlreadyDone(image_id=image_id, state=State.SCORED)
-            return self._open_lease(image, duration)
-
-    def reusable_verdict(
-        self, sha256: str, *, model_version: str, intake_version: int
-    ) -> Verdict | None:
-        """Return the verdict of the same bytes, read and scored by these versions, if any."""
-        wanted = sha256, model_version, intake_version
-        with self._lock:
-            for (image_id, version), verdict in self.verdicts.items():
-                facts = self.images[image_id].facts
-                if facts and (facts.sha256, version, verdict.intake_version) == wanted:
-                    return verdict
-        return None
-
-    def record(self, verdicts: Sequence[Verdict]) -> None:
-        """Store verdicts, end their images and close their leases."""
-        with self._lock:
-            for verdict in verdicts:
-                key = verdict.image_id, verdict.model_version
-                first = self.verdicts.setdefault(key, verdict)
-                image = self.images[verdict.image_id]
-                if verdict.role is Role.CHAMPION:
-                    self.verdicts[key] = replace(first, role=Role.CHAMPION)
-                    if image.state is State.PENDING:
-                        image.facts = verdict.facts
-                        image.move(State.SCORED)
-                self._close_lease(verdict.lease_id, LeaseOutcome.SCORED)
-
-    def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
-        """Note where a verdict's evidence lies; nothing is ever erased here."""
-        with self._lock:
-            known = self.verdicts.get((image_id, model_version))
-            if known is None:
-                return False
-            self.verdicts[image_id, model_version] = replace(known, evidence_uri=uri)
-            return True
-
-    def last_read(self) -> Upload | None:
-        """Return the upload that was scored last."""
-        with self._lock:
-            scored = [image for image in self.images.values() if image.state is State.SCORED]
-        if not scored:
-            return None
-        return max(scored, key=lambda image: image.state_since).upload
-
-    def in_review(self, image_id: UUID) -> bool:
-        """Say whether the image waits for a person; nobody but `reviews` says so here."""
-        return image_id in self.reviews
-
-    def end(
-        self,
-        lease: Lease,
-        *,
-        state: State,
-        reason: str,
-        detail: str,
-        facts: ImageFacts | None = None,
-    ) -> None:
-        """End the image as failed or superseded with its reason, and close the lease."""
-        with self._lock:
-            image = self.images[lease.image_id]
-            if image.state is State.PENDING:
-                image.facts = facts or image.facts
-                image.move(state, reason=reason, detail=truncate_detail(detail))
-            self._close_lease(lease.lease_id, LeaseOutcome(state.value))
-
-    def release(self, lease: Lease, *, outcome: LeaseOutcome, detail: str = "") -> None:
-        """Close the lease without ending the image."""
-        del detail
-        with self._lock:
-            self._close_lease(lease.lease_id, outcome)
-
     def stale(self, *, published_before: timedelta, limit: int) -> list[Registration]:
         """Return pending rows that wait too long for a message, the longest waiting first."""
         now = _now()
@@ -307,6 +208,72 @@ class MemoryLedger:
             ]
         chosen.sort(key=lambda image: image.created_at, reverse=True)
         return _unpublished(chosen[:limit])
+
+
+class _Leases(_Rows):
+    """What a worker asks before it has a verdict, or when there will be none."""
+
+    def lease(
+        self, image_id: UUID, *, worker: str, duration: timedelta
+    ) -> Lease | AlreadyDone | HeldElsewhere:
+        """Take a pending image; quarantines one that killed its worker too often."""
+        del worker
+        with self._lock:
+            image = self._image(image_id)
+            if image.state is not State.PENDING:
+                return AlreadyDone(image_id=image_id, state=image.state)
+            self._record_deaths(image)
+            if image.deaths >= self._deaths.max_deaths and not self._others_died_too(image_id):
+                image.move(
+                    State.QUARANTINED,
+                    reason=KILLED_WORKER,
+                    detail=f"{image.deaths} workers died while they held this image",
+                )
+                return AlreadyDone(image_id=image_id, state=State.QUARANTINED)
+            return self._open_lease(image, duration)
+
+    def lease_for_rescore(
+        self,
+        image_id: UUID,
+        *,
+        model_version: str,
+        worker: str,
+        duration: timedelta,
+        purpose: Purpose = Purpose.RESCORE,
+    ) -> Lease | AlreadyDone | HeldElsewhere:
+        """Take a scored image for another model version; one with too many deaths is refused."""
+        del worker, purpose
+        with self._lock:
+            image = self._image(image_id)
+            if image.state is not State.SCORED or (image_id, model_version) in self.verdicts:
+                return AlreadyDone(image_id=image_id, state=image.state)
+            self._record_deaths(image)
+            if image.deaths >= self._deaths.max_deaths:
+                return AlreadyDone(image_id=image_id, state=State.SCORED)
+            return self._open_lease(image, duration)
+
+    def end(
+        self,
+        lease: Lease,
+        *,
+        state: State,
+        reason: str,
+        detail: str,
+        facts: ImageFacts | None = None,
+    ) -> None:
+        """End the image as failed or superseded with its reason, and close the lease."""
+        with self._lock:
+            image = self.images[lease.image_id]
+            if image.state is State.PENDING:
+                image.facts = facts or image.facts
+                image.move(state, reason=reason, detail=truncate_detail(detail))
+            self._close_lease(lease.lease_id, LeaseOutcome(state.value))
+
+    def release(self, lease: Lease, *, outcome: LeaseOutcome, detail: str = "") -> None:
+        """Close the lease without ending the image."""
+        del detail
+        with self._lock:
+            self._close_lease(lease.lease_id, outcome)
 
     def backlog(self) -> Backlog:
         """Count what waits, what is in flight and what died lately."""
@@ -359,14 +326,6 @@ class MemoryLedger:
             retried_for=now - min(retried, default=now),
         )
 
-    def _close_lease(self, lease_id: int, outcome: LeaseOutcome) -> None:
-        lease = self.leases[lease_id]
-        if lease.outcome is LeaseOutcome.DEATH:
-            image = self.images[lease.image_id]
-            image.deaths = max(image.deaths - 1, 0)
-        if lease.outcome in {None, LeaseOutcome.DEATH}:
-            lease.outcome = outcome
-
     def _others_died_too(self, image_id: UUID) -> bool:
         ends = [e.until for e in self.leases.values() if e.image_id == image_id and e.died]
         window = self._deaths.window
@@ -381,6 +340,61 @@ class MemoryLedger:
                 if lease.died and since <= lease.until <= until
             }
         )
+
+
+class _Verdicts(_Rows):
+    """What a worker asks once it has a verdict, or for one that the same bytes got before."""
+
+    def reusable_verdict(
+        self, sha256: str, *, model_version: str, intake_version: int
+    ) -> Verdict | None:
+        """Return the verdict of the same bytes, read and scored by these versions, if any."""
+        wanted = sha256, model_version, intake_version
+        with self._lock:
+            for (image_id, version), verdict in self.verdicts.items():
+                facts = self.images[image_id].facts
+                if facts and (facts.sha256, version, verdict.intake_version) == wanted:
+                    return verdict
+        return None
+
+    def record(self, verdicts: Sequence[Verdict]) -> None:
+        """Store verdicts, end their images and close their leases."""
+        with self._lock:
+            for verdict in verdicts:
+                key = verdict.image_id, verdict.model_version
+                first = self.verdicts.setdefault(key, verdict)
+                image = self.images[verdict.image_id]
+                if verdict.role is Role.CHAMPION:
+                    self.verdicts[key] = replace(first, role=Role.CHAMPION)
+                    if image.state is State.PENDING:
+                        image.facts = verdict.facts
+                        image.move(State.SCORED)
+                self._close_lease(verdict.lease_id, LeaseOutcome.SCORED)
+
+    def attach_evidence(self, image_id: UUID, *, model_version: str, uri: str) -> bool:
+        """Note where a verdict's evidence lies; nothing is ever erased here."""
+        with self._lock:
+            known = self.verdicts.get((image_id, model_version))
+            if known is None:
+                return False
+            self.verdicts[image_id, model_version] = replace(known, evidence_uri=uri)
+            return True
+
+    def last_read(self) -> Upload | None:
+        """Return the upload that was scored last."""
+        with self._lock:
+            scored = [image for image in self.images.values() if image.state is State.SCORED]
+        if not scored:
+            return None
+        return max(scored, key=lambda image: image.state_since).upload
+
+    def in_review(self, image_id: UUID) -> bool:
+        """Say whether the image waits for a person; nobody but `reviews` says so here."""
+        return image_id in self.reviews
+
+
+class MemoryLedger(_Uploads, _Leases, _Verdicts):
+    """`worker.ledger.interface.Ledger` for threads of one process."""
 
 
 def _now() -> datetime:

@@ -53,14 +53,14 @@ if TYPE_CHECKING:
 REGISTER_TRIES = 3
 
 
-class PostgresLedger:
-    """`worker.ledger.interface.Ledger` over an engine of `worker.database.engine`."""
-
+class _Connected:
     def __init__(self, engine: Engine, *, deaths: DeathPolicy | None = None) -> None:
         self._engine = engine
         self._deaths = deaths or DeathPolicy()
 
-    # Uploads and removals -------------------------------------------------------------------------
+
+class _Uploads(_Connected):
+    """What the bridge, producers and the sweeper ask: uploads, removals, publication."""
 
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
         """Insert what is new; the answers are in the order of `uploads`."""
@@ -100,8 +100,6 @@ class PostgresLedger:
                 )
             ]
             return statements.withdraw(connection, gone)
-
-    # Publication ----------------------------------------------------------------------------------
 
     def mark_published(self, image_ids: Sequence[UUID]) -> None:
         """Stamp the rows whose messages were just published."""
@@ -170,7 +168,14 @@ class PostgresLedger:
             ).all()
         return [_unpublished(row) for row in rows]
 
-    # Leases ---------------------------------------------------------------------------------------
+    def _registrations(self, chosen: Select[Image]) -> list[Registration]:
+        columns = chosen.with_only_columns(Image.id, Image.priority)
+        with transaction(self._engine) as connection:
+            return [_unpublished(row) for row in connection.execute(columns)]
+
+
+class _Leases(_Connected):
+    """What a worker asks before it has a verdict, or when there will be none."""
 
     def lease(
         self, image_id: UUID, *, worker: str, duration: timedelta
@@ -234,7 +239,55 @@ class PostgresLedger:
         )
         return died > self._deaths.max_in_window
 
-    # Outcomes -------------------------------------------------------------------------------------
+    def end(
+        self,
+        lease: Lease,
+        *,
+        state: State,
+        reason: str,
+        detail: str,
+        facts: ImageFacts | None = None,
+    ) -> None:
+        """End the image as failed or superseded with its reason, and close the lease."""
+        learnt = statements.fact_columns(facts) if facts else {}
+        with transaction(self._engine) as connection:
+            statements.lock_images(connection, [lease.image_id])
+            connection.execute(
+                update(Image)
+                .where(Image.id == lease.image_id, Image.state == State.PENDING)
+                .values(
+                    state=state,
+                    reason=reason,
+                    detail=truncate_detail(detail),
+                    state_since=NOW,
+                    **learnt,
+                )
+            )
+            statements.close_lease(
+                connection, [lease.lease_id], LeaseOutcome(state.value), f"{reason}: {detail}"
+            )
+
+    def backlog(self) -> Backlog:
+        """Count what waits, what is in flight and what died lately."""
+        pending = select(
+            func.count(),
+            func.coalesce(func.extract("epoch", NOW - func.min(Image.state_since)), 0.0),
+        ).where(Image.state == State.PENDING)
+        with transaction(self._engine) as connection:
+            waiting, age_s = connection.execute(pending).one()
+            leased = connection.scalar(select(func.count()).select_from(LeaseRow).where(LIVE))
+            died = statements.count_deaths(connection, LeaseRow.until >= NOW - self._deaths.window)
+        return Backlog(
+            pending=waiting,
+            leased=leased or 0,
+            oldest_pending_age_s=float(age_s),
+            recent_deaths=died,
+            quarantine_paused=died > self._deaths.max_in_window,
+        )
+
+
+class _Verdicts(_Connected):
+    """What a worker asks once it has a verdict, or for one that the same bytes got before."""
 
     def reusable_verdict(
         self, sha256: str, *, model_version: str, intake_version: int
@@ -329,56 +382,9 @@ class PostgresLedger:
         with transaction(self._engine) as connection:
             return bool(connection.scalar(select(open_review)))
 
-    def end(
-        self,
-        lease: Lease,
-        *,
-        state: State,
-        reason: str,
-        detail: str,
-        facts: ImageFacts | None = None,
-    ) -> None:
-        """End the image as failed or superseded with its reason, and close the lease."""
-        learnt = statements.fact_columns(facts) if facts else {}
-        with transaction(self._engine) as connection:
-            statements.lock_images(connection, [lease.image_id])
-            connection.execute(
-                update(Image)
-                .where(Image.id == lease.image_id, Image.state == State.PENDING)
-                .values(
-                    state=state,
-                    reason=reason,
-                    detail=truncate_detail(detail),
-                    state_since=NOW,
-                    **learnt,
-                )
-            )
-            statements.close_lease(
-                connection, [lease.lease_id], LeaseOutcome(state.value), f"{reason}: {detail}"
-            )
 
-    def backlog(self) -> Backlog:
-        """Count what waits, what is in flight and what died lately."""
-        pending = select(
-            func.count(),
-            func.coalesce(func.extract("epoch", NOW - func.min(Image.state_since)), 0.0),
-        ).where(Image.state == State.PENDING)
-        with transaction(self._engine) as connection:
-            waiting, age_s = connection.execute(pending).one()
-            leased = connection.scalar(select(func.count()).select_from(LeaseRow).where(LIVE))
-            died = statements.count_deaths(connection, LeaseRow.until >= NOW - self._deaths.window)
-        return Backlog(
-            pending=waiting,
-            leased=leased or 0,
-            oldest_pending_age_s=float(age_s),
-            recent_deaths=died,
-            quarantine_paused=died > self._deaths.max_in_window,
-        )
-
-    def _registrations(self, chosen: Select[Image]) -> list[Registration]:
-        columns = chosen.with_only_columns(Image.id, Image.priority)
-        with transaction(self._engine) as connection:
-            return [_unpublished(row) for row in connection.execute(columns)]
+class PostgresLedger(_Uploads, _Leases, _Verdicts):
+    """`worker.ledger.interface.Ledger` over an engine of `worker.database.engine`."""
 
 
 def _unpublished(row: AnyRow) -> Registration:

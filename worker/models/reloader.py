@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from detection.errors import TransientError, UnlatentError
+from worker.backoff import backoff_s
 from worker.ledger.interface import Role
 
 if TYPE_CHECKING:
@@ -138,12 +139,13 @@ def first_model(
 
     A worker that scored with a model that is not the champion would be worse than none.
     """
-    delay_s = _FIRST_DELAY_S
+    failures = 0
     while True:
         try:
             champion = registry.champion()
             return default() if champion is None else load(champion)
         except TransientError as error:
+            delay_s = backoff_s(failures, first_s=_FIRST_DELAY_S, longest_s=_MAX_DELAY_S)
             _log.warning("champion_unavailable", error=str(error), wait_s=delay_s)
             time.sleep(delay_s)
-            delay_s = min(2 * delay_s, _MAX_DELAY_S)
+            failures += 1

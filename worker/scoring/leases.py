@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from worker.backoff import backoff_s
 from worker.database.engine import LedgerUnavailable
 from worker.ledger.interface import (
     AlreadyDone,
@@ -135,13 +136,14 @@ class Leases:
 
     def _patiently(self, call: Callable[[], _T], *, patience_s: float) -> _T:
         deadline = time.monotonic() + patience_s
-        delay_s = _FIRST_DELAY_S
+        failures = 0
         while True:
             try:
                 return call()
             except LedgerUnavailable as error:
+                delay_s = backoff_s(failures, first_s=_FIRST_DELAY_S, longest_s=_MAX_DELAY_S)
                 if self._stopping.is_set() or time.monotonic() + delay_s > deadline:
                     raise
                 _log.warning("ledger_unavailable", error=str(error), wait_s=delay_s)
                 self._stopping.wait(delay_s)
-                delay_s = min(2 * delay_s, _MAX_DELAY_S)
+                failures += 1
