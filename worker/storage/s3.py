@@ -66,9 +66,7 @@ _PAGE = 1000
 _SHORT_PAGE = 20
 
 
-class S3Storage:
-    """S3 and what speaks its protocol, at one endpoint and in the buckets of the settings only."""
-
+class _Connection:
     def __init__(self, settings: S3) -> None:
         self._buckets = frozenset(settings.buckets)
         self._fetch_timeout_s = settings.fetch_timeout_s
@@ -97,6 +95,29 @@ class S3Storage:
     def close(self) -> None:
         """Close idle connections."""
         self._client.close()
+
+    def _retrying(
+        self, request: Mapping[str, Any], call: Callable[[], _T], *, deadline: float | None = None
+    ) -> _T:
+        until = time.monotonic() + self._fetch_timeout_s if deadline is None else deadline
+        delay_s = _FIRST_DELAY_S
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return _naming(request, call)
+            except AnswerUnusable:
+                raise
+            except StorageUnavailable as error:
+                wait_s = delay_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
+                if not tries_left or time.monotonic() + wait_s > until:
+                    raise
+                _log.info("storage_call_retried", error=str(error), wait_s=wait_s)
+                time.sleep(wait_s)
+                delay_s *= 2
+        raise AssertionError
+
+
+class _Objects(_Connection):
+    """One object at a time: read, written, removed, given an address."""
 
     def head(self, bucket: str, key: str, *, version_id: str | None = None) -> ObjectFacts:
         """Ask for an object's facts."""
@@ -242,6 +263,10 @@ class S3Storage:
         )
         return address
 
+
+class _Listings(_Connection):
+    """What a bucket holds, in pages of the store's."""
+
     def list(self, bucket: str, *, prefix: str = "") -> Iterator[ObjectFacts]:
         """List the current objects of a bucket in key order."""
         check_address(bucket, prefix, allowed=self._buckets)
@@ -308,24 +333,9 @@ class S3Storage:
             # A store may also know the request and name versions in its own way.
             yield from self.list(bucket, prefix=prefix)
 
-    def _retrying(
-        self, request: Mapping[str, Any], call: Callable[[], _T], *, deadline: float | None = None
-    ) -> _T:
-        until = time.monotonic() + self._fetch_timeout_s if deadline is None else deadline
-        delay_s = _FIRST_DELAY_S
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                return _naming(request, call)
-            except AnswerUnusable:
-                raise
-            except StorageUnavailable as error:
-                wait_s = delay_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
-                if not tries_left or time.monotonic() + wait_s > until:
-                    raise
-                _log.info("storage_call_retried", error=str(error), wait_s=wait_s)
-                time.sleep(wait_s)
-                delay_s *= 2
-        raise AssertionError
+
+class S3Storage(_Objects, _Listings):
+    """S3 and what speaks its protocol, at one endpoint and in the buckets of the settings only."""
 
 
 def open_storage(settings: Settings) -> S3Storage:
