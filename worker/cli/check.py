@@ -102,9 +102,9 @@ def _load(bundle: str, device: str) -> Detector:
     import torch
 
     from detection.detector import Detector
+    from worker.scoring.torch_scorer import choose_device
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     try:
         known = torch.device(device)
     except RuntimeError as error:

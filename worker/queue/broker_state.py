@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from redis import Redis
@@ -17,18 +17,11 @@ if TYPE_CHECKING:
     from worker.settings import Redis as RedisSettings
 
 
-class BrokerState(Protocol):
-    """The messages of pending images; both methods raise `QueueUnavailable`."""
-
-    def waiting(self) -> int:
-        """Return how many messages wait for a worker."""
-
-    def images(self) -> frozenset[UUID]:
-        """Return the images with a message that waits or that a worker has not acknowledged."""
-
-
 class RedisBrokerState:
-    """`Messages` as Celery's Redis transport keeps them."""
+    """The messages of pending images, as the Redis transport of Celery keeps them.
+
+    Both methods raise `QueueUnavailable`.
+    """
 
     def __init__(self, settings: RedisSettings) -> None:
         self._queues = [settings.key_prefix + queue for queue in queues.PENDING_QUEUES]

@@ -15,7 +15,7 @@ import structlog
 
 if TYPE_CHECKING:
     from worker.ledger.interface import Ledger
-    from worker.queue.broker_state import BrokerState
+    from worker.queue.broker_state import RedisBrokerState
     from worker.queue.publisher import Publisher
     from worker.settings import Queue
     from worker.telemetry.metrics import Metrics
@@ -31,7 +31,7 @@ class Sweeper:
         *,
         ledger: Ledger,
         publisher: Publisher,
-        messages: BrokerState,
+        messages: RedisBrokerState,
         settings: Queue,
         metrics: Metrics,
     ) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from training.bundles.challenger import ChallengerRecipe
 from training.data.alignment import AlignmentConfig, batch_for
 from training.data.bundle_aligner import bundle_aligner
@@ -18,6 +16,7 @@ from worker.retraining.bundle_access import BundleAccess
 from worker.retraining.candidates import collect_policy
 from worker.retraining.challenger_stages import ChallengerContext, challenger_stages
 from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
+from worker.scoring.torch_scorer import choose_device
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -48,16 +47,17 @@ def dataset_context(
 ) -> DatasetContext:
     """Build the dependencies of the data set's stages."""
     training = settings.training
+    device = choose_device(settings.scoring.device)
     return DatasetContext(
         engine=engine,
         storage=storage,
         bucket=training.bucket,
         policy=collect_policy(training),
         max_bytes=settings.intake.max_bytes,
-        load_models=lambda: load_alignment_models(bundle_access.current(), _device(settings)),
+        load_models=lambda: load_alignment_models(bundle_access.current(), device),
         alignment=AlignmentConfig(
             shard_images=training.shard_images,
-            batch_size=training.batch_size or batch_for(_device(settings)),
+            batch_size=training.batch_size or batch_for(device),
         ),
         limits=AuditLimits(
             probe_auc=training.max_probe_auc,
@@ -78,7 +78,7 @@ def challenger_context(
         dataset_context=dataset,
         bundle_access=bundle_access,
         work_dir=training.work_dir,
-        device=_device(settings),
+        device=choose_device(settings.scoring.device),
         recipe=ChallengerRecipe().at_most(training.steps),
         limits=GateLimits(),
     )
@@ -89,9 +89,3 @@ def load_alignment_models(champion: Bundle, device: str) -> AlignmentModels:
     features = BundleFeatures(champion, device=device)
     aligner = bundle_aligner(champion, device=device)
     return AlignmentModels(aligners=[aligner], features=features, space=features.name)
-
-
-def _device(settings: Settings) -> str:
-    if settings.scoring.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return settings.scoring.device

@@ -32,9 +32,7 @@ class TorchScorer:
     @classmethod
     def load(cls, settings: Scoring) -> TorchScorer:
         """Load the bundle that the settings name onto the device that they name."""
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(settings.device)
         name = "cuda:0" if device == "cuda" else device
         detector = Detector.load(settings.bundle, device=name, generators=settings.generators)
         return cls(detector, device=name)
@@ -45,7 +43,7 @@ class TorchScorer:
         return Golden(image=image, branches=branches, tolerance=self._detector.golden_tolerance)
 
     def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
-        """Score a batch; raises `DeviceMemoryExceeded` and `DeviceLost` in torch's stead."""
+        """Score a batch; translates errors of torch to `DeviceMemoryExceeded` and `DeviceLost`."""
         try:
             return self._detector.score(images)
         except torch.OutOfMemoryError as error:
@@ -58,3 +56,10 @@ class TorchScorer:
             if "can't allocate memory" in str(error):
                 raise DeviceMemoryExceeded from error
             raise
+
+
+def choose_device(name: str) -> str:
+    """Return the torch device of that name; "auto" is "cuda" where there is one, else "cpu"."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
