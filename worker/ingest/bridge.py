@@ -30,7 +30,7 @@ from worker.ingest.events import MAX_ENTRY_BYTES
 from worker.ingest.registrar import Registrar
 from worker.ingest.rejected import RejectedEntries
 from worker.ingest.waiting import WaitingEvents
-from worker.telemetry.tracing import NO_TRACER
+from worker.telemetry.tracer import NO_TRACER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from worker.settings import S3
     from worker.settings import Redis as RedisSettings
     from worker.storage.interface import Storage
-    from worker.telemetry.tracing import Tracer
+    from worker.telemetry.tracer import Tracer
 
 _log = structlog.get_logger(__name__)
 

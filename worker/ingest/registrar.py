@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from detection.errors import PermanentError, TransientError
 from worker.database.engine import SchemaOutdated, blames_values
 from worker.ledger.interface import Removal, Upload
-from worker.telemetry.tracing import NO_TRACER
+from worker.telemetry.tracer import NO_TRACER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from worker.ingest.bridge_metrics import BridgeMetrics
     from worker.ledger.interface import Ledger, Registration
     from worker.queue.publisher import Publisher
-    from worker.telemetry.tracing import Tracer
+    from worker.telemetry.tracer import Tracer
 
 
 class EventNotStored(PermanentError):

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from worker.models.registry import ModelVersion
     from worker.scoring.interface import Scorer
     from worker.settings import Scoring, Settings
-    from worker.telemetry.tracing import Tracer
+    from worker.telemetry.tracer import Tracer
 
 _log = structlog.get_logger(__name__)
 

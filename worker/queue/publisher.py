@@ -9,7 +9,8 @@ from redis.exceptions import RedisError
 
 from detection.errors import TransientError
 from worker.queue import names as queues
-from worker.telemetry.tracing import NO_TRACER, message_headers
+from worker.telemetry.tracer import NO_TRACER
+from worker.telemetry.tracing import message_headers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from worker.ledger.interface import Ledger, Registration
-    from worker.telemetry.tracing import Tracer
+    from worker.telemetry.tracer import Tracer
 
 
 class QueueUnavailable(TransientError):

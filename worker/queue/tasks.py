@@ -11,7 +11,8 @@ from celery.exceptions import Reject
 from detection.errors import TransientError
 from worker.queue import names as queues
 from worker.storage.interface import StorageForbidden
-from worker.telemetry.tracing import NO_TRACER, check_span
+from worker.telemetry.tracer import NO_TRACER
+from worker.telemetry.tracing import check_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from worker.queue.sweeper import Sweeper
     from worker.scoring.pipeline import Pipeline
-    from worker.telemetry.tracing import Tracer
+    from worker.telemetry.tracer import Tracer
 
 _log = structlog.get_logger(__name__)
 

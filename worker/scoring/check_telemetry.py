@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from worker.ledger.interface import Lease, Verdict
     from worker.scoring.device.inference_request import InferenceRequest
     from worker.telemetry.metrics import Metrics
-    from worker.telemetry.tracing import Tracer
+    from worker.telemetry.tracer import Tracer
 
 _log = structlog.get_logger(__name__)
 

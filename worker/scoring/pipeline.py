@@ -25,7 +25,7 @@ from worker.scoring.leases import Leases
 from worker.scoring.shadow_scoring import ShadowScoring
 from worker.scoring.storage_budget import within_budget
 from worker.storage.interface import AccessDenied, StorageUnavailable
-from worker.telemetry.tracing import NO_TRACER
+from worker.telemetry.tracer import NO_TRACER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
     from worker.storage.interface import Storage
     from worker.telemetry.metrics import Metrics
-    from worker.telemetry.tracing import Tracer
+    from worker.telemetry.tracer import Tracer
 
 _log = structlog.get_logger(__name__)
 

@@ -8,84 +8,27 @@
           fetch, decode, batch, forward, persist
 
 Entries and messages carry the context between processes as W3C's `traceparent`. Without a collector
-nothing is measured or sent along; `worker.telemetry.tracing_otlp` is the real thing.
+nothing is measured or sent along; `worker.telemetry.tracing_otlp` delivers to one.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from detection.errors import SettingsError
+from worker.telemetry.tracer import NO_TRACER, TRACEPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from worker.settings import Tracing
+    from worker.telemetry.tracer import Tracer
 
-_TRACEPARENT = "traceparent"
 _SENT_AT = "sent_at"
 #: What a message says to have waited beyond this is nonsense.
 _LONGEST_WAIT_S = 30 * 86_400.0
-
-
-class Tracer(Protocol):
-    """Measures stages; never raises, never waits, and never sees a key or a secret.
-
-    `parent` is a `traceparent`; without one a stage belongs to the stage that is open in this
-    thread, or begins a trace. Attributes are ids, versions, numbers and fixed words.
-    """
-
-    def span(
-        self, name: str, *, parent: str | None = None, **attributes: str | int
-    ) -> AbstractContextManager[None]:
-        """Measure a stage; an exception that leaves it is noted by its class alone."""
-
-    def record(
-        self,
-        name: str,
-        *,
-        begun_s: float,
-        ended_s: float,
-        parent: str | None = None,
-        **attributes: str | int,
-    ) -> str | None:
-        """Add a stage that is over, in times of `time.monotonic`; return its `traceparent`."""
-
-    def note(self, **attributes: str | int) -> None:
-        """Add to the stage that is open in this thread."""
-
-    def traceparent(self) -> str | None:
-        """Return the context of the stage that is open in this thread."""
-
-    def close(self) -> None:
-        """Deliver what waits, for a few seconds at most."""
-
-
-class NoTracer:
-    """Measures nothing."""
-
-    def span(self, *_: object, **__: object) -> AbstractContextManager[None]:
-        """Measure nothing."""
-        return nullcontext()
-
-    def record(self, *_: object, **__: object) -> str | None:
-        """Add nothing."""
-        return None
-
-    def note(self, **_: object) -> None:
-        """Add nothing."""
-
-    def traceparent(self) -> str | None:
-        """Return that there is no context."""
-        return None
-
-    def close(self) -> None:
-        """Deliver nothing."""
-
-
-NO_TRACER: Tracer = NoTracer()
 
 
 def build_tracer(settings: Tracing, *, service: str) -> Tracer:
@@ -108,7 +51,7 @@ def build_tracer(settings: Tracing, *, service: str) -> Tracer:
 def message_headers(tracer: Tracer) -> dict[str, str | float]:
     """Return what a message carries of the stage that sends it."""
     traceparent = tracer.traceparent()
-    return {} if traceparent is None else {_TRACEPARENT: traceparent, _SENT_AT: time.time()}
+    return {} if traceparent is None else {TRACEPARENT: traceparent, _SENT_AT: time.time()}
 
 
 def check_span(
@@ -119,7 +62,7 @@ def check_span(
     Headers are read like everything from the broker: what is missing or nonsense begins a trace. A
     message that Celery sends again carries the headers of the first, so its wait is not measured.
     """
-    sent, sent_at = headers.get(_TRACEPARENT), headers.get(_SENT_AT)
+    sent, sent_at = headers.get(TRACEPARENT), headers.get(_SENT_AT)
     parent = sent if isinstance(sent, str) else None
     if parent is not None and isinstance(sent_at, float) and not retries:
         waited_s = time.time() - sent_at

@@ -9,29 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import (
-    Span,
-    SpanKind,
-    Status,
-    StatusCode,
-    get_current_span,
-    set_span_in_context,
-)
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from worker.telemetry.tracer import Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -45,13 +35,9 @@ _BATCH = 512
 #: 6 MB of memory, and what a worker measures of 250 images.
 _QUEUE = 4 * _BATCH
 
-#: What service maps are drawn from.
-_KINDS = {"publish": SpanKind.PRODUCER, "check": SpanKind.CONSUMER}
-_PROPAGATOR = TraceContextTextMapPropagator()
 
-
-class OtlpTracer:
-    """A `worker.telemetry.tracing.Tracer`; attributes get the prefix `unlatent.`."""
+class OtlpTracer(Tracer):
+    """A tracer that delivers to the collector of the settings."""
 
     def __init__(self, settings: Tracing, *, service: str) -> None:
         assert settings.endpoint is not None  # noqa: S101  # else `build_tracer` builds another
@@ -81,56 +67,7 @@ class OtlpTracer:
                 schedule_delay_millis=_DELIVER_EVERY_MS,
             )
         )
-        self._tracer = self._provider.get_tracer("unlatent")
-
-    @contextmanager
-    def span(
-        self, name: str, *, parent: str | None = None, **attributes: str | int
-    ) -> Iterator[None]:
-        """Measure a stage."""
-        with self._tracer.start_as_current_span(
-            name,
-            context=_context(parent),
-            kind=_KINDS.get(name, SpanKind.INTERNAL),
-            attributes=_prefixed(attributes),
-            # Messages of exceptions name objects and addresses.
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield
-            except BaseException as error:
-                span.set_status(Status(StatusCode.ERROR, type(error).__name__))
-                raise
-
-    def record(
-        self,
-        name: str,
-        *,
-        begun_s: float,
-        ended_s: float,
-        parent: str | None = None,
-        **attributes: str | int,
-    ) -> str | None:
-        """Add a stage that is over."""
-        # A pause between the two clocks would move the stage to before those that it follows.
-        offset_s = max(time.time() - time.monotonic() for _ in range(3))
-        span = self._tracer.start_span(
-            name,
-            context=_context(parent),
-            start_time=_nanoseconds(begun_s + offset_s),
-            attributes=_prefixed(attributes),
-        )
-        span.end(_nanoseconds(ended_s + offset_s))
-        return _traceparent(span)
-
-    def note(self, **attributes: str | int) -> None:
-        """Add to the stage that is open in this thread."""
-        get_current_span().set_attributes(_prefixed(attributes))
-
-    def traceparent(self) -> str | None:
-        """Return the context of the stage that is open in this thread."""
-        return _traceparent(get_current_span())
+        super().__init__(self._provider.get_tracer("unlatent"))
 
     def close(self) -> None:
         """Deliver what waits; a collector that is away is tried for one batch."""
@@ -165,21 +102,3 @@ class _Delivery(SpanExporter):
     def shutdown(self) -> None:
         """Close the connections."""
         self._exporter.shutdown()
-
-
-def _context(parent: str | None) -> Context | None:
-    return None if parent is None else _PROPAGATOR.extract({"traceparent": parent}, Context())
-
-
-def _traceparent(span: Span) -> str | None:
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, set_span_in_context(span, Context()))
-    return carrier.get("traceparent")
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(1e9 * seconds)
-
-
-def _prefixed(attributes: dict[str, str | int]) -> dict[str, str | int]:
-    return {f"unlatent.{name}": value for name, value in attributes.items()}

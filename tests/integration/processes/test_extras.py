@@ -34,16 +34,17 @@ ROLES = {
         "service",
         ["worker.cli", "worker.processes.worker", "worker.queue.tasks", "worker.retraining.tasks"],
         {
-            "boto3", "celery", "kombu", "numpy", "pillow", "prometheus-client", "psycopg",
-            "pydantic-settings", "redis", "rich", "sqlalchemy", "structlog", "typer",
+            "boto3", "celery", "kombu", "numpy", "opentelemetry-api", "pillow",
+            "prometheus-client", "psycopg", "pydantic-settings", "redis", "rich", "sqlalchemy",
+            "structlog", "typer",
         },
     ),
     "bridge": (
         "service",
         ["worker.cli", "worker.processes.bridge"],
         {
-            "boto3", "celery", "kombu", "prometheus-client", "psycopg", "pydantic-settings",
-            "redis", "rich", "sqlalchemy", "structlog", "typer",
+            "boto3", "celery", "kombu", "opentelemetry-api", "prometheus-client", "psycopg",
+            "pydantic-settings", "redis", "rich", "sqlalchemy", "structlog", "typer",
         },
     ),
     "beat": (

@@ -15,13 +15,14 @@ from detection.errors import SettingsError
 from tests.support.trace_collector import Collector, attributes
 from tests.support.waiting import eventually
 from worker.settings import Tracing
-from worker.telemetry.tracing import NO_TRACER, build_tracer, check_span, message_headers
+from worker.telemetry.tracer import NO_TRACER
+from worker.telemetry.tracing import build_tracer, check_span, message_headers
 from worker.telemetry.tracing_otlp import OtlpTracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.telemetry.tracing import Tracer
+    from worker.telemetry.tracer import Tracer
 
 #: The example of W3C's Trace Context, and the same trace when nobody keeps it.
 PRODUCER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -44,7 +45,7 @@ def tracer(collector: Collector, *, sample_share: float = 1.0) -> Tracer:
 
 
 def test_without_a_collector_nothing_that_traces_is_imported() -> None:
-    """Whoever names no endpoint needs no OpenTelemetry (the Redis client looks for its metrics)."""
+    """Without an endpoint only the API of OpenTelemetry is needed, not what exports."""
     script = (
         "import sys\n"
         "import worker.ingest.bridge, worker.scoring.pipeline\n"
@@ -65,7 +66,7 @@ def test_a_collector_without_the_library_is_a_setting_that_cannot_be_used(
 ) -> None:
     """The error names the setting and the extra to install."""
     monkeypatch.delitem(sys.modules, "worker.telemetry.tracing_otlp")
-    monkeypatch.setitem(sys.modules, "opentelemetry.context", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"UNLATENT_TRACING__ENDPOINT.*unlatent\[tracing\]"):
         build_tracer(Tracing(endpoint=NOWHERE), service="s")
 
