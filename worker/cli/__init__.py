@@ -19,7 +19,7 @@ from detection.errors import UnlatentError
 from worker.cli.context import DEFAULT_STACK, Context, ending
 from worker.text import escape_controls, mask, shorten
 
-#: Modules that only training imports; whoever installed the service alone has none of them.
+#: Modules that only training imports; an installation of the service alone has none of them.
 _OF_TRAINING = frozenset(
     {"accelerate", "matplotlib", "scipy", "sklearn", "tensorboard", "transformers"}
 )

@@ -136,7 +136,7 @@ def retry(
     context: typer.Context,
     reason: Annotated[str, typer.Option(help="The reason of failed or quarantined rows.")],
     since: Since,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10_000,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 10_000,
 ) -> None:
     """Check failed or quarantined images of one reason again."""
     services = _services(context)
@@ -151,7 +151,7 @@ def rescore(
         str | None, typer.Option(help="Digest of a registered model.", show_default="the champion")
     ] = None,
     since: Annotated[datetime | None, typer.Option(help="Uploads since then, UTC.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10_000,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 10_000,
 ) -> None:
     """Queue scored images that the model has not judged, for the workers that run it."""
     from worker.models.registry import ModelsRegistry

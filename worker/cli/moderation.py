@@ -30,7 +30,7 @@ Tier = Literal["allow", "review", "flag", "flag_high"]
 Queue = Literal["flagged", "unsure", "audit", "appeal", "report", "requested"]
 Outcome = Literal["upheld", "overturned", "dropped"]
 Source = Annotated[str | None, typer.Option(help="Only this source.")]
-Limit = Annotated[int, typer.Option(help="At most so many.", min=1)]
+Limit = Annotated[int, typer.Option(help="Maximum number of rows.", min=1)]
 Note = Annotated[str | None, typer.Option(help="Free text for the record.")]
 Why = Annotated[str, typer.Option(help="Why, for the record.")]
 
@@ -75,7 +75,7 @@ def quality(context: typer.Context) -> None:
 @commands.command()
 def review(
     context: typer.Context,
-    claim: Annotated[int, typer.Option(help="Claim so many images.", min=0, max=100)] = 0,
+    claim: Annotated[int, typer.Option(help="Number of images to claim.", min=0, max=100)] = 0,
     queue: Annotated[Queue | None, typer.Option(help="Only this queue.")] = None,
     source: Annotated[list[str] | None, typer.Option(help="Only these sources.")] = None,
     take: Annotated[UUID | None, typer.Option(help="Claim this image.")] = None,
@@ -220,7 +220,9 @@ def preview(
     flag: Flag,
     flag_high: FlagHigh,
     source: Source = None,
-    days: Annotated[float, typer.Option(help="Try it on the verdicts of so many days.")] = 30,
+    days: Annotated[
+        float, typer.Option(help="Number of past days whose verdicts it is tried on.")
+    ] = 30,
 ) -> None:
     """Say what a policy would have done to past verdicts; nothing is changed."""
     from worker.moderation import policies
@@ -363,7 +365,7 @@ def dead(context: typer.Context, limit: Limit = 100) -> None:
 def replay(
     context: typer.Context,
     message: Annotated[list[int] | None, typer.Option(help="These messages.")] = None,
-    hours: Annotated[float | None, typer.Option(help="All of the last so many hours.")] = None,
+    hours: Annotated[float | None, typer.Option(help="All of this many past hours.")] = None,
     dead: Annotated[bool, typer.Option("--dead", help="All that were given up.")] = False,
 ) -> None:
     """Send messages again; receivers know them by their id."""

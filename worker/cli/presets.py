@@ -26,7 +26,7 @@ commands.add_typer(presets, name="presets")
 Name = Annotated[str, typer.Argument(help="Preset's name, see `unlatent presets list`.")]
 Pins = Annotated[Path, typer.Option(help="File that keeps the pinned revisions.")]
 Folder = Annotated[
-    Path | None, typer.Option(help="Local folder in diffusers' layout, instead of the hub.")
+    Path | None, typer.Option(help="Local folder in the layout of diffusers, instead of the hub.")
 ]
 Variant = Annotated[str | None, typer.Option(help='Weight files\' variant: "fp16".')]
 DEFAULT_PINS = Path("var/presets.json")

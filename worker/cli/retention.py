@@ -161,7 +161,7 @@ def unhold(context: typer.Context, image: Image, reason: Why) -> None:
 @commands.command()
 def holds(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 100,
+    limit: Annotated[int, typer.Option(help="Maximum number of rows.", min=1)] = 100,
 ) -> None:
     """List the legal holds that stand, the oldest first."""
     queries.print_rows(

@@ -130,7 +130,7 @@ def _set_prepare_threshold(
 
 
 def _explained(context: ExceptionContext) -> UnlatentError | None:
-    """Put in words what is raised instead of an error that an old schema or a pooler explains."""
+    """Translate errors that an old schema or a pooler explains; None for any other error."""
     error = context.original_exception
     said = str(error).partition("\n")[0]
     if isinstance(error, _MISSING):

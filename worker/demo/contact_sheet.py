@@ -53,7 +53,7 @@ The number is the distance from the point of accusation: above 0 the label is ge
 def draw_sheet(
     file: Path, rows: Sequence[Row], detector: Detector, limits: IntakeLimits, *, title: str
 ) -> float:
-    """Draw the first rows, at most `LIMIT`, with evidence computed anew.
+    """Draw the first rows, at most `LIMIT`, with evidence computed again.
 
     Returns the largest difference between a row's score and the one computed here from the same
     bytes without any service.

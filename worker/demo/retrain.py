@@ -123,7 +123,7 @@ def run_retrain_demo(
     facts["seconds"] = round(time.monotonic() - begun, 1)
     (out / "retrain.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     _write_page(out, transcript, facts)
-    # Paths must stay whole for whoever copies them.
+    # Paths must stay whole, so that they can be copied.
     for file in (out / "retrain.json", out / "retrain.md"):
         console.print(str(file), soft_wrap=True, highlight=False)
 

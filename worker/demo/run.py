@@ -134,7 +134,7 @@ def _report(
         f" {difference:.1g} apart.",
         highlight=False,
     )
-    # Paths must stay whole for whoever copies them.
+    # Paths must stay whole, so that they can be copied.
     for name, file in (("table as JSON", out / "demo.json"), ("contact sheet", sheet)):
         console.print(f"{name}: {file}", soft_wrap=True, highlight=False)
     return as_expected

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-#: Entries that are read at once, up to so many bytes.
+#: Number of entries, and of their bytes, that are read at once.
 BATCH = 256
 BATCH_BYTES = 4 * MAX_ENTRY_BYTES
 #: How long one wait for an entry lasts; a stop is noticed after it at the latest.

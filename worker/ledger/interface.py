@@ -238,7 +238,7 @@ class Backlog:
     """What waits and what is in flight, for metrics, autoscaling, back-pressure and alerts.
 
     `recent_deaths` counts distinct images with a death in the last window; `quarantine_paused` is
-    True while they are so many that the worker is to blame and nothing is quarantined.
+    True while there are too many of them to blame the images: nothing is quarantined then.
     """
 
     pending: int

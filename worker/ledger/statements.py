@@ -227,7 +227,7 @@ def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
         )
     restored = [row.image_id for row in changed if row.restored]
     if restored:
-        # Not to the time of the event: a wrong clock would keep the object for ever.
+        # Not to the time of the event: a wrong clock would keep the object indefinitely.
         connection.execute(
             update(Image)
             .where(among(Image.id, restored))

@@ -83,7 +83,7 @@ class Review(Base):
     """An image that a person should look at, or has; one row an image.
 
     `rank_at` orders the queue: the time of queueing, moved earlier for uncertainty and reach, so
-    that the order by age and bonus never has to be computed anew. `audit_share` is the probability
+    that the order by age and bonus never has to be computed again. `audit_share` is the probability
     with which the image was drawn into the random audit, NULL for images that were not drawn.
     """
 

@@ -1,8 +1,8 @@
 """Released bundles in object storage: `s3://<bucket>/models/<digest>/…`, and their local copies.
 
-The digest is the sha256 of `bundle.json`, which lists the sha256 of every other file: whoever knows
-the digest can trust what comes from anywhere. Bundles that ship in the package are stored too: the
-next release may ship another under the same name.
+The digest is the sha256 of `bundle.json`, which lists the sha256 of every other file. A reader who
+knows the digest can verify files from any source. Bundles that ship in the package are stored too:
+the next release may ship another under the same name.
 """
 
 from __future__ import annotations

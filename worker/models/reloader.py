@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-#: A model that was refused is tried again after this; it may have been stored anew.
+#: A model that was refused is tried again after this; it may have been stored again.
 _REFUSED_S = 60.0
 _FIRST_DELAY_S = 1.0
 _MAX_DELAY_S = 15.0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-#: The report looks at so many of the newest pairs.
+#: How many of the newest pairs the report covers.
 MAX_PAIRS = 10_000
 
 #: The challenger in shadow and since when; no row without one.

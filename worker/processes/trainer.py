@@ -27,7 +27,7 @@ _SPAWN_TIMEOUT_S = 120.0
 def run_trainer(settings: Settings) -> int:
     """Take training runs until told to stop; returns the exit status of the process."""
     health = Health(settings.observability.run_dir)
-    # Spawned processes read their settings anew: these, wherever they came from.
+    # Spawned processes read their settings again: hand these on, wherever they came from.
     os.environ.update(child_environment(settings))
 
     def ready(**_: object) -> None:

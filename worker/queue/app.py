@@ -17,7 +17,7 @@ _MAX_WAITING_RETRIES = 100
 
 
 def build_app(settings: Settings) -> Celery:
-    """Build the application for a worker, for beat and for whoever publishes."""
+    """Build the application for a worker, for beat and for what publishes messages."""
     app = Celery("unlatent", set_as_current=False)
     app.conf.update(
         **_broker(settings),
@@ -95,7 +95,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
             "unacked_restore_throttle": 1,  # the default of 10 looks only every 100 s
             # A worker killed while it looks keeps the others from looking: by default 300 s.
             "unacked_mutex_expire": 30,
-            # Without one, an acknowledgement on a dead connection waits for ever.
+            # Without one, an acknowledgement on a dead connection waits indefinitely.
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,

@@ -1,11 +1,11 @@
 """Stops kombu's Redis transport (5.7) from leaking prefetch slots when Redis is down.
 
-Each message under way takes a place until it is acknowledged. As kombu has it, a Redis that is
-away at that moment takes the place for ever; with every place gone a worker never asks for a
-message again and so does not even notice that its connection is dead. An acknowledgement over a
-connection that was replaced meanwhile, and a message popped while Redis refuses writes for want of
-memory, end the whole process. Here all three cost nothing: the ledger knows what was done, and a
-message that was not acknowledged comes back after the visibility timeout.
+Each unacknowledged message takes a prefetch slot. In kombu, a slot is lost when Redis is down as
+its message is acknowledged. A worker without slots never asks for a message again, and so does not
+notice that its connection is dead. An acknowledgement over a connection that was replaced
+meanwhile, and a message popped while Redis refuses writes for want of memory, end the whole
+process. Here all three cost nothing: the ledger knows what was done, and a message that was not
+acknowledged comes back after the visibility timeout.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Training runs: a slot that only one beat wins, a lease that only one trainer holds.
 
-A run's row is made by whoever asks first in a slot, and one run at a time is in the fleet. While it
-runs, its holder renews a lease; a lease that ran out without a word is a death, after which the
-next trainer goes on behind the last finished stage. A holder that gives the run back (a service was
-away) does not die.
+The first process that asks in a slot makes the row of its run, and the fleet has one run at a time.
+While it runs, its holder renews a lease; a lease that ran out without a word is a death, after
+which the next trainer goes on behind the last finished stage. A holder that gives the run back (a
+service was away) does not die.
 """
 
 from __future__ import annotations

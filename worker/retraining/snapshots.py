@@ -131,7 +131,7 @@ class Snapshots:
         return [_item(row, row.side, row.weight, audited=_audited(row)) for row in rows]
 
     def pinned(self) -> list[StoredItem]:
-        """Return the images of pinned reports; they are on the evaluation side for ever."""
+        """Return the images of pinned reports; they stay on the evaluation side."""
         with transaction(self._engine) as connection:
             rows = connection.execute(
                 select(*_STORED, RegressionItem.label, RegressionItem.group_key)

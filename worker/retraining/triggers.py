@@ -31,7 +31,7 @@ _DRIFTED = text("""
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A slot that a run may start in; whoever asks in the same slot names it the same."""
+    """A scheduling slot; its deterministic name makes triggers in the same slot one run."""
 
     slot: str
     trigger: str

@@ -177,7 +177,7 @@ class InferenceThread:
         try:
             scorer = self._load()
             self._forward_pass.verify_golden(scorer)
-        except BaseException as error:  # noqa: BLE001 - whoever started us gets it
+        except BaseException as error:  # noqa: BLE001 - the caller of `start` gets it
             self._loaded.set_exception(error)
             return
         self._take_role(Role.CHAMPION, scorer)

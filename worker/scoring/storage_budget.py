@@ -1,8 +1,8 @@
 """The budget of tries and time within which storage must give an object.
 
-A try counts when storage failed with this object and not with others; which it was is for
-`worker.scoring.storage_breaker` to say. Time runs from the first try that failed, whoever was at
-fault, and not while everything is paused.
+A try counts when storage failed with this object and not with others, which
+`worker.scoring.storage_breaker` decides. Time runs from the first failed try, whatever its cause,
+and stops while everything is paused.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Step:
 class Item:
     """One upload to send at `at_s` after the start; `copies` is how often its event is sent.
 
-    A calm one is sent when those before it have ended: it begins the load's time anew.
+    A calm one is sent when those before it have ended: the time of the load begins again with it.
     """
 
     at_s: float

@@ -36,15 +36,15 @@ class Health:
         self.unready()
 
     def beat(self) -> None:
-        """Say that the device thread makes progress."""
+        """Note that the device thread makes progress."""
         self._alive.touch()
 
     def ready(self) -> None:
-        """Say that the worker is warm and takes messages."""
+        """Mark the worker as ready: the model is loaded and messages are taken."""
         self._ready.touch()
 
     def unready(self) -> None:
-        """Take that back."""
+        """Mark the worker as not ready."""
         self._ready.unlink(missing_ok=True)
 
 

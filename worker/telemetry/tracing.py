@@ -2,7 +2,7 @@
 
     ingest              bridge: an entry, from being read to being a row
       register          bridge: the ledger's transaction
-      publish           whoever sends the message
+      publish           the process that sends the message
         queue           from its sending to the start of the check
         check           worker: one try
           fetch, decode, batch, forward, persist
