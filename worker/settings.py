@@ -238,7 +238,7 @@ class Webhooks(Section):
 
 
 class Retention(Section):
-    """Retention periods in days; unset means that nothing is deleted."""
+    """How many days what is kept; nothing set means for ever."""
 
     originals_days: float | None = Field(default=None, gt=0, examples=[90])
     evidence_days: float | None = Field(default=None, gt=0, examples=[30])

@@ -77,6 +77,21 @@ def build_app(settings: Settings) -> Celery:
     return app
 
 
+def _retraining(settings: Settings) -> dict[str, Any]:
+    """Let beat ask when a trigger or a promotion is set; what is due is the trainer's to say."""
+    training = settings.training
+    triggers = (training.every_s, training.min_new_images, training.promote_after_s)
+    if not any(triggers) and not training.on_drift:
+        return {}
+    return {
+        "retrain": {
+            "task": queues.RETRAIN_TASK,
+            "schedule": training.tick_s,
+            "options": {"expires": training.tick_s},
+        }
+    }
+
+
 def _broker(settings: Settings) -> dict[str, Any]:
     """Return how the broker is reached, and what keeps its messages from getting lost."""
     broker_url = settings.redis.url.get_secret_value()
@@ -105,19 +120,4 @@ def _broker(settings: Settings) -> dict[str, Any]:
             # Priority uploads before the others: queues are read in the order they are listed.
             "queue_order_strategy": "priority",
         },
-    }
-
-
-def _retraining(settings: Settings) -> dict[str, Any]:
-    """Let beat ask when a trigger or a promotion is set; what is due is the trainer's to say."""
-    training = settings.training
-    triggers = (training.every_s, training.min_new_images, training.promote_after_s)
-    if not any(triggers) and not training.on_drift:
-        return {}
-    return {
-        "retrain": {
-            "task": queues.RETRAIN_TASK,
-            "schedule": training.tick_s,
-            "options": {"expires": training.tick_s},
-        }
     }
