@@ -90,10 +90,10 @@ def test_reasons_and_kinds_in_rules_exist() -> None:
     text = json.dumps(rules())
     ours = set(re.search(r'reason=~\\"([a-z_|]+)\\"', text)[1].split("|"))  # type: ignore[index]
     assert ours <= set(below(PermanentError))
-    pipeline = (REPOSITORY / "worker" / "scoring" / "pipeline.py").read_text()
+    leases = (REPOSITORY / "worker" / "scoring" / "leases.py").read_text()
     for kind in re.findall(r'kind=~?\\"([a-z_|]+)\\"', text):
         for one in kind.split("|"):
-            assert one in set(State) or f'"{one}"' in pipeline
+            assert one in set(State) or f'"{one}"' in leases
 
 
 def test_bounds_in_rules_are_bounds_of_histograms() -> None:
