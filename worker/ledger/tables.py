@@ -293,7 +293,7 @@ class VerdictRow(Base):
 class Decision(Base):
     """What a person said of an image, and what they saw when they said it; append-only.
 
-    `blind` says that no function had shown them the verdict.
+    `blind` says that no function had shown them the verdict, `contradicts` that they said otherwise.
     """
 
     __tablename__ = "decisions"
@@ -303,6 +303,7 @@ class Decision(Base):
         Index("ix_decisions_image_id", "image_id"),
         Index("ix_decisions_created_at", "created_at"),
         Index("ix_decisions_moderator", "moderator", "id"),
+        Index("ix_decisions_contradicting", "id", postgresql_where=text("contradicts")),
     )
 
     id: Mapped[int] = serial()
@@ -317,6 +318,7 @@ class Decision(Base):
     claimed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = now()
     blind: Mapped[bool] = mapped_column(server_default=text("false"))
+    contradicts: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class AppealEvent(Base):

@@ -184,6 +184,18 @@ BEGIN
 END
 $$;
 
+-- Whether a person said otherwise than the verdict that the decision names: what asks for such
+-- decisions reads an index of these alone.
+CREATE OR REPLACE FUNCTION app.mark_contradiction() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    NEW.contradicts := EXISTS (
+        SELECT FROM app.verdicts v WHERE v.id = NEW.verdict_id AND v.label <> NEW.decision
+    );
+    RETURN NEW;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION app.audit_policy() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
@@ -203,29 +215,28 @@ DECLARE
 BEGIN
     FOR seen IN
         WITH recent AS MATERIALIZED (
-            SELECT i.source, v.scored_at, v.held OR v.tier IN ('flag', 'flag_high') AS flagged
-            FROM app.verdicts v
-            JOIN app.images i ON i.id = v.image_id
-            WHERE v.role = 'champion' AND v.tier IS NOT NULL
-              AND v.scored_at > now() - (SELECT max(p.breaker_window) FROM app.policies p)
+            SELECT f.source, f.at, f.images, f.flagged FROM app.flag_counts f
+            WHERE f.at > now() - (SELECT max(p.breaker_window) FROM app.policies p)
         ), sources AS (
-            SELECT s.source, p.id AS policy_id, p.breaker_window, p.breaker_images,
-                   p.min_flag_share, p.max_flag_share,
-                   (SELECT max(b.closed_at) FROM app.breakers b WHERE b.source = s.source) AS resumed
+            SELECT s.source, p.id AS policy_id, p.breaker_images, p.min_flag_share,
+                   p.max_flag_share, greatest(now() - p.breaker_window, (
+                       SELECT max(b.closed_at) FROM app.breakers b WHERE b.source = s.source
+                   )) AS since
             FROM (SELECT DISTINCT x.source FROM recent x) s,
                  LATERAL app.policy_of(s.source) p
             WHERE NOT EXISTS (
                 SELECT FROM app.breakers b WHERE b.source = s.source AND b.closed_at IS NULL
             )
         )
-        SELECT r.source, s.policy_id, count(*) AS images, avg(r.flagged::int)::float8 AS share
+        SELECT r.source, s.policy_id, sum(r.images)::bigint AS images,
+               sum(r.flagged)::float8 / nullif(sum(r.images), 0) AS share
         FROM recent r
         JOIN sources s ON s.source = r.source
-        WHERE r.scored_at > now() - s.breaker_window
-          AND (s.resumed IS NULL OR r.scored_at > s.resumed)
+        WHERE r.at > s.since
         GROUP BY r.source, s.policy_id, s.breaker_images, s.min_flag_share, s.max_flag_share
-        HAVING count(*) >= s.breaker_images
-           AND NOT avg(r.flagged::int) BETWEEN s.min_flag_share AND s.max_flag_share
+        HAVING sum(r.images) >= s.breaker_images
+           AND NOT sum(r.flagged)::float8 / nullif(sum(r.images), 0)
+               BETWEEN s.min_flag_share AND s.max_flag_share
     LOOP
         INSERT INTO app.breakers (source, policy_id, images, flag_share)
         VALUES (seen.source, seen.policy_id, seen.images, seen.share)
@@ -361,6 +372,8 @@ CREATE TRIGGER leave_queue AFTER UPDATE OF state ON app.images
 DROP TRIGGER IF EXISTS follow_source ON app.images;
 CREATE TRIGGER follow_source AFTER UPDATE OF source ON app.images
     FOR EACH ROW WHEN (NEW.source <> OLD.source) EXECUTE FUNCTION app.follow_source();
+CREATE OR REPLACE TRIGGER mark_contradiction BEFORE INSERT ON app.decisions
+    FOR EACH ROW EXECUTE FUNCTION app.mark_contradiction();
 DROP TRIGGER IF EXISTS audit_policy ON app.policies;
 CREATE TRIGGER audit_policy AFTER INSERT ON app.policies
     FOR EACH ROW EXECUTE FUNCTION app.audit_policy();
