@@ -29,7 +29,7 @@ from worker.setting_values import HttpUrl, PostgresUrl, RedisUrl, form, read
 from worker.text import MASK, mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -197,6 +197,7 @@ class Moderation(Section):
     evidence_bucket: str | None = Field(default=None, examples=["evidence"])
     claim_minutes: int = Field(default=15, ge=1)
     check_breakers_every_s: float = Field(default=60.0, gt=0)
+    keep_counts_every_s: float = Field(default=60.0, gt=0)
 
 
 class Console(Section):
@@ -217,11 +218,21 @@ class Console(Section):
 
 
 class Webhooks(Section):
-    """Where signed messages go; without an address none are written."""
+    """Where signed messages go; without an address none are written.
+
+    `url` is the endpoint `main`, with its secret. `endpoints` names further ones, and `secrets` has
+    for each its secret, or the new and the old one with a space between while they change. One that
+    has taken nothing for `switch_off_hours` is switched off.
+    """
 
     url: HttpUrl | None = None
     secret: SecretStr | None = None
     previous_secret: SecretStr | None = None
+    endpoints: dict[str, HttpUrl] = Field(
+        default={}, examples=[{"archive": "https://archive.example/hooks"}]
+    )
+    secrets: dict[str, SecretStr] = Field(default={}, examples=[{"archive": "whsec_..."}])
+    switch_off_hours: float = Field(default=72.0, gt=0)
     topics: tuple[str, ...] = (
         "verdict.flagged",
         "decision",
@@ -238,10 +249,20 @@ class Webhooks(Section):
 
 
 class Retention(Section):
-    """How many days what is kept; nothing set means for ever."""
+    """How many days what is kept; nothing set means for ever.
+
+    Beat has rows of the last four removed every `prune_every_s`, for half of that time at most:
+    webhooks that were delivered or given up, closed leases, removals of objects, and audited changes
+    of state. What people did stays in the audit.
+    """
 
     originals_days: float | None = Field(default=None, gt=0, examples=[90])
     evidence_days: float | None = Field(default=None, gt=0, examples=[30])
+    outbox_days: float | None = Field(default=30.0, gt=0)
+    leases_days: float | None = Field(default=90.0, gt=0)
+    removals_days: float | None = Field(default=90.0, gt=0)
+    audit_days: float | None = Field(default=None, gt=0, examples=[365])
+    prune_every_s: float = Field(default=60.0, gt=0)
 
 
 class Training(Section):
@@ -364,7 +385,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         if isinstance(value, SecretStr):
             environment[_environment_name(path)] = value.get_secret_value()
         elif value is not None:
-            environment[_environment_name(path)] = _written(value)
+            environment[_environment_name(path)] = _written(value, SecretStr.get_secret_value)
     return environment
 
 
@@ -389,8 +410,13 @@ def _shown(value: object) -> str:
     return "" if value is None else _written(value)
 
 
-def _written(value: object) -> str:
-    return json.dumps(value, default=str) if isinstance(value, tuple) else str(value)
+def _written(value: object, secret: Callable[[SecretStr], str] = lambda _: MASK) -> str:
+    """Return what the environment says for a value; secrets within it as `secret` has them."""
+
+    def other(part: object) -> str:
+        return secret(part) if isinstance(part, SecretStr) else str(part)
+
+    return json.dumps(value, default=other) if isinstance(value, tuple | dict) else str(value)
 
 
 def _environment_name(path: Sequence[int | str]) -> str:

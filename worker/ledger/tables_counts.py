@@ -1,4 +1,6 @@
-"""Tables of schema `app` that count by day; worker/moderation/sql/counts.sql keeps them up.
+"""Tables of schema `app` that count by day, and how far pruning is.
+
+worker/moderation/sql/counts.sql keeps the counts up.
 
 Rows add up: what a day and source come to is the sum of their rows, some of which may be negative.
 `loose` ones wait to be merged by beat.
@@ -12,7 +14,7 @@ from datetime import datetime
 from sqlalchemy import Date, Double, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from worker.database.table_base import Base, serial
+from worker.database.table_base import Base, now, serial
 
 
 def _loose() -> Mapped[bool]:
@@ -91,3 +93,13 @@ class DecisionMedian(Base):
     day: Mapped[dt.date] = mapped_column(Date, primary_key=True)
     source: Mapped[str] = mapped_column(primary_key=True)
     seconds: Mapped[float | None] = mapped_column(Double)
+
+
+class PruneCursor(Base):
+    """Up to which row of one kind pruning has looked, and since when it does from the front."""
+
+    __tablename__ = "prune_cursors"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    after_id: Mapped[int] = _count()
+    began_at: Mapped[datetime] = now()

@@ -27,6 +27,7 @@ SQL = Path(__file__).with_name("sql")
 FILES = (
     "rules",
     "counts",
+    "pruning",
     "statistics",
     "views",
     "functions",
@@ -195,6 +196,7 @@ GRANT EXECUTE ON FUNCTION
     app.tier_of(float8, text, float8, float8, float8),
     app.check_breakers(),
     app.keep_counts(),
+    app.prune(text, interval, integer),
     app.notify(text, text),
     app.rows_of_object(uuid),
     app.is_held(uuid),

@@ -30,7 +30,9 @@ from worker.models.bundle_cache import prune
 from worker.models.loading import load_detector, settings_for_model
 from worker.models.registry import ModelsRegistry
 from worker.models.reloader import ModelReloader, first_model
+from worker.moderation.daily_counts import keep_counts
 from worker.moderation.flagging_breaker import check_breakers
+from worker.moderation.pruning import prune as prune_rows
 from worker.queue import names
 from worker.queue.app import build_app
 from worker.queue.broker_state import RedisBrokerState
@@ -139,17 +141,22 @@ def run_worker(
         register_tasks(
             app,
             pipeline=pipeline,
-            sweeper=Sweeper(
-                ledger=ledger,
-                publisher=CeleryPublisher(app, ledger, tracer),
-                messages=messages,
-                settings=settings.queue,
-                metrics=metrics,
-            ),
-            check_breakers=partial(check_breakers, engine),
-            measure_drift=lambda: score_drift.record_drift(
-                engine, score_drift.measure_drift(engine, settings.drift)
-            ),
+            periodic={
+                names.SWEEP_TASK: Sweeper(
+                    ledger=ledger,
+                    publisher=CeleryPublisher(app, ledger, tracer),
+                    messages=messages,
+                    settings=settings.queue,
+                    metrics=metrics,
+                ).tick,
+                names.BREAKERS_TASK: partial(check_breakers, engine),
+                names.COUNTS_TASK: partial(keep_counts, engine),
+                names.DRIFT_TASK: lambda: score_drift.record_drift(
+                    engine, score_drift.measure_drift(engine, settings.drift)
+                ),
+                names.PRUNE_TASK: partial(prune_rows, engine, settings.retention),
+            },
+            metrics=metrics,
             tracer=tracer,
         )
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)

@@ -62,20 +62,35 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT pg_notify(channel, payload) WHERE pg_notification_queue_usage() < 0.5
 $$;
 
--- A message waits for `delay` before it is sent: meanwhile what it says can be undone.
+-- A message waits for `delay` before it is sent: meanwhile what it says can be undone. Its id is
+-- random, so that no other deployment and no restored copy of this one gives it to another message.
+-- An endpoint that is switched off gets it when somebody has it replayed.
 DROP FUNCTION IF EXISTS app.emit(text, uuid, jsonb);
 CREATE OR REPLACE FUNCTION app.emit(
     topic text, image uuid, payload jsonb, delay interval DEFAULT '0 s'
 ) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    its_id text := 'msg_' || replace(gen_random_uuid()::text, '-', '');
+    told jsonb;
 BEGIN
     IF topic = ANY (string_to_array(
         (SELECT c.value FROM app.config c WHERE c.name = 'webhook_topics'), ','
     )) THEN
-        INSERT INTO app.outbox (topic, payload, next_attempt_at)
-        VALUES (topic, jsonb_strip_nulls(
+        told := jsonb_strip_nulls(
             jsonb_build_object('image_id', image, 'at', clock_timestamp()) || payload
-        ), clock_timestamp() + delay);
+        );
+        INSERT INTO app.outbox (
+            message_id, endpoint, topic, payload, next_attempt_at, dead_at, last_error
+        )
+        SELECT its_id, e.name, topic, told, clock_timestamp() + delay,
+            CASE WHEN w.switched_off_at IS NOT NULL THEN clock_timestamp() END,
+            e.name || ' is switched off: ' || w.last_error
+        FROM unnest(string_to_array(coalesce(
+            (SELECT c.value FROM app.config c WHERE c.name = 'webhook_endpoints'), 'main'
+        ), ',')) e (name)
+        LEFT JOIN app.webhook_endpoints w
+            ON w.name = e.name AND w.switched_off_at IS NOT NULL;
         PERFORM app.notify('unlatent_outbox', '');
     END IF;
 END
@@ -127,14 +142,15 @@ BEGIN
         'source', image.source, 'label', NEW.label, 'score', NEW.score, 'tier', NEW.tier,
         'held', NEW.held, 'model_version', NEW.model_version, 'policy_id', NEW.policy_id
     ));
+    -- Withdrawn, erased or failed meanwhile: there is nothing left to act on.
+    IF image.state <> 'scored' THEN
+        RETURN NULL;
+    END IF;
     IF NEW.tier IN ('flag', 'flag_high') THEN
         PERFORM app.emit('verdict.flagged', NEW.image_id, jsonb_build_object(
             'source', image.source, 'score', NEW.score, 'tier', NEW.tier,
             'model_version', NEW.model_version, 'policy_id', NEW.policy_id
         ));
-    END IF;
-    IF image.state <> 'scored' THEN
-        RETURN NULL;
     END IF;
     -- A flat image's hash says little: it would be near everything.
     IF image.pdq_quality >= 50 THEN
