@@ -265,6 +265,62 @@ class Retention(Section):
     prune_every_s: float = Field(default=60.0, gt=0)
 
 
+class Dsa(Section):
+    """What `unlatent export dsa` writes into every statement of reasons, in the API's words.
+
+    `ground_reference` names the clause or law and `explanation` says why such content is against it;
+    neither may name a person. `flags_restrict` says that the platform restricts what is flagged before
+    a person has looked. `report_source` is whose reports the queue `report` holds.
+    """
+
+    category: Literal[
+        "STATEMENT_CATEGORY_OTHER_VIOLATION_TC",
+        "STATEMENT_CATEGORY_CONSUMER_INFORMATION",
+        "STATEMENT_CATEGORY_CYBER_VIOLENCE",
+        "STATEMENT_CATEGORY_CYBER_VIOLENCE_AGAINST_WOMEN",
+        "STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS",
+        "STATEMENT_CATEGORY_ILLEGAL_OR_HARMFUL_SPEECH",
+        "STATEMENT_CATEGORY_INTELLECTUAL_PROPERTY_INFRINGEMENTS",
+        "STATEMENT_CATEGORY_NEGATIVE_EFFECTS_ON_CIVIC_DISCOURSE_OR_ELECTIONS",
+        "STATEMENT_CATEGORY_PROTECTION_OF_MINORS",
+        "STATEMENT_CATEGORY_RISK_FOR_PUBLIC_SECURITY",
+        "STATEMENT_CATEGORY_SCAMS_AND_FRAUD",
+    ] = "STATEMENT_CATEGORY_OTHER_VIOLATION_TC"
+    ground: Literal["DECISION_GROUND_INCOMPATIBLE_CONTENT", "DECISION_GROUND_ILLEGAL_CONTENT"] = (
+        "DECISION_GROUND_INCOMPATIBLE_CONTENT"
+    )
+    ground_reference: str | None = Field(
+        default=None, min_length=1, max_length=500, examples=["Terms of use, 4.2"]
+    )
+    explanation: str | None = Field(
+        default=None, min_length=1, max_length=2000, examples=["Generated images must say so."]
+    )
+    visibility: Literal[
+        "DECISION_VISIBILITY_CONTENT_LABELLED",
+        "DECISION_VISIBILITY_CONTENT_DEMOTED",
+        "DECISION_VISIBILITY_CONTENT_DISABLED",
+        "DECISION_VISIBILITY_CONTENT_REMOVED",
+    ] = "DECISION_VISIBILITY_CONTENT_LABELLED"
+    countries: tuple[str, ...] = Field(
+        default=(
+            *("AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU"),
+            *("IE", "IT", "LT", "LU", "LV", "MT", "NL", "PL", "PT", "RO", "SE", "SI", "SK"),
+        ),
+        min_length=1,
+    )
+    flags_restrict: bool = False
+    report_source: Literal[
+        "SOURCE_ARTICLE_16", "SOURCE_TRUSTED_FLAGGER", "SOURCE_TYPE_OTHER_NOTIFICATION"
+    ] = "SOURCE_ARTICLE_16"
+
+    @field_validator("countries")
+    @classmethod
+    def _codes(cls, countries: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(code) != 2 or not code.isupper() for code in countries):
+            raise ValueError(countries)
+        return countries
+
+
 class Training(Section):
     """Retraining: who may teach, what starts a run, where data sets go. Nobody may by default.
 
@@ -340,6 +396,7 @@ class Settings(BaseSettings):
     console: Console = Console()
     webhooks: Webhooks = Webhooks()
     retention: Retention = Retention()
+    dsa: Dsa = Dsa()
     training: Training = Training()
     drift: Drift = Drift()
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from worker.ledger.interface import Upload
+from worker.ledger.postgres import PostgresLedger
 from worker.moderation.daily_counts import keep_counts
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def sums(superuser: psycopg.Connection) -> dict[str, list[Any]]:
 def eventful(
     desk: Callable[..., Any],
     scored: Callable[..., UUID],
+    engine: Engine,
     superuser: psycopg.Connection,
 ) -> list[UUID]:
     """Images with everything that a count may have to follow."""
@@ -90,10 +93,14 @@ def eventful(
     superuser.execute("UPDATE app.verdicts SET role = 'champion' WHERE model_version = 'model-2'")
     # Hooks name other sources afterwards; an image fails, another one comes back.
     superuser.execute("UPDATE app.images SET source = 'shop' WHERE id = ANY (%s)", [images[1:4]])
+    ledger = PostgresLedger(engine)
+    uploads = [Upload(bucket="uploads", key=f"k{n}", etag="e", source="web") for n in range(2)]
+    lost, found = (registered.image_id for registered in ledger.register(uploads))
     failed = "UPDATE app.images SET state = 'failed', reason = 'r' WHERE id = ANY (%s)"
-    superuser.execute(failed, [images[3:5]])
+    superuser.execute(failed, [[lost, found]])
     superuser.execute(
-        "UPDATE app.images SET state = 'pending', reason = NULL WHERE id = %s", [images[4]]
+        "UPDATE app.images SET state = 'pending', reason = NULL, source = 'shop' WHERE id = %s",
+        [found],
     )
     return images
 
