@@ -252,8 +252,8 @@ class Retention(Section):
     """How many days what is kept; nothing set means for ever.
 
     Beat has rows of the last four removed every `prune_every_s`, for half of that time at most:
-    webhooks that were delivered or given up, closed leases, removals of objects, and audited changes
-    of state. What people did stays in the audit.
+    webhooks that were delivered or given up, closed leases, removals of objects, and audited
+    changes of state. What people did stays in the audit.
     """
 
     originals_days: float | None = Field(default=None, gt=0, examples=[90])
@@ -268,9 +268,9 @@ class Retention(Section):
 class Dsa(Section):
     """What `unlatent export dsa` writes into every statement of reasons, in the API's words.
 
-    `ground_reference` names the clause or law and `explanation` says why such content is against it;
-    neither may name a person. `flags_restrict` says that the platform restricts what is flagged before
-    a person has looked. `report_source` is whose reports the queue `report` holds.
+    `ground_reference` names the clause or law and `explanation` says why such content is against
+    it; neither may name a person. `flags_restrict` says that the platform restricts what is flagged
+    before a person has looked. `report_source` is whose reports the queue `report` holds.
     """
 
     category: Literal[

@@ -77,7 +77,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Undo. Verdicts whose leases are gone keep their numbers, which the constraint does not check."""
+    """Undo. Verdicts whose leases are gone keep their numbers, which nothing checks."""
     op.drop_index("ix_outbox_ended", "outbox", schema="app")
     op.drop_index("ix_object_removals_removed_at", "object_removals", schema="app")
     op.execute(

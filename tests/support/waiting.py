@@ -1,8 +1,9 @@
 """Waiting for what happens in another thread or process, however busy or slow the machine is.
 
-What a deadline counts is idle time: when something waits for a processor, or a process that the test
-started runs, the system under test is on its way, and how long that takes is the machine's affair. A
-system that is stuck lets the processors idle. What spins for ever is ended by the test's own time-out.
+What a deadline counts is idle time: when something waits for a processor, or a process that the
+test started runs, the system under test is on its way, and how long that takes is the machine's
+affair. A system that is stuck lets the processors idle. What spins for ever is ended by the test's
+own time-out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The kernel's count of microseconds in which something waited for a processor (PSI, since Linux 4.20).
+#: The kernel's count of the microseconds in which something waited for a processor (PSI).
 _PRESSURE = Path("/proc/pressure/cpu")
 #: Reading what every process does is no small work itself.
 _LOOK_EVERY_S = 0.5

@@ -1,4 +1,4 @@
-"""`unlatent link`, `evidence`, `hold`, `unhold`, `holds`, `retain`, `export`: what is kept and told.
+"""`unlatent link`, `evidence`, `hold`, `unhold`, `holds`, `retain`, `export`: what is kept.
 
 Holds are a lead's, who points UNLATENT_POSTGRES__MODERATOR_URL at a login of their own; the others
 are an operator's.
@@ -179,9 +179,7 @@ def holds(
 @export.command()
 def dsa(
     context: typer.Context,
-    since: Annotated[
-        datetime, typer.Option(help="Restrictions that began from then on (UTC).")
-    ],
+    since: Annotated[datetime, typer.Option(help="Restrictions that began from then on (UTC).")],
     until: Annotated[
         datetime | None, typer.Option(help="And before then (UTC); now unless given.")
     ] = None,

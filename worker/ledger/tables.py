@@ -295,7 +295,8 @@ class VerdictRow(Base):
 class Decision(Base):
     """What a person said of an image, and what they saw when they said it; append-only.
 
-    `blind` says that no function had shown them the verdict, `contradicts` that they said otherwise.
+    `blind` says that no function had shown them the verdict, `contradicts` that they said
+    otherwise.
     """
 
     __tablename__ = "decisions"
@@ -435,7 +436,7 @@ class OutboxMessage(Base):
 
 
 class WebhookEndpoint(Base):
-    """How one endpoint fares: since when it takes nothing, and when it was switched off for that."""
+    """How one endpoint fares: since when it takes nothing, when it was switched off for that."""
 
     __tablename__ = "webhook_endpoints"
 

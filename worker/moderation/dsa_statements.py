@@ -1,9 +1,9 @@
 """Statements of reasons in the format of the DSA Transparency Database, API version 1.
 
-The format is that of the database's API documentation and of the rules by which its published source
-checks a request (github.com/digital-services-act/transparency-database, `StatementStoreRequest`).
-A statement says what was restricted and why, and nothing of whom: no uploader, no moderator, no note,
-no key. What a verdict may lead to is in docs/labelling.md.
+The format is that of the database's API documentation and of the rules by which its published
+source checks a request (github.com/digital-services-act/transparency-database,
+`StatementStoreRequest`). A statement says what was restricted and why, and nothing of whom: no
+uploader, no moderator, no note, no key. What a verdict may lead to is in docs/labelling.md.
 """
 
 from __future__ import annotations

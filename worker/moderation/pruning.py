@@ -1,8 +1,8 @@
-"""Rows that are no longer needed: sent webhooks, closed leases, removals of objects, audited states.
+"""Rows that are no longer needed: sent webhooks, closed leases, removals, audited states.
 
-Beat asks for it every minute. A run takes batch after batch, each in a transaction of its own, until
-nothing is left or half of the time to the next run is over: what is due after an outage, or after a
-shorter limit, goes within hours and holds nobody up.
+Beat asks for it every minute. A run takes batch after batch, each in a transaction of its own,
+until nothing is left or half of the time to the next run is over: what is due after an outage, or
+after a shorter limit, goes within hours and holds nobody up.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ def write_sql_settings(owner_url: str, settings: Settings) -> None:
         "originals_days": _text(settings.retention.originals_days),
         "evidence_days": _text(settings.retention.evidence_days),
         **{
-            f"{kind}_days": _text(days) for kind, days in pruning.kept_days(settings.retention).items()
+            f"{kind}_days": _text(days)
+            for kind, days in pruning.kept_days(settings.retention).items()
         },
         "webhook_topics": ",".join(webhooks.topics) if names else None,
         "webhook_endpoints": ",".join(names) or None,

@@ -2,8 +2,8 @@
 
 A message is written in the transaction that caused it, so it is sent if and only if that committed:
 a row for each endpoint, under one random id. It is delivered at least once, in no promised order;
-the receiver knows repetitions by `webhook-id`. What nobody could deliver to an endpoint for a stated
-time switches that endpoint off, until a person switches it on.
+the receiver knows repetitions by `webhook-id`. An endpoint that takes nothing for a stated time is
+switched off, until a person switches it on.
 Headers and signature are those of the Standard Webhooks specification (standardwebhooks.com):
 `v1,` + base64 of HMAC-SHA256 over "<webhook-id>.<webhook-timestamp>.<body>".
 """
@@ -17,6 +17,7 @@ import hmac
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from http.client import HTTPException
@@ -34,6 +35,7 @@ from worker.ledger.tables import Image, OutboxMessage, WebhookEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Connection, Engine
@@ -115,7 +117,7 @@ def verify_signature(
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where messages go; every secret signs, so that a receiver may know either while they change."""
+    """Where messages go; every secret signs, so that a receiver may know either of two."""
 
     name: str
     url: str
@@ -123,7 +125,7 @@ class Endpoint:
 
 
 def endpoints(settings: Webhooks) -> list[Endpoint]:
-    """Return every endpoint of the settings; raises `SettingsError` for one that cannot be signed."""
+    """Return every endpoint; raises `SettingsError` for one that has no secret to sign with."""
     found = []
     if settings.url is not None:
         kept = (settings.secret, settings.previous_secret)
@@ -160,6 +162,26 @@ class Dispatcher:
         self._settings = settings
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints(settings)}
         self._opener = build_opener(_NoRedirects)
+        # Whatever one endpoint lets us wait, the others do not.
+        self._pool = ThreadPoolExecutor(len(self.endpoints), thread_name_prefix="webhooks")
+        self._draining: dict[str, Future[None]] = {}
+
+    def wake(self) -> None:
+        """Have every endpoint's due messages sent in the background, each endpoint by itself.
+
+        Raises what ended the last sending.
+        """
+        for name in self.endpoints:
+            last = self._draining.get(name)
+            if last is not None and not last.done():
+                continue  # it goes on until nothing is due
+            if last is not None:
+                last.result()
+            self._draining[name] = self._pool.submit(self._drain, name)
+
+    def _drain(self, endpoint: str) -> None:
+        while self.send_due(endpoint=endpoint):
+            pass
 
     def send_due(self, *, limit: int = 100, endpoint: str | None = None) -> int:
         """Try what is due, at most `limit` an endpoint; return how many were delivered."""
@@ -245,7 +267,7 @@ class Dispatcher:
         return error is None
 
     def _judge(self, connection: Connection, endpoint: str, error: str | None) -> None:
-        """Note whether an endpoint takes what it is sent; switch it off when it has not for long."""
+        """Note whether an endpoint takes what it is sent; switch it off when it has not long."""
         if error is None:
             connection.execute(
                 update(WebhookEndpoint)

@@ -108,16 +108,14 @@ def eventful(
 @pytest.mark.usefixtures("eventful")
 def test_counts_are_those_of_the_tables(engine: Engine, superuser: psycopg.Connection) -> None:
     """Triggers, merged rows, a recount and a query by hand come to the same."""
-    assert (
-        superuser.execute(COUNTED).fetchall() == superuser.execute(BY_HAND).fetchall() != []
-    )
+    assert superuser.execute(COUNTED).fetchall() == superuser.execute(BY_HAND).fetchall() != []
     followed = sums(superuser)
     assert all(followed.values())
     assert keep_counts(engine) > 0
     assert sums(superuser) == followed
-    assert superuser.execute(
-        "SELECT count(*) FROM app.verdict_counts WHERE loose"
-    ).fetchone() == (0,)
+    assert superuser.execute("SELECT count(*) FROM app.verdict_counts WHERE loose").fetchone() == (
+        0,
+    )
     superuser.execute("SELECT app.recount()")
     assert sums(superuser) == followed
     assert keep_counts(engine) == 0
@@ -135,14 +133,14 @@ def test_late_news_changes_a_closed_day(
     someone = desk()
     said = "SELECT week, confirmed FROM moderation.model_quality WHERE model_version = 'model-1'"
     ((week, before),) = someone.rows(f"{said} AND source = 'shop' AND confirmed > 0")
-    someone.value(
-        "SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", eventful[2]
-    )
+    someone.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", eventful[2])
     assert someone.rows(f"{said} AND source = 'shop' AND confirmed > 0") == [(week, before + 1)]
 
 
 def test_medians_of_closed_days_are_kept(
-    scored: Callable[..., UUID], desk: Callable[..., Any], superuser: psycopg.Connection,
+    scored: Callable[..., UUID],
+    desk: Callable[..., Any],
+    superuser: psycopg.Connection,
     engine: Engine,
 ) -> None:
     """Closed days keep the median that the view computed of them; today's is computed."""

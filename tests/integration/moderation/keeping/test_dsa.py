@@ -53,7 +53,7 @@ def statements(bodies: list[Any]) -> Iterator[dict[str, Any]]:
 def test_statements_say_how_it_was_found_and_decided(
     desk: Callable[..., Any], scored: Callable[..., UUID], engine: Engine
 ) -> None:
-    """Flagged and confirmed, found by people, and flagged alone: three kinds, and no person in any."""
+    """Flagged and confirmed, found by people, flagged alone: three kinds, and no person in any."""
     confirmed, reported = scored(0.99), scored(0.1)
     flagged, cleared = scored(0.99), scored(0.99)
     someone = desk()
@@ -61,7 +61,7 @@ def test_statements_say_how_it_was_found_and_decided(
     someone.value("SELECT moderation.request_review(%s, 'report', 'by Bob')", reported)
     someone.value(GENERATED, reported)
     someone.value("SELECT moderation.decide(%s, 'real', 'real_original')", cleared)
-    by_people = {one["puid"].split("-d")[0]: one for one in statements(export(engine))}
+    by_people = {one["puid"].rpartition("-")[0]: one for one in statements(export(engine))}
     assert by_people.keys() == {f"unlatent-{confirmed}", f"unlatent-{reported}"}
     one = by_people[f"unlatent-{confirmed}"]
     assert (one["automated_detection"], one["automated_decision"], one["source_type"]) == (
@@ -95,7 +95,7 @@ def test_statements_say_how_it_was_found_and_decided(
 def test_a_restriction_is_told_once_and_only_while_it_stands(
     desk: Callable[..., Any], scored: Callable[..., UUID], engine: Engine
 ) -> None:
-    """A second person's agreement adds nothing, an overturn takes the statement out of the export."""
+    """A second person's agreement adds nothing; what was overturned is told no more."""
     stands, lifted = scored(0.99), scored(0.99)
     one, other, lead = desk(), desk(), desk(lead=True)
     for image in (stands, lifted):

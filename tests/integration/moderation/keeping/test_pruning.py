@@ -47,7 +47,7 @@ def age(superuser: psycopg.Connection, days: int) -> None:
 
 def left(superuser: psycopg.Connection, table: str) -> dict[Any, int]:
     """Count the rows of a table by image."""
-    query = f"SELECT image_id, count(*) FROM app.{table} GROUP BY 1"
+    query = f"SELECT image_id, count(*) FROM app.{table} GROUP BY 1"  # noqa: S608 - constants
     return dict(superuser.execute(query).fetchall())
 
 
@@ -91,7 +91,9 @@ def test_the_history_of_an_image_stays_while_somebody_may_ask(
         [taught],
     )
     age(superuser, 2)
-    superuser.execute("UPDATE app.leases SET since = now(), closed_at = now() WHERE image_id = %s", [young])
+    superuser.execute(
+        "UPDATE app.leases SET since = now(), closed_at = now() WHERE image_id = %s", [young]
+    )
     superuser.execute(
         "INSERT INTO app.audit_log (action, image_id, from_state, to_state)"
         " VALUES ('state', %s, 'pending', 'scored')",
