@@ -146,8 +146,8 @@ def endpoints(settings: Webhooks) -> list[Endpoint]:
                 f"endpoint {endpoint.name} has no secret: UNLATENT_WEBHOOKS__{where}"
                 + (" is not set" if endpoint.name == MAIN else "")
             )
-        for secret in endpoint.secrets:
-            _key(secret)
+        for word in endpoint.secrets:
+            _key(word)
     return found
 
 
