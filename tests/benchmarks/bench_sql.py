@@ -56,7 +56,7 @@ QUERIES = {
     ),
     "10, whose camera": (
         "SELECT * FROM moderation.verdicts WHERE tier IN ('flag', 'flag_high') "
-        "AND exif_make IS NOT NULL AND scored_at > now() - interval '7 days' LIMIT 50"
+        "AND exif_make IS NOT NULL AND scored_at > now() - interval '1 day' LIMIT 50"
     ),
     "11, source_summary": "SELECT * FROM moderation.source_summary",
     "12, model_quality": "SELECT * FROM moderation.model_quality",

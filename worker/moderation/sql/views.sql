@@ -66,7 +66,8 @@ SELECT
         AS distance_words,
     v.evidence_uri, v.tiles
 FROM app.verdicts v
-CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
+-- Not fenced off: who asks for an uploader or for a file's hash begins at the index of images.
+JOIN app.images i ON i.id = v.image_id
 LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true
 LEFT JOIN LATERAL (SELECT * FROM app.provenance x WHERE x.image_id = v.image_id OFFSET 0) o ON true
 LEFT JOIN LATERAL (
