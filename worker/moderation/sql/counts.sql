@@ -35,25 +35,33 @@ $$;
 CREATE OR REPLACE FUNCTION app.count_new_verdicts() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
+    WITH found AS MATERIALIZED (
+        SELECT v.scored_at, v.model_version, v.policy_id, v.tier, v.label, v.held, i.source,
+            d.decision, d.overturns IS NOT NULL AS overturns,
+            d.id IS NOT NULL AND app.is_drawn(v.image_id) AS audited
+        FROM added v
+        CROSS JOIN LATERAL (
+            SELECT x.source FROM app.images x WHERE x.id = v.image_id OFFSET 0
+        ) i
+        LEFT JOIN LATERAL (
+            SELECT x.id, x.decision, x.overturns FROM app.decisions x
+            WHERE x.image_id = v.image_id ORDER BY x.id DESC LIMIT 1
+        ) d ON true
+        WHERE v.role = 'champion'
+    ), flags AS (
+        INSERT INTO app.flag_counts (at, source, images, flagged)
+        SELECT f.scored_at, f.source, count(*),
+            count(*) FILTER (WHERE f.held OR f.tier IN ('flag', 'flag_high'))
+        FROM found f WHERE f.tier IS NOT NULL
+        GROUP BY 1, 2
+    )
     INSERT INTO app.verdict_counts (
         day, source, model_version, policy_id, tier, label, held, decision, overturns, audited, n
     )
-    SELECT app.day_of(v.scored_at), i.source, v.model_version, v.policy_id, v.tier, v.label, v.held,
-        d.decision, d.overturns IS NOT NULL, d.id IS NOT NULL AND app.is_drawn(i.id), count(*)
-    FROM added v
-    CROSS JOIN LATERAL (SELECT x.id, x.source FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
-    LEFT JOIN LATERAL (
-        SELECT x.* FROM app.decisions x WHERE x.image_id = v.image_id ORDER BY x.id DESC LIMIT 1
-    ) d ON true
-    WHERE v.role = 'champion'
+    SELECT (f.scored_at AT TIME ZONE 'UTC')::date, f.source, f.model_version, f.policy_id, f.tier,
+        f.label, f.held, f.decision, f.overturns, f.audited, count(*)
+    FROM found f
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10;
-    INSERT INTO app.flag_counts (at, source, images, flagged)
-    SELECT v.scored_at, i.source, count(*),
-        count(*) FILTER (WHERE v.held OR v.tier IN ('flag', 'flag_high'))
-    FROM added v
-    CROSS JOIN LATERAL (SELECT x.source FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
-    WHERE v.role = 'champion' AND v.tier IS NOT NULL
-    GROUP BY v.scored_at, i.source;
     RETURN NULL;
 END
 $$;
