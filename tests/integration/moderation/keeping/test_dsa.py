@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
 
 import tests.support
 from detection.errors import SettingsError
+from worker.cli import build_app
+from worker.cli.context import Context
 from worker.moderation import dsa_statements
 from worker.moderation.dsa_statements import calls
 from worker.settings import Dsa
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Engine
+
+    from worker.settings import Settings
 
 SCHEMA = Path(tests.support.__path__[0]) / "schemas" / "dsa_statements.json"
 OURS = {"ground_reference": "Terms of use, 4.2", "explanation": "Generated images must say so."}
@@ -137,3 +142,25 @@ def test_illegal_content_names_its_law(
     assert "incompatible_content_ground" not in one
     with pytest.raises(SettingsError, match="UNLATENT_DSA__GROUND_REFERENCE"):
         export(engine, ground_reference=None)
+
+
+def test_the_command_writes_a_file_for_each_call(
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """`unlatent export dsa` writes bodies, says where the next begins, and overwrites none."""
+    desk().value(GENERATED, scored(0.99))
+    monkeypatch.setenv("UNLATENT_POSTGRES__URL", settings.postgres.url.get_secret_value())
+    monkeypatch.setenv("UNLATENT_DSA__GROUND_REFERENCE", OURS["ground_reference"])
+    monkeypatch.setenv("UNLATENT_DSA__EXPLANATION", OURS["explanation"])
+    command = ["export", "dsa", "--since", "2026-01-01", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(build_app(), command, obj=Context(), catch_exceptions=False)
+    assert "1 statements of reasons in 1 files" in done.output
+    assert "--since 20" in done.output
+    (file,) = (tmp_path / "out").iterdir()
+    assert len(json.loads(file.read_text())["statements"]) == 1
+    with pytest.raises(SettingsError, match="not empty"):
+        CliRunner().invoke(build_app(), command, obj=Context(), catch_exceptions=False)
