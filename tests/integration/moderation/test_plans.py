@@ -89,8 +89,10 @@ PLANS = {
         100,
     ),
     "decisions that contradict": (
-        "SELECT image_id FROM moderation.decisions "
-        "WHERE contradicts AND created_at > now() - interval '30 days' LIMIT 100",
+        (
+            "SELECT image_id FROM moderation.decisions "
+            "WHERE contradicts AND created_at > now() - interval '30 days' LIMIT 100"
+        ),
         {"ix_decisions_contradicting"},
         100,
     ),
