@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -83,6 +84,14 @@ class Accounts:
             if self.keep is not None:
                 self.keep()
             with suppress(TransientError):  # a service is away: the next tick is the retry
+                self.sweeper.tick()
+            tick.wait(0.2)
+
+    def sweep_for(self, seconds: float) -> None:
+        """Sweep for so long, as beat would have it done: an outage lasts, it is no time-out."""
+        ends, tick = time.monotonic() + seconds, threading.Event()
+        while time.monotonic() < ends:
+            with suppress(TransientError):
                 self.sweeper.tick()
             tick.wait(0.2)
 
