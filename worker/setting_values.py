@@ -103,18 +103,20 @@ def form(field: FieldInfo) -> str:
         least = "one or more " if any(isinstance(mark, MinLen) for mark in marks) else ""
         what = "paths" if get_args(kind)[0] is Path else "names"
         return f"a JSON list of {least}{what}{_example(field)}"
+    if get_origin(kind) is dict:
+        return f"a JSON object of names and texts{_example(field)}"
     words = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}
     return f"{words.get(kind, 'a text')}{_bounds(marks)}{_example(field)}"
 
 
 def read(text: str, field: FieldInfo) -> object:
-    """Return what the environment means: lists are JSON, and nothing is no value.
+    """Return what the environment means: lists and objects are JSON, and nothing is no value.
 
-    Raises `ValueError` for a list that is no JSON. Other texts are left for the setting to read.
+    Raises `ValueError` for one that is no JSON. Other texts are left for the setting to read.
     """
     if not text and NoneType in get_args(field.annotation):
         return None
-    return json.loads(text) if get_origin(_kind(field)[0]) is tuple else text
+    return json.loads(text) if get_origin(_kind(field)[0]) in (tuple, dict) else text
 
 
 def _kind(field: FieldInfo) -> tuple[Any, list[Any]]:
@@ -146,5 +148,5 @@ def _example(field: FieldInfo) -> str:
     value = field.examples[0] if field.examples else field.default
     if value is None:
         return ""
-    written = json.dumps(value) if isinstance(value, bool | list | tuple) else str(value)
+    written = json.dumps(value) if isinstance(value, bool | dict | list | tuple) else str(value)
     return f", for example {written}"

@@ -29,7 +29,7 @@ from worker.setting_values import HttpUrl, PostgresUrl, RedisUrl, form, read
 from worker.text import MASK, mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -197,6 +197,7 @@ class Moderation(Section):
     evidence_bucket: str | None = Field(default=None, examples=["evidence"])
     claim_minutes: int = Field(default=15, ge=1)
     check_breakers_every_s: float = Field(default=60.0, gt=0)
+    keep_counts_every_s: float = Field(default=60.0, gt=0)
 
 
 class Console(Section):
@@ -217,11 +218,21 @@ class Console(Section):
 
 
 class Webhooks(Section):
-    """Where signed messages go; without an address none are written."""
+    """Where signed messages go; without an address none are written.
+
+    `url` is the endpoint `main`, with its secret. `endpoints` names further ones, and `secrets` has
+    for each its secret, or the new and the old one with a space between while they change. One that
+    has taken nothing for `switch_off_hours` is switched off.
+    """
 
     url: HttpUrl | None = None
     secret: SecretStr | None = None
     previous_secret: SecretStr | None = None
+    endpoints: dict[str, HttpUrl] = Field(
+        default={}, examples=[{"archive": "https://archive.example/hooks"}]
+    )
+    secrets: dict[str, SecretStr] = Field(default={}, examples=[{"archive": "whsec_..."}])
+    switch_off_hours: float = Field(default=72.0, gt=0)
     topics: tuple[str, ...] = (
         "verdict.flagged",
         "decision",
@@ -238,10 +249,76 @@ class Webhooks(Section):
 
 
 class Retention(Section):
-    """How many days what is kept; nothing set means for ever."""
+    """How many days what is kept; nothing set means for ever.
+
+    Beat has rows of the last four removed every `prune_every_s`, for half of that time at most:
+    webhooks that were delivered or given up, closed leases, removals of objects, and audited
+    changes of state. What people did stays in the audit.
+    """
 
     originals_days: float | None = Field(default=None, gt=0, examples=[90])
     evidence_days: float | None = Field(default=None, gt=0, examples=[30])
+    outbox_days: float | None = Field(default=30.0, gt=0)
+    leases_days: float | None = Field(default=90.0, gt=0)
+    removals_days: float | None = Field(default=90.0, gt=0)
+    audit_days: float | None = Field(default=None, gt=0, examples=[365])
+    prune_every_s: float = Field(default=60.0, gt=0)
+
+
+class Dsa(Section):
+    """What `unlatent export dsa` writes into every statement of reasons, in the API's words.
+
+    `ground_reference` names the clause or law and `explanation` says why such content is against
+    it; neither may name a person. `flags_restrict` says that the platform restricts what is flagged
+    before a person has looked. `report_source` is whose reports the queue `report` holds.
+    """
+
+    category: Literal[
+        "STATEMENT_CATEGORY_OTHER_VIOLATION_TC",
+        "STATEMENT_CATEGORY_CONSUMER_INFORMATION",
+        "STATEMENT_CATEGORY_CYBER_VIOLENCE",
+        "STATEMENT_CATEGORY_CYBER_VIOLENCE_AGAINST_WOMEN",
+        "STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS",
+        "STATEMENT_CATEGORY_ILLEGAL_OR_HARMFUL_SPEECH",
+        "STATEMENT_CATEGORY_INTELLECTUAL_PROPERTY_INFRINGEMENTS",
+        "STATEMENT_CATEGORY_NEGATIVE_EFFECTS_ON_CIVIC_DISCOURSE_OR_ELECTIONS",
+        "STATEMENT_CATEGORY_PROTECTION_OF_MINORS",
+        "STATEMENT_CATEGORY_RISK_FOR_PUBLIC_SECURITY",
+        "STATEMENT_CATEGORY_SCAMS_AND_FRAUD",
+    ] = "STATEMENT_CATEGORY_OTHER_VIOLATION_TC"
+    ground: Literal["DECISION_GROUND_INCOMPATIBLE_CONTENT", "DECISION_GROUND_ILLEGAL_CONTENT"] = (
+        "DECISION_GROUND_INCOMPATIBLE_CONTENT"
+    )
+    ground_reference: str | None = Field(
+        default=None, min_length=1, max_length=500, examples=["Terms of use, 4.2"]
+    )
+    explanation: str | None = Field(
+        default=None, min_length=1, max_length=2000, examples=["Generated images must say so."]
+    )
+    visibility: Literal[
+        "DECISION_VISIBILITY_CONTENT_LABELLED",
+        "DECISION_VISIBILITY_CONTENT_DEMOTED",
+        "DECISION_VISIBILITY_CONTENT_DISABLED",
+        "DECISION_VISIBILITY_CONTENT_REMOVED",
+    ] = "DECISION_VISIBILITY_CONTENT_LABELLED"
+    countries: tuple[str, ...] = Field(
+        default=(
+            *("AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU"),
+            *("IE", "IT", "LT", "LU", "LV", "MT", "NL", "PL", "PT", "RO", "SE", "SI", "SK"),
+        ),
+        min_length=1,
+    )
+    flags_restrict: bool = False
+    report_source: Literal[
+        "SOURCE_ARTICLE_16", "SOURCE_TRUSTED_FLAGGER", "SOURCE_TYPE_OTHER_NOTIFICATION"
+    ] = "SOURCE_ARTICLE_16"
+
+    @field_validator("countries")
+    @classmethod
+    def _codes(cls, countries: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(code) != 2 or not code.isupper() for code in countries):
+            raise ValueError(countries)
+        return countries
 
 
 class Training(Section):
@@ -319,6 +396,7 @@ class Settings(BaseSettings):
     console: Console = Console()
     webhooks: Webhooks = Webhooks()
     retention: Retention = Retention()
+    dsa: Dsa = Dsa()
     training: Training = Training()
     drift: Drift = Drift()
 
@@ -364,7 +442,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         if isinstance(value, SecretStr):
             environment[_environment_name(path)] = value.get_secret_value()
         elif value is not None:
-            environment[_environment_name(path)] = _written(value)
+            environment[_environment_name(path)] = _written(value, SecretStr.get_secret_value)
     return environment
 
 
@@ -389,8 +467,13 @@ def _shown(value: object) -> str:
     return "" if value is None else _written(value)
 
 
-def _written(value: object) -> str:
-    return json.dumps(value, default=str) if isinstance(value, tuple) else str(value)
+def _written(value: object, secret: Callable[[SecretStr], str] = lambda _: MASK) -> str:
+    """Return what the environment says for a value; secrets within it as `secret` has them."""
+
+    def other(part: object) -> str:
+        return secret(part) if isinstance(part, SecretStr) else str(part)
+
+    return json.dumps(value, default=other) if isinstance(value, tuple | dict) else str(value)
 
 
 def _environment_name(path: Sequence[int | str]) -> str:

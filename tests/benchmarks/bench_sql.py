@@ -1,6 +1,6 @@
-"""Medians of what moderators do all day, and what the indexes cost on inserts.
+"""Medians of what people and beat ask, at a fifth of the rows and at all, and the cost of inserts.
 
-`python -m tests.benchmarks.bench_sql --rows 5000000` starts a Postgres of its own.
+`python -m tests.benchmarks.bench_sql --rows 5000000` starts a Postgres of its own for each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.support.sql_scale import generate
 from worker.database.engine import migrate
 from worker.localstack import LocalStack
 from worker.localstack.stack import DATABASE
+from worker.monitoring.database_gauges import GAUGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,32 @@ QUERIES = {
         "SELECT * FROM moderation.verdicts WHERE tier IN ('flag', 'flag_high') "
         "AND source = 'source-3' LIMIT 50"
     ),
+    "7, of one uploader": "SELECT * FROM moderation.verdicts WHERE uploader = 'u101' LIMIT 100",
+    "verdicts of the same bytes": (
+        "SELECT * FROM moderation.verdicts WHERE sha256 = lpad(to_hex(101), 64, '0')"
+    ),
+    "9, contradicting decisions": (
+        "SELECT * FROM moderation.decisions "
+        "WHERE contradicts AND created_at > now() - interval '30 days' LIMIT 100"
+    ),
+    "10, whose camera": (
+        "SELECT * FROM moderation.verdicts WHERE tier IN ('flag', 'flag_high') "
+        "AND exif_make IS NOT NULL AND scored_at > now() - interval '1 day' LIMIT 50"
+    ),
+    "11, source_summary": "SELECT * FROM moderation.source_summary",
+    "12, model_quality": "SELECT * FROM moderation.model_quality",
+    "recall()": "SELECT * FROM moderation.recall()",
+    "14, daily_summary": "SELECT * FROM moderation.daily_summary",
+}
+#: What finds nothing in what is generated.
+MAY_BE_EMPTY = {"9, contradicting decisions", "10, whose camera"}
+#: What beat and the exporter ask again and again, as the owner of the functions.
+PERIODIC = {
+    "check_breakers": "SELECT * FROM app.check_breakers()",
+    "keep_counts": "SELECT app.keep_counts()",
+    "prune, 5000 leases": "SELECT * FROM app.prune('leases', '1 day', 5000)",
+    "prune, 5000 audit entries": "SELECT * FROM app.prune('audit', '1 day', 5000)",
+    **{f"gauge {gauge.name}": gauge.sql for gauge in GAUGES},
 }
 #: Indexes of `verdicts` that serve reading only; the ledger itself needs the others.
 READING = (
@@ -89,8 +116,14 @@ def inserts_ms(connection: psycopg.Connection, model: str, batches: int) -> floa
     return statistics.median(taken)
 
 
-def bench(stack: LocalStack, rows: int, times: int) -> None:
-    """Generate, measure and print."""
+def bench(stack: LocalStack, rows: int, times: int) -> dict[str, float]:
+    """Generate, measure and print; return the median of each query and page in milliseconds."""
+    medians: dict[str, float] = {}
+
+    def note(name: str, took_ms: float) -> None:
+        medians[name] = took_ms
+        tell(f"{name:<44} median {took_ms:9.2f} ms")
+
     with psycopg.connect(stack.postgres.dsn(DATABASE), autocommit=True) as superuser:
         start = time.perf_counter()
         generate(superuser, rows)
@@ -105,10 +138,15 @@ def bench(stack: LocalStack, rows: int, times: int) -> None:
         )
         with psycopg.connect(address, autocommit=True) as moderator:
             for name, query in QUERIES.items():
-                if not moderator.execute(query).fetchall():
+                if not moderator.execute(query).fetchall() and name not in MAY_BE_EMPTY:
                     raise SystemExit(f"{name}: no rows, so nothing to measure")
                 took = median_ms(lambda query=query: moderator.execute(query).fetchall(), times)
-                tell(f"{name:<40} median {took:7.2f} ms")
+                note(name, took)
+        for name, query in PERIODIC.items():
+            took = median_ms(
+                lambda query=query: superuser.execute(query).fetchall(), max(3, times // 10)
+            )
+            note(name, took)
         for page, took in page_times(
             stack,
             name="bench",
@@ -116,10 +154,11 @@ def bench(stack: LocalStack, rows: int, times: int) -> None:
             image=IMAGE,
             measure=lambda work: median_ms(work, times),
         ):
-            tell(f"{page:<40} median {took:7.2f} ms")
+            note(page, took)
         for name, setting in (("bare", "replica"), ("with policy, queue and keys", "origin")):
             superuser.execute(f"SET session_replication_role = {setting}")
             tell(f"insert of {BATCH} verdicts, {name}: {compare_inserts(superuser, times)}")
+    return medians
 
 
 def compare_inserts(superuser: psycopg.Connection, times: int) -> str:
@@ -150,9 +189,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--times", type=int, default=50)
     options = parser.parse_args()
+    few, many = (run(rows, options.times) for rows in (options.rows // 5, options.rows))
+    tell(f"{'':<44} {options.rows // 5:>10} {options.rows:>10} ratio")
+    for name, took_ms in many.items():
+        tell(f"{name:<44} {few[name]:>10.2f} {took_ms:>10.2f} {took_ms / few[name]:>5.2f}")
+
+
+def run(rows: int, times: int) -> dict[str, float]:
+    """Measure so many rows on a stack of their own."""
     with LocalStack.temporary() as stack:
         migrate(stack.owner_url())
-        bench(stack, options.rows, options.times)
+        return bench(stack, rows, times)
 
 
 if __name__ == "__main__":

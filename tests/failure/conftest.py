@@ -18,11 +18,21 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 
+LONGEST_S = 1200
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder, so that they can be run, or left out, together."""
+    """Mark every test of this folder, so that they can be run, or left out, together.
+
+    Each has long enough for a machine that is busy with other things: what is stuck fails by itself
+    as soon as it idles.
+    """
     for item in items:
         if "/tests/failure/" in item.path.as_posix():
             item.add_marker(pytest.mark.failure)
+            chosen = item.get_closest_marker("timeout")
+            seconds = chosen.args[0] if chosen is not None else 0
+            item.add_marker(pytest.mark.timeout(max(LONGEST_S, 2 * seconds)), append=False)
 
 
 @pytest.fixture

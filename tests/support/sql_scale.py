@@ -51,6 +51,7 @@ GENERATE = """
     FROM app.reviews r WHERE r.closed_at IS NOT NULL;
     INSERT INTO app.audit_log (at, actor, action, image_id, to_state)
     SELECT i.created_at, 'unlatent_app', 'state', i.id, 'pending' FROM app.images i;
+    SELECT app.recount();
     RESET session_replication_role;
     RESET statement_timeout;
 """

@@ -334,6 +334,7 @@ def run(
     settings = cli.of(context).settings()
     with queries.engine(context) as engine:
         dispatcher = Dispatcher(engine, settings.webhooks)
+        dispatcher.give_up_unknown()
         typer.echo(f"{dispatcher.send_due()} delivered")
         if once:
             return
@@ -343,8 +344,26 @@ def run(
             [OUTBOX],
             timeout_s=settings.webhooks.backoff_s,
         ):
-            while dispatcher.send_due():
-                pass
+            dispatcher.wake()
+
+
+@webhooks.command()
+def on(
+    context: typer.Context,
+    endpoint: Annotated[
+        str, typer.Argument(help="main, or a name of UNLATENT_WEBHOOKS__ENDPOINTS.")
+    ],
+) -> None:
+    """Send to an endpoint again that was switched off because it took nothing."""
+    from worker.moderation.webhooks import switch_on
+
+    with queries.engine(context) as engine:
+        found = switch_on(engine, endpoint)
+    typer.echo(
+        f"{endpoint} is on; `unlatent webhooks replay --dead` sends what it missed"
+        if found
+        else f"{endpoint} was not switched off"
+    )
 
 
 @webhooks.command()
@@ -358,7 +377,9 @@ def dead(context: typer.Context, limit: Limit = 100) -> None:
     typer.echo(" ".join(f"{name}={count}" for name, count in counts.items()))
     for letter in letters:
         error = escape_controls(letter.last_error or "")
-        typer.echo(f"{letter.message_id} {letter.topic} {letter.attempts} {error}")
+        typer.echo(
+            f"{letter.message_id} {letter.endpoint} {letter.topic} {letter.attempts} {error}"
+        )
 
 
 @webhooks.command()

@@ -1,4 +1,4 @@
-"""`unlatent link`, `evidence`, `hold`, `unhold`, `holds`, `retain`: what is kept of an image.
+"""`unlatent link`, `evidence`, `hold`, `unhold`, `holds`, `retain`, `export`: what is kept.
 
 Holds are a lead's, who points UNLATENT_POSTGRES__MODERATOR_URL at a login of their own; the others
 are an operator's.
@@ -6,7 +6,9 @@ are an operator's.
 
 from __future__ import annotations
 
+import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from worker.storage.s3 import S3Storage
 
 commands = typer.Typer()
+export = typer.Typer(no_args_is_help=True, help="Write what others ask for, in their formats.")
+commands.add_typer(export, name="export")
 
 Image = Annotated[UUID, typer.Argument(help="The image.")]
 Minutes = Annotated[int, typer.Option(help="How long links work.", min=1)]
@@ -170,3 +174,37 @@ def holds(
         "WHERE lifted_at IS NULL ORDER BY hold_id LIMIT :limit",
         {"limit": limit},
     )
+
+
+@export.command()
+def dsa(
+    context: typer.Context,
+    since: Annotated[datetime, typer.Option(help="Restrictions that began from then on (UTC).")],
+    until: Annotated[
+        datetime | None, typer.Option(help="And before then (UTC); now unless given.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the files go, one a call of the API.")
+    ] = Path("dsa"),
+) -> None:
+    """Write statements of reasons for the DSA Transparency Database, 100 a file; send nothing."""
+    from worker.moderation.dsa_statements import calls
+
+    settings = cli.of(context).settings().dsa
+    ends = datetime.now(UTC) if until is None else until.replace(tzinfo=UTC)
+    count = files = 0
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise SettingsError(f"--out {out}: not empty; old statements would be sent again")
+        with queries.engine(context) as engine:
+            for call in calls(engine, settings, since=since.replace(tzinfo=UTC), until=ends):
+                files += 1
+                count += len(call["statements"])
+                body = json.dumps(call, indent=1)
+                (out / f"statements-{files:05d}.json").write_text(body + "\n")
+    except OSError as error:
+        raise SettingsError(f"--out {out}: {error.strerror}") from error
+    typer.echo(f"{count} statements of reasons in {files} files in {out}")
+    if count:
+        typer.echo(f"the next export: --since {ends:%Y-%m-%dT%H:%M:%S}")

@@ -133,6 +133,7 @@ class ObjectRemoval(Base):
             unique=True,
             postgresql_nulls_not_distinct=True,
         ),
+        Index("ix_object_removals_removed_at", "removed_at"),
     )
 
     id: Mapped[int] = serial()
@@ -256,7 +257,8 @@ class VerdictRow(Base):
 
     id: Mapped[int] = serial()
     image_id: Mapped[UUID] = mapped_column(ForeignKey("app.images.id"))
-    lease_id: Mapped[int] = mapped_column(ForeignKey("app.leases.id"))
+    #: No foreign key: closed leases go after their time.
+    lease_id: Mapped[int]
     model_version: Mapped[str]
     role: Mapped[str]
     score: Mapped[float]
@@ -293,7 +295,8 @@ class VerdictRow(Base):
 class Decision(Base):
     """What a person said of an image, and what they saw when they said it; append-only.
 
-    `blind` says that no function had shown them the verdict.
+    `blind` says that no function had shown them the verdict, `contradicts` that they said
+    otherwise.
     """
 
     __tablename__ = "decisions"
@@ -303,6 +306,7 @@ class Decision(Base):
         Index("ix_decisions_image_id", "image_id"),
         Index("ix_decisions_created_at", "created_at"),
         Index("ix_decisions_moderator", "moderator", "id"),
+        Index("ix_decisions_contradicting", "id", postgresql_where=text("contradicts")),
     )
 
     id: Mapped[int] = serial()
@@ -317,6 +321,7 @@ class Decision(Base):
     claimed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = now()
     blind: Mapped[bool] = mapped_column(server_default=text("false"))
+    contradicts: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class AppealEvent(Base):
@@ -398,10 +403,18 @@ class RegressionItem(Base):
 
 
 class OutboxMessage(Base):
-    """A webhook or notification to send, written in the transaction that caused it."""
+    """A webhook to send to one endpoint, written in the transaction that caused it.
+
+    Rows of one message share its `message_id`; those of earlier releases have none.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (
+        Index(
+            "ix_outbox_ended",
+            text("coalesce(delivered_at, dead_at)"),
+            postgresql_where=text("delivered_at IS NOT NULL OR dead_at IS NOT NULL"),
+        ),
         Index(
             "ix_outbox_due",
             "next_attempt_at",
@@ -417,6 +430,19 @@ class OutboxMessage(Base):
     next_attempt_at: Mapped[datetime] = now()
     delivered_at: Mapped[datetime | None]
     dead_at: Mapped[datetime | None]
+    last_error: Mapped[str | None]
+    endpoint: Mapped[str] = mapped_column(server_default=text("'main'"))
+    message_id: Mapped[str | None]
+
+
+class WebhookEndpoint(Base):
+    """How one endpoint fares: since when it takes nothing, when it was switched off for that."""
+
+    __tablename__ = "webhook_endpoints"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    failing_since: Mapped[datetime | None]
+    switched_off_at: Mapped[datetime | None]
     last_error: Mapped[str | None]
 
 

@@ -21,7 +21,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from detection.intake.metadata.c2pa_manifest import ManifestState, SignerState
 from worker.database.table_base import Base, now, one_of, serial
-from worker.ledger import tables  # noqa: F401 - foreign keys point at its tables
+from worker.ledger import (  # foreign keys point at the first's tables
+    tables,  # noqa: F401
+    tables_counts,  # noqa: F401 - the metadata must know its tables, too
+)
 
 QUEUES = ("flagged", "unsure", "audit", "appeal", "report", "requested")
 ACTION_TIERS = ("allow", "review", "flag", "flag_high")

@@ -26,6 +26,8 @@ SQL = Path(__file__).with_name("sql")
 #: In the order in which they need each other.
 FILES = (
     "rules",
+    "counts",
+    "pruning",
     "statistics",
     "views",
     "functions",
@@ -193,6 +195,8 @@ GRANT EXECUTE ON FUNCTION
     app.policy_of(text),
     app.tier_of(float8, text, float8, float8, float8),
     app.check_breakers(),
+    app.keep_counts(),
+    app.prune(text, interval, integer),
     app.notify(text, text),
     app.rows_of_object(uuid),
     app.is_held(uuid),

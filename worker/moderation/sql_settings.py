@@ -9,6 +9,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from worker.database.engine import connect
 from worker.ledger.tables_moderation import ConfigEntry
+from worker.moderation import pruning
+from worker.moderation.webhooks import MAIN
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -16,14 +18,20 @@ if TYPE_CHECKING:
 
 def write_sql_settings(owner_url: str, settings: Settings) -> None:
     """Make `app.config` say what the settings say; only the owner may write there."""
-    moderation = settings.moderation
+    moderation, webhooks = settings.moderation, settings.webhooks
+    names = [MAIN] * (webhooks.url is not None) + list(webhooks.endpoints)
     wanted = {
         "image_url": moderation.image_url,
         "evidence_url": moderation.evidence_url,
         "claim_minutes": str(moderation.claim_minutes),
         "originals_days": _text(settings.retention.originals_days),
         "evidence_days": _text(settings.retention.evidence_days),
-        "webhook_topics": ",".join(settings.webhooks.topics) if settings.webhooks.url else None,
+        **{
+            f"{kind}_days": _text(days)
+            for kind, days in pruning.kept_days(settings.retention).items()
+        },
+        "webhook_topics": ",".join(webhooks.topics) if names else None,
+        "webhook_endpoints": ",".join(names) or None,
     }
     engine = connect(owner_url, application_name="unlatent-migrate")
     with engine.begin() as connection:

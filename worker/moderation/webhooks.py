@@ -1,7 +1,9 @@
 """Signed webhooks out of the transactional outbox.
 
-A message is written in the transaction that caused it, so it is sent if and only if that committed.
-It is delivered at least once, in no promised order; the receiver knows repetitions by `webhook-id`.
+A message is written in the transaction that caused it, so it is sent if and only if that committed:
+a row for each endpoint, under one random id. It is delivered at least once, in no promised order;
+the receiver knows repetitions by `webhook-id`. An endpoint that takes nothing for a stated time is
+switched off, until a person switches it on.
 Headers and signature are those of the Standard Webhooks specification (standardwebhooks.com):
 `v1,` + base64 of HMAC-SHA256 over "<webhook-id>.<webhook-timestamp>.<body>".
 """
@@ -15,29 +17,38 @@ import hmac
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.request import HTTPRedirectHandler, Request, build_opener
+from uuid import UUID
 
 import structlog
 from sqlalchemy import case, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import SettingsError
-from worker.ledger.tables import OutboxMessage
+from worker.ledger.interface import State
+from worker.ledger.tables import Image, OutboxMessage, WebhookEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Engine
+    from sqlalchemy import ColumnElement, Connection, Engine
 
     from worker.settings import Webhooks
 
 _log = structlog.get_logger(__name__)
 
+#: The endpoint of UNLATENT_WEBHOOKS__URL.
+MAIN = "main"
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - marks secrets, is none
+#: How long the specification asks a secret to be, in bytes.
+_SECRET_BYTES = range(24, 65)
 #: How much of an answer is read; the status is all that counts.
 _ANSWER_BYTES = 1024
 _NOW = func.clock_timestamp()
@@ -48,6 +59,7 @@ class OutboxEntry:
     """One message of the outbox as people see it."""
 
     message_id: int
+    endpoint: str
     topic: str
     payload: dict[str, Any]
     attempts: int
@@ -63,17 +75,26 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def sign(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the signature of one delivery; `secret` is "whsec_" + base64.
+    """Return the signature of one delivery; `secret` is "whsec_" + base64 of 24 to 64 bytes.
 
-    Raises `SettingsError` for a secret that is not base64.
+    Raises `SettingsError` for a secret that is none.
     """
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.new(_key(secret), signed, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def _key(secret: str) -> bytes:
     try:
         key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
     except binascii.Error:
-        message = "UNLATENT_WEBHOOKS__SECRET is not base64 (whsec_ + base64 of 24 to 64 bytes)"
-        raise SettingsError(message) from None  # the cause could show the secret
-    signed = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
-    return "v1," + base64.b64encode(signed.digest()).decode()
+        key = b""  # the cause could show the secret
+    if len(key) not in _SECRET_BYTES:
+        raise SettingsError(
+            "a secret of UNLATENT_WEBHOOKS__SECRET, __PREVIOUS_SECRET or __SECRETS is empty or not "
+            "what the specification asks for: whsec_ + base64 of 24 to 64 random bytes"
+        )
+    return key
 
 
 def verify_signature(
@@ -94,45 +115,123 @@ def verify_signature(
     return any(hmac.compare_digest(wanted, one) for one in given.split(" "))
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where messages go; every secret signs, so that a receiver may know either of two."""
+
+    name: str
+    url: str
+    secrets: tuple[str, ...]
+
+
+def endpoints(settings: Webhooks) -> list[Endpoint]:
+    """Return every endpoint; raises `SettingsError` for one that has no secret to sign with."""
+    found = []
+    if settings.url is not None:
+        kept = (settings.secret, settings.previous_secret)
+        secrets = tuple(secret.get_secret_value() for secret in kept if secret is not None)
+        found.append(Endpoint(MAIN, settings.url, secrets))
+    for name, url in settings.endpoints.items():
+        secret = settings.secrets.get(name)
+        words = secret.get_secret_value().split() if secret is not None else []
+        found.append(Endpoint(name, url, tuple(words)))
+    if not found:
+        raise SettingsError(
+            "no endpoint is set: UNLATENT_WEBHOOKS__URL and UNLATENT_WEBHOOKS__SECRET name one"
+        )
+    for endpoint in found:
+        if not endpoint.secrets:
+            where = "SECRET" if endpoint.name == MAIN else f"SECRETS has none for {endpoint.name}"
+            raise SettingsError(
+                f"endpoint {endpoint.name} has no secret: UNLATENT_WEBHOOKS__{where}"
+                + (" is not set" if endpoint.name == MAIN else "")
+            )
+        for word in endpoint.secrets:
+            _key(word)
+    return found
+
+
 class Dispatcher:
-    """Sends what is due. Any number may run at once; each message is one's at a time."""
+    """Sends what is due. Any number may run at once; each message is one's at a time.
+
+    Raises `SettingsError` for settings without an endpoint, or with a secret that is none.
+    """
 
     def __init__(self, engine: Engine, settings: Webhooks) -> None:
-        if settings.url is None or settings.secret is None:
-            raise SettingsError("UNLATENT_WEBHOOKS__URL and UNLATENT_WEBHOOKS__SECRET are not set")
         self._engine = engine
         self._settings = settings
-        self._url = settings.url
-        keys = (settings.secret, settings.previous_secret)
-        self._secrets = [key.get_secret_value() for key in keys if key is not None]
+        self.endpoints = {endpoint.name: endpoint for endpoint in endpoints(settings)}
         self._opener = build_opener(_NoRedirects)
+        # Whatever one endpoint lets us wait, the others do not.
+        self._pool = ThreadPoolExecutor(len(self.endpoints), thread_name_prefix="webhooks")
+        self._draining: dict[str, Future[None]] = {}
 
-    def send_due(self, *, limit: int = 100) -> int:
-        """Try every message that is due, at most `limit`; return how many were delivered."""
-        return sum(self._send(message) for message in self._take(limit))
+    def wake(self) -> None:
+        """Have every endpoint's due messages sent in the background, each endpoint by itself.
 
-    def _take(self, limit: int) -> Sequence[Any]:
+        Raises what ended the last sending.
+        """
+        for name in self.endpoints:
+            last = self._draining.get(name)
+            if last is not None and not last.done():
+                continue  # it goes on until nothing is due
+            if last is not None:
+                last.result()
+            self._draining[name] = self._pool.submit(self._drain, name)
+
+    def _drain(self, endpoint: str) -> None:
+        while self.send_due(endpoint=endpoint):
+            pass
+
+    def send_due(self, *, limit: int = 100, endpoint: str | None = None) -> int:
+        """Try what is due, at most `limit` an endpoint; return how many were delivered."""
+        names = list(self.endpoints) if endpoint is None else [endpoint]
+        return sum(self._send(message) for name in names for message in self._take(name, limit))
+
+    def give_up_unknown(self) -> int:
+        """Give up what waits for endpoints that are in the settings no more; return how many."""
+        with self._engine.begin() as connection:
+            return connection.execute(
+                update(OutboxMessage)
+                .where(_waiting(), OutboxMessage.endpoint.not_in(list(self.endpoints)))
+                .values(dead_at=_NOW, last_error="this endpoint is not in the settings any more")
+            ).rowcount
+
+    def _take(self, endpoint: str, limit: int) -> Sequence[Any]:
         """Reserve due messages: another dispatcher sees them again only after our time-out."""
         due = (
             select(OutboxMessage.id)
-            .where(_waiting(), OutboxMessage.next_attempt_at <= _NOW)
+            .where(
+                _waiting(),
+                OutboxMessage.next_attempt_at <= _NOW,
+                OutboxMessage.endpoint == endpoint,
+            )
             .order_by(OutboxMessage.next_attempt_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
         reserved = timedelta(seconds=(limit + 1) * self._settings.timeout_s)
         with self._engine.begin() as connection:
-            return connection.execute(
+            taken = connection.execute(
                 update(OutboxMessage)
                 .where(OutboxMessage.id.in_(due.scalar_subquery()))
                 .values(attempts=OutboxMessage.attempts + 1, next_attempt_at=_NOW + reserved)
                 .returning(
                     OutboxMessage.id,
+                    OutboxMessage.message_id,
+                    OutboxMessage.endpoint,
                     OutboxMessage.topic,
                     OutboxMessage.payload,
                     OutboxMessage.attempts,
                 )
             ).all()
+            gone = _without_flag(connection, taken)
+            connection.execute(
+                update(OutboxMessage)
+                .where(OutboxMessage.id.in_(gone))
+                .values(dead_at=_NOW, last_error="its image is withdrawn, erased or failed by now")
+            )
+        return [message for message in taken if message.id not in gone]
 
     def _send(self, message: Any) -> bool:
         error = self._post(message)
@@ -154,6 +253,7 @@ class Dispatcher:
             _log.warning(
                 "webhook_postponed",
                 message_id=message.id,
+                endpoint=message.endpoint,
                 topic=message.topic,
                 attempt=message.attempts,
                 delay_s=delay_s,
@@ -163,11 +263,50 @@ class Dispatcher:
             connection.execute(
                 update(OutboxMessage).where(OutboxMessage.id == message.id).values(**values)
             )
+            self._judge(connection, message.endpoint, error)
         return error is None
+
+    def _judge(self, connection: Connection, endpoint: str, error: str | None) -> None:
+        """Note whether an endpoint takes what it is sent; switch it off when it has not long."""
+        if error is None:
+            connection.execute(
+                update(WebhookEndpoint)
+                .where(WebhookEndpoint.name == endpoint, WebhookEndpoint.failing_since.is_not(None))
+                .values(failing_since=None, last_error=None)
+            )
+            return
+        failing = insert(WebhookEndpoint).values(
+            name=endpoint, failing_since=_NOW, last_error=error
+        )
+        since = func.coalesce(WebhookEndpoint.failing_since, _NOW)
+        connection.execute(
+            failing.on_conflict_do_update(
+                index_elements=["name"], set_={"failing_since": since, "last_error": error}
+            )
+        )
+        patience = timedelta(hours=self._settings.switch_off_hours)
+        off = connection.execute(
+            update(WebhookEndpoint)
+            .where(
+                WebhookEndpoint.name == endpoint,
+                WebhookEndpoint.switched_off_at.is_(None),
+                WebhookEndpoint.failing_since < _NOW - patience,
+            )
+            .values(switched_off_at=_NOW)
+        ).rowcount
+        if off:
+            connection.execute(
+                update(OutboxMessage)
+                .where(_waiting(), OutboxMessage.endpoint == endpoint)
+                .values(dead_at=_NOW, last_error=f"{endpoint} is switched off: {error}")
+            )
+            _log.error("webhook_endpoint_switched_off", endpoint=endpoint, error=error)
 
     def _post(self, message: Any) -> str | None:
         """Deliver once; return what went wrong."""
-        message_id = f"msg_{message.id}"
+        endpoint = self.endpoints[message.endpoint]
+        # Rows that an earlier release wrote have no id of their own.
+        message_id = message.message_id or f"msg_{message.id}"
         timestamp = int(time.time())
         body = json.dumps(
             {"type": message.topic, "id": message_id, "data": message.payload},
@@ -176,10 +315,10 @@ class Dispatcher:
         ).encode()
         signatures = [
             sign(secret, message_id=message_id, timestamp=timestamp, body=body)
-            for secret in self._secrets
+            for secret in endpoint.secrets
         ]
         request = Request(  # noqa: S310 - the settings allow http and https only
-            self._url,
+            endpoint.url,
             data=body,
             method="POST",
             headers={
@@ -211,6 +350,7 @@ def dead_letters(engine: Engine, *, limit: int = 100) -> list[OutboxEntry]:
     return [
         OutboxEntry(
             message_id=row.id,
+            endpoint=row.endpoint,
             topic=row.topic,
             payload=row.payload,
             attempts=row.attempts,
@@ -253,6 +393,23 @@ def replay(
     return replayed
 
 
+def switch_on(engine: Engine, endpoint: str) -> bool:
+    """Send to an endpoint again that was switched off; return False when it was not.
+
+    What came meanwhile was given up, and is sent by `replay` with `dead`.
+    """
+    with engine.begin() as connection:
+        return bool(
+            connection.execute(
+                update(WebhookEndpoint)
+                .where(
+                    WebhookEndpoint.name == endpoint, WebhookEndpoint.switched_off_at.is_not(None)
+                )
+                .values(switched_off_at=None, failing_since=None, last_error=None)
+            ).rowcount
+        )
+
+
 def outbox_counts(engine: Engine) -> dict[str, int]:
     """Count the outbox: waiting, delivered, dead."""
     state = case(
@@ -263,6 +420,25 @@ def outbox_counts(engine: Engine) -> dict[str, int]:
     with engine.connect() as connection:
         counted = connection.execute(select(state, func.count()).group_by(state)).all()
     return {"waiting": 0, "delivered": 0, "dead": 0} | {row[0]: row[1] for row in counted}
+
+
+def _without_flag(connection: Connection, messages: Sequence[Any]) -> set[int]:
+    """Return the ids of messages about a flag whose image nobody may act on any more."""
+    flags = {
+        message.id: UUID(message.payload["image_id"])
+        for message in messages
+        if message.topic == "verdict.flagged"
+    }
+    standing = set(
+        connection.scalars(
+            select(Image.id).where(
+                Image.id.in_(flags.values()),
+                Image.state.in_((State.SCORED, State.PENDING)),
+                Image.erased_at.is_(None),
+            )
+        )
+    )
+    return {message for message, image in flags.items() if image not in standing}
 
 
 def _waiting() -> ColumnElement[bool]:

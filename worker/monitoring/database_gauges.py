@@ -18,7 +18,7 @@ from worker.ledger.tables_moderation import QUEUES
 from worker.models.shadow import IN_SHADOW, LATEST_PAIRS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
     from sqlalchemy import Connection, Engine
@@ -62,11 +62,40 @@ _OVERDUE = {
 }
 
 
-def _overdue(value: str, most: int) -> str:
-    """Ask for one value of each kind's first overdue objects."""
+#: What app.prune has still to look at, in the order in which it does.
+_UNPRUNED = {
+    "outbox": (
+        "SELECT coalesce(o.delivered_at, o.dead_at) + c.value::float8 * interval '1 day' AS due"
+        " FROM app.config c JOIN app.outbox o"
+        " ON coalesce(o.delivered_at, o.dead_at) < now() - c.value::float8 * interval '1 day'"
+        " WHERE c.name = 'outbox_days' AND (o.delivered_at IS NOT NULL OR o.dead_at IS NOT NULL)"
+        " ORDER BY coalesce(o.delivered_at, o.dead_at) LIMIT {most}"
+    ),
+    "removals": (
+        "SELECT o.removed_at + c.value::float8 * interval '1 day' AS due"
+        " FROM app.config c JOIN app.object_removals o"
+        " ON o.removed_at < now() - c.value::float8 * interval '1 day'"
+        " WHERE c.name = 'removals_days' ORDER BY o.removed_at LIMIT {most}"
+    ),
+    **{
+        kind: (
+            f"SELECT o.at + c.value::float8 * interval '1 day' AS due FROM app.config c JOIN ("  # noqa: S608 - constants
+            f"SELECT x.{at} AS at FROM app.{table} x WHERE x.id > coalesce("
+            f"(SELECT p.after_id FROM app.prune_cursors p WHERE p.kind = '{kind}'), 0)"
+            " ORDER BY x.id LIMIT {most}"
+            ") o ON o.at < now() - c.value::float8 * interval '1 day'"
+            f" WHERE c.name = '{kind}_days'"
+        )
+        for kind, table, at in (("leases", "leases", "since"), ("audit", "audit_log", "at"))
+    },
+}
+
+
+def _overdue(kinds: Mapping[str, str], value: str, most: int) -> str:
+    """Ask for one value of each kind's first overdue rows."""
     return " UNION ALL ".join(
         f"(SELECT '{kind}', {value} FROM ({query.format(most=most)}) o HAVING count(*) > 0)"  # noqa: S608 - constants
-        for kind, query in _OVERDUE.items()
+        for kind, query in kinds.items()
     )
 
 
@@ -148,6 +177,12 @@ GAUGES = (
         " WHERE delivered_at IS NULL AND dead_at IS NULL HAVING count(*) > 0",
     ),
     GaugeQuery(
+        "webhook_endpoints_off",
+        "1 for an endpoint that was switched off because it took nothing.",
+        "SELECT name, 1 FROM app.webhook_endpoints WHERE switched_off_at IS NOT NULL",
+        labels=("endpoint",),
+    ),
+    GaugeQuery(
         "erasures_oldest_seconds",
         "Age of the oldest request to erase an image that is not carried out.",
         "SELECT extract(epoch FROM clock_timestamp() - min(requested_at)) FROM app.erasures"
@@ -156,14 +191,27 @@ GAUGES = (
     GaugeQuery(
         "retention_overdue_objects",
         f"Objects that are kept longer than they may be, {MOST_COUNTED} at most.",
-        _overdue("count(*)", MOST_COUNTED),
+        _overdue(_OVERDUE, "count(*)", MOST_COUNTED),
         labels=("kind",),
         always=tuple((kind,) for kind in _OVERDUE),
     ),
     GaugeQuery(
         "retention_overdue_seconds",
         "For how long the oldest of those is kept beyond its time.",
-        _overdue("extract(epoch FROM clock_timestamp() - min(due))", 1),
+        _overdue(_OVERDUE, "extract(epoch FROM clock_timestamp() - min(due))", 1),
+        labels=("kind",),
+    ),
+    GaugeQuery(
+        "prune_overdue_rows",
+        f"Rows that are kept longer than the settings say, {MOST_COUNTED} at most.",
+        _overdue(_UNPRUNED, "count(*)", MOST_COUNTED),
+        labels=("kind",),
+        always=tuple((kind,) for kind in _UNPRUNED),
+    ),
+    GaugeQuery(
+        "prune_overdue_seconds",
+        "For how long the oldest of those is kept beyond its time.",
+        _overdue(_UNPRUNED, "extract(epoch FROM clock_timestamp() - min(due))", 1),
         labels=("kind",),
     ),
     GaugeQuery(

@@ -31,7 +31,9 @@ from worker.models.bundle_cache import prune
 from worker.models.loading import load_detector, settings_for_model
 from worker.models.registry import ModelsRegistry
 from worker.models.reloader import ModelReloader, first_model
+from worker.moderation.daily_counts import keep_counts
 from worker.moderation.flagging_breaker import check_breakers
+from worker.moderation.pruning import prune as prune_rows
 from worker.queue import names
 from worker.queue.app import build_app
 from worker.queue.broker_state import RedisBrokerState
@@ -197,17 +199,22 @@ def _register_tasks(app: Celery, shared: _Shared, pipeline: Pipeline) -> None:
     register_tasks(
         app,
         pipeline=pipeline,
-        sweeper=Sweeper(
-            ledger=shared.ledger,
-            publisher=CeleryPublisher(app, shared.ledger, shared.tracer),
-            messages=shared.messages,
-            settings=settings.queue,
-            metrics=shared.metrics,
-        ),
-        check_breakers=partial(check_breakers, engine),
-        measure_drift=lambda: score_drift.record_drift(
-            engine, score_drift.measure_drift(engine, settings.drift)
-        ),
+        periodic={
+            names.SWEEP_TASK: Sweeper(
+                ledger=shared.ledger,
+                publisher=CeleryPublisher(app, shared.ledger, shared.tracer),
+                messages=shared.messages,
+                settings=settings.queue,
+                metrics=shared.metrics,
+            ).tick,
+            names.BREAKERS_TASK: partial(check_breakers, engine),
+            names.COUNTS_TASK: partial(keep_counts, engine),
+            names.DRIFT_TASK: lambda: score_drift.record_drift(
+                engine, score_drift.measure_drift(engine, settings.drift)
+            ),
+            names.PRUNE_TASK: partial(prune_rows, engine, settings.retention),
+        },
+        metrics=shared.metrics,
         tracer=shared.tracer,
     )
 

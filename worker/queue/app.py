@@ -30,9 +30,7 @@ def build_app(settings: Settings) -> Celery:
         task_create_missing_queues=False,  # a misspelt queue is an error, not a place to get lost
         task_routes={
             queues.RESCORE_TASK: queues.BACKFILL,
-            queues.SWEEP_TASK: queues.CONTROL,
-            queues.BREAKERS_TASK: queues.CONTROL,
-            queues.DRIFT_TASK: queues.CONTROL,
+            **{task: queues.CONTROL for task, _ in _periodic(settings).values()},
             queues.RETRAIN_TASK: queues.TRAIN,
         },
         task_acks_late=True,  # a message is done when its image is
@@ -51,21 +49,10 @@ def build_app(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,  # threads cannot be cancelled
         worker_enable_remote_control=False,  # nobody may shut workers down through the broker
         beat_schedule={
-            "sweep": {
-                "task": queues.SWEEP_TASK,
-                "schedule": settings.queue.sweep_every_s,
-                # A sweep that could not run in time is made up for by the next one.
-                "options": {"expires": settings.queue.sweep_every_s},
-            },
-            "check-breakers": {
-                "task": queues.BREAKERS_TASK,
-                "schedule": settings.moderation.check_breakers_every_s,
-                "options": {"expires": settings.moderation.check_breakers_every_s},
-            },
-            "measure-drift": {
-                "task": queues.DRIFT_TASK,
-                "schedule": settings.drift.every_s,
-                "options": {"expires": settings.drift.every_s},
+            **{
+                # What could not run in time is made up for by the next tick.
+                name: {"task": task, "schedule": every_s, "options": {"expires": every_s}}
+                for name, (task, every_s) in _periodic(settings).items()
             },
             **_retraining(settings),
         },
@@ -75,6 +62,17 @@ def build_app(settings: Settings) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def _periodic(settings: Settings) -> dict[str, tuple[str, float]]:
+    """Return the tasks that beat sends to any worker, and how often, in seconds."""
+    return {
+        "sweep": (queues.SWEEP_TASK, settings.queue.sweep_every_s),
+        "check-breakers": (queues.BREAKERS_TASK, settings.moderation.check_breakers_every_s),
+        "keep-counts": (queues.COUNTS_TASK, settings.moderation.keep_counts_every_s),
+        "measure-drift": (queues.DRIFT_TASK, settings.drift.every_s),
+        "prune": (queues.PRUNE_TASK, settings.retention.prune_every_s),
+    }
 
 
 def _retraining(settings: Settings) -> dict[str, Any]:

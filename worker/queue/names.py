@@ -20,5 +20,10 @@ SCORE_TASK = "worker.tasks.score"
 RESCORE_TASK = "worker.tasks.rescore"
 SWEEP_TASK = "worker.tasks.sweep"
 BREAKERS_TASK = "worker.tasks.check_breakers"
+COUNTS_TASK = "worker.tasks.keep_counts"
+PRUNE_TASK = "worker.tasks.prune"
 DRIFT_TASK = "worker.tasks.measure_drift"
 RETRAIN_TASK = "worker.retraining.tasks.retrain"
+
+#: What beat sends to any worker, besides the trainer's.
+PERIODIC = (SWEEP_TASK, BREAKERS_TASK, COUNTS_TASK, DRIFT_TASK, PRUNE_TASK)

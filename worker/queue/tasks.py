@@ -15,13 +15,13 @@ from worker.telemetry.tracer import NO_TRACER
 from worker.telemetry.tracing import check_span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from celery import Celery
     from celery.app.task import Context
 
-    from worker.queue.sweeper import Sweeper
     from worker.scoring.pipeline import Pipeline
+    from worker.telemetry.metrics import Metrics
     from worker.telemetry.tracer import Tracer
 
 _log = structlog.get_logger(__name__)
@@ -43,12 +43,11 @@ def register_tasks(
     app: Celery,
     *,
     pipeline: Pipeline,
-    sweeper: Sweeper,
-    check_breakers: Callable[[], object],
-    measure_drift: Callable[[], object],
+    periodic: Mapping[str, Callable[[], object]],
+    metrics: Metrics,
     tracer: Tracer = NO_TRACER,
 ) -> None:
-    """Give a worker's application its tasks."""
+    """Give a worker's application its tasks; `periodic` has what beat asks for, by task name."""
     # A retry waits unacknowledged: beyond the visibility timeout it would be there twice.
     visibility_timeout_s: int = app.conf.broker_transport_options["visibility_timeout"]
     retrying = _RETRYING | {"retry_backoff_max": min(_LONGEST_WAIT_S, visibility_timeout_s // 2)}
@@ -61,18 +60,26 @@ def register_tasks(
     def rescore(image_id: str) -> None:
         _check(pipeline.rescore, image_id, tracer, rescore.request)
 
-    # Not retried: the next tick is.
-    @app.task(name=queues.SWEEP_TASK, shared=False, throws=(TransientError,))
-    def sweep() -> None:
-        sweeper.tick()
+    for name in queues.PERIODIC:
+        # Not retried: the next tick is.
+        task = app.task(name=name, shared=False, throws=(TransientError,))
+        task(_counted(name, periodic[name], metrics))
 
-    @app.task(name=queues.BREAKERS_TASK, shared=False, throws=(TransientError,))
-    def look_at_breakers() -> None:
-        check_breakers()
 
-    @app.task(name=queues.DRIFT_TASK, shared=False, throws=(TransientError,))
-    def look_for_drift() -> None:
-        measure_drift()
+def _counted(name: str, work: Callable[[], object], metrics: Metrics) -> Callable[[], None]:
+    """Return the work as a task that counts how it ended, for an alert when it keeps failing."""
+    task = name.rpartition(".")[2]
+    failures = metrics.periodic_failures.labels(task)  # there from the first scrape on
+
+    def run() -> None:
+        try:
+            work()
+        except Exception:
+            failures.inc()
+            raise
+        metrics.periodic_runs.labels(task).inc()
+
+    return run
 
 
 def _check(check: Callable[[UUID], None], image_id: str, tracer: Tracer, request: Context) -> None:

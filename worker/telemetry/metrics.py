@@ -61,6 +61,10 @@ class Metrics:
             registry=self.registry,
         )
         self.sweeps = self._counter("sweeps", "Ticks of the sweeper; none come without beat.")
+        self.periodic_runs = self._counter("periodic_runs", "Done work that beat asks for.", "task")
+        self.periodic_failures = self._counter(
+            "periodic_failures", "Work that beat asks for and that failed.", "task"
+        )
         self.swept = self._counter("swept", "Messages that the sweeper sent again.")
 
     def serve_models(self, models: Mapping[str, tuple[str, bool]]) -> None:

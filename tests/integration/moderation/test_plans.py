@@ -78,6 +78,27 @@ PLANS = {
         {"ix_reviews_open"},
         2500,
     ),
+    "what an uploader sent": (
+        "SELECT image_id, label FROM moderation.verdicts WHERE uploader = 'u101' LIMIT 100",
+        {"ix_images_uploader", "ix_verdicts_champion"},
+        500,
+    ),
+    "verdicts of the same bytes": (
+        "SELECT image_id FROM moderation.verdicts WHERE sha256 = lpad(to_hex(101), 64, '0')",
+        {"ix_images_sha256", "ix_verdicts_champion"},
+        100,
+    ),
+    "decisions that contradict": (
+        (
+            "SELECT image_id FROM moderation.decisions "
+            "WHERE contradicts AND created_at > now() - interval '30 days' LIMIT 100"
+        ),
+        {"ix_decisions_contradicting"},
+        100,
+    ),
+    "the quality of models": ("SELECT * FROM moderation.model_quality", set(), 500),
+    "what happened each day": ("SELECT * FROM moderation.daily_summary", set(), 4000),
+    "how each source does": ("SELECT * FROM moderation.source_summary", set(), 4000),
     "verdict of one image": (
         "SELECT * FROM moderation.verdicts WHERE image_id = '00000000-0000-4000-8000-000000000101'",
         {"pk_images", "ix_verdicts_champion"},
@@ -100,6 +121,7 @@ CLAIM = (
 #: Functions, and the most buffers that one call may touch.
 IMAGE = "'00000000-0000-4000-8000-000000000101'"
 CALLS = {
+    "recall()": 500,
     "claim_next(10)": 5000,
     "claim_next(10, 'unsure', '{source-3}')": 5000,
     f"open_image({IMAGE})": 500,

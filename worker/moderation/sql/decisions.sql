@@ -98,6 +98,11 @@ BEGIN
         WHERE o.topic = 'decision' AND (o.payload ->> 'decision_id')::bigint = undone.id
           AND o.delivered_at IS NULL AND o.dead_at IS NULL AND o.attempts = 0
           AND o.next_attempt_at BETWEEN undone.created_at AND undone.created_at + '1 min'::interval
+          -- One endpoint that heard of it hears of what takes its place.
+          AND NOT EXISTS (
+            SELECT FROM app.outbox x WHERE x.message_id = o.message_id AND x.attempts > 0
+              AND x.delivered_at IS NULL AND x.dead_at IS NULL
+          )
         RETURNING * INTO unsent;
         IF FOUND THEN
             told := unsent.payload -> 'overturns';

@@ -381,7 +381,8 @@ $$;
 
 -- Recall over all of the caller's sources: strata are source, policy and week, each with its own
 -- rate of misses (Cochran, "Sampling Techniques", 3rd ed., 5.3); strata without an audited image
--- take the others' rate, and `uncovered` says what share of unflagged uploads that is.
+-- take the others' rate, and `uncovered` says what share of unflagged uploads that is. Verdicts count
+-- from the day (UTC) of `since` on.
 CREATE OR REPLACE FUNCTION moderation.recall(
     model text DEFAULT NULL, since timestamptz DEFAULT '-infinity'
 ) RETURNS TABLE (
@@ -394,27 +395,21 @@ DECLARE
     who app.moderators := app.me();
 BEGIN
     RETURN QUERY
-    WITH seen AS (
-        SELECT v.model_version AS version, v.tier, i.source, v.policy_id,
-               date_trunc('week', v.scored_at, 'UTC') AS week,
-               CASE WHEN v.tier <> 'allow' OR r.audit_share IS NOT NULL THEN d.decision END
-                   AS decision
-        FROM app.verdicts v
-        JOIN app.images i ON i.id = v.image_id
-        LEFT JOIN app.reviews r ON r.image_id = v.image_id
-        LEFT JOIN LATERAL (
-            SELECT x.decision FROM app.decisions x
-            WHERE x.image_id = v.image_id AND r.image_id IS NOT NULL ORDER BY x.id DESC LIMIT 1
-        ) d ON true
-        WHERE v.role = 'champion' AND v.tier IS NOT NULL AND v.scored_at >= since
-          AND (model IS NULL OR v.model_version = model)
-          AND (who.every_source OR i.source = ANY (who.sources))
-    ), strata AS (
-        SELECT s.version, s.tier = 'allow' AS passed, count(*)::float8 AS total,
-               count(s.decision)::float8 AS n,
-               count(*) FILTER (WHERE s.decision = 'generated')::float8 AS hits
-        FROM seen s
-        GROUP BY s.version, s.source, s.policy_id, s.week, s.tier
+    WITH strata AS (
+        SELECT c.model_version AS version, c.tier = 'allow' AS passed, sum(c.n)::float8 AS total,
+               coalesce(sum(c.n) FILTER (WHERE c.decision IS NOT NULL AND x.counts), 0)::float8
+                   AS n,
+               coalesce(sum(c.n) FILTER (WHERE c.decision = 'generated' AND x.counts), 0)::float8
+                   AS hits
+        FROM app.verdict_counts c
+        -- Of what was let through, only what the audit drew says something about the rest.
+        CROSS JOIN LATERAL (SELECT c.tier <> 'allow' OR c.audited AS counts) x
+        WHERE c.tier IS NOT NULL AND c.day >= (since AT TIME ZONE 'UTC')::date
+          AND (model IS NULL OR c.model_version = model)
+          AND (who.every_source OR c.source = ANY (who.sources))
+        GROUP BY c.model_version, c.source, c.policy_id, date_trunc('week', c.day::timestamp),
+            c.tier
+        HAVING sum(c.n) > 0
     ), sides AS (
         SELECT t.version, t.passed, sum(t.total) AS total, sum(t.n) AS n, sum(t.hits) AS hits,
                sum(t.total) FILTER (WHERE t.n > 0) AS covered,

@@ -62,20 +62,35 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT pg_notify(channel, payload) WHERE pg_notification_queue_usage() < 0.5
 $$;
 
--- A message waits for `delay` before it is sent: meanwhile what it says can be undone.
+-- A message waits for `delay` before it is sent: meanwhile what it says can be undone. Its id is
+-- random, so that no other deployment and no restored copy of this one gives it to another message.
+-- An endpoint that is switched off gets it when somebody has it replayed.
 DROP FUNCTION IF EXISTS app.emit(text, uuid, jsonb);
 CREATE OR REPLACE FUNCTION app.emit(
     topic text, image uuid, payload jsonb, delay interval DEFAULT '0 s'
 ) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    its_id text := 'msg_' || replace(gen_random_uuid()::text, '-', '');
+    told jsonb;
 BEGIN
     IF topic = ANY (string_to_array(
         (SELECT c.value FROM app.config c WHERE c.name = 'webhook_topics'), ','
     )) THEN
-        INSERT INTO app.outbox (topic, payload, next_attempt_at)
-        VALUES (topic, jsonb_strip_nulls(
+        told := jsonb_strip_nulls(
             jsonb_build_object('image_id', image, 'at', clock_timestamp()) || payload
-        ), clock_timestamp() + delay);
+        );
+        INSERT INTO app.outbox (
+            message_id, endpoint, topic, payload, next_attempt_at, dead_at, last_error
+        )
+        SELECT its_id, e.name, topic, told, clock_timestamp() + delay,
+            CASE WHEN w.switched_off_at IS NOT NULL THEN clock_timestamp() END,
+            e.name || ' is switched off: ' || w.last_error
+        FROM unnest(string_to_array(coalesce(
+            (SELECT c.value FROM app.config c WHERE c.name = 'webhook_endpoints'), 'main'
+        ), ',')) e (name)
+        LEFT JOIN app.webhook_endpoints w
+            ON w.name = e.name AND w.switched_off_at IS NOT NULL;
         PERFORM app.notify('unlatent_outbox', '');
     END IF;
 END
@@ -127,14 +142,15 @@ BEGIN
         'source', image.source, 'label', NEW.label, 'score', NEW.score, 'tier', NEW.tier,
         'held', NEW.held, 'model_version', NEW.model_version, 'policy_id', NEW.policy_id
     ));
+    -- Withdrawn, erased or failed meanwhile: there is nothing left to act on.
+    IF image.state <> 'scored' THEN
+        RETURN NULL;
+    END IF;
     IF NEW.tier IN ('flag', 'flag_high') THEN
         PERFORM app.emit('verdict.flagged', NEW.image_id, jsonb_build_object(
             'source', image.source, 'score', NEW.score, 'tier', NEW.tier,
             'model_version', NEW.model_version, 'policy_id', NEW.policy_id
         ));
-    END IF;
-    IF image.state <> 'scored' THEN
-        RETURN NULL;
     END IF;
     -- A flat image's hash says little: it would be near everything.
     IF image.pdq_quality >= 50 THEN
@@ -184,6 +200,18 @@ BEGIN
 END
 $$;
 
+-- Whether a person said otherwise than the verdict that the decision names: what asks for such
+-- decisions reads an index of these alone.
+CREATE OR REPLACE FUNCTION app.mark_contradiction() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    NEW.contradicts := EXISTS (
+        SELECT FROM app.verdicts v WHERE v.id = NEW.verdict_id AND v.label <> NEW.decision
+    );
+    RETURN NEW;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION app.audit_policy() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
@@ -203,29 +231,28 @@ DECLARE
 BEGIN
     FOR seen IN
         WITH recent AS MATERIALIZED (
-            SELECT i.source, v.scored_at, v.held OR v.tier IN ('flag', 'flag_high') AS flagged
-            FROM app.verdicts v
-            JOIN app.images i ON i.id = v.image_id
-            WHERE v.role = 'champion' AND v.tier IS NOT NULL
-              AND v.scored_at > now() - (SELECT max(p.breaker_window) FROM app.policies p)
+            SELECT f.source, f.at, f.images, f.flagged FROM app.flag_counts f
+            WHERE f.at > now() - (SELECT max(p.breaker_window) FROM app.policies p)
         ), sources AS (
-            SELECT s.source, p.id AS policy_id, p.breaker_window, p.breaker_images,
-                   p.min_flag_share, p.max_flag_share,
-                   (SELECT max(b.closed_at) FROM app.breakers b WHERE b.source = s.source) AS resumed
+            SELECT s.source, p.id AS policy_id, p.breaker_images, p.min_flag_share,
+                   p.max_flag_share, greatest(now() - p.breaker_window, (
+                       SELECT max(b.closed_at) FROM app.breakers b WHERE b.source = s.source
+                   )) AS since
             FROM (SELECT DISTINCT x.source FROM recent x) s,
                  LATERAL app.policy_of(s.source) p
             WHERE NOT EXISTS (
                 SELECT FROM app.breakers b WHERE b.source = s.source AND b.closed_at IS NULL
             )
         )
-        SELECT r.source, s.policy_id, count(*) AS images, avg(r.flagged::int)::float8 AS share
+        SELECT r.source, s.policy_id, sum(r.images)::bigint AS images,
+               sum(r.flagged)::float8 / nullif(sum(r.images), 0) AS share
         FROM recent r
         JOIN sources s ON s.source = r.source
-        WHERE r.scored_at > now() - s.breaker_window
-          AND (s.resumed IS NULL OR r.scored_at > s.resumed)
+        WHERE r.at > s.since
         GROUP BY r.source, s.policy_id, s.breaker_images, s.min_flag_share, s.max_flag_share
-        HAVING count(*) >= s.breaker_images
-           AND NOT avg(r.flagged::int) BETWEEN s.min_flag_share AND s.max_flag_share
+        HAVING sum(r.images) >= s.breaker_images
+           AND NOT sum(r.flagged)::float8 / nullif(sum(r.images), 0)
+               BETWEEN s.min_flag_share AND s.max_flag_share
     LOOP
         INSERT INTO app.breakers (source, policy_id, images, flag_share)
         VALUES (seen.source, seen.policy_id, seen.images, seen.share)
@@ -361,6 +388,8 @@ CREATE TRIGGER leave_queue AFTER UPDATE OF state ON app.images
 DROP TRIGGER IF EXISTS follow_source ON app.images;
 CREATE TRIGGER follow_source AFTER UPDATE OF source ON app.images
     FOR EACH ROW WHEN (NEW.source <> OLD.source) EXECUTE FUNCTION app.follow_source();
+CREATE OR REPLACE TRIGGER mark_contradiction BEFORE INSERT ON app.decisions
+    FOR EACH ROW EXECUTE FUNCTION app.mark_contradiction();
 DROP TRIGGER IF EXISTS audit_policy ON app.policies;
 CREATE TRIGGER audit_policy AFTER INSERT ON app.policies
     FOR EACH ROW EXECUTE FUNCTION app.audit_policy();

@@ -66,7 +66,8 @@ SELECT
         AS distance_words,
     v.evidence_uri, v.tiles
 FROM app.verdicts v
-CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
+-- Not fenced off: who asks for an uploader or for a file's hash begins at the index of images.
+JOIN app.images i ON i.id = v.image_id
 LEFT JOIN LATERAL (SELECT * FROM app.policies x WHERE x.id = v.policy_id OFFSET 0) p ON true
 LEFT JOIN LATERAL (SELECT * FROM app.provenance x WHERE x.image_id = v.image_id OFFSET 0) o ON true
 LEFT JOIN LATERAL (
@@ -216,7 +217,8 @@ SELECT
     (SELECT min(o.id) FROM app.decisions o WHERE o.overturns = d.id AND o.image_id = d.image_id)
         AS overturned_by,
     v.label, v.score, v.tier, v.model_version, d.claimed_at, d.created_at,
-    extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision, d.blind
+    extract(epoch FROM d.created_at - d.claimed_at)::float8 AS seconds_to_decision, d.blind,
+    d.contradicts
 FROM app.decisions d
 CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = d.image_id OFFSET 0) i
 LEFT JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = d.verdict_id OFFSET 0) v ON true
@@ -288,31 +290,22 @@ WHERE VISIBLE(i.source);
 CREATE OR REPLACE VIEW moderation.model_quality WITH (security_barrier) AS
 WITH cells AS (
     SELECT
-        v.model_version, i.source, date_trunc('week', v.scored_at, 'UTC')::date AS week,
-        count(*) AS verdicts,
-        count(*) FILTER (WHERE v.tier <> 'allow') AS flagged,
-        count(d.id) FILTER (WHERE v.tier <> 'allow') AS flagged_decided,
-        count(d.id) FILTER (WHERE v.tier <> 'allow' AND d.decision = 'generated') AS confirmed,
-        count(d.id) FILTER (WHERE v.label = 'generated' AND d.decision <> 'unsure')
-            AS generated_decided,
-        count(d.id) FILTER (WHERE v.label = 'generated' AND d.decision = 'generated')
-            AS generated_confirmed,
-        count(d.id) AS decided,
-        count(d.id) FILTER (WHERE d.overturns IS NOT NULL) AS overturned,
-        count(*) FILTER (WHERE v.tier = 'allow') AS unflagged,
-        count(d.id) FILTER (WHERE v.tier = 'allow' AND r.audit_share IS NOT NULL) AS audited,
-        count(d.id) FILTER (
-            WHERE v.tier = 'allow' AND r.audit_share IS NOT NULL AND d.decision = 'generated'
-        ) AS audited_generated
-    FROM app.verdicts v
-    JOIN app.images i ON i.id = v.image_id
-    LEFT JOIN app.reviews r ON r.image_id = v.image_id
-    LEFT JOIN LATERAL (
-        SELECT x.id, x.decision, x.overturns FROM app.decisions x
-        WHERE x.image_id = v.image_id AND r.image_id IS NOT NULL ORDER BY x.id DESC LIMIT 1
-    ) d ON true
-    WHERE v.role = 'champion' AND VISIBLE(i.source)
-    GROUP BY v.model_version, i.source, date_trunc('week', v.scored_at, 'UTC')
+        v.model_version, v.source, date_trunc('week', v.day::timestamp)::date AS week,
+        sum(v.n)::bigint AS verdicts,
+        coalesce(sum(v.n) FILTER (WHERE v.tier <> 'allow'), 0)::bigint AS flagged,
+        coalesce(sum(v.n) FILTER (WHERE v.tier <> 'allow' AND v.decision IS NOT NULL), 0)::bigint AS flagged_decided,
+        coalesce(sum(v.n) FILTER (WHERE v.tier <> 'allow' AND v.decision = 'generated'), 0)::bigint AS confirmed,
+        coalesce(sum(v.n) FILTER (WHERE v.label = 'generated' AND v.decision <> 'unsure'), 0)::bigint AS generated_decided,
+        coalesce(sum(v.n) FILTER (WHERE v.label = 'generated' AND v.decision = 'generated'), 0)::bigint AS generated_confirmed,
+        coalesce(sum(v.n) FILTER (WHERE v.decision IS NOT NULL), 0)::bigint AS decided,
+        coalesce(sum(v.n) FILTER (WHERE v.overturns), 0)::bigint AS overturned,
+        coalesce(sum(v.n) FILTER (WHERE v.tier = 'allow'), 0)::bigint AS unflagged,
+        coalesce(sum(v.n) FILTER (WHERE v.tier = 'allow' AND v.audited), 0)::bigint AS audited,
+        coalesce(sum(v.n) FILTER (WHERE v.tier = 'allow' AND v.audited AND v.decision = 'generated'), 0)::bigint AS audited_generated
+    FROM app.verdict_counts v
+    WHERE VISIBLE(v.source)
+    GROUP BY v.model_version, v.source, date_trunc('week', v.day::timestamp)
+    HAVING sum(v.n) > 0
 )
 SELECT
     c.model_version, m.name AS model_name, c.source, c.week, c.verdicts, c.flagged,
@@ -340,19 +333,26 @@ SELECT
     p.min_flag_share, p.max_flag_share
 FROM (
     SELECT
-        i.source, count(*) AS uploads,
-        count(*) FILTER (WHERE i.state = 'pending') AS waiting,
-        count(*) FILTER (WHERE i.state IN ('failed', 'quarantined')) AS failed,
-        count(v.tier) AS scored,
-        count(*) FILTER (WHERE v.held OR v.tier IN ('flag', 'flag_high')) AS flagged
-    FROM app.images i
-    LEFT JOIN LATERAL (
-        SELECT x.tier, x.held FROM app.verdicts x
-        WHERE x.image_id = i.id AND x.role = 'champion'
-        ORDER BY x.scored_at DESC, x.id DESC LIMIT 1
-    ) v ON true
-    WHERE i.created_at > now() - interval '7 days' AND VISIBLE(i.source)
-    GROUP BY i.source
+        c.source, coalesce(c.uploads, 0) AS uploads, (
+            SELECT count(*) FROM app.images i
+            WHERE i.state = 'pending' AND i.source = c.source AND i.created_at >= c.since
+        ) AS waiting,
+        coalesce(c.failed, 0) AS failed, coalesce(v.scored, 0) AS scored,
+        coalesce(v.flagged, 0) AS flagged
+    FROM (
+        SELECT x.source, sum(x.uploads)::bigint AS uploads, sum(x.failed)::bigint AS failed,
+            ((now() AT TIME ZONE 'UTC')::date - 6)::timestamp AT TIME ZONE 'UTC' AS since
+        FROM app.source_counts x
+        WHERE x.day >= (now() AT TIME ZONE 'UTC')::date - 6 AND VISIBLE(x.source)
+        GROUP BY x.source
+    ) c
+    LEFT JOIN (
+        SELECT x.source, sum(x.n)::bigint AS scored,
+            sum(x.n) FILTER (WHERE x.held OR x.tier IN ('flag', 'flag_high'))::bigint AS flagged
+        FROM app.verdict_counts x
+        WHERE x.day >= (now() AT TIME ZONE 'UTC')::date - 6 AND x.tier IS NOT NULL
+        GROUP BY x.source
+    ) v ON v.source = c.source
 ) s
 CROSS JOIN LATERAL (
     SELECT count(*) AS open_reviews, min(r.queued_at) AS oldest_review
@@ -365,46 +365,46 @@ LEFT JOIN LATERAL (
 ) p ON true;
 
 CREATE OR REPLACE VIEW moderation.daily_summary WITH (security_barrier) AS
-WITH uploads AS (
-    SELECT (i.created_at AT TIME ZONE 'UTC')::date AS day, i.source, count(*) AS uploads,
-           count(*) FILTER (WHERE i.state IN ('failed', 'quarantined')) AS failed
-    FROM app.images i WHERE VISIBLE(i.source)
-    GROUP BY 1, 2
+WITH counted AS (
+    SELECT c.day, c.source, sum(c.uploads)::bigint AS uploads, sum(c.failed)::bigint AS failed,
+           sum(c.decisions)::bigint AS decisions, sum(c.overturns)::bigint AS overturns,
+           sum(c.appeals)::bigint AS appeals
+    FROM app.source_counts c WHERE VISIBLE(c.source)
+    GROUP BY c.day, c.source
 ), scored AS (
-    SELECT (v.scored_at AT TIME ZONE 'UTC')::date AS day, i.source, count(*) AS verdicts,
-           count(*) FILTER (WHERE v.label = 'generated') AS generated,
-           count(*) FILTER (WHERE v.label = 'unsure') AS unsure,
-           count(*) FILTER (WHERE v.tier IN ('flag', 'flag_high')) AS flagged,
-           count(*) FILTER (WHERE v.held) AS held
-    FROM app.verdicts v JOIN app.images i ON i.id = v.image_id
-    WHERE v.role = 'champion' AND VISIBLE(i.source)
-    GROUP BY 1, 2
-), decided AS (
-    SELECT (d.created_at AT TIME ZONE 'UTC')::date AS day, i.source, count(*) AS decisions,
-           count(d.overturns) AS overturns,
+    SELECT c.day, c.source, sum(c.n)::bigint AS verdicts,
+           sum(c.n) FILTER (WHERE c.label = 'generated')::bigint AS generated,
+           sum(c.n) FILTER (WHERE c.label = 'unsure')::bigint AS unsure,
+           sum(c.n) FILTER (WHERE c.tier IN ('flag', 'flag_high'))::bigint AS flagged,
+           sum(c.n) FILTER (WHERE c.held)::bigint AS held
+    FROM app.verdict_counts c WHERE VISIBLE(c.source)
+    GROUP BY c.day, c.source
+    HAVING sum(c.n) <> 0
+), medians AS (
+    SELECT m.day, m.source, m.seconds FROM app.decision_medians m WHERE VISIBLE(m.source)
+    UNION ALL
+    -- Days that are not closed yet.
+    SELECT (d.created_at AT TIME ZONE 'UTC')::date, i.source,
            percentile_cont(0.5) WITHIN GROUP (
                ORDER BY extract(epoch FROM d.created_at - d.claimed_at)::float8
-           ) AS median_seconds_to_decision
+           )
     FROM app.decisions d JOIN app.images i ON i.id = d.image_id
-    WHERE VISIBLE(i.source)
-    GROUP BY 1, 2
-), appealed AS (
-    SELECT (a.created_at AT TIME ZONE 'UTC')::date AS day, i.source, count(*) AS appeals
-    FROM app.appeals a JOIN app.images i ON i.id = a.image_id
-    WHERE a.event = 'opened' AND VISIBLE(i.source)
+    WHERE d.created_at >= (
+        SELECT coalesce(max(m.day) + 1, '-infinity')::timestamp AT TIME ZONE 'UTC'
+        FROM app.decision_medians m
+    ) AND VISIBLE(i.source)
     GROUP BY 1, 2
 )
 SELECT
     day, source, coalesce(u.uploads, 0) AS uploads, coalesce(u.failed, 0) AS failed,
     coalesce(s.verdicts, 0) AS verdicts, coalesce(s.generated, 0) AS generated,
     coalesce(s.unsure, 0) AS unsure, coalesce(s.flagged, 0) AS flagged,
-    coalesce(s.held, 0) AS held, coalesce(d.decisions, 0) AS decisions,
-    coalesce(d.overturns, 0) AS overturns, coalesce(a.appeals, 0) AS appeals,
-    d.median_seconds_to_decision
-FROM uploads u
+    coalesce(s.held, 0) AS held, coalesce(u.decisions, 0) AS decisions,
+    coalesce(u.overturns, 0) AS overturns, coalesce(u.appeals, 0) AS appeals,
+    m.seconds AS median_seconds_to_decision
+FROM counted u
 FULL JOIN scored s USING (day, source)
-FULL JOIN decided d USING (day, source)
-FULL JOIN appealed a USING (day, source);
+LEFT JOIN medians m USING (day, source);
 
 CREATE OR REPLACE VIEW moderation.policies WITH (security_barrier) AS
 SELECT

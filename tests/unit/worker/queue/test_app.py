@@ -10,11 +10,13 @@ from uuid import UUID, uuid4
 import pytest
 from celery.exceptions import Reject, Retry
 
+from worker.database.engine import LedgerUnavailable
 from worker.queue import names as queues
 from worker.queue.app import build_app
 from worker.queue.tasks import register_tasks
 from worker.settings import Settings
 from worker.storage.interface import StorageForbidden, StorageUnavailable
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -36,15 +38,22 @@ class Pipeline:
     rescore = score
 
 
+METRICS = Metrics()
+
+
+def failing() -> None:
+    """Fail, as a statement does that runs out of time."""
+    raise LedgerUnavailable
+
+
 def application(pipeline: Pipeline) -> Celery:
     """Return an application whose checks are stubbed."""
     app = build_app(Settings())
     register_tasks(
         app,
         pipeline=pipeline,  # type: ignore[arg-type]  # a stub
-        sweeper=None,  # type: ignore[arg-type]  # no test sweeps
-        check_breakers=list,
-        measure_drift=list,
+        periodic=dict.fromkeys(queues.PERIODIC, list) | {queues.COUNTS_TASK: failing},
+        metrics=METRICS,
     )
     return app
 
@@ -87,7 +96,22 @@ def test_every_scheduled_task_exists() -> None:
     app = application(Pipeline())
     scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
     assert scheduled <= app.tasks.keys()
-    assert {queues.DRIFT_TASK, queues.BREAKERS_TASK} <= scheduled
+    assert set(queues.PERIODIC) == scheduled
+
+
+def test_periodic_work_counts_how_it_ends() -> None:
+    """What fails is counted for its alert and raised for the log; what is done is counted apart."""
+    app = application(Pipeline())
+    with pytest.raises(LedgerUnavailable):
+        app.tasks[queues.COUNTS_TASK]()
+    app.tasks[queues.BREAKERS_TASK]()
+
+    def value(name: str, task: str) -> float | None:
+        return METRICS.registry.get_sample_value(f"unlatent_periodic_{name}_total", {"task": task})
+
+    assert value("failures", "keep_counts") == 1
+    assert value("runs", "keep_counts") is None
+    assert (value("failures", "check_breakers"), value("runs", "check_breakers")) == (0, 1)
 
 
 def test_retries_end_well_before_the_visibility_timeout() -> None:
