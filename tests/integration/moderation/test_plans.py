@@ -106,6 +106,8 @@ CALLS = {
     f"look_blind({IMAGE})": 500,
     f"same_uploader({IMAGE})": 500,
 }
+#: Functions over a table that is read by its index alone, however many keys are looked up.
+SIMILAR = (f"similar_images({IMAGE})", f"similar_images({IMAGE}, 31, 12, true)")
 
 
 @pytest.fixture(params=[100_000, pytest.param(5_000_000, marks=pytest.mark.full)])
@@ -182,3 +184,12 @@ def test_plans_stay_bounded(
         query = f"SELECT * FROM moderation.{call}"  # noqa: S608 - constants
         found, buffers = explain(everybody.connection, query)
         assert buffers <= most, (call, buffers)
+    for call in SIMILAR:
+        with everybody.connection.transaction():
+            found = everybody.rows(f"SELECT distance FROM moderation.{call}")  # noqa: S608 - constants
+            assert found == [(0,), (0,), (0,)]  # four uploads look alike
+            scans = (
+                "SELECT seq_scan FROM pg_stat_xact_user_tables"
+                " WHERE relname = 'near_duplicate_keys'"
+            )
+            assert everybody.value(scans) == 0, call
