@@ -25,11 +25,21 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
+#: So many lines of the log of a process that died are shown.
+LAST_LINES = 20
 LOOPBACK = "127.0.0.1"
 
 
 class LocalStackError(UnlatentError):
     """A server of the local stack could not be started or stopped."""
+
+
+class ServerEnded(LocalStackError):
+    """A server does not run any more, although nobody stopped it; `last_lines` end its log."""
+
+    def __init__(self, message: str, *, log: Path) -> None:
+        super().__init__(message)
+        self.last_lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,7 @@ class Server:
 
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    stop_timeout_s: ClassVar[float] = STOP_TIMEOUT_S
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.folder = folder
@@ -178,16 +189,26 @@ class Server:
             self.port = free_port()
             self._launch()
 
+    def check(self) -> None:
+        """Raise `ServerEnded` when the server does not run."""
+        if self.running:
+            return
+        code = None if self._child is None else self._child.poll()
+        how = "" if code is None else f" with exit code {code}"
+        message = f"{self.name} ended by itself{how}; its log is {self.log}"
+        raise ServerEnded(message, log=self.log)
+
     def stop(self) -> None:
         """Stop the server cleanly; no error when it does not run.
 
         Raises `LocalStackError` when it had to be killed or, started by us, exited with an error.
         """
         process = self.process
-        if process is not None and not process.stop():
-            message = f"{self.name} did not stop within {STOP_TIMEOUT_S:g} s and was killed"
-            raise LocalStackError(f"{message}; its log is {self.log}")
+        stopped = process is None or process.stop(timeout_s=self.stop_timeout_s)
         code = self._reap()
+        if not stopped:
+            message = f"{self.name} did not stop within {self.stop_timeout_s:g} s and was killed"
+            raise LocalStackError(f"{message}; its log is {self.log}")
         if process is not None and code:
             message = f"{self.name} stopped with exit code {code}; its log is {self.log}"
             raise LocalStackError(message)
