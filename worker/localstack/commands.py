@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from http.client import HTTPConnection
 from pathlib import Path
@@ -28,6 +29,9 @@ class CommandServer(Server):
     It runs in the caller's working directory, so that relative paths in the settings mean what they
     say. Its log lies in `logs`, where that is given, else beside its pidfile.
     """
+
+    #: A process that is told to stop before it is up ends of the signal.
+    clean_codes = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
 
     def __init__(
         self,

@@ -123,6 +123,7 @@ class Server:
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     stop_timeout_s: ClassVar[float] = STOP_TIMEOUT_S
+    clean_codes: ClassVar[tuple[int, ...]] = (0,)
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.folder = folder
@@ -209,7 +210,7 @@ class Server:
         if not stopped:
             message = f"{self.name} did not stop within {self.stop_timeout_s:g} s and was killed"
             raise LocalStackError(f"{message}; its log is {self.log}")
-        if process is not None and code:
+        if process is not None and code not in self.clean_codes:
             message = f"{self.name} stopped with exit code {code}; its log is {self.log}"
             raise LocalStackError(message)
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,17 +67,17 @@ def _signs_in(told: str) -> bool:
     found = re.search(r"http://(\S+?):(\d+)/\s+sign in as (\S+), password (\S+)", told)
     assert found is not None, told
     host, port, name, password = found.groups()
-    asking = HTTPConnection(host, int(port), timeout=30)
-    asking.request(
-        "POST",
-        "/login",
-        urlencode({"name": name, "password": password}),
-        {
-            "Sec-Fetch-Site": "same-origin",
-            "Content-Type": "application/x-www-form-urlencoded",
-        },
-    )
-    return asking.getresponse().status == 303
+    with closing(HTTPConnection(host, int(port), timeout=30)) as asking:
+        asking.request(
+            "POST",
+            "/login",
+            urlencode({"name": name, "password": password}),
+            {
+                "Sec-Fetch-Site": "same-origin",
+                "Content-Type": "application/x-www-form-urlencoded",
+            },
+        )
+        return asking.getresponse().status == 303
 
 
 @pytest.mark.timeout(400)
@@ -84,7 +85,8 @@ def _signs_in(told: str) -> bool:
 def test_everything_runs_until_it_is_ended(how: str, stack: LocalStack) -> None:
     """The console takes the login that is printed; whatever ends one part ends all of them."""
     up = _unlatent(stack, "up", "--all")
-    told = _told_until(up, "takes uploads")
+    # Whoever waits for no more than the login ends a worker that is not up yet.
+    told = _told_until(up, "is loading" if how == "Ctrl-C" else "takes uploads")
     assert _signs_in(told)
     found = {pidfile.stem: Process.read(pidfile) for pidfile in stack.folder.glob("*.pid")}
     running = {name for name, process in found.items() if process is not None}

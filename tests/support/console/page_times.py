@@ -39,8 +39,8 @@ def page_times(
     password: str,
     lead: bool,
     image: str,
-    measure: Callable[[Callable[[], object]], float],
-) -> Iterator[tuple[str, float]]:
+    measure: Callable[[Callable[[], object]], str],
+) -> Iterator[tuple[str, str]]:
     """Yield each page with what `measure` says of asking for it; a lead has more pages."""
     settings = Settings.model_validate({"postgres": {"url": stack.database_url()}})
     pool = DecodePool(settings.intake)
