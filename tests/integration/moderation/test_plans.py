@@ -27,6 +27,22 @@ PLANS = {
         {"ix_reviews_open"},
         1500,
     ),
+    "a page of one queue and source": (
+        (
+            "SELECT * FROM moderation.review_queue WHERE queue = 'unsure' AND source = 'source-3' "
+            "LIMIT 51"
+        ),
+        {"ix_reviews_open", "pk_images", "pk_verdicts"},
+        1500,
+    ),
+    "a page of what nobody has claimed": (
+        (
+            "SELECT * FROM moderation.review_queue "
+            "WHERE (claimed_until IS NULL OR claimed_until < now()) LIMIT 51"
+        ),
+        {"ix_reviews_open", "pk_images", "pk_verdicts"},
+        1500,
+    ),
     "first page of verdicts": (
         "SELECT * FROM moderation.verdicts LIMIT 50",
         {"ix_verdicts_scored_at", "ix_verdicts_champion", "pk_images"},

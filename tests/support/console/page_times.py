@@ -23,8 +23,9 @@ PAGES = {
     "page: review": "/",
     "page: image, second opinion": "/images/{image}/opinion",
     "page: queue": "/queue",
-    "page: queue, one cell": "/queue?queue=unsure&source=source-3",
+    "page: queue, one cell": "/queue?queue=unsure&source=source-1",
     "page: queue, one label": "/queue?label=generated",
+    "page: queue, unclaimed only": "/queue?free=yes",
     "page: image": "/images/{image}",
     "page: appeals": "/appeals",
     "page: lead, seven days": "/lead",
@@ -61,7 +62,8 @@ def page_times(
         pages = {page: path for page, path in PAGES.items() if lead or "/lead" not in path}
         for page, path in pages.items():
             address = path.format(image=image)
-            answer = browser.get(address)
-            if answer.status_code != 200:
-                raise SystemExit(f"{address}: {answer.status_code}")
+            status = browser.get(address).status_code
+            if status != 200:
+                yield page, f"is refused with {status}"
+                continue
             yield page, measure(lambda address=address: browser.get(address))
