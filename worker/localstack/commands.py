@@ -30,6 +30,8 @@ class CommandServer(Server):
     say. Its log lies in `logs`, where that is given, else beside its pidfile.
     """
 
+    start_timeout_s = 120.0  # Python and its packages take long on a busy machine
+    stop_timeout_s = 60.0  # what is under way ends first
     #: A process that is told to stop before it is up ends of the signal.
     clean_codes = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
 
@@ -88,7 +90,6 @@ class WorkerServer(CommandServer):
     """The one that scores."""
 
     name = "worker"
-    stop_timeout_s = 60.0  # it ends what is under way first
 
 
 class BridgeServer(CommandServer):

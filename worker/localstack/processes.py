@@ -122,6 +122,7 @@ class Server:
 
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    start_timeout_s: ClassVar[float] = START_TIMEOUT_S
     stop_timeout_s: ClassVar[float] = STOP_TIMEOUT_S
     clean_codes: ClassVar[tuple[int, ...]] = (0,)
 
@@ -240,13 +241,13 @@ class Server:
         started = _start_time(child.pid)
         if started is not None:
             Process(child.pid, started, self.stop_signal).write(self.pidfile)
-        wait_until(lambda: child.poll() is not None or self.ready(), timeout_s=START_TIMEOUT_S)
+        wait_until(lambda: child.poll() is not None or self.ready(), timeout_s=self.start_timeout_s)
         if child.poll() is not None:
             self._reap()
             raise _ExitedEarly(f"{self.name} exited while starting; its log is {self.log}")
         if not self.ready():
             self.kill()
-            message = f"{self.name} was not ready within {START_TIMEOUT_S:g} s"
+            message = f"{self.name} was not ready within {self.start_timeout_s:g} s"
             raise LocalStackError(f"{message}; its log is {self.log}")
 
     def working_directory(self) -> Path:

@@ -20,7 +20,7 @@ from worker.localstack import LocalStack
 from worker.localstack.processes import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -43,14 +43,27 @@ def _quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def _unlatent(stack: LocalStack, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "worker", "--stack", str(stack.folder), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    )
+@pytest.fixture
+def unlatent(stack: LocalStack) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `unlatent --stack <folder of this test>`."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "worker", "--stack", str(stack.folder), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=REPOSITORY,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def _told_until(process: subprocess.Popen[str], words: str) -> str:
@@ -60,7 +73,7 @@ def _told_until(process: subprocess.Popen[str], words: str) -> str:
         told += line
         if words in line:
             return told
-    pytest.fail(told + (process.stderr.read() if process.stderr else ""))
+    pytest.fail(told + process.communicate()[1])
 
 
 def _signs_in(told: str) -> bool:
@@ -80,13 +93,15 @@ def _signs_in(told: str) -> bool:
         return asking.getresponse().status == 303
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.full
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["Ctrl-C", "down", "a death"])
-def test_everything_runs_until_it_is_ended(how: str, stack: LocalStack) -> None:
+def test_everything_runs_until_it_is_ended(
+    how: str, stack: LocalStack, unlatent: Callable[..., subprocess.Popen[str]]
+) -> None:
     """The console takes the login that is printed; whatever ends one part ends all of them."""
-    up = _unlatent(stack, "up", "--all")
-    # Whoever waits for no more than the login ends a worker that is not up yet.
-    told = _told_until(up, "is loading" if how == "Ctrl-C" else "takes uploads")
+    up = unlatent("up", "--all")
+    told = _told_until(up, "takes uploads")
     assert _signs_in(told)
     found = {pidfile.stem: Process.read(pidfile) for pidfile in stack.folder.glob("*.pid")}
     running = {name for name, process in found.items() if process is not None}
@@ -95,7 +110,7 @@ def test_everything_runs_until_it_is_ended(how: str, stack: LocalStack) -> None:
     if how == "Ctrl-C":
         up.send_signal(signal.SIGINT)
     elif how == "down":
-        assert _unlatent(stack, "down").wait() == 0
+        assert unlatent("down").wait() == 0
     else:
         with stack.bridge.log.open("a") as log:
             log.write("the last of its words\n")
