@@ -14,13 +14,17 @@ GENERATE = """
     SET session_replication_role = replica;
     SET synchronous_commit = off;
     SET statement_timeout = 0;
-    INSERT INTO app.images (id, bucket, key, etag, source, uploader, state, sha256, size_bytes,
-        format, width, height, created_at, state_since)
+    INSERT INTO app.images (id, bucket, key, etag, source, uploader, state, sha256, pdq,
+        pdq_quality, size_bytes, format, width, height, created_at, state_since)
     SELECT ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'uploads',
            'k' || n, 'e', 'source-' || (n % {sources}), 'u' || (n % 100000), 'scored',
-           lpad(to_hex(n), 64, '0'), 100000, 'JPEG', 1024, 768,
+           lpad(to_hex(n), 64, '0'), sha256(convert_to('p' || n / 4, 'UTF8')), 80, 100000, 'JPEG',
+           1024, 768,
            now() - (({rows} - n) || ' seconds')::interval, now()
     FROM generate_series(1, {rows}) n;
+    DROP INDEX app.ix_near_duplicate_keys_chunks;
+    INSERT INTO app.near_duplicate_keys SELECT id, app.pdq_chunks(pdq) FROM app.images;
+    CREATE INDEX ix_near_duplicate_keys_chunks ON app.near_duplicate_keys USING gin (chunks);
     INSERT INTO app.leases (image_id, worker, purpose, since, until, closed_at, outcome)
     SELECT id, 'w', 'score', created_at, created_at, created_at, 'scored'
     FROM app.images LIMIT 1;
@@ -49,6 +53,10 @@ GENERATE = """
     INSERT INTO app.claims (image_id, moderator, queue, since, until, closed_at, outcome)
     SELECT r.image_id, 'm', r.queue, r.queued_at, r.closed_at, r.closed_at, 'decided'
     FROM app.reviews r WHERE r.closed_at IS NOT NULL;
+    INSERT INTO app.appeals (appeal_id, image_id, decision_id, event, actor, created_at)
+    SELECT lpad(to_hex(d.id), 32, '0')::uuid, d.image_id, d.id, event, 'n', d.created_at
+    FROM app.decisions d, (VALUES ('opened', 20), ('upheld', 40)) step (event, every)
+    WHERE d.id % every = 0;
     INSERT INTO app.audit_log (at, actor, action, image_id, to_state)
     SELECT i.created_at, 'unlatent_app', 'state', i.id, 'pending' FROM app.images i;
     SELECT app.recount();
@@ -58,7 +66,10 @@ GENERATE = """
 
 
 def generate(superuser: psycopg.Connection, rows: int) -> None:
-    """Fill the database with `rows` scored images; 3 % need a person, half of those are decided."""
+    """Fill the database with `rows` scored images; 3 % need a person, half of those are decided.
+
+    Four uploads each look alike; of 20 decisions one is appealed, and half of the appeals are open.
+    """
     for statement in GENERATE.format(rows=rows, sources=SOURCES).split(";\n"):
         if statement.strip():
             superuser.execute(statement)

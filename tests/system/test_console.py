@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from selenium.webdriver.common.keys import Keys
 from sqlalchemy import text
 
 from detection.evidence import make_evidence
@@ -111,11 +112,10 @@ def test_a_moderator_claims_looks_decides_and_changes_it_by_keys(
 
     blurred = page.style(".photo", "filter")
     assert "blur" in blurred
-    hold = "document.body.dispatchEvent(new KeyboardEvent(arguments[0], {key: 'b', bubbles: true}))"
-    page.driver.execute_script(hold, "keydown")
-    assert page.style(".photo", "filter") == "none"
-    page.driver.execute_script(hold, "keyup")
-    assert page.style(".photo", "filter") == blurred
+    for holding in (page.holding("b"), page.pressing("[data-do=reveal]")):
+        with holding:
+            assert page.style(".photo", "filter") == "none"
+        assert page.style(".photo", "filter") == blurred
 
     assert page.find("[data-layer=map]").value_of_css_property("display") == "none"
     page.press("m")
@@ -123,6 +123,8 @@ def test_a_moderator_claims_looks_decides_and_changes_it_by_keys(
     faint = float(page.style("[data-layer=map]", "opacity"))
     page.press("]", "]")
     assert float(page.style("[data-layer=map]", "opacity")) == pytest.approx(faint + 0.2)
+    page.find("[data-do=opacity]").send_keys(Keys.ARROW_LEFT)
+    assert float(page.style("[data-layer=map]", "opacity")) == pytest.approx(faint + 0.1)
 
     width = page.find(".photo").size["width"]
     page.press("+", "+")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
-from worker.localstack.processes import LOOPBACK
+from worker.localstack.processes import LOOPBACK, LocalStackError, ServerEnded
 from worker.localstack.stack import DATABASE, MODERATOR
 from worker.settings import load_settings
+from worker.text import escape_controls, mask
 
 if TYPE_CHECKING:
     from worker.localstack import LocalStack
@@ -22,6 +25,8 @@ commands = typer.Typer()
 
 #: Where the local stack keeps evidence unless the settings name another bucket.
 EVIDENCE_BUCKET = "evidence"
+#: How often it is looked whether everything still runs, in seconds.
+WATCH_S = 0.5
 NEWER = "the schema is of a newer release and stays as it is"
 
 
@@ -30,6 +35,12 @@ def up(
     context: typer.Context,
     console: Annotated[
         bool, typer.Option("--console", help="Start the moderators' console as well.")
+    ] = False,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Run worker, bridge, beat and console as well, until Ctrl-C or `down`."
+        ),
     ] = False,
 ) -> None:
     """Start PostgreSQL, Redis and S3 on this machine and migrate the database.
@@ -64,12 +75,51 @@ def up(
         f"-U {MODERATOR} {DATABASE}"
     )
     typer.echo(f"addresses {stack.env_file} (with passwords)")
-    if console:
-        stack.start_console(buckets=buckets)
-        typer.echo(f"console   {stack.console.address}")
-        typer.echo(f"          sign in as {MODERATOR}, password {stack.moderator_password()}")
     if not current:
         typer.echo(NEWER, err=True)
+    given = stack.pointed_here(settings, buckets=buckets, evidence=evidence)
+    if everything:
+        _run_everything(stack, given)
+    elif console:
+        stack.start_commands(given, stack.console)
+        _tell_of_console(stack)
+
+
+def _tell_of_console(stack: LocalStack) -> None:
+    typer.echo(f"console   {stack.console.address}")
+    typer.echo(f"          sign in as {MODERATOR}, password {stack.moderator_password()}")
+
+
+def _run_everything(stack: LocalStack, settings: Settings) -> None:
+    """Run the service over the stack until Ctrl-C or `down`, and then stop all of it."""
+    from worker.telemetry.health import READY
+
+    try:
+        stack.start_commands(settings, *stack.commands)
+        _tell_of_console(stack)
+        typer.echo("worker    is loading its model")
+        told = False
+        while stack.check():
+            if not told and (stack.worker.run_folder / READY).exists():
+                typer.echo("worker    takes uploads; Ctrl-C stops everything, data stay")
+                told = True
+            time.sleep(WATCH_S)
+    except LocalStackError as error:
+        for line in error.last_lines if isinstance(error, ServerEnded) else ():
+            typer.echo(escape_controls(mask(line)), err=True)
+        with suppress(LocalStackError):  # what went wrong first says more
+            stack.stop()
+        raise
+    except SystemExit:
+        typer.echo("stopping")
+        try:
+            stack.stop()
+        except LocalStackError as error:
+            typer.echo(f"unlatent: {error}", err=True)
+        else:
+            typer.echo("stopped")
+        raise
+    typer.echo("stopped")
 
 
 def _allow_moderator(stack: LocalStack) -> None:
@@ -119,8 +169,11 @@ def status(context: typer.Context) -> None:
         process = server.process
         state = "stopped" if process is None else f"127.0.0.1:{server.port} pid {process.pid}"
         typer.echo(f"{server.name:<9} {state}")
+    for command in stack.commands:
+        if (process := command.process) is not None:
+            typer.echo(f"{command.name:<9} pid {process.pid}")
     if stack.console.running:
-        typer.echo(f"console   {stack.console.address}")
+        typer.echo(f"          {stack.console.address}")
     if not stack.running:
         raise typer.Exit(1)
     _warn_of_thresholds(load_settings(stack.env_file))

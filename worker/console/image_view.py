@@ -70,7 +70,7 @@ def view_of(desk: Desk, image: UUID, *, hide: bool = False) -> dict[str, Any]:
             "history": desk.rows(_HISTORY, image=image),
             "beside": desk.rows("SELECT * FROM moderation.same_uploader(:image)", image=image),
             "similar": desk.rows(
-                "SELECT * FROM moderation.similar_images(:image, 31, :most)",
+                "SELECT * FROM moderation.similar_images(:image, 31, :most, true)",
                 image=image,
                 most=_SIMILAR,
             ),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from detection.errors import PermanentError, TransientError
-from detection.evidence import DOCUMENT, PREVIEW, make_preview
+from detection.evidence import DOCUMENT, MAX_SIDE, PREVIEW, make_preview
 from worker.console.desk import Refused
 from worker.decoding.pool import DecodePool
 from worker.storage.interface import ObjectMissing, parse_uri
@@ -59,6 +59,11 @@ class Layers:
     map_box: tuple[float, float, float, float] | None = None
     tiles: tuple[Tile, ...] = ()
     captions: tuple[str, ...] = ()
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the preview has fewer pixels than the original, so that zooming shows no more."""
+        return max(self.width, self.height) > MAX_SIDE
 
 
 class Pictures:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from detection.bundle import load_bundle
-from worker.demo.deployment import SERVICE, DemoError, Deployment, TrainerServer
+from worker.demo.deployment import SERVICE, DemoError, Deployment
 from worker.demo.retrain_images import (
     CAMERA,
     FEED,
@@ -25,6 +25,7 @@ from worker.demo.retrain_images import (
     photographs_and_renderings,
 )
 from worker.demo.retrain_platform import RetrainPlatform
+from worker.localstack.commands import TrainerServer
 from worker.models.registry import ModelsRegistry
 from worker.models.shadow import agreement
 

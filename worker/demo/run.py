@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 from redis import Redis
@@ -53,7 +52,7 @@ def run_demo(
     """Upload `folder`'s pictures, or the demo's own, and leave what came of them in `out`.
 
     `begun` is the monotonic time at which the command was given. `desk` also starts the moderators'
-    console and waits for Ctrl-C before it stops everything.
+    console, and everything runs until Ctrl-C.
 
     Returns whether every upload ended, and ended as it must. Raises `UnlatentError` when a part of
     the service could not be started, died, or made no progress.
@@ -147,8 +146,9 @@ def _wait_at_console(deployment: Deployment, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    with suppress(KeyboardInterrupt):
-        threading.Event().wait()
+    while True:  # Ctrl-C raises `SystemExit`
+        deployment.check()
+        time.sleep(POLL_S)
 
 
 @contextmanager

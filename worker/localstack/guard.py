@@ -16,9 +16,9 @@ from worker.localstack.processes import Process
 
 
 def stop_servers(folder: Path) -> None:
-    """Stop whatever the folder's pidfiles name."""
-    for pidfile in sorted(folder.glob("*.pid")):
-        process = Process.read(pidfile)
+    """Stop whatever the folder's pidfiles name, the last that was started first."""
+    found = [(Process.read(pidfile), pidfile) for pidfile in folder.glob("*.pid")]
+    for process, pidfile in sorted(found, key=lambda one: -one[0].started if one[0] else 0):
         if process is not None:
             process.stop()
         pidfile.unlink(missing_ok=True)

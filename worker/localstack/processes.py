@@ -25,11 +25,21 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
+#: So many lines of the log of a process that died are shown.
+LAST_LINES = 20
 LOOPBACK = "127.0.0.1"
 
 
 class LocalStackError(UnlatentError):
     """A server of the local stack could not be started or stopped."""
+
+
+class ServerEnded(LocalStackError):
+    """A server does not run any more, although nobody stopped it; `last_lines` end its log."""
+
+    def __init__(self, message: str, *, log: Path) -> None:
+        super().__init__(message)
+        self.last_lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,9 @@ class Server:
 
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    start_timeout_s: ClassVar[float] = START_TIMEOUT_S
+    stop_timeout_s: ClassVar[float] = STOP_TIMEOUT_S
+    clean_codes: ClassVar[tuple[int, ...]] = (0,)
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.folder = folder
@@ -178,17 +191,27 @@ class Server:
             self.port = free_port()
             self._launch()
 
+    def check(self) -> None:
+        """Raise `ServerEnded` when the server does not run."""
+        if self.running:
+            return
+        code = None if self._child is None else self._child.poll()
+        how = "" if code is None else f" with exit code {code}"
+        message = f"{self.name} ended by itself{how}; its log is {self.log}"
+        raise ServerEnded(message, log=self.log)
+
     def stop(self) -> None:
         """Stop the server cleanly; no error when it does not run.
 
         Raises `LocalStackError` when it had to be killed or, started by us, exited with an error.
         """
         process = self.process
-        if process is not None and not process.stop():
-            message = f"{self.name} did not stop within {STOP_TIMEOUT_S:g} s and was killed"
-            raise LocalStackError(f"{message}; its log is {self.log}")
+        stopped = process is None or process.stop(timeout_s=self.stop_timeout_s)
         code = self._reap()
-        if process is not None and code:
+        if not stopped:
+            message = f"{self.name} did not stop within {self.stop_timeout_s:g} s and was killed"
+            raise LocalStackError(f"{message}; its log is {self.log}")
+        if process is not None and code not in self.clean_codes:
             message = f"{self.name} stopped with exit code {code}; its log is {self.log}"
             raise LocalStackError(message)
 
@@ -218,13 +241,13 @@ class Server:
         started = _start_time(child.pid)
         if started is not None:
             Process(child.pid, started, self.stop_signal).write(self.pidfile)
-        wait_until(lambda: child.poll() is not None or self.ready(), timeout_s=START_TIMEOUT_S)
+        wait_until(lambda: child.poll() is not None or self.ready(), timeout_s=self.start_timeout_s)
         if child.poll() is not None:
             self._reap()
             raise _ExitedEarly(f"{self.name} exited while starting; its log is {self.log}")
         if not self.ready():
             self.kill()
-            message = f"{self.name} was not ready within {START_TIMEOUT_S:g} s"
+            message = f"{self.name} was not ready within {self.start_timeout_s:g} s"
             raise LocalStackError(f"{message}; its log is {self.log}")
 
     def working_directory(self) -> Path:

@@ -16,16 +16,29 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from worker.localstack.console import ConsoleServer
+from pydantic import SecretStr
+
+from worker.localstack.commands import (
+    CONSOLE_PORT,
+    RUN,
+    BeatServer,
+    BridgeServer,
+    ConsoleServer,
+    WorkerServer,
+)
 from worker.localstack.folder import claim, is_stack, locked, remove
 from worker.localstack.processes import LOOPBACK, LocalStackError, Server
 from worker.localstack.servers import PostgresServer, S3Server, ValkeyServer
+from worker.settings import S3, Redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     import psycopg
+
+    from worker.localstack.commands import CommandServer
+    from worker.settings import Settings
 
 DATABASE = "unlatent"
 OWNER = "unlatent_owner"
@@ -82,10 +95,16 @@ class LocalStack:
             secret_access_key=self._identity.s3_secret_access_key,
             port=ports.get(S3Server.name),
         )
-        self.console = ConsoleServer(
-            self.folder, settings=self._console_settings, port=ports.get(ConsoleServer.name)
+        self.worker, self.bridge, self.beat = (
+            kind(self.folder, settings=self._settings_given)
+            for kind in (WorkerServer, BridgeServer, BeatServer)
         )
-        self._console_buckets: tuple[str, ...] = ()
+        self.console = ConsoleServer(
+            self.folder,
+            settings=self._settings_given,
+            port=ports.get(ConsoleServer.name, CONSOLE_PORT),
+        )
+        self._settings: Settings | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -111,6 +130,11 @@ class LocalStack:
     def servers(self) -> tuple[Server, ...]:
         """The servers in the order in which they are stopped."""
         return (self.s3, self.redis, self.postgres)
+
+    @property
+    def commands(self) -> tuple[CommandServer, ...]:
+        """The service's processes over the servers, in the order in which they are stopped."""
+        return (self.beat, self.bridge, self.worker, self.console)
 
     @property
     def exists(self) -> bool:
@@ -215,15 +239,58 @@ class LocalStack:
                 f"{self._derived_password(MODERATOR)}\n",
             )
 
-    def start_console(self, *, buckets: Sequence[str]) -> None:
-        """Start the console over a running stack and the pictures in these buckets.
+    def start_commands(self, settings: Settings, *commands: CommandServer) -> None:
+        """Start some of `commands` over a running stack, with settings from `pointed_here`.
 
         Raises `LocalStackError`.
         """
         with locked(self.folder):
-            self._console_buckets = tuple(buckets)
-            self.console.start()
+            self._settings = settings
+            for command in commands:
+                command.start()
             self._save_identity()
+
+    def check(self) -> bool:
+        """Say whether servers and commands run; not when somebody stopped them, as `down` does.
+
+        Raises `ServerEnded` for one that ended by itself.
+        """
+        everything = (*self.commands, *self.servers)
+        if all(server.running for server in everything):
+            return True
+        if self.exists:
+            with locked(self.folder):  # whoever stops them holds it until all pidfiles are gone
+                for server in everything:
+                    if server.pidfile.exists():
+                        server.check()
+        return False
+
+    def pointed_here(
+        self, settings: Settings, *, buckets: Sequence[str], evidence: str | None
+    ) -> Settings:
+        """Return the settings with this stack's addresses and buckets in place of theirs.
+
+        `evidence` names one of the buckets, or None where no evidence is kept.
+        """
+        return settings.model_copy(
+            update={
+                "postgres": settings.postgres.model_copy(
+                    update={
+                        "url": SecretStr(self.database_url()),
+                        "owner_url": SecretStr(self.owner_url()),
+                    }
+                ),
+                "redis": Redis(url=SecretStr(self.redis.url)),
+                "s3": S3(
+                    endpoint_url=self.s3.endpoint_url,
+                    region=self.s3.region,
+                    access_key_id=SecretStr(self.s3.access_key_id),
+                    secret_access_key=SecretStr(self.s3.secret_access_key),
+                    buckets=tuple(buckets),
+                ),
+                "moderation": settings.moderation.model_copy(update={"evidence_bucket": evidence}),
+            }
+        )
 
     def moderator_password(self) -> str:
         """Return the password of the moderator's login."""
@@ -235,7 +302,7 @@ class LocalStack:
         if not self.exists:
             return
         with locked(self.folder):
-            for server in (self.console, *self.servers):
+            for server in (*self.commands, *self.servers):
                 try:
                     server.stop()
                 except LocalStackError as error:
@@ -277,22 +344,18 @@ class LocalStack:
             client.create_bucket(Bucket=bucket)
         client.close()
 
-    def _console_settings(self) -> dict[str, str]:
-        """Return what the console needs: moderators bring logins of their own to the database."""
-        storage = {name: value for name, value in self.environment().items() if "_S3__" in name}
-        return {
-            **storage,
-            "UNLATENT_S3__BUCKETS": json.dumps(self._console_buckets),
-            "UNLATENT_POSTGRES__URL": f"postgresql+psycopg://{LOOPBACK}:{self.postgres.port}/{DATABASE}",
-        }
+    def _settings_given(self) -> Settings:
+        if self._settings is None:
+            raise LocalStackError("no settings were given to the processes of the service")
+        return self._settings
 
     @property
     def _names(self) -> tuple[str, ...]:
         """What a stack makes in its folder, but for the marker."""
         files = (self._identity_file, self.env_file, self.password_file)
         ours = [name for file in files for name in (file.name, _partial(file).name)]
-        servers = (self.console, *self.servers)
-        return (*ours, *(name for server in servers for name in server.names))
+        servers = (*self.commands, *self.servers)
+        return (*ours, RUN, *(name for server in servers for name in server.names))
 
     @property
     def _identity_file(self) -> Path:

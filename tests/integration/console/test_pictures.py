@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from PIL import Image
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from worker.console.desk import open_desk
+from worker.console.image_view import view_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
-
-    import psycopg
 
     from tests.integration.console.conftest import Browser
     from tests.integration.moderation.conftest import Desk
@@ -81,6 +85,28 @@ def test_a_blind_look_hides_the_verdict_everywhere_until_it_is_decided(
     asking.post(f"/images/{image}/decision", data={"choice": "real real_original"})
     assert kim.value("SELECT blind FROM moderation.decisions") is True
     assert "far beyond" in asking.get(f"/images/{image}").text
+
+
+def test_no_value_of_a_blind_page_says_what_others_think(
+    desk: Callable[..., Desk], scored: Callable[..., UUID], superuser: psycopg.Connection
+) -> None:
+    """A template cannot tell what it is not given: neither queue, evidence nor decision."""
+    image = scored(0.97)
+    evidence = "UPDATE app.verdicts SET evidence_uri = 's3://b/e/evidence.json'"
+    superuser.execute(evidence + " WHERE image_id = %s", [image])
+    superuser.execute("UPDATE app.reviews SET queue = 'audit' WHERE image_id = %s", [image])
+    login = desk("web").connection.info
+    engine = create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: psycopg.connect(login.dsn, password=login.password),
+        poolclass=NullPool,
+    )
+    with open_desk(engine) as asking:
+        given = view_of(asking, image)
+    assert given["blind"]
+    told = {name for name, value in given["facts"].items() if value is not None}
+    assert not told & {"queue", "evidence_uri", "decision", "decision_by", "decision_at"}
+    assert not given.keys() & {"verdict", "history", "beside", "similar"}
 
 
 def test_a_second_opinion_is_blind_where_the_verdict_was_not_seen(

@@ -27,6 +27,22 @@ PLANS = {
         {"ix_reviews_open"},
         1500,
     ),
+    "a page of one queue and source": (
+        (
+            "SELECT * FROM moderation.review_queue WHERE queue = 'unsure' AND source = 'source-3' "
+            "LIMIT 51"
+        ),
+        {"ix_reviews_open", "pk_images", "pk_verdicts"},
+        1500,
+    ),
+    "a page of what nobody has claimed": (
+        (
+            "SELECT * FROM moderation.review_queue "
+            "WHERE (claimed_until IS NULL OR claimed_until < now()) LIMIT 51"
+        ),
+        {"ix_reviews_open", "pk_images", "pk_verdicts"},
+        1500,
+    ),
     "first page of verdicts": (
         "SELECT * FROM moderation.verdicts LIMIT 50",
         {"ix_verdicts_scored_at", "ix_verdicts_champion", "pk_images"},
@@ -128,6 +144,8 @@ CALLS = {
     f"look_blind({IMAGE})": 500,
     f"same_uploader({IMAGE})": 500,
 }
+#: Functions over a table that is read by its index alone, however many keys are looked up.
+SIMILAR = (f"similar_images({IMAGE})", f"similar_images({IMAGE}, 31, 12, true)")
 
 
 @pytest.fixture(params=[100_000, pytest.param(5_000_000, marks=pytest.mark.full)])
@@ -204,3 +222,12 @@ def test_plans_stay_bounded(
         query = f"SELECT * FROM moderation.{call}"  # noqa: S608 - constants
         found, buffers = explain(everybody.connection, query)
         assert buffers <= most, (call, buffers)
+    for call in SIMILAR:
+        with everybody.connection.transaction():
+            found = everybody.rows(f"SELECT distance FROM moderation.{call}")  # noqa: S608 - constants
+            assert found == [(0,), (0,), (0,)]  # four uploads look alike
+            scans = (
+                "SELECT seq_scan FROM pg_stat_xact_user_tables"
+                " WHERE relname = 'near_duplicate_keys'"
+            )
+            assert everybody.value(scans) == 0, call

@@ -234,6 +234,25 @@ def test_similar_images_are_found_by_bits(
     assert someone.rows("SELECT * FROM moderation.similar_images(%s, 30)", image) == []
 
 
+def test_a_quick_search_finds_what_leaves_a_sixteenth_of_the_hash_as_it_is(
+    desk: Callable[..., Any], scored: Callable[..., Any]
+) -> None:
+    """Fifteen bits, and thirty-one in fifteen chunks, are found at once; one bit in each is not."""
+    base = int.from_bytes(bytes(range(32)), "big")
+
+    def changed(chunks: int, *, bits: int) -> bytes:
+        places = [16 * (bit % chunks) + bit // chunks for bit in range(bits)]
+        return (base ^ sum(1 << place for place in places)).to_bytes(32, "big")
+
+    image = scored(pdq=base.to_bytes(32, "big"))
+    close, scattered = scored(pdq=changed(15, bits=15)), scored(pdq=changed(16, bits=16))
+    packed = scored(pdq=changed(15, bits=31))
+    search = "SELECT image_id, distance FROM moderation.similar_images(%s, 31, 50, %s)"
+    someone = desk()
+    assert someone.rows(search, image, True) == [(close, 15), (packed, 31)]
+    assert someone.rows(search, image, False) == [(close, 15), (scattered, 16), (packed, 31)]
+
+
 def test_a_near_duplicate_of_a_closed_report_joins_its_group(
     desk: Callable[..., Any], scored: Callable[..., Any], superuser: psycopg.Connection
 ) -> None:

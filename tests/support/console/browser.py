@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from axe_selenium_python import Axe
 from selenium import webdriver
+from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -85,6 +86,20 @@ class Browser:
         """Type into whatever has the focus."""
         for key in keys:
             self.driver.switch_to.active_element.send_keys(key)
+
+    @contextmanager
+    def holding(self, key: str) -> Iterator[None]:
+        """Keep a key of the keyboard down meanwhile."""
+        ActionChains(self.driver).key_down(key).perform()
+        yield
+        ActionChains(self.driver).key_up(key).perform()
+
+    @contextmanager
+    def pressing(self, selector: str) -> Iterator[None]:
+        """Keep the mouse's button down on an element meanwhile."""
+        ActionChains(self.driver).click_and_hold(self.find(selector)).perform()
+        yield
+        ActionChains(self.driver).release().perform()
 
     def leaving(self, act: Callable[[], object]) -> None:
         """Do what leads to another page, and wait for it."""

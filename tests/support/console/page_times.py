@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 PAGES = {
     "page: review": "/",
+    "page: image, second opinion": "/images/{image}/opinion",
     "page: queue": "/queue",
-    "page: queue, one cell": "/queue?queue=unsure&source=source-3",
+    "page: queue, one cell": "/queue?queue=unsure&source=source-1",
     "page: queue, one label": "/queue?label=generated",
+    "page: queue, unclaimed only": "/queue?free=yes",
     "page: image": "/images/{image}",
     "page: appeals": "/appeals",
     "page: lead, seven days": "/lead",
+    "page: quality, 30 days": "/lead/quality",
 }
 
 
@@ -35,10 +38,11 @@ def page_times(
     *,
     name: str,
     password: str,
+    lead: bool,
     image: str,
-    measure: Callable[[Callable[[], object]], float],
-) -> Iterator[tuple[str, float]]:
-    """Yield each page with what `measure` says of asking for it as a moderator who is a lead."""
+    measure: Callable[[Callable[[], object]], str],
+) -> Iterator[tuple[str, str]]:
+    """Yield each page with what `measure` says of asking for it; a lead has more pages."""
     settings = Settings.model_validate({"postgres": {"url": stack.database_url()}})
     pool = DecodePool(settings.intake)
     with (
@@ -53,10 +57,13 @@ def page_times(
         ) as browser,
     ):
         browser.post("/login", data={"name": name, "password": password})
+        yield "page: review, nothing claimed", measure(lambda: browser.get("/"))
         browser.post("/claim")
-        for page, path in PAGES.items():
+        pages = {page: path for page, path in PAGES.items() if lead or "/lead" not in path}
+        for page, path in pages.items():
             address = path.format(image=image)
-            answer = browser.get(address)
-            if answer.status_code != 200:
-                raise SystemExit(f"{address}: {answer.status_code}")
+            status = browser.get(address).status_code
+            if status != 200:
+                yield page, f"is refused with {status}"
+                continue
             yield page, measure(lambda address=address: browser.get(address))

@@ -21,7 +21,7 @@ _WHERE = {
     "queue": "queue = :queue",
     "source": "source = :source",
     "label": "label = :label AND queue <> 'audit'",
-    "free": "claimed_by IS NULL",
+    "free": "(claimed_until IS NULL OR claimed_until < now())",
 }
 
 
@@ -47,12 +47,13 @@ def queue(request: Request, moderator: SignedIn, filters: Annotated[Filters, Que
         values |= {"after": filters.after, "after_image": filters.after_image}
     values.pop("free", None)
     # Conditions are the program's own; what was chosen are their parameters.
+    # The view is in order; a page that sorted would have the database find every row of it first.
     query = f"""
         SELECT image_id, queue, source, queued_at, rank_at, claimed_by, claimed_until,
             CASE WHEN queue <> 'audit' THEN label END AS label,
             CASE WHEN queue <> 'audit' THEN distance END AS distance
         FROM moderation.review_queue WHERE {" AND ".join(where) or "true"}
-        ORDER BY rank_at, image_id LIMIT {ROWS + 1}
+        LIMIT {ROWS + 1}
     """  # noqa: S608
     with moderator.desk() as desk:
         summary = desk.rows("SELECT * FROM moderation.queue_summary ORDER BY queue, source")

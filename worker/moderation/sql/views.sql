@@ -119,7 +119,7 @@ LEFT JOIN LATERAL (
     OFFSET 0
 ) c ON true
 WHERE r.closed_at IS NULL AND VISIBLE(r.source)
-ORDER BY r.rank_at;
+ORDER BY r.rank_at, r.image_id;
 
 -- Counts alone, so that no image is looked up for them.
 CREATE OR REPLACE VIEW moderation.queue_summary WITH (security_barrier) AS

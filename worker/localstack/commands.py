@@ -1,0 +1,151 @@
+"""Processes of `unlatent` over a local stack: worker, bridge, beat, console and their like."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from worker.localstack.processes import LOOPBACK, Server
+from worker.settings import child_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.settings import Settings
+
+#: Where people look for the console; another port is taken while this one is not free.
+CONSOLE_PORT = 8600
+#: The folder, in a stack's, of what processes say of themselves.
+RUN = "run"
+
+
+class CommandServer(Server):
+    """`unlatent NAME`, with the settings that are in force as it starts.
+
+    It runs in the caller's working directory, so that relative paths in the settings mean what they
+    say. Its log lies in `logs`, where that is given, else beside its pidfile.
+    """
+
+    start_timeout_s = 120.0  # Python and its packages take long on a busy machine
+    stop_timeout_s = 60.0  # what is under way ends first
+    #: A process that is told to stop before it is up ends of the signal.
+    clean_codes = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        settings: Callable[[], Settings],
+        logs: Path | None = None,
+        port: int | None = None,
+    ) -> None:
+        super().__init__(folder, port=port)
+        self._settings = settings
+        self._logs = logs or folder
+
+    @property
+    def log(self) -> Path:
+        """Where the output goes."""
+        return self._logs / f"{self.name}.log"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the process says that it is alive and ready; each has its own."""
+        return self.folder / RUN / self.name
+
+    def command(self) -> list[str]:
+        """Return the argument vector."""
+        return [sys.executable, "-m", "worker", self.name]
+
+    def environment(self) -> dict[str, str]:
+        """Return this process's environment with the settings, but for logins of people."""
+        given = self._settings()
+        no_people = dict.fromkeys(("owner_url", "moderator_url", "operator_url"))
+        return child_environment(
+            given.model_copy(
+                update={
+                    "postgres": given.postgres.model_copy(update=no_people),
+                    # One port could not serve several processes.
+                    "observability": given.observability.model_copy(
+                        update={"metrics_port": 0, "run_dir": self.run_folder}
+                    ),
+                }
+            )
+        )
+
+    def working_directory(self) -> Path:
+        """Return the caller's."""
+        return Path.cwd()
+
+    def ready(self) -> bool:
+        """Say yes at once: what takes long is waited for elsewhere."""
+        return True
+
+
+class WorkerServer(CommandServer):
+    """The one that scores."""
+
+    name = "worker"
+
+
+class BridgeServer(CommandServer):
+    """From the ingest list to the ledger."""
+
+    name = "bridge"
+
+
+class BeatServer(CommandServer):
+    """The clock."""
+
+    name = "beat"
+
+
+class TrainerServer(CommandServer):
+    """The one that retrains."""
+
+    name = "trainer"
+
+
+class ConsoleServer(CommandServer):
+    """The moderators' pages; it gets addresses and storage, and no other setting."""
+
+    name = "console"
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds it."""
+        return f"http://{LOOPBACK}:{self.port}/"
+
+    def environment(self) -> dict[str, str]:
+        """Return what it needs: moderators bring logins of their own to the database.
+
+        Nothing of ours is inherited but where Python finds modules.
+        """
+        settings = self._settings()
+        database = urlsplit(settings.postgres.url.get_secret_value())
+        nobody = database._replace(netloc=database.netloc.rpartition("@")[2]).geturl()
+        storage = {
+            name: value for name, value in child_environment(settings).items() if "_S3__" in name
+        }
+        return {
+            **Server.environment(self),
+            **storage,
+            "PYTHONPATH": ":".join(sys.path),
+            "UNLATENT_POSTGRES__URL": nobody,
+            "UNLATENT_CONSOLE__PORT": str(self.port),
+        }
+
+    def ready(self) -> bool:
+        """Whether it answers."""
+        probe = HTTPConnection(LOOPBACK, self.port, timeout=1.0)
+        try:
+            probe.request("GET", "/healthz")
+            return probe.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            probe.close()
