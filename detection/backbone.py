@@ -1,9 +1,9 @@
 """The backbone branch: a frozen network trained on ImageNet sees the whole picture.
 
 The published EGRE (LaRE², arXiv 2403.17465) stands on a pretrained backbone. Here it stays frozen:
-with few labelled images a head of one linear layer on its features generalises to generators and
-cameras that were never seen, where fine-tuning learns the content of the images. The head reads the
-mean and the standard deviation, over space, of the feature maps of several stages.
+with few labelled images a multinomial regression on its features generalises to generators and
+cameras that were never seen, where fine-tuning learns the content of the images. It reads the mean
+and the standard deviation, over space, of the feature maps of several stages.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class BackboneConfig:
     `stages` are names of the architecture's modules. The view is square, `side` pixels; a larger
     picture is first brought to `shrink_to` pixels by area averaging, and every one is saved as JPEG
     of `quality` (4:2:0) once: what an upload was saved as before then hardly matters, to a score
-    nor to what can be learnt. Views enter as (x - `mean`) / `scale` of their 8-bit values.
+    nor to what can be learnt. Views enter as (x - `mean`) / `scale` of their 8-bit values. `real`
+    and `generated` name the classes of the head: kinds of real pictures, families of generators.
     """
 
     architecture: str = "tf_efficientnet_lite0"
@@ -42,10 +43,12 @@ class BackboneConfig:
     quality: int = 60
     mean: float = 127.0
     scale: float = 128.0
+    real: tuple[str, ...] = ("real",)
+    generated: tuple[str, ...] = ("generated",)
 
 
 class Backbone(nn.Module):
-    """Frozen features and a linear head: a view to a logit."""
+    """Frozen features and a head of one linear layer: a view to a logit."""
 
     def __init__(self, config: BackboneConfig) -> None:
         """Build the architecture without weights.
@@ -64,7 +67,7 @@ class Backbone(nn.Module):
         with torch.inference_mode():
             probe = torch.zeros(1, 3, 64, 64)
             width = self.eval().features(probe).shape[1]
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Linear(width, len(config.real) + len(config.generated))
 
     def features(self, views: Tensor) -> Tensor:
         """Map views (B, 3, H, W), floats of 8-bit values, to features (B, D) in float32.
@@ -76,24 +79,35 @@ class Backbone(nn.Module):
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Map views (B, 3, H, W), floats of 8-bit values, to logits (B,) and maps (B, h, w).
 
-        A map says where on the view the logit comes from: the logit is its mean. That is exact,
-        because means are linear in the features and a standard deviation is the mean of
-        (f - m)^2 / s. (Class activation maps, Zhou et al., CVPR 2016, with a term for the spread.)
+        The logit is the log-odds of all generated classes against all real ones. A map says where
+        on the view it comes from, and the logit is its mean: a class's score is linear in the
+        features, means are linear in the feature maps, and a standard deviation is the mean of
+        (f - m)^2 / s. Classes count by their share of their side, as in the logit's gradient.
+        (Class activation maps, Zhou et al., CVPR 2016, with a term for the spread.)
         """
         stages = self._stages(views)
         finest = max(stages, key=lambda one: one.shape[-1]).shape[-2:]
-        weights = self.head.weight[0].split([one.shape[1] for one in stages for _ in range(2)])
-        contributions = self.head.bias.expand(len(views), *finest).clone()
+        contributions = torch.zeros(len(views), *finest, device=views.device)
         # Not in half precision: the logit is a sum over thousands of features.
         with torch.autocast(views.device.type, enabled=False):
-            for one, of_mean, of_spread in zip(stages, weights[::2], weights[1::2], strict=True):
-                mean, spread = _statistics(one)
+            statistics = [_statistics(one) for one in stages]
+            scores = self.head(torch.cat([torch.cat(one, dim=1) for one in statistics], dim=1))
+            real, generated = scores.split([len(self.config.real), len(self.config.generated)], 1)
+            logits = generated.logsumexp(1) - real.logsumexp(1)
+            pull = torch.cat([-real.softmax(1), generated.softmax(1)], dim=1)
+            weights = (pull @ self.head.weight).split(
+                [one.shape[1] for one in stages for _ in range(2)], dim=1
+            )
+            parts = zip(stages, statistics, weights[::2], weights[1::2], strict=True)
+            for one, (mean, spread), of_mean, of_spread in parts:
                 cells = one.shape[-2] * one.shape[-1]
                 deviation = (one - mean[..., None, None]).square() / spread[..., None, None]
-                part = torch.einsum("bchw,c->bhw", one, of_mean)
-                part += torch.einsum("bchw,c->bhw", deviation, of_spread) * cells / (cells - 1)
+                part = torch.einsum("bchw,bc->bhw", one, of_mean)
+                part += torch.einsum("bchw,bc->bhw", deviation, of_spread) * cells / (cells - 1)
                 contributions += functional.interpolate(part[:, None], finest)[:, 0]
-        return contributions.mean((1, 2)), contributions
+        # The biases, and how evenly the classes of a side share it, have no place in the picture.
+        contributions += (logits - contributions.mean((1, 2)))[:, None, None]
+        return logits, contributions
 
     def _stages(self, views: Tensor) -> list[Tensor]:
         self.network.forward_features((views - self.config.mean) / self.config.scale)

@@ -7,16 +7,26 @@ maps, and decides nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from detection.backbone import Backbone
 from detection.bundle import BundleProvenance
 from detection.errors import SettingsError
 from detection.fusion import LabelPolicy
-from training.bundles.backbone_features import FeatureCache
 from training.bundles.build import code_revision
 from training.bundles.cards import backbone_card
-from training.bundles.cross_fit import CrossFit, fold_figures, join, pooled_figures
+from training.bundles.cross_fit import (
+    calibrate,
+    cross_fit,
+    fold_figures,
+    join,
+    pooled_figures,
+    unseen_auc,
+)
+from training.bundles.form_cache import FormCache
+from training.bundles.head_branch import HeadBranch, feature_reader, thumbnail_reader
 from training.bundles.writer import write_bundle
 from training.data.manifest import snapshot_digest
 
@@ -44,31 +54,37 @@ def build_backbone_bundle(
         )
     training_run.generator()
     backbone = training_run.backbone()
-    cache = FeatureCache(
-        training_run.run_dir / "features", backbone, recipe.augmentation, device=training_run.device
+    rows = FormCache(
+        training_run.run_dir / "forms" / "backbone",
+        feature_reader(backbone, training_run.device),
+        recipe.augmentation,
     )
-    fit = CrossFit(
-        cache, training_run.entries, training_run.own_images(), recipe.head, recipe.calibration
-    )
+    head = HeadBranch("backbone", rows, recipe.head)
     policy = LabelPolicy(steady=recipe.steady)
-    results = fit.folds(folds)
-    released = fit.calibrate(join([result.tested for result in results]))
+    entries, calibration = training_run.entries, recipe.calibration
+    results = cross_fit(head, entries, folds, calibration)
+    released = calibrate(join([result.tested for result in results]), calibration)
     metrics = {
         "unseen": [fold_figures(result, policy) for result in results],
         "pooled": pooled_figures(results, policy),
+        "thumbnail_auc": _thumbnail_auc(training_run, folds),
     }
-    backbone.load_state_dict({**backbone.state_dict(), **fit.head(fit.entries).state()})
+    released_head = head.head(entries)
+    released_backbone = Backbone(
+        replace(backbone.config, real=released_head.real, generated=released_head.generated)
+    )
+    released_backbone.load_state_dict({**backbone.state_dict(), **released_head.state()})
     provenance = BundleProvenance(
-        snapshot_digest=snapshot_digest(training_run.entries),
+        snapshot_digest=snapshot_digest(entries),
         code_revision=code_revision(),
         recipe=f"training.recipe.BundleRecipe {recipe.name}",
-        seen_families=tuple(sorted({one.family for one in fit.entries if one.generated})),
+        seen_families=tuple(sorted({one.family for one in entries if one.generated})),
         data_licence=data_licence,
     )
     return write_bundle(
         folder,
         training_run,
-        {"backbone": backbone},
+        {"backbone": released_backbone},
         fusion=released.fusion,
         points=released.points,
         policy=policy,
@@ -81,3 +97,14 @@ def build_backbone_bundle(
             "card.md": backbone_card(recipe, metrics, released.points, policy, provenance),
         },
     )
+
+
+def _thumbnail_auc(
+    training_run: BundleTrainingRun, folds: Sequence[Fold]
+) -> list[dict[str, float]]:
+    """State how far content alone tells the folds' classes apart, in the web form."""
+    recipe = training_run.recipe
+    folder = training_run.run_dir / "forms" / "thumbnail"
+    rows = FormCache(folder, thumbnail_reader, recipe.augmentation)
+    probe = HeadBranch("thumbnail", rows, replace(recipe.head, augmented=0))
+    return unseen_auc(probe, training_run.entries, folds, "web")

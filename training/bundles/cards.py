@@ -112,7 +112,8 @@ def backbone_card(
         (
             f"A detector of generated images that fits a CPU: `{backbone.architecture}`, trained on"
             f" ImageNet and frozen, sees the picture's centre square at {backbone.side} pixels; a"
-            " logistic regression reads the means and spreads of its features. Every figure below"
+            " multinomial regression, whose classes are the families of generators and the kinds of"
+            " real pictures, reads the means and spreads of its features. Every figure below"
             " was computed by `unlatent bundle` when it wrote this file; intervals are 95 %, by a"
             " bootstrap of whole prompts and scenes or after Clopper and Pearson."
         ),
@@ -139,6 +140,7 @@ def backbone_card(
         ),
         *_fold_lines(metrics["unseen"]),
         *_pooled_lines(metrics["pooled"]),
+        *_thumbnail_lines(metrics["unseen"], metrics["thumbnail_auc"]),
         "",
         "## Limits",
         "",
@@ -211,6 +213,25 @@ def _pooled_lines(pooled: Mapping[str, Any]) -> list[str]:
     )
     kinds = (f"{kind} {part['hits']} of {part['total']}" for kind, part in pooled["kinds"].items())
     return [*lines, "", f"Called `generated` in any form, by kind: {', '.join(kinds)}."]
+
+
+def _thumbnail_lines(
+    folds: Sequence[Mapping[str, Any]], thumbnails: Sequence[Mapping[str, float]]
+) -> list[str]:
+    lines = [
+        "",
+        "## What content alone tells",
+        "",
+        "The same regression on thumbnails of 32 x 32 pixels, which show what a picture is of and",
+        "no trace of how it was made; AUC against photographs, web form.",
+        "",
+        "| fold | this bundle | thumbnails |",
+        "| --- | --- | --- |",
+    ]
+    return lines + [
+        f"| {fold['name']} | {_show(fold['forms']['web']['auc'])} | {_show(thumbnail)} |"
+        for fold, thumbnail in zip(folds, thumbnails, strict=True)
+    ]
 
 
 def _share(part: Mapping[str, float]) -> str:

@@ -119,7 +119,7 @@ def fine_tune(
     """
     built = networks(champion)
     backbone = built.pop(BACKBONE, None)
-    if backbone is not None:
+    if isinstance(backbone, Backbone):
         backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
     data = load_challenger_data(
         files,
@@ -131,9 +131,10 @@ def fine_tune(
     )
     training, held = data.divided(recipe.sampling.validation)
     tuned = {}
-    if backbone is not None and data.head is not None and data.head.both_classes:
+    if isinstance(backbone, Backbone) and data.head is not None and data.head.both_classes:
         weights = {name: value.cpu() for name, value in backbone.state_dict().items()}
-        head, losses = teach_head(data.head, head_of(weights), recipe.sampling.validation)
+        champions = head_of(weights, backbone.config)
+        head, losses = teach_head(data.head, champions, recipe.sampling.validation)
         tuned[BACKBONE] = TrainedBranch(weights={**weights, **head.state()}, losses=losses)
     for name, network in built.items():
         tasks = [_task(name, part, recipe) for part in (training, held)]

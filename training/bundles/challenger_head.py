@@ -1,7 +1,7 @@
 """What a challenger's backbone branch learns: its head, further on a site's own images.
 
-The backbone stays frozen, so that its features are computed once and the head is a convex fit that
-starts from the champion's. How far it may move is chosen by the loss on groups held back; when no
+The backbone stays frozen, so that its features are computed once; the head starts from the
+champion's and stays near it. How far it may move is chosen by the loss on groups held back; when no
 distance lowers that loss, the champion's head stays.
 """
 
@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from detection.backbone import to_views, whole_view
-from training.bundles.backbone_features import draw_whole
+from training.bundles.form_cache import draw_whole
 from training.data.splits import hash_fraction
 from training.evaluation.calibration import class_weights
-from training.fit.linear_head import LinearHead, fit_head
+from training.fit.softmax_head import SoftmaxHead, fit_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from detection.backbone import Backbone
+    from detection.backbone import Backbone, BackboneConfig
     from training.data.augmentation import AugmentationConfig
     from training.data.samples import Sample
 
@@ -103,8 +103,8 @@ def sample_features(
 
 
 def teach_head(
-    samples: HeadSamples, champion: LinearHead, validation: float
-) -> tuple[LinearHead, dict[int, float]]:
+    samples: HeadSamples, champion: SoftmaxHead, validation: float
+) -> tuple[SoftmaxHead, dict[int, float]]:
     """Fit the champion's head further; returns the head and the loss on held-back groups by try.
 
     Try 0 is the champion's own head, the others are those of `STRENGTHS`. Without both classes
@@ -114,9 +114,10 @@ def teach_head(
     if not held.both_classes:
         taught = samples
     weights = class_weights(taught.generated)
+    # Of a site's images the side is known, not the family or the kind.
+    names = np.where(taught.generated, "generated", "real")
     heads = [
-        fit_head(taught.features, taught.generated, weights, strength=one, start=champion)
-        for one in STRENGTHS
+        fit_head(taught.features, names, weights, strength=one, start=champion) for one in STRENGTHS
     ]
     if not held.both_classes:
         return heads[0], {}
@@ -125,14 +126,17 @@ def teach_head(
     return tried[min(losses, key=losses.__getitem__)], losses
 
 
-def head_of(weights: Mapping[str, torch.Tensor]) -> LinearHead:
+def head_of(weights: Mapping[str, torch.Tensor], config: BackboneConfig) -> SoftmaxHead:
     """Return the head among the weights of a backbone branch."""
-    return LinearHead(
-        weight=weights["head.weight"][0].double().numpy(), bias=float(weights["head.bias"][0])
+    return SoftmaxHead(
+        real=config.real,
+        generated=config.generated,
+        weight=weights["head.weight"].double().numpy(),
+        bias=weights["head.bias"].double().numpy(),
     )
 
 
-def _loss(head: LinearHead, held: HeadSamples) -> float:
+def _loss(head: SoftmaxHead, held: HeadSamples) -> float:
     signs = np.where(held.generated, 1.0, -1.0)
     losses = np.logaddexp(0, -signs * head.logits(held.features))
     return float(np.average(losses, weights=class_weights(held.generated)))

@@ -1,4 +1,4 @@
-"""Cross-fitting of the backbone's head: every image is scored by a head that never met its kind.
+"""Cross-fitting of a head: every image is scored by a head that never met its kind.
 
 Each fold leaves out whole autoencoder families and whole sources. A fold's thresholds come from its
 training side alone: from images that heads without a further fold left out (nested), so that what
@@ -17,7 +17,6 @@ import numpy as np
 
 from detection.fusion import LabelPolicy, assign_label
 from detection.score import Label
-from training.bundles.backbone_features import AUGMENTED
 from training.evaluation.calibration import (
     Logits,
     class_weights,
@@ -26,44 +25,24 @@ from training.evaluation.calibration import (
     fit_fusion,
     operating_points,
 )
-from training.evaluation.scoring import RAW, Scored, auc, recall_at
+from training.evaluation.scoring import RAW, Scored, auc, merge, recall_at
 from training.evaluation.variants import ScoredVariants
-from training.fit.linear_head import LinearHead, fit_head
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from detection.fusion import Fusion, OperatingPoint
-    from training.bundles.backbone_features import FeatureCache
+    from training.bundles.head_branch import HeadBranch
     from training.data.folds import Fold
     from training.data.manifest import Entry
     from training.evaluation.calibration import CalibrationKind
+    from training.fit.softmax_head import SoftmaxHead
 
-#: The name of the branch, in verdicts and fusions.
-BRANCH = "backbone"
 #: Forms that images are scored in: as uploaded, with codecs harmonised, as the web serves them, and
 #: as a thumbnail that was passed on.
 SCORED_FORMS = (RAW, "clean", "web", "hard")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadRecipe:
-    """How a head is fitted: on which forms of every image, and how strongly to the images.
-
-    `strength` is scikit-learn's C over standardised features; `augmented` counts draws of the
-    augmentation, beside the harmonised image and its web form.
-    """
-
-    strength: float = 1e-3
-    augmented: int = 2
-
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """The names of the forms."""
-        drawn = (f"{AUGMENTED}{number}" for number in range(self.augmented))
-        return "clean", "web", *drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,97 +63,63 @@ class FoldResult:
     tested: ScoredVariants
 
 
-class CrossFit:
-    """Heads for a list of folds over cached features.
-
-    `own` are generated images made by the bundle's generator: they are trained on in every fold,
-    and nothing is stated of them.
-    """
-
-    def __init__(
-        self,
-        cache: FeatureCache,
-        entries: Sequence[Entry],
-        own: Sequence[Entry],
-        recipe: HeadRecipe,
-        calibration: CalibrationKind = "temperature",
-    ) -> None:
-        self._cache, self._own, self._recipe = cache, list(own), recipe
-        self._calibration: CalibrationKind = calibration
-        self.entries = list(entries)
-
-    def head(self, entries: Sequence[Entry]) -> LinearHead:
-        """Fit a head on images, both classes weighing alike, and on the generator's own."""
-        taught = [*entries, *self._own]
-        forms = self._recipe.forms
-        features = np.concatenate([self._cache.features(taught, form) for form in forms])
-        generated = np.array([entry.generated for entry in taught])
-        weights = class_weights(generated) / len(forms)
-        return fit_head(
-            features,
-            np.tile(generated, len(forms)),
-            np.tile(weights, len(forms)),
-            strength=self._recipe.strength,
-        )
-
-    def folds(self, folds: Sequence[Fold]) -> list[FoldResult]:
-        """Fit and calibrate every fold; of two folds together, one head serves both."""
-        sides = [fold.divide(self.entries) for fold in folds]
-        inner: list[list[ScoredVariants]] = [[] for _ in folds]
-        for first, second in combinations(range(len(folds)), 2):
-            head = self.head(_common(sides[first][0], sides[second][0]))
-            # What one fold tests is on the training side of the other, or of no use to it.
-            for one, other in ((first, second), (second, first)):
-                inner[one].append(self._scored(head, _common(sides[other][1], sides[one][0])))
-        results = []
-        for fold, (training, tested), parts in zip(folds, sides, inner, strict=True):
-            results.append(
-                FoldResult(
-                    fold=fold,
-                    calibrated=self.calibrate(join(parts)),
-                    tested=self._scored(self.head(training), tested),
-                )
+def cross_fit(
+    branch: HeadBranch,
+    entries: Sequence[Entry],
+    folds: Sequence[Fold],
+    calibration: CalibrationKind = "temperature",
+) -> list[FoldResult]:
+    """Fit and calibrate every fold; of two folds together, one head serves both."""
+    sides = [fold.divide(entries) for fold in folds]
+    inner: list[list[ScoredVariants]] = [[] for _ in folds]
+    for first, second in combinations(range(len(folds)), 2):
+        head = branch.head(_common(sides[first][0], sides[second][0]))
+        # What one fold tests is on the training side of the other, or of no use to it.
+        for one, other in ((first, second), (second, first)):
+            inner[one].append(_scored(branch, head, _common(sides[other][1], sides[one][0])))
+    results = []
+    for fold, (training, tested), parts in zip(folds, sides, inner, strict=True):
+        results.append(
+            FoldResult(
+                fold=fold,
+                calibrated=calibrate(join(parts), calibration),
+                tested=_scored(branch, branch.head(training), tested),
             )
-        return results
-
-    def calibrate(self, variants: ScoredVariants) -> Calibrated:
-        """Fit the fusion, and place thresholds that hold for photographs and for other reals."""
-        fusion = fit_fusion(variants.pooled(), self._calibration)
-        worst = variants.worst(fusion)
-        entries = variants.entries
-        generated = np.array([entry.generated for entry in entries])
-        other = np.array([not entry.generated and not entry.photograph for entry in entries])
-        points = operating_points(worst[~other], generated[~other], others=worst[other])
-        return Calibrated(fusion=fusion, points=points, variants=variants)
-
-    def _scored(self, head: LinearHead, entries: Sequence[Entry]) -> ScoredVariants:
-        generated = np.array([entry.generated for entry in entries])
-        return ScoredVariants(
-            {
-                form: Scored(
-                    tuple(entries),
-                    Logits({BRANCH: head.logits(self._cache.features(entries, form))}, generated),
-                    form,
-                )
-                for form in SCORED_FORMS
-            }
         )
+    return results
+
+
+def unseen_auc(
+    branch: HeadBranch, entries: Sequence[Entry], folds: Sequence[Fold], form: str
+) -> list[dict[str, float]]:
+    """State the AUC against photographs of each fold's head on what it left out, in one form."""
+    areas = []
+    for fold in folds:
+        training, tested = fold.divide(entries)
+        tested = [entry for entry in tested if entry.generated or entry.photograph]
+        logits = branch.logits(branch.head(training), tested, form)
+        generated = np.array([entry.generated for entry in tested])
+        groups = np.array([entry.group for entry in tested])
+        areas.append(_interval(auc(logits, generated, groups=groups)))
+    return areas
+
+
+def calibrate(variants: ScoredVariants, calibration: CalibrationKind = "temperature") -> Calibrated:
+    """Fit the fusion, and place thresholds that hold for photographs and for other reals."""
+    fusion = fit_fusion(variants.pooled(), calibration)
+    worst = variants.worst(fusion)
+    entries = variants.entries
+    generated = np.array([entry.generated for entry in entries])
+    other = np.array([not entry.generated and not entry.photograph for entry in entries])
+    points = operating_points(worst[~other], generated[~other], others=worst[other])
+    return Calibrated(fusion=fusion, points=points, variants=variants)
 
 
 def join(parts: Sequence[ScoredVariants]) -> ScoredVariants:
     """Join images that different heads scored in the same forms."""
-    joined = {}
-    for form in SCORED_FORMS:
-        scored = [part.scored[form] for part in parts]
-        joined[form] = Scored(
-            tuple(entry for one in scored for entry in one.entries),
-            Logits(
-                {BRANCH: np.concatenate([one.logits.branches[BRANCH] for one in scored])},
-                np.concatenate([one.logits.generated for one in scored]),
-            ),
-            form,
-        )
-    return ScoredVariants(joined)
+    return ScoredVariants(
+        {form: merge([part.scored[form] for part in parts]) for form in SCORED_FORMS}
+    )
 
 
 def fold_figures(result: FoldResult, policy: LabelPolicy) -> dict[str, Any]:
@@ -252,6 +197,20 @@ def _common(first: Sequence[Entry], second: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in first if entry.path in kept]
 
 
+def _scored(branch: HeadBranch, head: SoftmaxHead, entries: Sequence[Entry]) -> ScoredVariants:
+    generated = np.array([entry.generated for entry in entries])
+    return ScoredVariants(
+        {
+            form: Scored(
+                tuple(entries),
+                Logits({branch.name: branch.logits(head, entries, form)}, generated),
+                form,
+            )
+            for form in SCORED_FORMS
+        }
+    )
+
+
 def _accused(
     fused: NDArray[np.float64], calibrated: Calibrated, policy: LabelPolicy
 ) -> NDArray[np.bool_]:
@@ -265,5 +224,5 @@ def _share(flags: NDArray[np.bool_]) -> dict[str, float]:
     return {"hits": hits, "total": total, "low": round(low, 4), "high": round(high, 4)}
 
 
-def _interval(figure: Any) -> Mapping[str, float]:
+def _interval(figure: Any) -> dict[str, float]:
     return {name: round(getattr(figure, name), 4) for name in ("value", "low", "high")}

@@ -26,7 +26,6 @@ import numpy as np
 import structlog
 import torch
 from diffusers import DDPMScheduler
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -37,8 +36,7 @@ from detection.errors import SettingsError
 from detection.generators.generator import Generator, noise_bank, noise_schedule_from_scheduler
 from detection.generators.loading import load_generator_folder
 from detection.lare import LareConfig, center_crop_resize
-from training.bundles.backbone_weights import pretrained_weights
-from training.bundles.cross_fit import HeadRecipe
+from training.bundles.head_branch import HeadRecipe
 from training.data.aligners import AutoencoderReconstruction, to_tensor
 from training.data.augmentation import AugmentationConfig
 from training.data.diffusion_sampling import PartialNoise, sample
@@ -47,6 +45,7 @@ from training.data.samples import Sample, load_samples
 from training.data.shaders import shader_samples
 from training.data.splits import CALIBRATION_SOURCES, VALIDATION, divide
 from training.fit.aligned_task import AlignedBatch, AlignedTask
+from training.fit.backbone_weights import pretrained_weights
 from training.fit.generator_tasks import (
     CONDITIONING_DIM,
     AutoencoderSpec,
@@ -316,32 +315,6 @@ class BundleTrainingRun:
                 entry = _own(f"sample-{start + offset}", "sampled", f"sampled:{start + offset}", "")
                 fakes.append(Sample(entry, image, lossy=False))
         return fakes
-
-    def own_images(self) -> list[Entry]:
-        """Sample images from the own generator and store them as PNG: they are fakes, too."""
-        folder = self.run_dir / "own-images"
-        folder.mkdir(parents=True, exist_ok=True)
-        entries = []
-        generator: Generator | None = None
-        for start in range(0, self.recipe.sampled_images, 8):
-            count = min(8, self.recipe.sampled_images - start)
-            files = [folder / f"sample-{start + offset}.png" for offset in range(count)]
-            if not all(file.is_file() for file in files):
-                generator = generator or self.generator()
-                for file, image in zip(files, self._sampled(generator, start, count), strict=True):
-                    Image.fromarray(image).save(file.with_suffix(".part"), "PNG")
-                    file.with_suffix(".part").replace(file)
-            entries += [
-                Entry(
-                    path=file,
-                    label=GENERATED,
-                    set="sampled",
-                    family=EMBEDDED,
-                    group=f"sampled:{start + offset}",
-                )
-                for offset, file in enumerate(files)
-            ]
-        return entries
 
     def _sampled(self, generator: Generator, start: int, count: int) -> list[np.ndarray]:
         cells = self.recipe.lare.side // generator.factor

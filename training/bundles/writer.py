@@ -90,7 +90,7 @@ def write_bundle(
         lare=recipe.lare,
         egre=recipe.egre if "egre" in networks else None,
         aligned=recipe.aligned if "aligned" in networks else None,
-        backbone=recipe.backbone if "backbone" in networks else None,
+        backbone=networks["backbone"].config if "backbone" in networks else None,
         fusion=fusion or draft_fusion(BRANCHES[name] for name in sorted(networks)),
         operating_points=points,
         policy=policy or LabelPolicy(),

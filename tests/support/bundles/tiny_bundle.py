@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 
 LARE = LareConfig(side=64, step=200, ensemble=2)
 ALIGNED = AlignedConfig(widths=(16, 16), depths=(1, 1), tile=64, max_tiles=4)
-BACKBONE = BackboneConfig(stages=("blocks.0", "blocks.2"), side=64, shrink_to=96)
+BACKBONE = BackboneConfig(
+    stages=("blocks.0", "blocks.2"),
+    side=64,
+    shrink_to=96,
+    real=("drawing", "photograph"),
+    generated=("generated:a", "generated:b", "generated:c"),
+)
 
 
 def tiny_autoencoder() -> AutoencoderKL:

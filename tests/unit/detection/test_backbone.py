@@ -20,7 +20,13 @@ from tests.support.bundles.tiny_bundle import build_tiny_bundle
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONFIG = BackboneConfig(side=64, shrink_to=96, stages=("blocks.1", "blocks.3"))
+CONFIG = BackboneConfig(
+    side=64,
+    shrink_to=96,
+    stages=("blocks.1", "blocks.3"),
+    real=("drawing", "photograph"),
+    generated=("generated:a", "generated:b", "generated:c"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def backbone() -> Backbone:
     torch.manual_seed(4)
     made = Backbone(CONFIG)
     nn.init.normal_(made.head.weight, std=0.1)
-    nn.init.constant_(made.head.bias, 0.7)
+    nn.init.normal_(made.head.bias)
     return made.eval().requires_grad_(requires_grad=False)
 
 
@@ -56,14 +62,25 @@ def test_features_are_means_and_spreads_of_the_stages(backbone: Backbone) -> Non
 
 
 def test_the_contributions_average_to_the_logit(backbone: Backbone) -> None:
-    """The map's mean is the logit, and that is the head's answer to the features."""
+    """The map's mean is the logit: the log-odds of generated classes against real ones."""
     batch = views(3)
     logits, contributions = backbone(batch)
-    expected = backbone.head(backbone.features(batch)).squeeze(1)
+    shares = backbone.head(backbone.features(batch)).softmax(1)
+    expected = torch.log(shares[:, 2:].sum(1) / shares[:, :2].sum(1))
     assert contributions.shape == (3, 16, 16)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(contributions.mean((1, 2)), logits)
     assert contributions.std() > 0
+
+
+def test_a_map_changes_where_the_picture_does(backbone: Backbone) -> None:
+    """What a patch adds to the logit stands on the map where the patch is."""
+    plain = torch.full((1, 3, 64, 64), 127.0)
+    patched = plain.clone()
+    patched[:, :, :24, :24] = views(1)[:, :, :24, :24]
+    maps = [backbone(one)[1][0] for one in (plain, patched)]
+    moved = (maps[1] - maps[0]).abs()
+    assert moved[:6, :6].mean() > 1.5 * moved[10:, 10:].mean()
 
 
 def saved_once(pixels: np.ndarray) -> Image.Image:

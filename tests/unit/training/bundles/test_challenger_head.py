@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from detection.backbone import BackboneConfig
 from training.bundles.challenger_head import HeadSamples, head_of, teach_head
-from training.fit.linear_head import LinearHead
+from training.fit.softmax_head import SoftmaxHead
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CHAMPION = LinearHead(weight=np.array([1.0, 0.0]), bias=0.0)
+
+def two_classes(first: float, second: float) -> SoftmaxHead:
+    """A head of one class a side whose logit is first x f0 + second x f1."""
+    weight = np.array([[-first, -second], [first, second]]) / 2
+    return SoftmaxHead(("real",), ("generated",), weight, np.zeros(2))
+
+
+CHAMPION = two_classes(1.0, 0.0)
 
 
 def samples(column: int) -> HeadSamples:
@@ -29,7 +37,7 @@ def samples(column: int) -> HeadSamples:
 def test_the_head_learns_what_the_champion_did_not_look_at() -> None:
     """Where a new feature tells the classes apart, the head moves there, and the loss falls."""
     head, losses = teach_head(samples(1), CHAMPION, 0.2)
-    assert head.weight[1] > 0.5
+    assert head.weight[1, 1] - head.weight[0, 1] > 0.5
     assert min(losses, key=losses.__getitem__) > 0
     assert min(losses.values()) < 0.6 * losses[0]
 
@@ -39,7 +47,7 @@ def test_a_head_that_no_step_improves_stays_the_champions() -> None:
     told = samples(0)
     held = np.isin(told.groups, told.divided(0.2)[1].groups)
     wrong = HeadSamples(told.features, np.where(held, told.generated, ~told.generated), told.groups)
-    champion = LinearHead(weight=np.array([3.0, 0.0]), bias=0.0)
+    champion = two_classes(3.0, 0.0)
     head, losses = teach_head(wrong, champion, 0.2)
     assert head is champion
     assert losses[0] == min(losses.values())
@@ -60,6 +68,10 @@ def test_samples_and_heads_come_back_from_files_and_weights(tmp_path: Path) -> N
     np.testing.assert_array_equal(found.features, stored.features)
     np.testing.assert_array_equal(found.generated, stored.generated)
     np.testing.assert_array_equal(found.groups, stored.groups)
-    weights = {"head.weight": torch.tensor([[2.0, 3.0]]), "head.bias": torch.tensor([0.5])}
-    head = head_of(weights)
-    assert (head.weight.tolist(), head.bias) == ([2.0, 3.0], 0.5)
+    weights = {
+        "head.weight": torch.tensor([[2.0, 3.0], [4.0, 5.0]]),
+        "head.bias": torch.tensor([0.5, 1.5]),
+    }
+    head = head_of(weights, BackboneConfig(real=("photograph",), generated=("a",)))
+    assert (head.real, head.generated) == (("photograph",), ("a",))
+    assert (head.weight.tolist(), head.bias.tolist()) == ([[2.0, 3.0], [4.0, 5.0]], [0.5, 1.5])

@@ -12,12 +12,14 @@ import numpy as np
 from detection.fusion import LabelPolicy
 from training.bundles.cross_fit import (
     SCORED_FORMS,
-    CrossFit,
-    HeadRecipe,
+    FoldResult,
+    calibrate,
+    cross_fit,
     fold_figures,
     join,
     pooled_figures,
 )
+from training.bundles.head_branch import HeadBranch, HeadRecipe, class_name, thumbnail_reader
 from training.data.folds import make_folds
 from training.data.manifest import Entry
 
@@ -54,14 +56,14 @@ def entries() -> list[Entry]:
 
 
 class FakeCache:
-    """Features that tell the classes apart, and a record of whom heads were fitted to."""
+    """Rows that tell the classes apart, and a record of whom heads were fitted to."""
 
     def __init__(self) -> None:
         self.asked: list[frozenset[str]] = []
         self.shift: dict[str, float] = {}
 
-    def features(self, entries: Sequence[Entry], form: str) -> NDArray[np.float32]:
-        """Two features: the class with noise, and noise; `shift` moves single images."""
+    def rows(self, entries: Sequence[Entry], form: str) -> NDArray[np.float32]:
+        """Two numbers: the class with noise, and noise; `shift` moves single images."""
         if form == "clean":
             self.asked.append(frozenset(entry.path.name for entry in entries))
         rows = []
@@ -72,11 +74,16 @@ class FakeCache:
         return np.array(rows, dtype=np.float32)
 
 
+def fitted(cache: FakeCache, images: list[Entry]) -> list[FoldResult]:
+    """Cross-fit one head on rows of the cache over the folds of the images."""
+    branch = HeadBranch("backbone", cache, HeadRecipe(augmented=0))  # type: ignore[arg-type]
+    return cross_fit(branch, images, make_folds(images))
+
+
 def test_every_image_is_tested_once_by_a_head_that_never_met_its_kind() -> None:
     """Over the folds each image is scored once, and its fold's head saw no image of its kind."""
     cache, images = FakeCache(), entries()
-    folds = make_folds(images)
-    results = CrossFit(cache, images, [], HeadRecipe(augmented=0)).folds(folds)  # type: ignore[arg-type]
+    results = fitted(cache, images)
     tested = [entry.path.name for result in results for entry in result.tested.entries]
     assert sorted(tested) == sorted(entry.path.name for entry in images)
     for result in results:
@@ -94,9 +101,7 @@ def test_a_folds_thresholds_do_not_move_with_what_it_is_tested_on() -> None:
     plain, moved = FakeCache(), FakeCache()
     out = [entry for entry in images if folds[0].left_out(entry) and entry.photograph]
     moved.shift = {entry.path.name: 6.0 for entry in out}
-    recipe = HeadRecipe(augmented=0)
-    before = CrossFit(plain, images, [], recipe).folds(folds)[0]  # type: ignore[arg-type]
-    after = CrossFit(moved, images, [], recipe).folds(folds)[0]  # type: ignore[arg-type]
+    before, after = fitted(plain, images)[0], fitted(moved, images)[0]
     assert after.calibrated.points == before.calibrated.points
     policy = LabelPolicy(flag=0.05)
     found = fold_figures(after, policy)["forms"]["web"]["photographs_accused"]
@@ -107,8 +112,7 @@ def test_a_folds_thresholds_do_not_move_with_what_it_is_tested_on() -> None:
 def test_pooled_figures_count_every_real_picture_once() -> None:
     """Photographs and other reals are counted over all folds, by form, anywhere, and by kind."""
     images = entries()
-    fit = CrossFit(FakeCache(), images, [], HeadRecipe(augmented=0))  # type: ignore[arg-type]
-    results = fit.folds(make_folds(images))
+    results = fitted(FakeCache(), images)
     pooled = pooled_figures(results, LabelPolicy(flag=0.05))
     for form in SCORED_FORMS:
         assert pooled["forms"][form]["photographs_accused"]["total"] == 180
@@ -116,23 +120,27 @@ def test_pooled_figures_count_every_real_picture_once() -> None:
     assert pooled["kinds"]["drawing"]["total"] == 12
     worst = pooled["worst_form"]["photographs_accused"]["hits"]
     assert worst == max(part["photographs_accused"]["hits"] for part in pooled["forms"].values())
-    released = fit.calibrate(join([result.tested for result in results]))
+    released = calibrate(join([result.tested for result in results]))
     assert released.points[-1].reals == 180
     assert released.points[-1].others == 12
 
 
-def test_own_images_are_taught_in_every_fold_and_never_tested() -> None:
-    """Images of the bundle's own generator stand in every head's training and in no figure."""
-    cache, images = FakeCache(), entries()
-    own = [image(f"own-{n}", "generated", set_="sampled", family="embedded") for n in range(4)]
-    results = CrossFit(cache, images, own, HeadRecipe(augmented=0)).folds(make_folds(images))  # type: ignore[arg-type]
-    names = {entry.path.name for entry in own}
-    taught = [one for one in cache.asked if len(one & names)]
-    assert len(taught) == 3 + 3
-    assert all(names <= one for one in taught)
-    assert not any(
-        entry.path.name in names for result in results for entry in result.tested.entries
-    )
+def test_classes_are_kinds_and_families() -> None:
+    """A generated image is of its family, a real one of its kind; the name says which side."""
+    assert class_name(image("a", "generated", set_="s", family="alpha")) == "generated:alpha"
+    assert class_name(image("a", "real", set_="s", kind="drawing")) == "drawing"
+    assert class_name(image("a", "real", set_="s")) == "photograph"
+
+
+def test_a_thumbnail_keeps_colours_and_loses_traces() -> None:
+    """Noise of pixels averages out of a thumbnail; what half of the picture shows stays."""
+    picture = np.full((256, 512, 3), 100, dtype=np.uint8)
+    picture[:, 256:] = 200
+    picture[::2, ::2] += 10
+    picture[1::2, 1::2] += 10
+    row = thumbnail_reader([picture])[0].reshape(32, 32, 3)
+    np.testing.assert_allclose(row[:, :16], 105 / 255, atol=0.005)
+    np.testing.assert_allclose(row[:, 16:], 205 / 255, atol=0.005)
 
 
 def test_the_forms_taught_are_named() -> None:

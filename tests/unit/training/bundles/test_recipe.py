@@ -21,11 +21,11 @@ from detection.generators.generator import noise_bank
 from detection.lare import LareConfig
 from tests.support.bundles.tiny_bundle import BACKBONE
 from tests.support.images.labelled_folder import write_folder
-from training.bundles import backbone_features
 from training.bundles import recipe as recipe_module
 from training.bundles.backbone_build import build_backbone_bundle
 from training.bundles.build import build_bundle
-from training.bundles.cross_fit import HeadRecipe
+from training.bundles.form_cache import FormCache
+from training.bundles.head_branch import HeadRecipe
 from training.bundles.recipe import RECIPES, BundleRecipe, BundleTrainingRun, write_recipe
 from training.data.augmentation import AugmentationConfig
 from training.data.folds import make_folds
@@ -274,7 +274,8 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
     Detector(made).self_check()
     manifest = made.manifest
     assert (manifest.aligned, manifest.egre) == (None, None)
-    assert manifest.backbone == BACKBONE
+    families = ("generated:alpha", "generated:beta", "generated:gamma")
+    assert manifest.backbone == replace(BACKBONE, real=("photograph",), generated=families)
     assert manifest.fusion.weights.keys() == {"backbone"}
     assert manifest.operating_points[-1].reals == 3 * 48
     pooled = manifest.metrics["pooled"]["forms"]["web"]
@@ -289,7 +290,7 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
         raise AssertionError("nothing is left to compute")
 
     monkeypatch.setattr(recipe_module, "fit", refuse)
-    monkeypatch.setattr(backbone_features, "whole_view", refuse)
+    monkeypatch.setattr(FormCache, "_compute", refuse)
     again = build("again")
     name = "backbone.safetensors"
     assert again.manifest.files[name] == manifest.files[name]

@@ -1,4 +1,4 @@
-"""The cache of features: what is computed once, what is computed again, and what a form is."""
+"""What networks said of images: what is computed once or again, and what a form is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from PIL import Image
 
 from detection.backbone import Backbone, to_views, whole_view
 from tests.support.bundles.tiny_bundle import BACKBONE
-from training.bundles.backbone_features import FeatureCache
+from training.bundles.form_cache import FormCache
+from training.bundles.head_branch import feature_reader
 from training.data.augmentation import AugmentationConfig
 from training.data.manifest import Entry
 from training.evaluation.robustness_tiers import web
@@ -44,8 +45,8 @@ def listed(folder: Path, count: int) -> list[Entry]:
 def test_features_are_those_of_the_form(tmp_path: Path, backbone: Backbone) -> None:
     """A row is what the backbone says of the view of that form of that picture."""
     entries = listed(tmp_path, 3)
-    cache = FeatureCache(tmp_path / "cache", backbone, AugmentationConfig())
-    found = cache.features(entries, "web")
+    cache = FormCache(tmp_path / "cache", feature_reader(backbone), AugmentationConfig())
+    found = cache.rows(entries, "web")
     for row, entry in zip(found, entries, strict=True):
         views = np.stack([whole_view(web(harmonised(entry)), BACKBONE)])
         expected = backbone.features(to_views(views)).numpy()[0]
@@ -57,8 +58,8 @@ def test_a_second_run_computes_only_what_is_new(
 ) -> None:
     """What an earlier run kept is read in any order; a new picture is computed and kept."""
     entries = listed(tmp_path, 5)
-    first = FeatureCache(tmp_path / "cache", backbone, AugmentationConfig())
-    known = first.features(entries[:4], "augmented-1")
+    first = FormCache(tmp_path / "cache", feature_reader(backbone), AugmentationConfig())
+    known = first.rows(entries[:4], "augmented-1")
     computed: list[int] = []
     plain = backbone.features
 
@@ -67,8 +68,8 @@ def test_a_second_run_computes_only_what_is_new(
         return plain(views)  # type: ignore[arg-type]
 
     monkeypatch.setattr(backbone, "features", counted)
-    second = FeatureCache(tmp_path / "cache", backbone, AugmentationConfig())
-    again = second.features([entries[2], entries[4], entries[0]], "augmented-1")
+    second = FormCache(tmp_path / "cache", feature_reader(backbone), AugmentationConfig())
+    again = second.rows([entries[2], entries[4], entries[0]], "augmented-1")
     np.testing.assert_array_equal(again[[0, 2]], known[[2, 0]])
     assert sum(computed) == 1
 
@@ -77,8 +78,9 @@ def test_draws_of_the_augmentation_differ_and_repeat(tmp_path: Path, backbone: B
     """Another number is another draw; the same number is the same draw in another folder."""
     entries = listed(tmp_path, 2)
     one, two = (
-        FeatureCache(tmp_path / name, backbone, AugmentationConfig()) for name in ("a", "b")
+        FormCache(tmp_path / name, feature_reader(backbone), AugmentationConfig())
+        for name in ("a", "b")
     )
-    drawn = one.features(entries, "augmented-0")
-    np.testing.assert_array_equal(two.features(entries, "augmented-0"), drawn)
-    assert np.abs(one.features(entries, "augmented-1") - drawn).max() > 1e-3
+    drawn = one.rows(entries, "augmented-0")
+    np.testing.assert_array_equal(two.rows(entries, "augmented-0"), drawn)
+    assert np.abs(one.rows(entries, "augmented-1") - drawn).max() > 1e-3

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from detection.backbone import build_network
 from detection.errors import SettingsError
-from training.bundles.backbone_weights import pretrained_weights
+from training.fit.backbone_weights import pretrained_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

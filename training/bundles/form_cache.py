@@ -1,7 +1,8 @@
-"""Features of the frozen backbone, computed once an image and form, and kept on disk.
+"""What a network says of images in several forms, computed once an image and form, kept on disk.
 
-The backbone does not change while its head is fitted, so that everything after this is fast. A form
-is what happened to the picture before it is read: nothing, a tier, or a draw of the augmentation.
+A form is what happened to the picture before it is read: nothing, a tier, or a draw of the
+augmentation. What is kept are rows of numbers: features of a frozen backbone, or logits of a branch
+that one fold trained.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from detection.backbone import to_views, whole_view
 from detection.bundle import sha256_of
 from training.data.augmentation import sample_crop
 from training.data.samples import read_pixels, upload_codec
@@ -24,17 +24,16 @@ from training.evaluation.scoring import RAW, harmonised, untouched
 from training.oom import retry_in_halves
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from detection.backbone import Backbone
     from training.data.augmentation import AugmentationConfig
     from training.data.manifest import Entry
 
     Pixels = NDArray[np.uint8]
-    Features = NDArray[np.float32]
+    Rows = NDArray[np.float32]
 
 #: Images of one part: a run that is killed loses the part it was at.
 PART = 200
@@ -58,27 +57,24 @@ def draw_whole(
     return np.ascontiguousarray(distorted[:, ::-1]) if drawn.flip else distorted
 
 
-class FeatureCache:
-    """Features by form, label and sha256 of the file, in parts of a folder.
+class FormCache:
+    """Rows by form, label and sha256 of the file, in parts of a folder.
 
     The label counts because it decides how an image's codec is harmonised. The folder belongs to
-    one backbone and one augmentation.
+    one network and one augmentation. `read` maps pictures, RGB uint8 (H, W, 3), to a row each.
     """
 
     def __init__(
         self,
         folder: Path,
-        backbone: Backbone,
+        read: Callable[[Sequence[Pixels]], list[Rows]],
         augmentation: AugmentationConfig,
-        *,
-        device: str = "cpu",
     ) -> None:
-        self._folder, self._device, self._augmentation = folder, device, augmentation
-        self._backbone = backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
+        self._folder, self._network, self._augmentation = folder, read, augmentation
         self._digests: dict[Path, str] = {}
 
-    def features(self, entries: Sequence[Entry], form: str) -> Features:
-        """Return the features (N, D) of N entries in one form, computing those that are new."""
+    def rows(self, entries: Sequence[Entry], form: str) -> Rows:
+        """Return the rows (N, D) of N entries in one form, computing those that are new."""
         keys = [self._key(entry) for entry in entries]
         known = self._read(form)
         missing = [(key, one) for key, one in zip(keys, entries, strict=True) if key not in known]
@@ -87,7 +83,7 @@ class FeatureCache:
             computed = self._compute([entry for _, entry in part], form)
             known |= dict(zip((key for key, _ in part), computed, strict=True))
             self._write(form, [key for key, _ in part], computed)
-            _log.info("features_computed", form=form, done=start + len(part), of=len(missing))
+            _log.info("form_computed", form=form, done=start + len(part), of=len(missing))
         return np.stack([known[key] for key in keys])
 
     def _key(self, entry: Entry) -> str:
@@ -95,20 +91,12 @@ class FeatureCache:
             self._digests[entry.path] = sha256_of(entry.path)
         return f"{entry.label} {self._digests[entry.path]}"
 
-    def _compute(self, entries: Sequence[Entry], form: str) -> Features:
-        computed: list[Features] = []
+    def _compute(self, entries: Sequence[Entry], form: str) -> Rows:
+        computed: list[Rows] = []
         for start in range(0, len(entries), BATCH):
-            views = [
-                whole_view(self._pixels(entry, form), self._backbone.config)
-                for entry in entries[start : start + BATCH]
-            ]
-            computed += retry_in_halves(self._forward, views)
+            pictures = [self._pixels(entry, form) for entry in entries[start : start + BATCH]]
+            computed += retry_in_halves(self._network, pictures)
         return np.stack(computed)
-
-    def _forward(self, views: Sequence[Pixels]) -> list[Features]:
-        batch = to_views(np.stack(views)).to(self._device, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            return list(self._backbone.features(batch).cpu().numpy())
 
     def _pixels(self, entry: Entry, form: str) -> Pixels:
         if form == RAW:
@@ -121,19 +109,19 @@ class FeatureCache:
         lossy = entry.generated and kind == "JPEG"
         return draw_whole(pixels, rng, self._augmentation, lossy=lossy)
 
-    def _read(self, form: str) -> dict[str, Features]:
-        known: dict[str, Features] = {}
+    def _read(self, form: str) -> dict[str, Rows]:
+        known: dict[str, Rows] = {}
         for file in sorted((self._folder / form).glob("part-*.safetensors")):
             with safe_open(file, framework="numpy") as part:
-                rows = part.get_tensor("features")
+                rows = part.get_tensor("rows")
                 known |= zip(json.loads(part.metadata()["keys"]), rows, strict=True)
         return known
 
-    def _write(self, form: str, keys: Sequence[str], computed: Features) -> None:
+    def _write(self, form: str, keys: Sequence[str], computed: Rows) -> None:
         folder = self._folder / form
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"part-{len(list(folder.glob('part-*.safetensors'))):04d}.safetensors"
         aside = file.with_suffix(".part")
-        tensors = {"features": torch.from_numpy(computed)}
+        tensors = {"rows": torch.from_numpy(computed)}
         save_file(tensors, aside, metadata={"keys": json.dumps(list(keys))})
         aside.replace(file)
