@@ -106,7 +106,8 @@ INSERT = """
 def timed(work: Callable[[], object], times: int) -> tuple[float, float]:
     """Return the median and the least time of a call in ms, after one to warm up.
 
-    Slow calls are repeated less often. The least is what a machine that does nothing else would come close to.
+    Slow calls are repeated less often. The least is what a machine that does nothing else would
+    come close to.
     """
     work()
     taken: list[float] = []
