@@ -299,9 +299,9 @@ $$;
 -- Counts everything anew. The tables stand still meanwhile: readers go on, workers wait. Days are
 -- written out, because a function call for each of many million rows would take longer than the rest.
 CREATE OR REPLACE FUNCTION app.recount() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp
-    -- It joins whole tables, once.
-    SET work_mem = '256MB' AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+    SET work_mem = '256MB'  -- it joins whole tables, once
+    SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
     LOCK TABLE app.images, app.verdicts, app.decisions, app.appeals, app.reviews
         IN SHARE ROW EXCLUSIVE MODE;
