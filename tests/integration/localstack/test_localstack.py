@@ -17,7 +17,9 @@ from sqlalchemy import text
 
 from tests.support.waiting import eventually
 from worker.localstack import LocalStack, LocalStackError
-from worker.localstack.processes import Process
+from worker.localstack.commands import CommandServer, ConsoleServer
+from worker.localstack.processes import Process, ServerEnded
+from worker.settings import load_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -137,6 +139,35 @@ def test_a_server_that_cannot_start_names_its_log(tmp_path: Path) -> None:
         stack.start()
     assert not any(server.running for server in stack.servers)
     stack.delete()
+
+
+def test_a_process_that_died_is_told_from_one_that_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever watches learns which died, and its last words; `down` elsewhere is no death."""
+    words = ["/bin/sh", "-c", "echo last words; exec sleep 600"]
+    monkeypatch.setattr(CommandServer, "command", lambda _: words)
+    monkeypatch.setattr(ConsoleServer, "ready", lambda _: True)
+    stack = LocalStack(tmp_path, durable=False)
+    stack.start()
+    try:
+        given = stack.pointed_here(load_settings(), buckets=["uploads"], evidence=None)
+        stack.start_commands(given, *stack.commands)
+        assert stack.check()
+        assert stack.bridge.process is not None
+        eventually(lambda: stack.bridge.log.stat().st_size > 0, what="the words")
+        stack.bridge.process.kill()
+        with pytest.raises(ServerEnded, match=r"bridge ended .*code -9.*bridge\.log") as died:
+            stack.check()
+        assert died.value.last_lines == ["last words"]
+        stack.start_commands(given, stack.bridge)
+        assert stack.check()
+    finally:
+        LocalStack(tmp_path).stop()
+    assert not stack.check()
+    stack.stop()  # which only reaps its children
+    stack.delete()
+    assert not tmp_path.exists()
 
 
 def test_an_owned_stack_ends_with_its_owner() -> None:
