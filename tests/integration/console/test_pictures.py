@@ -44,6 +44,21 @@ def test_a_picture_is_made_anew_and_its_opening_noted(
     assert (picture.format, picture.size) == ("JPEG", (200, 120))
 
 
+def test_a_removed_original_is_told_of_and_its_place_in_storage_is_not(
+    desk: Callable[..., Desk],
+    browser: Callable[..., Browser],
+    stored: Callable[..., tuple[UUID, bytes]],
+    superuser: psycopg.Connection,
+) -> None:
+    """Its bytes may still be there for a while; nobody opens them any more."""
+    image, _ = stored()
+    superuser.execute("UPDATE app.images SET object_removed_at = now() WHERE id = %s", [image])
+    kim = desk()
+    assert browser(kim).get(f"/images/{image}/preview").status_code == 410
+    opened = "SELECT bucket, key, version_id, etag FROM moderation.open_image(%s)"
+    assert kim.rows(opened, image) == [(None, None, None, None)]
+
+
 def test_a_hostile_file_is_told_of_and_not_passed_on(
     desk: Callable[..., Desk],
     browser: Callable[..., Browser],

@@ -146,3 +146,5 @@ def test_an_opinion_is_somebody_elses_and_given_once(
     assert two.value("SELECT blind FROM moderation.opinions") is False
     with pytest.raises(errors.ObjectNotInPrerequisiteState, match="given your opinion"):
         two.value(OPINION, image, "unsure", "unsure_mixed")
+    given = "SELECT actor, reason FROM moderation.audit_trail WHERE action = 'opinion'"
+    assert desk(lead=True).rows(given) == [(two.name, "real_edited")]
