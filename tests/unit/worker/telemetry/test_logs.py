@@ -23,12 +23,8 @@ POSTGRES_URL = "postgresql+psycopg://app:hunter2@db.example/unlatent"
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+def _structlog_as_before() -> Iterator[None]:
     yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
     structlog.reset_defaults()
 
 
