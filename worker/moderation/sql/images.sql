@@ -58,9 +58,10 @@ CREATE OR REPLACE FUNCTION moderation.similar_images(
     image_id uuid, distance integer, source text, state text, uploaded_at timestamptz,
     label text, score float8, decision text
 )
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER
 -- Of so many probes the planner expects most of the table to match, and would read all of it.
-SET enable_seqscan = off AS $$
+SET enable_seqscan = off
+SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     who app.moderators := app.me();
     asked app.images := app.seen_image(who, image);
