@@ -43,8 +43,8 @@ class BackboneConfig:
     quality: int = 60
     mean: float = 127.0
     scale: float = 128.0
-    real: tuple[str, ...] = ("real",)
-    generated: tuple[str, ...] = ("generated",)
+    real: tuple[str, ...] = ("real:photograph",)
+    generated: tuple[str, ...] = ("generated:any",)
 
 
 class Backbone(nn.Module):

@@ -24,8 +24,9 @@ from detection.fusion import Fusion, LabelPolicy, OperatingPoint
 from detection.lare import LareConfig  # pydantic resolves it at run time
 
 #: 2 added `intake_versions` and `arithmetic`, 3 added `backbone` and what points say of other real
-#: pictures; bundles of earlier schemas load with their defaults.
-SCHEMA_VERSION: Final = 3
+#: pictures, 4 the classes of a backbone's head. Bundles of earlier schemas load with defaults, but
+#: for a backbone of schema 3, whose head had no classes.
+SCHEMA_VERSION: Final = 4
 #: Raised with every change of how pixels become views and tiles that could move a score. How bytes
 #: become pixels has a version of its own, `detection.intake.version`.
 PREPROCESSING_VERSION: Final = 1
@@ -165,6 +166,11 @@ def _parse(file: Path, raw: bytes) -> BundleManifest:
         raise BundleError(
             f"{file} was calibrated on preprocessing {manifest.preprocessing_version}, this release"
             f" does {PREPROCESSING_VERSION}: its scores would not be comparable"
+        )
+    if manifest.backbone is not None and manifest.schema_version < 4:
+        raise BundleError(
+            f"{file} has a backbone whose head has no classes (schema {manifest.schema_version}):"
+            " train the bundle again with this release"
         )
     if not any(point.supported for point in manifest.operating_points):
         raise BundleError(f"{file} has no operating point supported by enough photographs")

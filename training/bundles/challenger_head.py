@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from training.data.augmentation import AugmentationConfig
     from training.data.samples import Sample
 
-#: How strongly new images may pull on the champion's head, gentlest first (scikit-learn's C).
+#: How strongly new images may pull on the champion's head (`fit_head`), gentlest first.
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 
 

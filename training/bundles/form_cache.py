@@ -1,8 +1,7 @@
 """What a network says of images in several forms, computed once an image and form, kept on disk.
 
 A form is what happened to the picture before it is read: nothing, a tier, or a draw of the
-augmentation. What is kept are rows of numbers: features of a frozen backbone, or logits of a branch
-that one fold trained.
+augmentation. What is kept are rows of numbers: features of a frozen backbone, or a thumbnail.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class FormCache:
         read: Callable[[Sequence[Pixels]], list[Rows]],
         augmentation: AugmentationConfig,
     ) -> None:
-        self._folder, self._network, self._augmentation = folder, read, augmentation
+        self._folder, self._reader, self._augmentation = folder, read, augmentation
         self._digests: dict[Path, str] = {}
 
     def rows(self, entries: Sequence[Entry], form: str) -> Rows:
@@ -95,7 +94,7 @@ class FormCache:
         computed: list[Rows] = []
         for start in range(0, len(entries), BATCH):
             pictures = [self._pixels(entry, form) for entry in entries[start : start + BATCH]]
-            computed += retry_in_halves(self._network, pictures)
+            computed += retry_in_halves(self._reader, pictures)
         return np.stack(computed)
 
     def _pixels(self, entry: Entry, form: str) -> Pixels:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from detection.backbone import to_views, whole_view
 from training.bundles.form_cache import AUGMENTED, FormCache
-from training.data.manifest import PHOTOGRAPH
+from training.data.manifest import GENERATED, PHOTOGRAPH, REAL
 from training.fit.softmax_head import SoftmaxHead, fit_head, zero_head
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ THUMBNAIL = 32
 class HeadRecipe:
     """How a head is fitted: on which forms of every image, and how strongly to the images.
 
-    `strength` is scikit-learn's C over standardised features; `augmented` counts draws of the
+    `strength` is that of `training.fit.softmax_head.fit_head`; `augmented` counts draws of the
     augmentation, beside the harmonised image and its web form; `other_reals` is what real pictures
     that are no photographs weigh together, where photographs weigh 1 and generated images 1.
     """
@@ -51,7 +51,7 @@ class HeadRecipe:
 
 
 class HeadBranch:
-    """A logistic regression on rows that do not depend on the fold: features, or a thumbnail."""
+    """A multinomial regression on rows that do not depend on the fold: features, or a thumbnail."""
 
     def __init__(self, name: str, rows: FormCache, recipe: HeadRecipe) -> None:
         self.name = name
@@ -69,7 +69,7 @@ class HeadBranch:
         return fit_head(
             rows,
             np.tile(names, len(forms)),
-            np.tile(self._weights(entries), len(forms)),
+            np.tile(self.weights(entries) / len(forms), len(forms)),
             strength=self._recipe.strength,
             start=zero_head(real, fake, rows.shape[1]),
         )
@@ -78,19 +78,22 @@ class HeadBranch:
         """Score N images in one form with a head (N,)."""
         return head.logits(self._rows.rows(entries, form))
 
-    def _weights(self, entries: Sequence[Entry]) -> NDArray[np.float64]:
-        """What an image counts in one form (N,): N together, but for the other reals."""
+    def weights(self, entries: Sequence[Entry]) -> NDArray[np.float64]:
+        """Return what each of N images counts (N,).
+
+        Generated images count N/2 together, photographs N/2, the other reals `other_reals` x N/2.
+        """
         sides = np.array([_side(entry) for entry in entries])
         shares = {"generated": 0.5, "photograph": 0.5, "other": self._recipe.other_reals / 2}
         weights = [shares[side] / (sides == side).sum() for side in sides]
-        return np.array(weights) * len(entries) / len(self._recipe.forms)
+        return np.array(weights) * len(entries)
 
 
 def class_name(entry: Entry) -> str:
-    """Name the class of a head that an image is of: its family, or its kind."""
+    """Name the class of a head that an image is of: its side, and its family or its kind."""
     if entry.generated:
-        return f"generated:{entry.family or entry.set}"
-    return entry.kind or PHOTOGRAPH
+        return f"{GENERATED}:{entry.family or entry.set}"
+    return f"{REAL}:{entry.kind or PHOTOGRAPH}"
 
 
 def _side(entry: Entry) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32] | NDArray[np.float64]
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,6 @@ class SoftmaxHead:
     generated: tuple[str, ...]
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
-
-    @property
-    def of_generated(self) -> NDArray[np.bool_]:
-        """Which of the classes are generated (K,)."""
-        return np.arange(len(self.bias)) >= len(self.real)
 
     def logits(self, features: Floats) -> NDArray[np.float64]:
         """Map features (N, D) to the log-odds (N,) of being generated."""
@@ -60,13 +58,17 @@ def allowed_classes(
     """Return which classes (N, K) an image may be of, given its class (N,) by name.
 
     "real" and "generated" allow every class of their side: the kind or the family is not known.
+    Raises `ValueError` for a name that is neither a class nor a side.
     """
     of_generated = np.arange(len(real) + len(generated)) >= len(real)
     exact = names[:, None] == np.array([*real, *generated])
     sides = np.select(
         [names[:, None] == "generated", names[:, None] == "real"], [of_generated, ~of_generated]
     )
-    return np.asarray(exact | sides, dtype=bool)
+    allowed = np.asarray(exact | sides, dtype=bool)
+    if unknown := sorted(set(names[~allowed.any(axis=1)])):
+        raise ValueError(f"the head has no class {', '.join(unknown)}")
+    return allowed
 
 
 def fit_head(
@@ -81,9 +83,10 @@ def fit_head(
 
     Minimises strength x sum of `weights` (N,) x -log p(class) + |W - W0|^2 over standardised
     features, where W0 are the weights of `start`: a head that is taught further stays where new
-    images do not speak against it. With one class a side and W0 = 0 this is the penalised logistic
-    regression of scikit-learn with C = `strength`. Where only the side of an image is known, p is
-    the sum over its classes.
+    images do not speak against it. With W0 = 0 this is the penalised regression of scikit-learn,
+    with C = `strength` for one class a side and C = `strength` / 2 for more. Where only the side of
+    an image is known, p is the sum over its classes. Raises `ValueError` for a name that is neither
+    a class of `start` nor a side.
     """
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     inputs = np.asarray((features - mean) / spread, dtype=np.float64)
@@ -107,8 +110,10 @@ def fit_head(
         return value, (gradient + 2 * moved).ravel()
 
     options = {"maxiter": 500}
-    found = minimize(loss, centre.ravel(), jac=True, method="L-BFGS-B", options=options).x
-    found = found.reshape(centre.shape)
+    result = minimize(loss, centre.ravel(), jac=True, method="L-BFGS-B", options=options)
+    if not result.success:
+        _log.warning("head_not_converged", reason=result.message, steps=result.nit)
+    found = result.x.reshape(centre.shape)
     weight = found[:, :-1] / spread
     return SoftmaxHead(start.real, start.generated, weight, found[:, -1] - weight @ mean)
 

@@ -38,7 +38,7 @@ BACKBONE = BackboneConfig(
     stages=("blocks.0", "blocks.2"),
     side=64,
     shrink_to=96,
-    real=("drawing", "photograph"),
+    real=("real:drawing", "real:photograph"),
     generated=("generated:a", "generated:b", "generated:c"),
 )
 

@@ -24,7 +24,7 @@ CONFIG = BackboneConfig(
     side=64,
     shrink_to=96,
     stages=("blocks.1", "blocks.3"),
-    real=("drawing", "photograph"),
+    real=("real:drawing", "real:photograph"),
     generated=("generated:a", "generated:b", "generated:c"),
 )
 
@@ -73,14 +73,31 @@ def test_the_contributions_average_to_the_logit(backbone: Backbone) -> None:
     assert contributions.std() > 0
 
 
-def test_a_map_changes_where_the_picture_does(backbone: Backbone) -> None:
-    """What a patch adds to the logit stands on the map where the patch is."""
-    plain = torch.full((1, 3, 64, 64), 127.0)
-    patched = plain.clone()
-    patched[:, :, :24, :24] = views(1)[:, :, :24, :24]
-    maps = [backbone(one)[1][0] for one in (plain, patched)]
-    moved = (maps[1] - maps[0]).abs()
-    assert moved[:6, :6].mean() > 1.5 * moved[10:, 10:].mean()
+def test_the_map_is_the_classes_pull_on_the_feature_maps(backbone: Backbone) -> None:
+    """It is what numpy makes of the stages: each class by its share of its side, upsampled."""
+    batch = views(1)
+    network, head = backbone.network, backbone.head
+    hidden, maps = network.bn1(network.conv_stem((batch - 127) / 128)), []
+    for number, stage in enumerate(network.blocks):
+        hidden = stage(hidden)
+        if number in {1, 3}:
+            maps.append(hidden[0].double().numpy())
+    rows = [part for one in maps for part in (one.mean((1, 2)), one.std((1, 2), ddof=1))]
+    weight, bias = head.weight.double().numpy(), head.bias.double().numpy()
+    odds = np.exp(weight @ np.concatenate(rows) + bias)
+    pull = np.concatenate([-odds[:2] / odds[:2].sum(), odds[2:] / odds[2:].sum()]) @ weight
+    drawn, start = np.zeros((16, 16)), 0
+    for one in maps:
+        channels, cells = len(one), one[0].size
+        of_mean, of_spread = pull[start : start + channels], pull[start + channels :][:channels]
+        start += 2 * channels
+        mean, spread = one.mean((1, 2)), one.std((1, 2), ddof=1)
+        deviation = (one - mean[:, None, None]) ** 2 / spread[:, None, None]
+        part = np.tensordot(of_mean, one, 1)
+        part += np.tensordot(of_spread, deviation, 1) * cells / (cells - 1)
+        drawn += np.kron(part, np.ones((16 // len(part), 16 // len(part))))
+    found = backbone(batch)[1][0].numpy()
+    np.testing.assert_allclose(found - found.mean(), drawn - drawn.mean(), rtol=1e-3, atol=1e-3)
 
 
 def saved_once(pixels: np.ndarray) -> Image.Image:

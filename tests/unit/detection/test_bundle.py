@@ -93,7 +93,7 @@ def test_pickled_weights_are_refused(folder: Path, suffix: str, *, listed: bool)
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.update(schema_version=4), "schema 4.*upgrade"),
+        (lambda c: c.update(schema_version=5), "schema 5.*upgrade"),
         (lambda c: c.update(preprocessing_version=9), "preprocessing 9"),
         (lambda c: c.pop("schema_version"), "no schema_version"),
         (lambda c: c.update(surprise=1), "surprise"),
@@ -125,6 +125,14 @@ def test_a_bundle_of_the_first_schema_is_float32_and_of_the_first_intake(folder:
     assert (manifest.arithmetic, manifest.intake_versions) == ("float32", (1,))
     change(folder, lambda content: content.update(arithmetic="float16"))
     with pytest.raises(BundleError, match="'float32' or 'bfloat16'"):
+        load_bundle(folder)
+
+
+def test_a_backbone_whose_head_has_no_classes_is_refused(tmp_path: Path) -> None:
+    """Its tensors would not fit; the error says which schema it has and what to do."""
+    folder = build_tiny_bundle(tmp_path / "old", branches=("backbone",)).folder
+    change(folder, lambda content: content.update(schema_version=3))
+    with pytest.raises(BundleError, match=r"no classes \(schema 3\): train the bundle again"):
         load_bundle(folder)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from detection.fusion import LabelPolicy
 from training.bundles.cross_fit import (
@@ -128,8 +129,21 @@ def test_pooled_figures_count_every_real_picture_once() -> None:
 def test_classes_are_kinds_and_families() -> None:
     """A generated image is of its family, a real one of its kind; the name says which side."""
     assert class_name(image("a", "generated", set_="s", family="alpha")) == "generated:alpha"
-    assert class_name(image("a", "real", set_="s", kind="drawing")) == "drawing"
-    assert class_name(image("a", "real", set_="s")) == "photograph"
+    assert class_name(image("a", "real", set_="s", kind="drawing")) == "real:drawing"
+    assert class_name(image("a", "real", set_="s")) == "real:photograph"
+
+
+def test_sides_weigh_alike_and_other_reals_their_share() -> None:
+    """Generated images and photographs count half each; drawings 0.3 of a half, on top."""
+    images = entries()
+    branch = HeadBranch("backbone", FakeCache(), HeadRecipe())  # type: ignore[arg-type]
+    weights = branch.weights(images)
+    generated = np.array([one.generated for one in images])
+    photographs = np.array([one.photograph for one in images])
+    assert len(images) == 252
+    assert weights[generated].sum() == pytest.approx(126)
+    assert weights[photographs].sum() == pytest.approx(126)
+    assert weights[~generated & ~photographs].sum() == pytest.approx(0.3 * 126)
 
 
 def test_a_thumbnail_keeps_colours_and_loses_traces() -> None:

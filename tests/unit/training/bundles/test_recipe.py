@@ -275,7 +275,7 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
     manifest = made.manifest
     assert (manifest.aligned, manifest.egre) == (None, None)
     families = ("generated:alpha", "generated:beta", "generated:gamma")
-    assert manifest.backbone == replace(BACKBONE, real=("photograph",), generated=families)
+    assert manifest.backbone == replace(BACKBONE, real=("real:photograph",), generated=families)
     assert manifest.fusion.weights.keys() == {"backbone"}
     assert manifest.operating_points[-1].reals == 3 * 48
     pooled = manifest.metrics["pooled"]["forms"]["web"]

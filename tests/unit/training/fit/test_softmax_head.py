@@ -54,6 +54,12 @@ def test_a_side_alone_allows_each_of_its_classes() -> None:
     assert allowed.astype(int).tolist() == expected
 
 
+def test_a_class_that_the_head_lacks_is_refused() -> None:
+    """A name that is neither a class nor a side is named in the error, not fitted to nothing."""
+    with pytest.raises(ValueError, match="no class cartoon"):
+        allowed_classes(np.array(["cartoon", "a"]), ("photograph",), ("a",))
+
+
 def test_a_head_that_starts_from_another_stays_near_it() -> None:
     """With little strength its logits are the start's; with more they follow the new images."""
     start = fit_head(FEATURES, NAMES, WEIGHTS, strength=1.0, start=TWO)
