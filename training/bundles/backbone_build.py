@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from detection.backbone import Backbone
 from detection.bundle import BundleProvenance
 from detection.errors import SettingsError
-from detection.fusion import LabelPolicy
+from detection.fusion import LabelPolicy, select_operating_point
 from training.bundles.build import code_revision
 from training.bundles.cards import backbone_card
 from training.bundles.cross_fit import (
@@ -29,12 +29,14 @@ from training.bundles.form_cache import FormCache
 from training.bundles.head_branch import HeadBranch, feature_reader, thumbnail_reader
 from training.bundles.writer import write_bundle
 from training.data.manifest import snapshot_digest
+from training.evaluation.mistake_sheet import draw_mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from detection.bundle import Bundle
+    from training.bundles.cross_fit import FoldResult
     from training.bundles.recipe import BundleTrainingRun
     from training.data.folds import Fold
 
@@ -63,6 +65,8 @@ def build_backbone_bundle(
     policy = LabelPolicy(steady=recipe.steady)
     entries, calibration = training_run.entries, recipe.calibration
     results = cross_fit(head, entries, folds, calibration)
+    for result in results:
+        _draw_mistakes(training_run.run_dir / "mistakes", result, policy)
     released = calibrate(join([result.tested for result in results]), calibration)
     metrics = {
         "unseen": [fold_figures(result, policy) for result in results],
@@ -97,6 +101,15 @@ def build_backbone_bundle(
             "card.md": backbone_card(recipe, metrics, released.points, policy, provenance),
         },
     )
+
+
+def _draw_mistakes(folder: Path, result: FoldResult, policy: LabelPolicy) -> None:
+    """Draw a fold's worst mistakes as the web serves the images, at the fold's own threshold."""
+    calibrated, name = result.calibrated, result.fold.name
+    fused = result.tested.scored["web"].logits.fused(calibrated.fusion)
+    threshold = select_operating_point(calibrated.points, policy.flag).threshold
+    title = f"Fold {name}: beyond accusation by"
+    draw_mistakes(folder / f"{name}.png", result.tested.entries, fused - threshold, title=title)
 
 
 def _thumbnail_auc(
