@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from http.client import HTTPConnection
@@ -59,23 +60,23 @@ class CommandServer(Server):
 
     def command(self) -> list[str]:
         """Return the argument vector."""
-        return [sys.executable, "-m", "worker", self.name]
+        # -P: a worker.py or redis.py in the caller's directory is not ours.
+        return [sys.executable, "-P", "-m", "worker", self.name]
 
     def environment(self) -> dict[str, str]:
         """Return this process's environment with the settings, but for logins of people."""
         given = self._settings()
         no_people = dict.fromkeys(("owner_url", "moderator_url", "operator_url"))
-        return child_environment(
-            given.model_copy(
-                update={
-                    "postgres": given.postgres.model_copy(update=no_people),
-                    # One port could not serve several processes.
-                    "observability": given.observability.model_copy(
-                        update={"metrics_port": 0, "run_dir": self.run_folder}
-                    ),
-                }
-            )
+        own = given.model_copy(
+            update={
+                "postgres": given.postgres.model_copy(update=no_people),
+                # One port could not serve several processes.
+                "observability": given.observability.model_copy(
+                    update={"metrics_port": 0, "run_dir": self.run_folder}
+                ),
+            }
         )
+        return child_environment(own) | {"PYTHONPATH": _module_path()}
 
     def working_directory(self) -> Path:
         """Return the caller's."""
@@ -134,7 +135,7 @@ class ConsoleServer(CommandServer):
         return {
             **Server.environment(self),
             **storage,
-            "PYTHONPATH": ":".join(sys.path),
+            "PYTHONPATH": _module_path(),
             "UNLATENT_POSTGRES__URL": nobody,
             "UNLATENT_CONSOLE__PORT": str(self.port),
         }
@@ -149,3 +150,8 @@ class ConsoleServer(CommandServer):
             return False
         finally:
             probe.close()
+
+
+def _module_path() -> str:
+    """Return where this process finds modules, so that its children find the same ones."""
+    return os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
