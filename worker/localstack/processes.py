@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
-#: So many lines of the log of a process that died are shown.
+#: So many lines of the log of a process that died are shown, from so many bytes at its end.
 LAST_LINES = 20
+LAST_BYTES = 64 * 1024
 LOOPBACK = "127.0.0.1"
 
 
@@ -35,11 +36,14 @@ class LocalStackError(UnlatentError):
 
 
 class ServerEnded(LocalStackError):
-    """A server does not run any more, although nobody stopped it; `last_lines` end its log."""
+    """A server does not run any more, although nobody stopped it; `last_lines` end its log.
+
+    They are empty where the log is gone.
+    """
 
     def __init__(self, message: str, *, log: Path) -> None:
         super().__init__(message)
-        self.last_lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        self.last_lines = _last_lines(log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +306,16 @@ def accepts(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            end = file.read()
+    except OSError:
+        return []
+    return end.decode(errors="replace").splitlines()[-LAST_LINES:]
 
 
 def _stat(pid: int) -> list[str] | None:
