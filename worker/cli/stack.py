@@ -97,14 +97,12 @@ def _tell_of_console(stack: LocalStack) -> None:
 
 def _run_everything(stack: LocalStack, settings: Settings) -> None:
     """Run the service over the stack until `down`, or until an exception ends it."""
-    from worker.telemetry.health import READY
-
     stack.start_commands(settings, *stack.commands)
     _tell_of_console(stack)
     typer.echo("worker    is loading its model")
     told = False
     while stack.check():
-        if not told and (stack.worker.run_folder / READY).exists():
+        if not told and stack.worker.up:
             typer.echo("worker    takes uploads; Ctrl-C stops everything, data stay")
             told = True
         time.sleep(WATCH_S)

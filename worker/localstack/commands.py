@@ -7,11 +7,12 @@ import signal
 import sys
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 from worker.localstack.processes import LOOPBACK, Server
 from worker.settings import child_environment
+from worker.telemetry.health import BEAT_ALIVE, BRIDGE_ALIVE, READY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,8 @@ class CommandServer(Server):
     stop_timeout_s = 60.0  # what is under way ends first
     #: A process that is told to stop before it is up ends of the signal.
     clean_codes = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+    #: The file in `run_folder` with which the process says that it is up; None when it has none.
+    sign: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -57,6 +60,16 @@ class CommandServer(Server):
     def run_folder(self) -> Path:
         """Where the process says that it is alive and ready; each has its own."""
         return self.folder / RUN / self.name
+
+    @property
+    def up(self) -> bool:
+        """Whether the process has said that it is up; a worker then takes uploads."""
+        return self.sign is not None and (self.run_folder / self.sign).exists()
+
+    def prepare(self) -> None:
+        """Remove the sign of a process that was killed: it would speak for the next one."""
+        if self.sign is not None:
+            (self.run_folder / self.sign).unlink(missing_ok=True)
 
     def command(self) -> list[str]:
         """Return the argument vector."""
@@ -91,24 +104,28 @@ class WorkerServer(CommandServer):
     """The one that scores."""
 
     name = "worker"
+    sign = READY
 
 
 class BridgeServer(CommandServer):
     """From the ingest list to the ledger."""
 
     name = "bridge"
+    sign = BRIDGE_ALIVE
 
 
 class BeatServer(CommandServer):
     """The clock."""
 
     name = "beat"
+    sign = BEAT_ALIVE
 
 
 class TrainerServer(CommandServer):
     """The one that retrains."""
 
     name = "trainer"
+    sign = READY
 
 
 class ConsoleServer(CommandServer):

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.localstack.commands import BridgeServer, CommandServer, ConsoleServer
+from worker.localstack.commands import (
+    BeatServer,
+    BridgeServer,
+    CommandServer,
+    ConsoleServer,
+    TrainerServer,
+    WorkerServer,
+)
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,3 +39,22 @@ def test_modules_in_the_directory_of_the_caller_shadow_nothing(
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert f" worker {server.name} " in done.stdout
+
+
+@pytest.mark.parametrize("kind", [WorkerServer, BridgeServer, BeatServer, TrainerServer])
+def test_a_process_that_was_killed_speaks_for_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[CommandServer]
+) -> None:
+    """A new process is up when it says so, whatever the one before has left."""
+    monkeypatch.setattr(CommandServer, "command", lambda _: ["/bin/sleep", "600"])
+    server = kind(tmp_path, settings=Settings)
+    sign = server.run_folder / str(kind.sign)
+    sign.parent.mkdir(parents=True)
+    sign.touch()
+    server.start()
+    try:
+        assert not server.up
+        sign.touch()
+        assert server.up
+    finally:
+        server.kill()
