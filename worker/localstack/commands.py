@@ -24,6 +24,8 @@ CONSOLE_PORT = 8600
 #: The folder, in a stack's, of what processes say of themselves.
 RUN = "run"
 
+_OF_SIGTERM = (128 + signal.SIGTERM, -signal.SIGTERM)
+
 
 class CommandServer(Server):
     """`unlatent NAME`, with the settings that are in force as it starts.
@@ -34,8 +36,6 @@ class CommandServer(Server):
 
     start_timeout_s = 120.0  # Python and its packages take long on a busy machine
     stop_timeout_s = 60.0  # what is under way ends first
-    #: A process that is told to stop before it is up ends of the signal.
-    clean_codes = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
     #: The file in `run_folder` with which the process says that it is up; None when it has none.
     sign: ClassVar[str | None] = None
 
@@ -60,6 +60,11 @@ class CommandServer(Server):
     def run_folder(self) -> Path:
         """Where the process says that it is alive and ready; each has its own."""
         return self.folder / RUN / self.name
+
+    @property
+    def clean_codes(self) -> tuple[int, ...]:
+        """The exit codes of a process that ends well: before it is up it ends of the signal."""
+        return (0,) if self.up else (0, *_OF_SIGTERM)
 
     @property
     def up(self) -> bool:
@@ -129,7 +134,10 @@ class TrainerServer(CommandServer):
 
 
 class ConsoleServer(CommandServer):
-    """The moderators' pages; it gets addresses and storage, and no other setting."""
+    """The moderators' pages; it gets addresses and storage, and no other setting.
+
+    It has no sign: its web server ends of the signal also once it is up.
+    """
 
     name = "console"
 

@@ -128,7 +128,6 @@ class Server:
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     start_timeout_s: ClassVar[float] = START_TIMEOUT_S
     stop_timeout_s: ClassVar[float] = STOP_TIMEOUT_S
-    clean_codes: ClassVar[tuple[int, ...]] = (0,)
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.folder = folder
@@ -150,6 +149,11 @@ class Server:
     def names(self) -> tuple[str, ...]:
         """The names of all that the server may leave in the stack's folder."""
         return (f"{self.name}.pid", f"{self.name}.partial", f"{self.name}.log")
+
+    @property
+    def clean_codes(self) -> tuple[int, ...]:
+        """The exit codes of a process that ends well when it is told to stop now."""
+        return (0,)
 
     @property
     def process(self) -> Process | None:
@@ -209,13 +213,13 @@ class Server:
 
         Raises `LocalStackError` when it had to be killed or, started by us, exited with an error.
         """
-        process = self.process
+        process, clean_codes = self.process, self.clean_codes
         stopped = process is None or process.stop(timeout_s=self.stop_timeout_s)
         code = self._reap()
         if not stopped:
             message = f"{self.name} did not stop within {self.stop_timeout_s:g} s and was killed"
             raise LocalStackError(f"{message}; its log is {self.log}")
-        if process is not None and code not in self.clean_codes:
+        if process is not None and code not in clean_codes:
             message = f"{self.name} stopped with exit code {code}; its log is {self.log}"
             raise LocalStackError(message)
 

@@ -15,6 +15,7 @@ from worker.localstack.commands import (
     TrainerServer,
     WorkerServer,
 )
+from worker.localstack.processes import LocalStackError
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,3 +59,18 @@ def test_a_process_that_was_killed_speaks_for_no_other(
         assert server.up
     finally:
         server.kill()
+
+
+def test_only_a_process_that_is_not_up_may_end_of_the_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is up ends what is under way, so that its death of SIGTERM is an error."""
+    monkeypatch.setattr(CommandServer, "command", lambda _: ["/bin/sleep", "600"])
+    server = BridgeServer(tmp_path, settings=Settings)
+    server.start()
+    server.stop()
+    server.start()
+    server.run_folder.mkdir(parents=True)
+    (server.run_folder / str(server.sign)).touch()
+    with pytest.raises(LocalStackError, match="bridge stopped with exit code -15"):
+        server.stop()
