@@ -67,6 +67,8 @@ def main() -> None:
     # Process 1 of a container ignores SIGTERM until it asks for it. Services that end more gently
     # replace this once they are up.
     signal.signal(signal.SIGTERM, ending)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, ending)
     context = Context()
     try:
         build_app()(obj=context)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
@@ -81,16 +82,19 @@ class Context:
 
 
 class Ending:
-    """Handler of SIGINT and SIGTERM: closes what is open, shows nothing; exit code 128 + signal."""
+    """Handler of signals: closes what is open, shows nothing; exit code 128 + signal."""
 
     def __init__(self) -> None:
         self._number = 0
 
-    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         """Raise `SystemExit`; the second time, and in the middle of an import, end at once.
 
         Modules of C show or swallow what is raised while they are imported.
         """
+        # Of a terminal that is closed the kernel tells, and the shell once more.
+        if self._number and number == signal.SIGHUP:
+            return
         if self._number or _is_importing(frame):
             os._exit(128 + number)
         self._number = number

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +20,8 @@ from worker.settings import load_settings
 from worker.text import escape_controls, mask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worker.localstack import LocalStack
     from worker.settings import Settings
 
@@ -62,27 +66,28 @@ def up(
             cli.EVIDENCE_BUCKET: evidence,
         },
     )
-    current = migrate(stack.owner_url())
-    write_sql_settings(stack.owner_url(), load_settings(stack.env_file))
-    _allow_moderator(stack)
-    for server in stack.servers:
-        typer.echo(f"{server.name:<9} {LOOPBACK}:{server.port}")
-    typer.echo(f"buckets   {', '.join(buckets)}; evidence is kept in {evidence}")
-    typer.echo(f"moderator {MODERATOR}: verdicts, review, reasons … ask as it; in SQL:")
-    passwords = shlex.quote(str(chosen.stack_folder / stack.password_file.name))
-    typer.echo(
-        f"          PGPASSFILE={passwords} psql -h {LOOPBACK} -p {stack.postgres.port} "
-        f"-U {MODERATOR} {DATABASE}"
-    )
-    typer.echo(f"addresses {stack.env_file} (with passwords)")
-    if not current:
-        typer.echo(NEWER, err=True)
-    given = stack.pointed_here(settings, buckets=buckets, evidence=evidence)
-    if everything:
-        _run_everything(stack, given)
-    elif console:
-        stack.start_commands(given, stack.console)
-        _tell_of_console(stack)
+    with _stopping(stack) if everything else nullcontext():
+        current = migrate(stack.owner_url())
+        write_sql_settings(stack.owner_url(), load_settings(stack.env_file))
+        _allow_moderator(stack)
+        for server in stack.servers:
+            typer.echo(f"{server.name:<9} {LOOPBACK}:{server.port}")
+        typer.echo(f"buckets   {', '.join(buckets)}; evidence is kept in {evidence}")
+        typer.echo(f"moderator {MODERATOR}: verdicts, review, reasons … ask as it; in SQL:")
+        passwords = shlex.quote(str(chosen.stack_folder / stack.password_file.name))
+        typer.echo(
+            f"          PGPASSFILE={passwords} psql -h {LOOPBACK} -p {stack.postgres.port} "
+            f"-U {MODERATOR} {DATABASE}"
+        )
+        typer.echo(f"addresses {stack.env_file} (with passwords)")
+        if not current:
+            typer.echo(NEWER, err=True)
+        given = stack.pointed_here(settings, buckets=buckets, evidence=evidence)
+        if everything:
+            _run_everything(stack, given)
+        elif console:
+            stack.start_commands(given, stack.console)
+            _tell_of_console(stack)
 
 
 def _tell_of_console(stack: LocalStack) -> None:
@@ -91,35 +96,49 @@ def _tell_of_console(stack: LocalStack) -> None:
 
 
 def _run_everything(stack: LocalStack, settings: Settings) -> None:
-    """Run the service over the stack until Ctrl-C or `down`, and then stop all of it."""
-    from worker.telemetry.health import READY
+    """Run the service over the stack until `down`, or until an exception ends it."""
+    stack.start_commands(settings, *stack.commands)
+    _tell_of_console(stack)
+    typer.echo("worker    is loading its model")
+    told = False
+    while stack.check():
+        if not told and stack.worker.up:
+            typer.echo("worker    takes uploads; Ctrl-C stops everything, data stay")
+            told = True
+        time.sleep(WATCH_S)
+    typer.echo("stopped")
 
+
+@contextmanager
+def _stopping(stack: LocalStack) -> Iterator[None]:
+    """Stop all of the stack when anything but its own end ends the block: Ctrl-C, an error."""
     try:
-        stack.start_commands(settings, *stack.commands)
-        _tell_of_console(stack)
-        typer.echo("worker    is loading its model")
-        told = False
-        while stack.check():
-            if not told and (stack.worker.run_folder / READY).exists():
-                typer.echo("worker    takes uploads; Ctrl-C stops everything, data stay")
-                told = True
-            time.sleep(WATCH_S)
-    except LocalStackError as error:
+        yield
+    except BaseException as error:
+        asked = isinstance(error, SystemExit)
+        if asked:
+            _tell("stopping")
         for line in error.last_lines if isinstance(error, ServerEnded) else ():
-            typer.echo(escape_controls(mask(line)), err=True)
-        with suppress(LocalStackError):  # what went wrong first says more
-            stack.stop()
-        raise
-    except SystemExit:
-        typer.echo("stopping")
+            _tell(escape_controls(mask(line)), err=True)
         try:
             stack.stop()
-        except LocalStackError as error:
-            typer.echo(f"unlatent: {error}", err=True)
+        except LocalStackError as problem:
+            if asked:  # else what went wrong first says more
+                _tell(f"unlatent: {problem}", err=True)
         else:
-            typer.echo("stopped")
+            if asked:
+                _tell("stopped")
         raise
-    typer.echo("stopped")
+
+
+def _tell(text: str, *, err: bool = False) -> None:
+    """Say something to whoever still listens: a pipe may have no reader, a terminal be closed."""
+    try:
+        typer.echo(text, err=err)
+    except OSError:
+        # What is left in the buffer must not fail once more when the process ends.
+        stream = sys.stderr if err else sys.stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _allow_moderator(stack: LocalStack) -> None:

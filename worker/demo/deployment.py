@@ -16,7 +16,6 @@ from worker.localstack.commands import BeatServer, BridgeServer, CommandServer, 
 from worker.localstack.processes import LocalStackError, wait_until
 from worker.localstack.stack import MODERATOR
 from worker.moderation.moderators import allow
-from worker.telemetry.health import READY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,11 +92,10 @@ class Deployment:
     def wait_until_ready(self) -> None:
         """Wait until the worker takes messages; raises an error naming the log otherwise."""
         worker = next(one for one in self._commands if isinstance(one, WorkerServer))
-        ready = worker.run_folder / READY
 
         def there() -> bool:
             self.check()
-            return ready.exists()
+            return worker.up
 
         if not wait_until(there, timeout_s=READY_TIMEOUT_S):
             message = f"the worker was not ready within {READY_TIMEOUT_S:g} s"

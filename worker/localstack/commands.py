@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 from worker.localstack.processes import LOOPBACK, Server
 from worker.settings import child_environment
+from worker.telemetry.health import BEAT_ALIVE, BRIDGE_ALIVE, READY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,8 @@ CONSOLE_PORT = 8600
 #: The folder, in a stack's, of what processes say of themselves.
 RUN = "run"
 
+_OF_SIGTERM = (128 + signal.SIGTERM, -signal.SIGTERM)
+
 
 class CommandServer(Server):
     """`unlatent NAME`, with the settings that are in force as it starts.
@@ -32,8 +36,8 @@ class CommandServer(Server):
 
     start_timeout_s = 120.0  # Python and its packages take long on a busy machine
     stop_timeout_s = 60.0  # what is under way ends first
-    #: A process that is told to stop before it is up ends of the signal.
-    clean_codes = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+    #: The file in `run_folder` with which the process says that it is up; None when it has none.
+    sign: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -57,25 +61,40 @@ class CommandServer(Server):
         """Where the process says that it is alive and ready; each has its own."""
         return self.folder / RUN / self.name
 
+    @property
+    def clean_codes(self) -> tuple[int, ...]:
+        """The exit codes of a process that ends well: before it is up it ends of the signal."""
+        return (0,) if self.up else (0, *_OF_SIGTERM)
+
+    @property
+    def up(self) -> bool:
+        """Whether the process has said that it is up; a worker then takes uploads."""
+        return self.sign is not None and (self.run_folder / self.sign).exists()
+
+    def prepare(self) -> None:
+        """Remove the sign of a process that was killed: it would speak for the next one."""
+        if self.sign is not None:
+            (self.run_folder / self.sign).unlink(missing_ok=True)
+
     def command(self) -> list[str]:
         """Return the argument vector."""
-        return [sys.executable, "-m", "worker", self.name]
+        # -P: a worker.py or redis.py in the caller's directory is not ours.
+        return [sys.executable, "-P", "-m", "worker", self.name]
 
     def environment(self) -> dict[str, str]:
         """Return this process's environment with the settings, but for logins of people."""
         given = self._settings()
         no_people = dict.fromkeys(("owner_url", "moderator_url", "operator_url"))
-        return child_environment(
-            given.model_copy(
-                update={
-                    "postgres": given.postgres.model_copy(update=no_people),
-                    # One port could not serve several processes.
-                    "observability": given.observability.model_copy(
-                        update={"metrics_port": 0, "run_dir": self.run_folder}
-                    ),
-                }
-            )
+        own = given.model_copy(
+            update={
+                "postgres": given.postgres.model_copy(update=no_people),
+                # One port could not serve several processes.
+                "observability": given.observability.model_copy(
+                    update={"metrics_port": 0, "run_dir": self.run_folder}
+                ),
+            }
         )
+        return child_environment(own) | {"PYTHONPATH": _module_path()}
 
     def working_directory(self) -> Path:
         """Return the caller's."""
@@ -90,28 +109,35 @@ class WorkerServer(CommandServer):
     """The one that scores."""
 
     name = "worker"
+    sign = READY
 
 
 class BridgeServer(CommandServer):
     """From the ingest list to the ledger."""
 
     name = "bridge"
+    sign = BRIDGE_ALIVE
 
 
 class BeatServer(CommandServer):
     """The clock."""
 
     name = "beat"
+    sign = BEAT_ALIVE
 
 
 class TrainerServer(CommandServer):
     """The one that retrains."""
 
     name = "trainer"
+    sign = READY
 
 
 class ConsoleServer(CommandServer):
-    """The moderators' pages; it gets addresses and storage, and no other setting."""
+    """The moderators' pages; it gets addresses and storage, and no other setting.
+
+    It has no sign: its web server ends of the signal also once it is up.
+    """
 
     name = "console"
 
@@ -134,7 +160,7 @@ class ConsoleServer(CommandServer):
         return {
             **Server.environment(self),
             **storage,
-            "PYTHONPATH": ":".join(sys.path),
+            "PYTHONPATH": _module_path(),
             "UNLATENT_POSTGRES__URL": nobody,
             "UNLATENT_CONSOLE__PORT": str(self.port),
         }
@@ -149,3 +175,8 @@ class ConsoleServer(CommandServer):
             return False
         finally:
             probe.close()
+
+
+def _module_path() -> str:
+    """Return where this process finds modules, so that its children find the same ones."""
+    return os.pathsep.join(str(Path(path).resolve()) for path in sys.path)

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
-#: So many lines of the log of a process that died are shown.
+#: So many lines of the log of a process that died are shown, from so many bytes at its end.
 LAST_LINES = 20
+LAST_BYTES = 64 * 1024
 LOOPBACK = "127.0.0.1"
 
 
@@ -35,11 +36,14 @@ class LocalStackError(UnlatentError):
 
 
 class ServerEnded(LocalStackError):
-    """A server does not run any more, although nobody stopped it; `last_lines` end its log."""
+    """A server does not run any more, although nobody stopped it; `last_lines` end its log.
+
+    They are empty where the log is gone.
+    """
 
     def __init__(self, message: str, *, log: Path) -> None:
         super().__init__(message)
-        self.last_lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        self.last_lines = _last_lines(log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,6 @@ class Server:
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     start_timeout_s: ClassVar[float] = START_TIMEOUT_S
     stop_timeout_s: ClassVar[float] = STOP_TIMEOUT_S
-    clean_codes: ClassVar[tuple[int, ...]] = (0,)
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.folder = folder
@@ -146,6 +149,11 @@ class Server:
     def names(self) -> tuple[str, ...]:
         """The names of all that the server may leave in the stack's folder."""
         return (f"{self.name}.pid", f"{self.name}.partial", f"{self.name}.log")
+
+    @property
+    def clean_codes(self) -> tuple[int, ...]:
+        """The exit codes of a process that ends well when it is told to stop now."""
+        return (0,)
 
     @property
     def process(self) -> Process | None:
@@ -205,13 +213,13 @@ class Server:
 
         Raises `LocalStackError` when it had to be killed or, started by us, exited with an error.
         """
-        process = self.process
+        process, clean_codes = self.process, self.clean_codes
         stopped = process is None or process.stop(timeout_s=self.stop_timeout_s)
         code = self._reap()
         if not stopped:
             message = f"{self.name} did not stop within {self.stop_timeout_s:g} s and was killed"
             raise LocalStackError(f"{message}; its log is {self.log}")
-        if process is not None and code not in self.clean_codes:
+        if process is not None and code not in clean_codes:
             message = f"{self.name} stopped with exit code {code}; its log is {self.log}"
             raise LocalStackError(message)
 
@@ -302,6 +310,16 @@ def accepts(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            end = file.read()
+    except OSError:
+        return []
+    return end.decode(errors="replace").splitlines()[-LAST_LINES:]
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -29,7 +29,6 @@ from worker.localstack.commands import (
 from worker.localstack.folder import claim, is_stack, locked, remove
 from worker.localstack.processes import LOOPBACK, LocalStackError, Server
 from worker.localstack.servers import PostgresServer, S3Server, ValkeyServer
-from worker.settings import S3, Redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -280,13 +279,15 @@ class LocalStack:
                         "owner_url": SecretStr(self.owner_url()),
                     }
                 ),
-                "redis": Redis(url=SecretStr(self.redis.url)),
-                "s3": S3(
-                    endpoint_url=self.s3.endpoint_url,
-                    region=self.s3.region,
-                    access_key_id=SecretStr(self.s3.access_key_id),
-                    secret_access_key=SecretStr(self.s3.secret_access_key),
-                    buckets=tuple(buckets),
+                "redis": settings.redis.model_copy(update={"url": SecretStr(self.redis.url)}),
+                "s3": settings.s3.model_copy(
+                    update={
+                        "endpoint_url": self.s3.endpoint_url,
+                        "region": self.s3.region,
+                        "access_key_id": SecretStr(self.s3.access_key_id),
+                        "secret_access_key": SecretStr(self.s3.secret_access_key),
+                        "buckets": tuple(buckets),
+                    }
                 ),
                 "moderation": settings.moderation.model_copy(update={"evidence_bucket": evidence}),
             }

@@ -22,6 +22,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from detection.errors import PermanentError, TransientError
+from worker.backoff import backoff_s
 from worker.storage.answers import advice, sort_answer
 from worker.storage.content_encoding import undo_encodings
 from worker.storage.etags import bare_etag, is_same, is_stand_in, stand_in
@@ -53,6 +54,7 @@ _CHUNK_BYTES = 256 * 1024
 _CONNECTIONS = 64
 _TRIES = 3
 _FIRST_DELAY_S = 0.2
+_LONGEST_DELAY_S = 1.0
 
 #: The answers to a condition that is not met, and to one that the server does not know.
 _NOT_MET = 412
@@ -100,19 +102,18 @@ class _Connection:
         self, request: Mapping[str, Any], call: Callable[[], _T], *, deadline: float | None = None
     ) -> _T:
         until = time.monotonic() + self._fetch_timeout_s if deadline is None else deadline
-        delay_s = _FIRST_DELAY_S
-        for tries_left in reversed(range(_TRIES)):
+        for failures in range(_TRIES):
             try:
                 return _naming(request, call)
             except AnswerUnusable:
                 raise
             except StorageUnavailable as error:
+                delay_s = backoff_s(failures, first_s=_FIRST_DELAY_S, longest_s=_LONGEST_DELAY_S)
                 wait_s = delay_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
-                if not tries_left or time.monotonic() + wait_s > until:
+                if failures + 1 == _TRIES or time.monotonic() + wait_s > until:
                     raise
                 _log.info("storage_call_retried", error=str(error), wait_s=wait_s)
                 time.sleep(wait_s)
-                delay_s *= 2
         raise AssertionError
 
 

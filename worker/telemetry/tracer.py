@@ -25,21 +25,24 @@ class Tracer:
 
     `parent` is a `traceparent`; without one a stage belongs to the stage that is open in this
     thread, or begins a trace. Attributes are ids, versions, numbers and fixed words; they get the
-    prefix `unlatent.`. Without a tracer of OpenTelemetry's nothing is measured.
+    prefix `unlatent.`. Without a tracer of OpenTelemetry's nothing is measured, and a trace of
+    whoever runs us is neither passed on nor added to.
     """
 
     def __init__(self, tracer: trace.Tracer | None = None) -> None:
-        self._measures = tracer is not None
-        self._tracer = tracer or trace.NoOpTracer()
+        self._tracer = tracer
 
     @contextmanager
     def span(
         self, name: str, *, parent: str | None = None, **attributes: str | int
     ) -> Iterator[None]:
         """Measure a stage; an exception that leaves it is noted by its class alone."""
+        if self._tracer is None:
+            yield
+            return
         with self._tracer.start_as_current_span(
             name,
-            context=self._context(parent),
+            context=_context(parent),
             kind=_KINDS.get(name, trace.SpanKind.INTERNAL),
             attributes=_prefixed(attributes),
             # Messages of exceptions name objects and addresses.
@@ -62,11 +65,13 @@ class Tracer:
         **attributes: str | int,
     ) -> str | None:
         """Add a stage that is over, in times of `time.monotonic`; return its `traceparent`."""
+        if self._tracer is None:
+            return None
         # A pause between the two clocks would move the stage to before those that it follows.
         offset_s = max(time.time() - time.monotonic() for _ in range(3))
         span = self._tracer.start_span(
             name,
-            context=self._context(parent),
+            context=_context(parent),
             start_time=_nanoseconds(begun_s + offset_s),
             attributes=_prefixed(attributes),
         )
@@ -75,24 +80,23 @@ class Tracer:
 
     def note(self, **attributes: str | int) -> None:
         """Add to the stage that is open in this thread."""
-        trace.get_current_span().set_attributes(_prefixed(attributes))
+        if self._tracer is not None:
+            trace.get_current_span().set_attributes(_prefixed(attributes))
 
     def traceparent(self) -> str | None:
         """Return the context of the stage that is open in this thread."""
-        return _traceparent(trace.get_current_span())
+        return None if self._tracer is None else _traceparent(trace.get_current_span())
 
     def close(self) -> None:
         """Deliver what waits, for a few seconds at most."""
 
-    def _context(self, parent: str | None) -> Context | None:
-        # OpenTelemetry's own tracer that does nothing would pass a producer's context on.
-        if parent is None or not self._measures:
-            return None
-        return _PROPAGATOR.extract({TRACEPARENT: parent}, Context())
-
 
 #: Measures nothing.
 NO_TRACER = Tracer()
+
+
+def _context(parent: str | None) -> Context | None:
+    return None if parent is None else _PROPAGATOR.extract({TRACEPARENT: parent}, Context())
 
 
 def _traceparent(span: trace.Span) -> str | None:

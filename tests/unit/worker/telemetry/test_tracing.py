@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.trace import get_current_span
 from pydantic import ValidationError
 
 from detection.errors import SettingsError
@@ -69,6 +71,22 @@ def test_a_collector_without_the_library_is_a_setting_that_cannot_be_used(
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"UNLATENT_TRACING__ENDPOINT.*unlatent\[tracing\]"):
         build_tracer(Tracing(endpoint=NOWHERE), service="s")
+
+
+def test_without_a_collector_a_foreign_trace_is_left_alone() -> None:
+    """The trace of a program around ours is neither passed on nor added to."""
+    with TracerProvider().get_tracer("theirs").start_as_current_span("theirs") as theirs:
+        NO_TRACER.note(attempt=2)
+        with NO_TRACER.span("check", parent=PRODUCER):
+            NO_TRACER.note(attempt=3)
+            assert get_current_span() is theirs
+            assert NO_TRACER.traceparent() is None
+        assert NO_TRACER.traceparent() is None
+        for parent in (None, PRODUCER):
+            assert NO_TRACER.record("forward", begun_s=0, ended_s=1, parent=parent) is None
+        assert message_headers(NO_TRACER).get("traceparent") is None
+    assert isinstance(theirs, ReadableSpan)
+    assert not theirs.attributes
 
 
 @pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://collector:4317", "http://"])
