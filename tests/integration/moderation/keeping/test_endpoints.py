@@ -224,6 +224,66 @@ def test_nobody_is_told_to_act_on_an_image_that_is_gone(
         assert {told["data"]["image_id"] for told in flags} == {str(stays)}
 
 
+@pytest.fixture
+def decisions_told(hooked: Settings) -> Settings:
+    """Both endpoints are told of decisions alone."""
+    webhooks = hooked.webhooks.model_copy(update={"topics": ["decision"]})
+    told = hooked.model_copy(update={"webhooks": webhooks})
+    assert told.postgres.owner_url is not None
+    write_sql_settings(told.postgres.owner_url.get_secret_value(), told)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("before", "overturns"),
+    [
+        ("SELECT", False),
+        ("UPDATE app.outbox SET attempts = 1 WHERE endpoint = 'main'", True),
+        ("UPDATE app.outbox SET attempts = 1, delivered_at = now() WHERE endpoint = 'main'", True),
+        ("UPDATE app.outbox SET attempts = 3, dead_at = now() WHERE endpoint = 'main'", True),
+    ],
+    ids=["waits", "was tried", "was delivered", "was given up"],
+)
+@pytest.mark.usefixtures("decisions_told")
+def test_an_undone_decision_leaves_to_all_endpoints_or_to_none(
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+    before: str,
+    overturns: bool,
+) -> None:
+    """Once one endpoint heard of it, both hear of it and of what took its place."""
+    image, one = scored(), desk()
+    first = one.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
+    superuser.execute(before)
+    one.value("SELECT moderation.undo(%s, 'real', 'real_original')", image)
+    rows = superuser.execute(
+        "SELECT endpoint, payload ->> 'decision', (payload ->> 'overturns')::bigint"
+        " FROM app.outbox ORDER BY (payload ->> 'decision_id')::bigint, endpoint DESC"
+    ).fetchall()
+    undone = [("main", "generated", None), ("archive", "generated", None)]
+    instead = first if overturns else None
+    assert rows == undone * overturns + [("main", "real", instead), ("archive", "real", instead)]
+
+
+@pytest.mark.usefixtures("decisions_told")
+def test_an_undone_decision_is_not_replayed_to_an_endpoint_that_was_off(
+    engine: Engine,
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+) -> None:
+    """What was written for an endpoint that is switched off goes with the undone decision."""
+    superuser.execute(
+        "INSERT INTO app.webhook_endpoints (name, switched_off_at, last_error)"
+        " VALUES ('archive', now(), 'refused')"
+    )
+    image, one = scored(), desk()
+    one.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
+    one.value("SELECT moderation.undo(%s, 'real', 'real_original')", image)
+    assert [letter.payload["decision"] for letter in dead_letters(engine)] == ["real"]
+
+
 NO_SECRETS = ("", " ", "whsec_", "whsec_====", "whsec_QUJD", "not base64!")
 
 
