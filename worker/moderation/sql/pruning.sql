@@ -14,19 +14,32 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
         )
 $$;
 
--- Removes at most `most` rows of one kind that are older than `age`; returns how many it looked at,
--- less than `most` when nothing was left. Two at once share the work of the kinds that keep nothing;
+-- Removes at most `most` rows of one kind, and never more than 10,000, that are older than the owner
+-- had written into app.config: whoever calls it cannot have younger ones removed, and without a time
+-- there nothing goes. Returns how many it looked at, less than `most` when nothing was left. Two at once share the work of the kinds that keep nothing;
 -- of the others one does it. Those are read in the order of their numbers, which is about that of
 -- time, from where the last batch ended, so that what is kept is not read again and again; once a
 -- day from the front, because a hold may have been lifted.
 CREATE OR REPLACE FUNCTION app.prune(
-    kind text, age interval, most integer, OUT looked bigint, OUT removed bigint
+    kind text, most integer, OUT looked bigint, OUT removed bigint
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     place app.prune_cursors;
     last bigint;
+    age interval := (
+        SELECT c.value::float8 * interval '1 day' FROM app.config c WHERE c.name = kind || '_days'
+    );
 BEGIN
+    IF kind NOT IN ('outbox', 'removals', 'leases', 'audit') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'no kind ' || kind;
+    END IF;
+    looked := 0;
+    removed := 0;
+    IF age IS NULL THEN
+        RETURN;
+    END IF;
+    most := least(most, 10000);
     IF kind = 'outbox' THEN
         WITH gone AS (
             DELETE FROM app.outbox o WHERE o.id IN (
@@ -49,15 +62,11 @@ BEGIN
         )
         SELECT count(*), count(*) INTO looked, removed FROM gone;
         RETURN;
-    ELSIF kind NOT IN ('leases', 'audit') THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'no kind ' || kind;
     END IF;
     INSERT INTO app.prune_cursors AS c (kind) VALUES (prune.kind) ON CONFLICT DO NOTHING;
     SELECT * INTO place FROM app.prune_cursors c WHERE c.kind = prune.kind
     FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
-        looked := 0;
-        removed := 0;
         RETURN;
     END IF;
     IF place.began_at < now() - interval '1 day' THEN

@@ -249,6 +249,7 @@ def test_an_undone_decision_leaves_to_all_endpoints_or_to_none(
     desk: Callable[..., Any],
     scored: Callable[..., UUID],
     superuser: psycopg.Connection,
+    *,
     before: str,
     overturns: bool,
 ) -> None:
