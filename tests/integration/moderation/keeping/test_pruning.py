@@ -132,6 +132,24 @@ def test_the_history_of_an_image_stays_while_somebody_may_ask(
     assert held not in left(superuser, "leases")
 
 
+def test_a_hold_on_another_row_of_the_object_and_a_second_opinion_keep_the_history(
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    engine: Engine,
+    superuser: psycopg.Connection,
+) -> None:
+    """What is held is the stored object, and what one person thought of an image is history too."""
+    held = scored(0.99, key="twice.jpg", version_id="v1")
+    twin, doubted, _plain = scored(0.99), scored(0.99), scored(0.99)
+    superuser.execute("UPDATE app.images SET key = 'twice.jpg' WHERE id = %s", [twin])
+    desk(lead=True).value("SELECT moderation.place_hold(%s, 'a court')", held)
+    desk().value("SELECT moderation.opinion(%s, 'real', 'real_original')", doubted)
+    age(superuser, 2)
+    assert prune(engine, DAY)["leases"] == 1
+    assert left(superuser, "leases").keys() == {held, twin, doubted}
+    assert {held, twin, doubted} <= left(superuser, "audit_log").keys()
+
+
 def test_batches_go_on_until_nothing_is_left(
     scored: Callable[..., UUID],
     engine: Engine,
