@@ -10,6 +10,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from detection.errors import SettingsError
 from tests.integration.moderation.test_webhooks import OLD_SECRET, SECRET, Receiver, make_due
+from tests.support.processes.worker_process import WorkerProcess
 from tests.support.waiting import eventually
 from worker.ledger.interface import Removal
 from worker.ledger.postgres import PostgresLedger
@@ -121,6 +122,27 @@ def test_a_hanging_endpoint_holds_no_other_one_up(
     eventually(lambda: len(main.got) >= 3, what="the end of the hanging")
 
 
+def test_an_endpoint_that_hangs_at_the_start_holds_no_other_one_up(
+    hooked: Settings,
+    receivers: tuple[Receiver, Receiver],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+) -> None:
+    """`unlatent webhooks run` begins with every endpoint by itself."""
+    main, archive = receivers
+    main.plan.extend(["hang"] * 10)
+    scored(0.99)
+    patient = hooked.model_copy(
+        update={"webhooks": hooked.webhooks.model_copy(update={"timeout_s": 600.0})}
+    )
+    with WorkerProcess(patient, module="worker", arguments=["webhooks", "run"]):
+        eventually(lambda: bool(archive.got), what="the message at the other endpoint")
+        ended = "SELECT count(*) FROM app.outbox WHERE endpoint = 'main' AND last_error IS NOT NULL"
+        assert superuser.execute(ended).fetchone() == (0,)
+        main.plan.clear()
+        main.released.set()
+
+
 def test_a_dead_endpoint_is_switched_off_and_on(
     engine: Engine,
     hooked: Settings,
@@ -182,9 +204,15 @@ def test_an_endpoint_that_answers_again_starts_anew(
 def test_what_waits_for_an_endpoint_that_is_gone_is_given_up(
     engine: Engine, hooked: Settings, scored: Callable[..., UUID]
 ) -> None:
-    """Messages for a name that left the settings do not wait for ever."""
+    """Messages for a name that left the database's settings do not wait for ever, others do."""
     scored(0.99)
-    dispatcher = Dispatcher(engine, hooked.webhooks.model_copy(update={"endpoints": {}}))
+    fewer = hooked.model_copy(
+        update={"webhooks": hooked.webhooks.model_copy(update={"endpoints": {}})}
+    )
+    dispatcher = Dispatcher(engine, fewer.webhooks)
+    assert dispatcher.give_up_unknown() == 0
+    assert fewer.postgres.owner_url is not None
+    write_sql_settings(fewer.postgres.owner_url.get_secret_value(), fewer)
     assert dispatcher.give_up_unknown() == 1
     (letter,) = dead_letters(engine)
     assert letter.endpoint == "archive"
