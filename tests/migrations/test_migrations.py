@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, exc, inspect, text
 from sqlalchemy.pool import NullPool
 
 from tests.support.ledger_contract import scored
+from tests.support.waiting import eventually
 from worker.database.engine import SchemaOutdated, alembic_config, bootstrap, downgrade, migrate
 from worker.database.table_base import Base
 from worker.ledger import tables_training  # noqa: F401 - it knows every table
@@ -86,6 +87,54 @@ def test_two_pods_may_migrate_at_once(owner_url: str, owner: Engine) -> None:
         other.execute(text("SELECT pg_advisory_unlock(hashtext('alembic'))"))
         waiting.result(timeout=60)
     assert "images" in inspect(owner).get_table_names("app")
+
+
+def waits(owner: Engine, query: str) -> int | None:
+    """Return the process of the migration that waits for a lock in such a statement, if any."""
+    with owner.connect() as connection:
+        process: int | None = connection.scalar(
+            text(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+                " AND application_name = 'unlatent-migrate' AND wait_event_type = 'Lock'"
+                " AND query LIKE :query"
+            ),
+            {"query": f"{query}%"},
+        )
+    return process
+
+
+def test_an_index_that_was_cut_short_is_made_again(owner_url: str, owner: Engine) -> None:
+    """A migration that ended while it made an index leaves nothing in the way of the next try."""
+    downgrade(owner_url, "0013")
+    with ThreadPoolExecutor(1) as pool, owner.connect() as other:
+        other.execute(text("INSERT INTO app.object_removals (bucket, key) VALUES ('b', 'k')"))
+        cut_short = pool.submit(migrate, owner_url)
+        making = "CREATE INDEX CONCURRENTLY"
+        eventually(lambda: waits(owner, making) is not None, what="the making of an index")
+        other.execute(text("SELECT pg_cancel_backend(:pid)"), {"pid": waits(owner, making)})
+        with pytest.raises(exc.OperationalError, match="cancel"):
+            cut_short.result(timeout=60)
+        other.commit()
+    migrate(owner_url)
+    with owner.connect() as connection:
+        unfinished = connection.scalars(
+            text("SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid")
+        ).all()
+    assert unfinished == []
+    command.check(alembic_config(owner_url))
+
+
+def test_a_verdict_that_is_being_recorded_is_let_through(owner_url: str, owner: Engine) -> None:
+    """A migration waits for whoever writes a verdict and then a message, and holds nothing up."""
+    downgrade(owner_url, "0013")
+    with ThreadPoolExecutor(1) as pool, owner.connect() as other:
+        other.execute(text("LOCK TABLE app.verdicts IN ROW EXCLUSIVE MODE"))
+        migrating = pool.submit(migrate, owner_url)
+        for table in ("leases", "decisions", "outbox"):
+            eventually(lambda: waits(owner, "") is not None, what="the migration")
+            other.execute(text(f"LOCK TABLE app.{table} IN ROW EXCLUSIVE MODE NOWAIT"))
+        other.commit()
+        migrating.result(timeout=60)
 
 
 def test_the_schema_of_a_newer_release_stays_as_it_is(owner_url: str, owner: Engine) -> None:

@@ -335,9 +335,10 @@ def run(
     with queries.engine(context) as engine:
         dispatcher = Dispatcher(engine, settings.webhooks)
         dispatcher.give_up_unknown()
-        typer.echo(f"{dispatcher.send_due()} delivered")
         if once:
+            typer.echo(f"{dispatcher.send_due()} delivered")
             return
+        typer.echo(f"sending to {', '.join(dispatcher.endpoints)}")
         # Back-offs end without a notification: look again at least that often.
         for _ in listen(
             settings.postgres.url.get_secret_value(),

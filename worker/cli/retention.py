@@ -31,6 +31,9 @@ Image = Annotated[UUID, typer.Argument(help="The image.")]
 Minutes = Annotated[int, typer.Option(help="How long links work.", min=1)]
 Why = Annotated[str, typer.Option(help="Why, for the record.")]
 
+#: A moment as `--since` and `--until` take it.
+_MOMENT = "%Y-%m-%dT%H:%M:%S"
+
 
 @commands.command()
 def link(context: typer.Context, image: Image, minutes: Minutes = 10) -> None:
@@ -181,30 +184,38 @@ def dsa(
     context: typer.Context,
     since: Annotated[datetime, typer.Option(help="Restrictions that began from then on (UTC).")],
     until: Annotated[
-        datetime | None, typer.Option(help="And before then (UTC); now unless given.")
+        datetime | None, typer.Option(help="And before then (UTC); 15 minutes ago unless given.")
     ] = None,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where the files go, one a call of the API.")
     ] = Path("dsa"),
 ) -> None:
     """Write statements of reasons for the DSA Transparency Database, 100 a file; send nothing."""
-    from worker.moderation.dsa_statements import calls
+    from worker.moderation.dsa_statements import calls, latest_end
 
     settings = cli.of(context).settings().dsa
-    ends = datetime.now(UTC) if until is None else until.replace(tzinfo=UTC)
+    begins = since.replace(tzinfo=UTC)
     count = files = 0
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise SettingsError(f"--out {out}: not empty; old statements would be sent again")
-        with queries.engine(context) as engine:
-            for call in calls(engine, settings, since=since.replace(tzinfo=UTC), until=ends):
+    with queries.engine(context) as engine:
+        latest = latest_end(engine)
+        ends = latest if until is None else until.replace(tzinfo=UTC)
+        if ends > latest:
+            raise typer.BadParameter(
+                f"--until {ends:{_MOMENT}}: at most {latest:{_MOMENT}}, a quarter of an hour ago, "
+                "because what is being decided would be in no export"
+            )
+        if begins > ends:
+            raise typer.BadParameter(f"--since {begins:{_MOMENT}}: after {ends:{_MOMENT}}")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if any(out.iterdir()):
+                raise SettingsError(f"--out {out}: not empty; old statements would be sent again")
+            for call in calls(engine, settings, since=begins, until=ends):
                 files += 1
                 count += len(call["statements"])
                 body = json.dumps(call, indent=1)
                 (out / f"statements-{files:05d}.json").write_text(body + "\n")
-    except OSError as error:
-        raise SettingsError(f"--out {out}: {error.strerror}") from error
+        except OSError as error:
+            raise SettingsError(f"--out {out}: {error.strerror}") from error
     typer.echo(f"{count} statements of reasons in {files} files in {out}")
-    if count:
-        typer.echo(f"the next export: --since {ends:%Y-%m-%dT%H:%M:%S}")
+    typer.echo(f"the next export: --since {ends:{_MOMENT}}")

@@ -8,6 +8,7 @@ uploader, no moderator, no note, no key. What a verdict may lead to is in docs/l
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
@@ -77,6 +78,19 @@ _FLAGGED = """
     ORDER BY v.id
     LIMIT :most
 """
+
+
+def latest_end(engine: Engine) -> datetime:
+    """Return the latest moment that an export may reach to, a whole second, with a time zone.
+
+    A row is stamped before its transaction ends, by the clock of the database. A quarter of an hour
+    is longer than any transaction that scores or decides: what began before then can be seen.
+    """
+    with transaction(engine) as connection:
+        end: datetime = connection.execute(
+            text("SELECT date_trunc('second', clock_timestamp() - interval '15 minutes')")
+        ).scalar_one()
+    return end.astimezone(UTC)
 
 
 def calls(

@@ -8,7 +8,6 @@ after a shorter limit, goes within hours and holds nobody up.
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -38,25 +37,23 @@ def kept_days(settings: Retention) -> dict[str, float | None]:
 
 
 def prune(engine: Engine, settings: Retention) -> dict[str, int]:
-    """Remove rows that are older than the settings keep; return how many of each kind.
+    """Remove rows that are older than the database was told to keep; return how many of each kind.
 
-    Raises `LedgerUnavailable`.
+    `unlatent migrate` tells it, out of the settings of retention. Raises `LedgerUnavailable`.
     """
-    limits = {kind: days for kind, days in kept_days(settings).items() if days is not None}
-    removed = dict.fromkeys(limits, 0)
-    left = dict(limits)
+    left = list(kept_days(settings))
+    removed = dict.fromkeys(left, 0)
     ends = time.monotonic() + settings.prune_every_s / 2
     while left and time.monotonic() < ends:
         # In turns, so that one kind with much to do does not keep the others waiting.
-        for kind, days in list(left.items()):
+        for kind in list(left):
             with transaction(engine) as connection:
                 done = connection.execute(
-                    text("SELECT * FROM app.prune(:kind, :age, :most)"),
-                    {"kind": kind, "age": timedelta(days=days), "most": BATCH},
+                    text("SELECT * FROM app.prune(:kind, :most)"), {"kind": kind, "most": BATCH}
                 ).one()
             removed[kind] += done.removed
             if done.looked < BATCH:
-                del left[kind]
+                left.remove(kind)
     if any(removed.values()):
         _log.info("rows_pruned", **removed)
     return removed

@@ -196,7 +196,7 @@ GRANT EXECUTE ON FUNCTION
     app.tier_of(float8, text, float8, float8, float8),
     app.check_breakers(),
     app.keep_counts(),
-    app.prune(text, interval, integer),
+    app.prune(text, integer),
     app.notify(text, text),
     app.rows_of_object(uuid),
     app.is_held(uuid),

@@ -26,12 +26,13 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from uuid import UUID
 
 import structlog
-from sqlalchemy import case, func, select, update
+from sqlalchemy import all_, case, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from detection.errors import SettingsError
 from worker.ledger.interface import State
 from worker.ledger.tables import Image, OutboxMessage, WebhookEndpoint
+from worker.ledger.tables_moderation import ConfigEntry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,11 +190,24 @@ class Dispatcher:
         return sum(self._send(message) for name in names for message in self._take(name, limit))
 
     def give_up_unknown(self) -> int:
-        """Give up what waits for endpoints that are in the settings no more; return how many."""
+        """Give up what waits for endpoints that are in the settings no more; return how many.
+
+        Whoever writes messages asks the database which endpoints there are, as `unlatent migrate`
+        told it. This process may have older settings, or newer ones.
+        """
+        kept = func.string_to_array(
+            func.coalesce(
+                select(ConfigEntry.value)
+                .where(ConfigEntry.name == "webhook_endpoints")
+                .scalar_subquery(),
+                MAIN,
+            ),
+            ",",
+        )
         with self._engine.begin() as connection:
             return connection.execute(
                 update(OutboxMessage)
-                .where(_waiting(), OutboxMessage.endpoint.not_in(list(self.endpoints)))
+                .where(_waiting(), OutboxMessage.endpoint != all_(kept))
                 .values(dead_at=_NOW, last_error="this endpoint is not in the settings any more")
             ).rowcount
 

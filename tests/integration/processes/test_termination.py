@@ -22,7 +22,7 @@ def test_a_command_without_a_gentler_end_still_ends(settings: Settings) -> None:
         update={"webhooks": Webhooks(url="http://127.0.0.1:9/", secret=SecretStr("s" * 32))}
     )
     with WorkerProcess(settings, module="worker", arguments=["webhooks", "run"]) as process:
-        eventually(lambda: "delivered" in process.log.read_text(), what="the first look")
+        eventually(lambda: "sending" in process.log.read_text(), what="the first look")
         status = Path(f"/proc/{process.process.pid}/status").read_text()
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
         assert int(caught.split()[1], 16) & 1 << signal.SIGTERM - 1

@@ -54,6 +54,20 @@ BEGIN
 END
 $$;
 
+-- The rows that tell of a decision of a moment ago, locked, found by the two indexes of the outbox.
+CREATE OR REPLACE FUNCTION app.outbox_of(told app.decisions) RETURNS SETOF app.outbox
+LANGUAGE sql SET search_path = pg_catalog, app, pg_temp AS $$
+    SELECT o.* FROM app.outbox o
+    WHERE o.topic = 'decision' AND (o.payload ->> 'decision_id')::bigint = told.id
+      AND (
+        (o.delivered_at IS NULL AND o.dead_at IS NULL AND o.next_attempt_at >= told.created_at)
+        OR ((o.delivered_at IS NOT NULL OR o.dead_at IS NOT NULL)
+            AND coalesce(o.delivered_at, o.dead_at) >= told.created_at)
+      )
+    ORDER BY o.id
+    FOR UPDATE
+$$;
+
 -- `undone` is the caller's own decision of a moment ago, which the new one takes the place of.
 DROP FUNCTION IF EXISTS app.record_decision(app.images, text, text, text, text, bigint);
 CREATE OR REPLACE FUNCTION app.record_decision(
@@ -66,7 +80,7 @@ DECLARE
     is_blind boolean := app.is_blind(image.id);
     claim app.claims;
     told jsonb := to_jsonb(overturned);
-    unsent app.outbox;
+    unsent jsonb;
     made bigint;
 BEGIN
     -- Closing the caller's claim; the time to decision is measured from it.
@@ -92,20 +106,23 @@ BEGIN
         ) || app.what_was_seen(image.id, is_blind)
     );
     PERFORM app.notify('unlatent_decisions', '');
-    -- An undone decision that has not left yet never leaves, and no receiver hears of its id.
+    -- An undone decision that has not left yet never leaves, and no receiver hears of its id. An
+    -- endpoint that is switched off has its row among the dead, which somebody may replay. One
+    -- endpoint that heard of it hears of what takes its place, and then all do.
     IF undone.id IS NOT NULL THEN
-        DELETE FROM app.outbox o
-        WHERE o.topic = 'decision' AND (o.payload ->> 'decision_id')::bigint = undone.id
-          AND o.delivered_at IS NULL AND o.dead_at IS NULL AND o.attempts = 0
-          AND o.next_attempt_at BETWEEN undone.created_at AND undone.created_at + '1 min'::interval
-          -- One endpoint that heard of it hears of what takes its place.
-          AND NOT EXISTS (
-            SELECT FROM app.outbox x WHERE x.message_id = o.message_id AND x.attempts > 0
-              AND x.delivered_at IS NULL AND x.dead_at IS NULL
-          )
-        RETURNING * INTO unsent;
+        PERFORM app.outbox_of(undone);
+        WITH rows AS MATERIALIZED (
+            SELECT * FROM app.outbox_of(undone)
+        ), gone AS (
+            DELETE FROM app.outbox o
+            WHERE o.id IN (SELECT r.id FROM rows r) AND NOT EXISTS (
+                SELECT FROM rows r WHERE r.attempts > 0 OR r.delivered_at IS NOT NULL
+            )
+            RETURNING o.payload
+        )
+        SELECT g.payload INTO unsent FROM gone g LIMIT 1;
         IF FOUND THEN
-            told := unsent.payload -> 'overturns';
+            told := unsent -> 'overturns';
         END IF;
     END IF;
     PERFORM app.emit('decision', image.id, jsonb_build_object(

@@ -1,12 +1,14 @@
 -- What is no longer needed goes, in batches that beat asks for. Nothing goes that a legal hold, an
 -- appeal or the provenance of a model may ask for.
 
--- Whether somebody may still ask how it went with an image: it is held, people judged it, a model
--- learnt from it, or it was quarantined for killing workers.
+-- Whether somebody may still ask how it went with an image: its object is held, under whichever of
+-- its rows, people judged it, if only in a second opinion or an appeal, a model learnt from it, or it
+-- was quarantined for killing workers.
 CREATE OR REPLACE FUNCTION app.is_history_kept(image uuid) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
-    SELECT EXISTS (SELECT FROM app.legal_holds h WHERE h.image_id = image AND h.lifted_at IS NULL)
+    SELECT app.is_held(image)
         OR EXISTS (SELECT FROM app.decisions d WHERE d.image_id = image)
+        OR EXISTS (SELECT FROM app.opinions o WHERE o.image_id = image)
         OR EXISTS (SELECT FROM app.appeals a WHERE a.image_id = image)
         OR EXISTS (SELECT FROM app.snapshot_items s WHERE s.image_id = image)
         OR EXISTS (
@@ -14,19 +16,33 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
         )
 $$;
 
--- Removes at most `most` rows of one kind that are older than `age`; returns how many it looked at,
--- less than `most` when nothing was left. Two at once share the work of the kinds that keep nothing;
--- of the others one does it. Those are read in the order of their numbers, which is about that of
--- time, from where the last batch ended, so that what is kept is not read again and again; once a
--- day from the front, because a hold may have been lifted.
+-- Removes at most `most` rows of one kind, never more than 10,000, that are older than the time which
+-- the owner wrote into app.config: whoever calls it cannot have younger ones removed, and where no time
+-- is written nothing goes. Returns how many it looked at, less than `most` when nothing was left. Two
+-- at once share the work of the kinds that keep nothing; of the others one does it. Those are read in
+-- the order of their numbers, which is about that of time, from where the last batch ended, so that
+-- what is kept is not read again and again; once a day from the front, because a hold may have been
+-- lifted.
 CREATE OR REPLACE FUNCTION app.prune(
-    kind text, age interval, most integer, OUT looked bigint, OUT removed bigint
+    kind text, most integer, OUT looked bigint, OUT removed bigint
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     place app.prune_cursors;
     last bigint;
+    age interval := (
+        SELECT c.value::float8 * interval '1 day' FROM app.config c WHERE c.name = kind || '_days'
+    );
 BEGIN
+    IF kind NOT IN ('outbox', 'removals', 'leases', 'audit') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'no kind ' || kind;
+    END IF;
+    looked := 0;
+    removed := 0;
+    IF age IS NULL THEN
+        RETURN;
+    END IF;
+    most := least(most, 10000);
     IF kind = 'outbox' THEN
         WITH gone AS (
             DELETE FROM app.outbox o WHERE o.id IN (
@@ -49,15 +65,11 @@ BEGIN
         )
         SELECT count(*), count(*) INTO looked, removed FROM gone;
         RETURN;
-    ELSIF kind NOT IN ('leases', 'audit') THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'no kind ' || kind;
     END IF;
     INSERT INTO app.prune_cursors AS c (kind) VALUES (prune.kind) ON CONFLICT DO NOTHING;
     SELECT * INTO place FROM app.prune_cursors c WHERE c.kind = prune.kind
     FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
-        looked := 0;
-        removed := 0;
         RETURN;
     END IF;
     IF place.began_at < now() - interval '1 day' THEN

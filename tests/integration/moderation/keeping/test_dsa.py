@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
+    import psycopg
+    from click.testing import Result
     from sqlalchemy import Engine
 
     from worker.settings import Settings
@@ -144,23 +146,56 @@ def test_illegal_content_names_its_law(
         export(engine, ground_reference=None)
 
 
+@pytest.fixture
+def unlatent(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run `unlatent export dsa` with what it needs in the environment."""
+    monkeypatch.setenv("UNLATENT_POSTGRES__URL", settings.postgres.url.get_secret_value())
+    monkeypatch.setenv("UNLATENT_DSA__GROUND_REFERENCE", OURS["ground_reference"])
+    monkeypatch.setenv("UNLATENT_DSA__EXPLANATION", OURS["explanation"])
+
+    def run(*options: str) -> Result:
+        command = ["export", "dsa", *options]
+        return CliRunner().invoke(build_app(), command, obj=Context(), catch_exceptions=False)
+
+    return run
+
+
 def test_the_command_writes_a_file_for_each_call(
     desk: Callable[..., Any],
     scored: Callable[..., UUID],
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
+    superuser: psycopg.Connection,
+    unlatent: Callable[..., Result],
     tmp_path: Path,
 ) -> None:
     """`unlatent export dsa` writes bodies, says where the next begins, and overwrites none."""
     desk().value(GENERATED, scored(0.99))
-    monkeypatch.setenv("UNLATENT_POSTGRES__URL", settings.postgres.url.get_secret_value())
-    monkeypatch.setenv("UNLATENT_DSA__GROUND_REFERENCE", OURS["ground_reference"])
-    monkeypatch.setenv("UNLATENT_DSA__EXPLANATION", OURS["explanation"])
-    command = ["export", "dsa", "--since", "2026-01-01", "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(build_app(), command, obj=Context(), catch_exceptions=False)
-    assert "1 statements of reasons in 1 files" in done.output
-    assert "--since 20" in done.output
+    superuser.execute("ALTER TABLE app.decisions DISABLE TRIGGER append_only")
+    superuser.execute("UPDATE app.decisions SET created_at = created_at - interval '1 hour'")
+    options = ["--since", "2026-01-01", "--out", str(tmp_path / "out")]
+    assert "1 statements of reasons in 1 files" in unlatent(*options).output
     (file,) = (tmp_path / "out").iterdir()
     assert len(json.loads(file.read_text())["statements"]) == 1
     with pytest.raises(SettingsError, match="not empty"):
-        CliRunner().invoke(build_app(), command, obj=Context(), catch_exceptions=False)
+        unlatent(*options)
+
+
+def test_an_export_ends_before_what_is_being_decided(
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+    unlatent: Callable[..., Result],
+    tmp_path: Path,
+) -> None:
+    """What was decided just now is left to the next export, which begins where this one ended."""
+    desk().value(GENERATED, scored(0.99))
+    out = ["--out", str(tmp_path / "out")]
+    first = unlatent("--since", "2026-01-01", *out)
+    assert "0 statements" in first.output
+    (_, began) = first.output.strip().rsplit("--since ", maxsplit=1)
+    superuser.execute("ALTER TABLE app.decisions DISABLE TRIGGER append_only")
+    superuser.execute("UPDATE app.decisions SET created_at = %s", [began + "Z"])
+    assert "1 statements" in unlatent("--since", began, *out).output
+    too_late = unlatent("--since", began, "--until", "2126-01-01", "--out", str(tmp_path / "new"))
+    assert too_late.exit_code == 2
+    assert "quarter of an hour" in " ".join(too_late.output.replace("│", "").split())
+    assert not (tmp_path / "new").exists()

@@ -10,6 +10,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from detection.errors import SettingsError
 from tests.integration.moderation.test_webhooks import OLD_SECRET, SECRET, Receiver, make_due
+from tests.support.processes.worker_process import WorkerProcess
 from tests.support.waiting import eventually
 from worker.ledger.interface import Removal
 from worker.ledger.postgres import PostgresLedger
@@ -121,6 +122,27 @@ def test_a_hanging_endpoint_holds_no_other_one_up(
     eventually(lambda: len(main.got) >= 3, what="the end of the hanging")
 
 
+def test_an_endpoint_that_hangs_at_the_start_holds_no_other_one_up(
+    hooked: Settings,
+    receivers: tuple[Receiver, Receiver],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+) -> None:
+    """`unlatent webhooks run` begins with every endpoint by itself."""
+    main, archive = receivers
+    main.plan.extend(["hang"] * 10)
+    scored(0.99)
+    patient = hooked.model_copy(
+        update={"webhooks": hooked.webhooks.model_copy(update={"timeout_s": 600.0})}
+    )
+    with WorkerProcess(patient, module="worker", arguments=["webhooks", "run"]):
+        eventually(lambda: bool(archive.got), what="the message at the other endpoint")
+        ended = "SELECT count(*) FROM app.outbox WHERE endpoint = 'main' AND last_error IS NOT NULL"
+        assert superuser.execute(ended).fetchone() == (0,)
+        main.plan.clear()
+        main.released.set()
+
+
 def test_a_dead_endpoint_is_switched_off_and_on(
     engine: Engine,
     hooked: Settings,
@@ -182,9 +204,15 @@ def test_an_endpoint_that_answers_again_starts_anew(
 def test_what_waits_for_an_endpoint_that_is_gone_is_given_up(
     engine: Engine, hooked: Settings, scored: Callable[..., UUID]
 ) -> None:
-    """Messages for a name that left the settings do not wait for ever."""
+    """Messages for a name that left the database's settings do not wait for ever, others do."""
     scored(0.99)
-    dispatcher = Dispatcher(engine, hooked.webhooks.model_copy(update={"endpoints": {}}))
+    fewer = hooked.model_copy(
+        update={"webhooks": hooked.webhooks.model_copy(update={"endpoints": {}})}
+    )
+    dispatcher = Dispatcher(engine, fewer.webhooks)
+    assert dispatcher.give_up_unknown() == 0
+    assert fewer.postgres.owner_url is not None
+    write_sql_settings(fewer.postgres.owner_url.get_secret_value(), fewer)
     assert dispatcher.give_up_unknown() == 1
     (letter,) = dead_letters(engine)
     assert letter.endpoint == "archive"
@@ -222,6 +250,67 @@ def test_nobody_is_told_to_act_on_an_image_that_is_gone(
     for receiver in receivers:
         flags = [told for told in receiver.told() if told["type"] == "verdict.flagged"]
         assert {told["data"]["image_id"] for told in flags} == {str(stays)}
+
+
+@pytest.fixture
+def decisions_told(hooked: Settings) -> Settings:
+    """Both endpoints are told of decisions alone."""
+    webhooks = hooked.webhooks.model_copy(update={"topics": ["decision"]})
+    told = hooked.model_copy(update={"webhooks": webhooks})
+    assert told.postgres.owner_url is not None
+    write_sql_settings(told.postgres.owner_url.get_secret_value(), told)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("before", "overturns"),
+    [
+        ("SELECT", False),
+        ("UPDATE app.outbox SET attempts = 1 WHERE endpoint = 'main'", True),
+        ("UPDATE app.outbox SET attempts = 1, delivered_at = now() WHERE endpoint = 'main'", True),
+        ("UPDATE app.outbox SET attempts = 3, dead_at = now() WHERE endpoint = 'main'", True),
+    ],
+    ids=["waits", "was tried", "was delivered", "was given up"],
+)
+@pytest.mark.usefixtures("decisions_told")
+def test_an_undone_decision_leaves_to_all_endpoints_or_to_none(
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+    *,
+    before: str,
+    overturns: bool,
+) -> None:
+    """Once one endpoint heard of it, both hear of it and of what took its place."""
+    image, one = scored(), desk()
+    first = one.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
+    superuser.execute(before)
+    one.value("SELECT moderation.undo(%s, 'real', 'real_original')", image)
+    rows = superuser.execute(
+        "SELECT endpoint, payload ->> 'decision', (payload ->> 'overturns')::bigint"
+        " FROM app.outbox ORDER BY (payload ->> 'decision_id')::bigint, endpoint DESC"
+    ).fetchall()
+    undone = [("main", "generated", None), ("archive", "generated", None)]
+    instead = first if overturns else None
+    assert rows == undone * overturns + [("main", "real", instead), ("archive", "real", instead)]
+
+
+@pytest.mark.usefixtures("decisions_told")
+def test_an_undone_decision_is_not_replayed_to_an_endpoint_that_was_off(
+    engine: Engine,
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+) -> None:
+    """What was written for an endpoint that is switched off goes with the undone decision."""
+    superuser.execute(
+        "INSERT INTO app.webhook_endpoints (name, switched_off_at, last_error)"
+        " VALUES ('archive', now(), 'refused')"
+    )
+    image, one = scored(), desk()
+    one.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
+    one.value("SELECT moderation.undo(%s, 'real', 'real_original')", image)
+    assert [letter.payload["decision"] for letter in dead_letters(engine)] == ["real"]
 
 
 NO_SECRETS = ("", " ", "whsec_", "whsec_====", "whsec_QUJD", "not base64!")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg import errors
 from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 
 from worker.moderation import pruning
 from worker.moderation.pruning import prune
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     import psycopg
     from sqlalchemy import Engine
 
-DAY = Retention(outbox_days=1, leases_days=1, removals_days=1, audit_days=1)
+DAYS = ("outbox_days", "leases_days", "removals_days", "audit_days")
+DAY = Retention(**dict.fromkeys(DAYS, 1))
 #: Nothing of this belongs to an image.
 LOOSE = """
     INSERT INTO app.outbox (topic, payload, delivered_at, dead_at) VALUES
@@ -49,6 +51,19 @@ def left(superuser: psycopg.Connection, table: str) -> dict[Any, int]:
     """Count the rows of a table by image."""
     query = f"SELECT image_id, count(*) FROM app.{table} GROUP BY 1"  # noqa: S608 - constants
     return dict(superuser.execute(query).fetchall())
+
+
+def tell(settings: Settings, retention: Retention) -> None:
+    """Have the owner write into the database for how long rows are kept."""
+    assert settings.postgres.owner_url is not None
+    told = settings.model_copy(update={"retention": retention})
+    write_sql_settings(settings.postgres.owner_url.get_secret_value(), told)
+
+
+@pytest.fixture(autouse=True)
+def kept_for_a_day(settings: Settings, engine: Engine) -> None:  # noqa: ARG001 - the database
+    """The database is told to keep rows of every kind for a day."""
+    tell(settings, DAY)
 
 
 def value(engine: Engine, name: str, kind: str) -> float | None:
@@ -117,11 +132,28 @@ def test_the_history_of_an_image_stays_while_somebody_may_ask(
     assert held not in left(superuser, "leases")
 
 
+def test_a_hold_on_another_row_of_the_object_and_a_second_opinion_keep_the_history(
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    engine: Engine,
+    superuser: psycopg.Connection,
+) -> None:
+    """What is held is the stored object, and what one person thought of an image is history too."""
+    held = scored(0.99, key="twice.jpg", version_id="v1")
+    twin, doubted, _plain = scored(0.99), scored(0.99), scored(0.99)
+    superuser.execute("UPDATE app.images SET key = 'twice.jpg' WHERE id = %s", [twin])
+    desk(lead=True).value("SELECT moderation.place_hold(%s, 'a court')", held)
+    desk().value("SELECT moderation.opinion(%s, 'real', 'real_original')", doubted)
+    age(superuser, 2)
+    assert prune(engine, DAY)["leases"] == 1
+    assert left(superuser, "leases").keys() == {held, twin, doubted}
+    assert {held, twin, doubted} <= left(superuser, "audit_log").keys()
+
+
 def test_batches_go_on_until_nothing_is_left(
     scored: Callable[..., UUID],
     engine: Engine,
     superuser: psycopg.Connection,
-    settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """More than a batch goes in one run, and the gauges say what is due before and after."""
@@ -129,9 +161,6 @@ def test_batches_go_on_until_nothing_is_left(
         scored(0.1)
     age(superuser, 3)
     superuser.execute(LOOSE)
-    assert settings.postgres.owner_url is not None
-    hooked = settings.model_copy(update={"retention": DAY})
-    write_sql_settings(settings.postgres.owner_url.get_secret_value(), hooked)
     assert value(engine, "prune_overdue_rows", "leases") == 5
     assert value(engine, "prune_overdue_rows", "outbox") == 2
     overdue_s = value(engine, "prune_overdue_seconds", "leases")
@@ -145,14 +174,29 @@ def test_batches_go_on_until_nothing_is_left(
 
 
 def test_nothing_goes_unless_a_time_is_set(
-    scored: Callable[..., UUID], engine: Engine, superuser: psycopg.Connection
+    scored: Callable[..., UUID],
+    engine: Engine,
+    superuser: psycopg.Connection,
+    settings: Settings,
 ) -> None:
     """Without days there is no pruning of that kind, however old its rows are."""
     scored(0.1)
     age(superuser, 3000)
     kept = Retention(outbox_days=None, leases_days=None, removals_days=None, audit_days=None)
-    assert prune(engine, kept) == {}
+    tell(settings, kept)
+    assert not any(prune(engine, DAY).values())
     assert Retention().audit_days is None
+
+
+def test_the_login_of_a_worker_cannot_have_younger_rows_removed(
+    scored: Callable[..., UUID], engine: Engine, superuser: psycopg.Connection
+) -> None:
+    """What a worker's settings say of the time changes nothing, nor can it change what counts."""
+    scored(0.1)
+    assert not any(prune(engine, Retention(**dict.fromkeys(DAYS, 1e-9))).values())
+    assert left(superuser, "audit_log")
+    with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
+        connection.execute(text("UPDATE app.config SET value = '0' WHERE name = 'audit_days'"))
 
 
 def test_nobody_but_pruning_deletes_from_the_audit(
