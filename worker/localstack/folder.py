@@ -1,7 +1,7 @@
 """The folder of a local stack: what makes it ours, and what in it may be removed.
 
-Only a folder with our marker is a stack's, and only names that a stack makes are ever removed: a
-mistyped path costs nothing.
+Only a folder with our marker is a stack's, and only names that a stack makes and that its marker
+lists are ever removed: a mistyped path costs nothing. The list grows as later releases make more.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,20 @@ _MARK = (
     "This folder is a local stack of unlatent; `unlatent --stack FOLDER down --delete` ends it.\n"
 )
 
+#: What stacks make whose marker lists no names yet.
+_EARLIER_NAMES = frozenset(
+    {"pgdata", "pgpassword", "binaries", "redis", "s3"}
+    | {
+        f"{server}.{kind}"
+        for server in ("postgres", "redis", "s3")
+        for kind in ("pid", "partial", "log")
+    }
+    | {
+        name
+        for file in ("stack.json", "stack.env", "pgpass")
+        for name in (file, f".{file}.partial")
+    }
+)
 #: What stacks had before there was a marker: the secrets in their stack.json, and one more file.
 _EARLIER_SECRETS = {
     "superuser_password",
@@ -59,7 +74,15 @@ def claim(folder: Path, names: Collection[str]) -> None:
             what = ", ".join(foreign)
             message = f"{folder} is no local stack and holds {what}: choose another folder"
             raise LocalStackError(message) from None
-    (folder / MARKER).write_text(_MARK)
+    _list_names(folder, names)
+
+
+def claim_more(folder: Path, names: Collection[str]) -> None:
+    """List names as the stack's that its marker does not, but for those that are in use."""
+    listed = _listed_names(folder)
+    free = {name for name in names if not os.path.lexists(folder / name)}
+    if free - listed:
+        _list_names(folder, free | listed)
 
 
 @contextlib.contextmanager
@@ -74,7 +97,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove(folder: Path, names: Collection[str]) -> list[str]:
-    """Remove our names, the marker last, and the folder if nothing else is in it.
+    """Remove our names that are listed, the marker last, and the folder if it is empty then.
 
     Returns the names of what is left. Links are removed, never what they lead to. Raises
     `LocalStackError`, and removes nothing, in a folder that is no stack's.
@@ -82,7 +105,8 @@ def remove(folder: Path, names: Collection[str]) -> list[str]:
     if not is_stack(folder):
         message = f"{folder} is no local stack (it has no {MARKER}): nothing was removed"
         raise LocalStackError(message)
-    remove_names(folder, [*names, MARKER])
+    listed = _listed_names(folder)
+    remove_names(folder, [*(name for name in names if name in listed), MARKER])
     left = sorted(path.name for path in folder.iterdir())
     if not left:
         folder.resolve().rmdir()
@@ -97,6 +121,19 @@ def remove_names(folder: Path, names: Collection[str]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _list_names(folder: Path, names: Collection[str]) -> None:
+    # In place: whoever waits for the lock has this very file open.
+    (folder / MARKER).write_text(_MARK + "".join(f"{name}\n" for name in sorted(names)))
+
+
+def _listed_names(folder: Path) -> frozenset[str]:
+    try:
+        lines = (folder / MARKER).read_text().splitlines()[1:]
+    except FileNotFoundError:
+        lines = []
+    return frozenset(lines) or _EARLIER_NAMES
 
 
 def _is_earlier_stack(folder: Path) -> bool:

@@ -26,7 +26,7 @@ from worker.localstack.commands import (
     ConsoleServer,
     WorkerServer,
 )
-from worker.localstack.folder import claim, is_stack, locked, remove
+from worker.localstack.folder import claim, claim_more, is_stack, locked, remove
 from worker.localstack.processes import LOOPBACK, LocalStackError, Server
 from worker.localstack.servers import PostgresServer, S3Server, ValkeyServer
 
@@ -207,6 +207,7 @@ class LocalStack:
         """
         claim(self.folder, self._names)
         with locked(self.folder):
+            claim_more(self.folder, self._names)
             self._agree()
             if self.owned and self._guard is None:
                 if any(server.running for server in self.servers):

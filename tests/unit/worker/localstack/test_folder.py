@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from worker.localstack import LocalStack, LocalStackError
-from worker.localstack.folder import MARKER, claim, is_stack, locked, remove
+from worker.localstack.folder import MARKER, claim, claim_more, is_stack, locked, remove
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,6 +123,23 @@ def test_a_stack_of_an_earlier_release_is_known_by_its_secrets(tmp_path: Path) -
         assert (tmp_path / MARKER).read_text().startswith("This folder is a local stack")
     assert remove(tmp_path, NAMES) == []
     assert not tmp_path.exists()
+
+
+def test_what_only_later_releases_make_is_not_ours_in_an_earlier_stack(tmp_path: Path) -> None:
+    """Files that were there before a release made ones of that name stay; others become ours."""
+    folder = tmp_path / "var"
+    claim(folder, ["stack.json"])
+    (folder / MARKER).write_text((folder / MARKER).read_text().splitlines()[0] + "\n")
+    (folder / "run").mkdir()
+    (folder / "run" / "bridge.alive").touch()
+    (folder / "worker.log").write_text("mine")
+    (folder / "redis").mkdir()
+    stack = LocalStack(folder)
+    claim_more(folder, stack._names)
+    (folder / "beat.log").touch()
+    assert stack.delete() == ["run", "worker.log"]
+    assert (folder / "run" / "bridge.alive").exists()
+    assert (folder / "worker.log").read_text() == "mine"
 
 
 def test_of_two_who_make_a_stack_at_once_the_second_is_told(tmp_path: Path) -> None:
