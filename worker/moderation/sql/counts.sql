@@ -296,8 +296,9 @@ BEGIN
 END
 $$;
 
--- Counts everything anew. The tables stand still meanwhile: readers go on, workers wait. Days are
--- written out, because a function call for each of many million rows would take longer than the rest.
+-- Counts everything anew. The tables stand still meanwhile: readers go on, workers wait. (Where an
+-- installation had to drop the views before, readers of the views wait, too.) Days are written out,
+-- because a function call for each of many million rows would take longer than the rest.
 CREATE OR REPLACE FUNCTION app.recount() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
     SET work_mem = '256MB'  -- it joins whole tables, once
