@@ -177,6 +177,7 @@ def add_webhook_endpoints() -> None:
         "webhook_endpoints",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("failed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("switched_off_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_webhook_endpoints")),

@@ -67,6 +67,20 @@ def test_unchanged_files_are_left_alone(owner_url: str, superuser: psycopg.Conne
     assert installed(superuser) == before
 
 
+def test_no_reader_of_a_table_waits_for_an_installation(superuser: psycopg.Connection) -> None:
+    """The first installation counts for minutes: until it ends it locks nobody out of a table."""
+    superuser.execute("COMMENT ON SCHEMA moderation IS 'of an earlier release'")
+    with superuser.transaction():
+        superuser.execute("SET LOCAL ROLE unlatent_owner")
+        assert sql_files.install_changed_sql(superuser)
+        shut = superuser.execute(
+            "SELECT l.relation::regclass::text FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+            " WHERE l.pid = pg_backend_pid() AND l.mode = 'AccessExclusiveLock'"
+            " AND c.relnamespace = 'app'::regnamespace AND c.relkind = 'r'"
+        ).fetchall()
+    assert shut == []
+
+
 def test_a_view_gets_a_column(owner_url: str, superuser: psycopg.Connection, files: Path) -> None:
     """A changed file is installed without a new revision."""
     change(files, "views", TODAY, APPENDED)

@@ -436,12 +436,13 @@ class OutboxMessage(Base):
 
 
 class WebhookEndpoint(Base):
-    """How one endpoint fares: since when it takes nothing, when it was switched off for that."""
+    """How one endpoint fares: since when it fails, when it last did, when it was switched off."""
 
     __tablename__ = "webhook_endpoints"
 
     name: Mapped[str] = mapped_column(primary_key=True)
     failing_since: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
     switched_off_at: Mapped[datetime | None]
     last_error: Mapped[str | None]
 

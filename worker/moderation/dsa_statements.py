@@ -29,7 +29,8 @@ STATEMENTS_A_CALL = 100
 
 # A restriction begins with the decision that the image is generated, and ends with one that says
 # otherwise; repeated decisions change nothing. Where flags restrict by themselves it began with the
-# flag, and the decision that confirms it is no second restriction.
+# flag, and the decision that confirms it is no second restriction, nor is a flag of an image that a
+# person had found to be generated. What was confirmed is told also of an image that left later.
 _DECIDED = """
     SELECT d.id, d.image_id, d.created_at AS begun_at, d.why_reviewed, c.words, v.label, v.tier,
         v.model_version, v.operating_point, coalesce(i.uploaded_at, i.created_at) AS stored_at
@@ -65,7 +66,13 @@ _FLAGGED = """
     WHERE v.role = 'champion' AND (v.tier <> 'allow' OR v.label <> 'real')
         AND v.tier IN ('flag', 'flag_high')
         AND v.scored_at >= :since AND v.scored_at < :until AND v.id > :after
-        AND i.state = 'scored' AND i.erased_at IS NULL
+        AND ((i.state = 'scored' AND i.erased_at IS NULL) OR EXISTS (
+            SELECT FROM app.decisions x WHERE x.image_id = v.image_id
+        ))
+        AND 'generated' IS DISTINCT FROM (
+            SELECT x.decision FROM app.decisions x
+            WHERE x.image_id = v.image_id AND x.created_at < v.scored_at ORDER BY x.id DESC LIMIT 1
+        )
         AND NOT EXISTS (
             SELECT FROM app.verdicts x
             WHERE x.image_id = v.image_id AND x.id < v.id AND x.role = 'champion'

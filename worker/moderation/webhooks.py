@@ -187,7 +187,17 @@ class Dispatcher:
     def send_due(self, *, limit: int = 100, endpoint: str | None = None) -> int:
         """Try what is due, at most `limit` an endpoint; return how many were delivered."""
         names = list(self.endpoints) if endpoint is None else [endpoint]
-        return sum(self._send(message) for name in names for message in self._take(name, limit))
+        delivered = 0
+        for name in names:
+            for message in self._take(name, limit):
+                if self._is_off(name):
+                    break
+                delivered += self._send(message)
+        return delivered
+
+    def _is_off(self, endpoint: str) -> bool:
+        with self._engine.connect() as connection:
+            return bool(connection.scalar(select(_switched_off(endpoint))))
 
     def give_up_unknown(self) -> int:
         """Give up what waits for endpoints that are in the settings no more; return how many.
@@ -219,6 +229,7 @@ class Dispatcher:
                 _waiting(),
                 OutboxMessage.next_attempt_at <= _NOW,
                 OutboxMessage.endpoint == endpoint,
+                ~_switched_off(endpoint),
             )
             .order_by(OutboxMessage.next_attempt_at)
             .limit(limit)
@@ -251,7 +262,8 @@ class Dispatcher:
         error = self._post(message)
         values: dict[str, Any]
         if error is None:
-            values = {"delivered_at": _NOW, "last_error": None}
+            # Somebody else may have given it up meanwhile.
+            values = {"delivered_at": _NOW, "dead_at": None, "last_error": None}
         elif message.attempts >= self._settings.max_attempts:
             values = {"dead_at": _NOW, "last_error": error}
             _log.error("webhook_abandoned", message_id=message.id, topic=message.topic, error=error)
@@ -274,47 +286,59 @@ class Dispatcher:
                 error=error,
             )
         with self._engine.begin() as connection:
+            # The endpoint's row first: two that gave up its messages would wait for each other's.
+            off = self._judge(connection, message.endpoint, error)
             connection.execute(
                 update(OutboxMessage).where(OutboxMessage.id == message.id).values(**values)
             )
-            self._judge(connection, message.endpoint, error)
+            if off:
+                connection.execute(
+                    update(OutboxMessage)
+                    .where(_waiting(), OutboxMessage.endpoint == message.endpoint)
+                    .values(dead_at=_NOW, last_error=f"{message.endpoint} is switched off: {error}")
+                )
+        if off:
+            _log.error("webhook_endpoint_switched_off", endpoint=message.endpoint, error=error)
         return error is None
 
-    def _judge(self, connection: Connection, endpoint: str, error: str | None) -> None:
-        """Note whether an endpoint takes what it is sent; switch it off when it has not long."""
+    def _judge(self, connection: Connection, endpoint: str, error: str | None) -> bool:
+        """Note whether an endpoint takes what it is sent; return whether it is switched off now.
+
+        It is when it has failed for long, and not merely long ago: a quiet endpoint's first failure
+        in half of that time begins anew.
+        """
         if error is None:
             connection.execute(
                 update(WebhookEndpoint)
                 .where(WebhookEndpoint.name == endpoint, WebhookEndpoint.failing_since.is_not(None))
-                .values(failing_since=None, last_error=None)
+                .values(failing_since=None, failed_at=None, last_error=None)
             )
-            return
+            return False
+        patience = timedelta(hours=self._settings.switch_off_hours)
         failing = insert(WebhookEndpoint).values(
-            name=endpoint, failing_since=_NOW, last_error=error
+            name=endpoint, failing_since=_NOW, failed_at=_NOW, last_error=error
         )
-        since = func.coalesce(WebhookEndpoint.failing_since, _NOW)
+        since = case(
+            (WebhookEndpoint.failed_at > _NOW - patience / 2, WebhookEndpoint.failing_since),
+            else_=_NOW,
+        )
         connection.execute(
             failing.on_conflict_do_update(
-                index_elements=["name"], set_={"failing_since": since, "last_error": error}
+                index_elements=["name"],
+                set_={"failing_since": since, "failed_at": _NOW, "last_error": error},
             )
         )
-        patience = timedelta(hours=self._settings.switch_off_hours)
-        off = connection.execute(
-            update(WebhookEndpoint)
-            .where(
-                WebhookEndpoint.name == endpoint,
-                WebhookEndpoint.switched_off_at.is_(None),
-                WebhookEndpoint.failing_since < _NOW - patience,
-            )
-            .values(switched_off_at=_NOW)
-        ).rowcount
-        if off:
+        return bool(
             connection.execute(
-                update(OutboxMessage)
-                .where(_waiting(), OutboxMessage.endpoint == endpoint)
-                .values(dead_at=_NOW, last_error=f"{endpoint} is switched off: {error}")
-            )
-            _log.error("webhook_endpoint_switched_off", endpoint=endpoint, error=error)
+                update(WebhookEndpoint)
+                .where(
+                    WebhookEndpoint.name == endpoint,
+                    WebhookEndpoint.switched_off_at.is_(None),
+                    WebhookEndpoint.failing_since < _NOW - patience,
+                )
+                .values(switched_off_at=_NOW)
+            ).rowcount
+        )
 
     def _post(self, message: Any) -> str | None:
         """Deliver once; return what went wrong."""
@@ -419,7 +443,7 @@ def switch_on(engine: Engine, endpoint: str) -> bool:
                 .where(
                     WebhookEndpoint.name == endpoint, WebhookEndpoint.switched_off_at.is_not(None)
                 )
-                .values(switched_off_at=None, failing_since=None, last_error=None)
+                .values(switched_off_at=None, failing_since=None, failed_at=None, last_error=None)
             ).rowcount
         )
 
@@ -453,6 +477,14 @@ def _without_flag(connection: Connection, messages: Sequence[Any]) -> set[int]:
         )
     )
     return {message for message, image in flags.items() if image not in standing}
+
+
+def _switched_off(endpoint: str) -> ColumnElement[bool]:
+    return (
+        select(WebhookEndpoint.name)
+        .where(WebhookEndpoint.name == endpoint, WebhookEndpoint.switched_off_at.is_not(None))
+        .exists()
+    )
 
 
 def _waiting() -> ColumnElement[bool]:

@@ -2,8 +2,10 @@
 --
 -- Rows of verdict_counts, source_counts and flag_counts add up. Whoever changes something appends
 -- what it adds and takes away, in the same transaction and without waiting for anybody;
--- app.keep_counts makes one row of many. So the sums are right at every moment, for closed days too,
--- whether beat runs or not.
+-- app.keep_counts makes one row of many. So the sums are right for closed days too, whether beat runs
+-- or not, but for one thing: two transactions on the same image that do not see each other, a decision
+-- beside a verdict, a source that is named late or a draw of the audit, may leave a verdict counted as
+-- it was before one of them. app.recount mends that.
 
 CREATE OR REPLACE FUNCTION app.day_of(moment timestamptz) RETURNS date
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -296,14 +298,18 @@ BEGIN
 END
 $$;
 
--- Counts everything anew. The tables stand still meanwhile: readers go on, workers wait. Days are
--- written out, because a function call for each of many million rows would take longer than the rest.
+-- Counts everything anew. The tables stand still meanwhile: readers go on, workers wait. (Where an
+-- installation had to drop the views before, readers of the views wait, too.) Days are written out,
+-- because a function call for each of many million rows would take longer than the rest.
 CREATE OR REPLACE FUNCTION app.recount() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
     SET work_mem = '256MB'  -- it joins whole tables, once
     SET search_path = pg_catalog, app, pg_temp AS $$
 BEGIN
     LOCK TABLE app.images, app.verdicts, app.decisions, app.appeals, app.reviews
+        IN SHARE ROW EXCLUSIVE MODE;
+    -- Whoever merges rows of a day would bring back what goes here.
+    LOCK TABLE app.verdict_counts, app.source_counts, app.flag_counts, app.decision_medians
         IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM app.verdict_counts;
     DELETE FROM app.source_counts;

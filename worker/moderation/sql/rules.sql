@@ -374,22 +374,28 @@ BEGIN
 END
 $$;
 
-DROP TRIGGER IF EXISTS apply_policy ON app.verdicts;
-CREATE TRIGGER apply_policy BEFORE INSERT OR UPDATE OF role ON app.verdicts
+CREATE OR REPLACE TRIGGER apply_policy BEFORE INSERT OR UPDATE OF role ON app.verdicts
     FOR EACH ROW WHEN (NEW.role = 'champion') EXECUTE FUNCTION app.apply_policy();
-DROP TRIGGER IF EXISTS follow_verdict ON app.verdicts;
-CREATE CONSTRAINT TRIGGER follow_verdict AFTER INSERT OR UPDATE OF role ON app.verdicts
-    DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW WHEN (NEW.role = 'champion') EXECUTE FUNCTION app.follow_verdict();
-DROP TRIGGER IF EXISTS leave_queue ON app.images;
-CREATE TRIGGER leave_queue AFTER UPDATE OF state ON app.images
+-- A constraint trigger cannot be replaced, and to drop one locks readers out of the table, which may
+-- be counted for minutes before this transaction ends.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_trigger t
+        WHERE t.tgrelid = 'app.verdicts'::regclass AND t.tgname = 'follow_verdict'
+    ) THEN
+        CREATE CONSTRAINT TRIGGER follow_verdict AFTER INSERT OR UPDATE OF role ON app.verdicts
+            DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW WHEN (NEW.role = 'champion') EXECUTE FUNCTION app.follow_verdict();
+    END IF;
+END
+$$;
+CREATE OR REPLACE TRIGGER leave_queue AFTER UPDATE OF state ON app.images
     FOR EACH ROW WHEN (NEW.state = 'withdrawn' AND OLD.state <> 'withdrawn')
     EXECUTE FUNCTION app.leave_queue();
-DROP TRIGGER IF EXISTS follow_source ON app.images;
-CREATE TRIGGER follow_source AFTER UPDATE OF source ON app.images
+CREATE OR REPLACE TRIGGER follow_source AFTER UPDATE OF source ON app.images
     FOR EACH ROW WHEN (NEW.source <> OLD.source) EXECUTE FUNCTION app.follow_source();
 CREATE OR REPLACE TRIGGER mark_contradiction BEFORE INSERT ON app.decisions
     FOR EACH ROW EXECUTE FUNCTION app.mark_contradiction();
-DROP TRIGGER IF EXISTS audit_policy ON app.policies;
-CREATE TRIGGER audit_policy AFTER INSERT ON app.policies
+CREATE OR REPLACE TRIGGER audit_policy AFTER INSERT ON app.policies
     FOR EACH ROW EXECUTE FUNCTION app.audit_policy();

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
 
+from tests.support.waiting import eventually
 from worker.ledger.interface import Upload
 from worker.ledger.postgres import PostgresLedger
 from worker.moderation.daily_counts import keep_counts
@@ -15,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    import psycopg
     from sqlalchemy import Engine
+
+    from worker.localstack import LocalStack
 
 #: What the rows of each table come to, and the columns that a change of the layout must not touch.
 SUMS = {
@@ -169,6 +173,29 @@ def test_medians_of_closed_days_are_kept(
         "shop": pytest.approx(10),
         "web": pytest.approx(30),
     }
+
+
+def test_counting_anew_beside_merging_counts_once(
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+    stack: LocalStack,
+    database: str,
+) -> None:
+    """What beat is merging while somebody counts anew is not there twice afterwards."""
+    scored(0.97)
+    before = sums(superuser)
+    merging = psycopg.connect(stack.postgres.dsn(database))
+    with ThreadPoolExecutor(1) as pool, merging:
+        merging.execute("SELECT app.keep_counts()")
+        counting = pool.submit(superuser.execute, "SELECT app.recount()")
+        waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+        eventually(
+            lambda: merging.execute(waits, [superuser.info.backend_pid]).fetchone() == (True,),
+            what="the waiting of the count",
+        )
+        merging.commit()
+        counting.result(timeout=60)
+    assert sums(superuser) == before
 
 
 def test_decisions_say_whether_they_contradict(

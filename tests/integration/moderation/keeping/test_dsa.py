@@ -15,6 +15,8 @@ import tests.support
 from detection.errors import SettingsError
 from worker.cli import build_app
 from worker.cli.context import Context
+from worker.ledger.interface import Removal
+from worker.ledger.postgres import PostgresLedger
 from worker.moderation import dsa_statements
 from worker.moderation.dsa_statements import calls
 from worker.settings import Dsa
@@ -116,6 +118,40 @@ def test_a_restriction_is_told_once_and_only_while_it_stands(
     assert export(engine, since=datetime.now(UTC)) == []
 
 
+def test_a_confirmed_flag_is_told_though_its_image_left(
+    desk: Callable[..., Any], scored: Callable[..., UUID], engine: Engine, settings: Settings
+) -> None:
+    """A restriction that a person confirmed was one, whatever became of the image afterwards."""
+    confirmed, _unseen = scored(0.99, key="confirmed.jpg"), scored(0.99, key="unseen.jpg")
+    desk().value(GENERATED, confirmed)
+    bucket = settings.s3.buckets[0]
+    for key in ("confirmed.jpg", "unseen.jpg"):
+        gone = Removal(bucket=bucket, key=key, version_id=None, sequencer="F")
+        PostgresLedger(engine).withdraw([gone])
+    (one,) = statements(export(engine, flags_restrict=True))
+    assert str(confirmed) in one["puid"]
+    assert one["automated_decision"] == "AUTOMATED_DECISION_FULLY"
+
+
+def test_a_flag_after_a_decision_is_no_second_restriction(
+    desk: Callable[..., Any],
+    scored: Callable[..., UUID],
+    engine: Engine,
+    superuser: psycopg.Connection,
+) -> None:
+    """What a person restricted, a later model cannot restrict again."""
+    image = scored(0.1)
+    desk().value(GENERATED, image)
+    superuser.execute(
+        "INSERT INTO app.verdicts (image_id, lease_id, model_version, role, score, label,"
+        " branches, decided_by, operating_point, prior, device, dtype) SELECT image_id,"
+        " lease_id, 'm2', role, 0.99, 'generated', branches, decided_by, operating_point,"
+        " prior, device, dtype FROM app.verdicts"
+    )
+    (one,) = statements(export(engine, flags_restrict=True))
+    assert one["puid"].startswith(f"unlatent-{image}-d")
+
+
 def test_a_call_holds_no_more_than_the_api_takes(
     desk: Callable[..., Any],
     scored: Callable[..., UUID],
@@ -193,8 +229,10 @@ def test_an_export_ends_before_what_is_being_decided(
     assert "0 statements" in first.output
     (_, began) = first.output.strip().rsplit("--since ", maxsplit=1)
     superuser.execute("ALTER TABLE app.decisions DISABLE TRIGGER append_only")
-    superuser.execute("UPDATE app.decisions SET created_at = %s", [began + "Z"])
-    assert "1 statements" in unlatent("--since", began, *out).output
+    ends = datetime.fromisoformat(began + "+00:00")
+    assert timedelta(minutes=15) <= datetime.now(UTC) - ends < timedelta(minutes=20)
+    superuser.execute("UPDATE app.decisions SET created_at = %s", [ends - timedelta(seconds=1)])
+    assert "1 statements" in unlatent("--since", "2026-01-01", *out).output
     too_late = unlatent("--since", began, "--until", "2126-01-01", "--out", str(tmp_path / "new"))
     assert too_late.exit_code == 2
     assert "quarter of an hour" in " ".join(too_late.output.replace("│", "").split())

@@ -201,6 +201,53 @@ def test_an_endpoint_that_answers_again_starts_anew(
     assert superuser.execute(failing).fetchone() == (False,)
 
 
+def test_a_fresh_failure_of_a_quiet_endpoint_switches_nothing_off(
+    engine: Engine,
+    hooked: Settings,
+    receivers: tuple[Receiver, Receiver],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+) -> None:
+    """One failure days ago and one now are no days of failing."""
+    receivers[0].plan.extend([500] * 2)
+    dispatcher = Dispatcher(engine, hooked.webhooks)
+    scored(0.99)
+    dispatcher.send_due()
+    superuser.execute(
+        "UPDATE app.webhook_endpoints SET failing_since = failing_since - interval '80 hours',"
+        " failed_at = failed_at - interval '80 hours'"
+    )
+    make_due(engine)
+    dispatcher.send_due()
+    states = "SELECT switched_off_at, failing_since > now() - interval '1 h' FROM"
+    assert superuser.execute(f"{states} app.webhook_endpoints").fetchall() == [(None, True)]
+
+
+def test_nothing_goes_to_an_endpoint_once_it_is_off(
+    engine: Engine,
+    hooked: Settings,
+    receivers: tuple[Receiver, Receiver],
+    scored: Callable[..., UUID],
+    superuser: psycopg.Connection,
+) -> None:
+    """The rest of its batch stays unsent, and what is replayed waits until it is switched on."""
+    main, _ = receivers
+    main.plan.append(500)
+    dispatcher = Dispatcher(engine, hooked.webhooks)
+    for _ in range(3):
+        scored(0.99)
+    superuser.execute(
+        "INSERT INTO app.webhook_endpoints (name, failing_since, failed_at)"
+        " VALUES ('main', now() - interval '80 hours', now())"
+    )
+    assert dispatcher.send_due(endpoint="main") == 0
+    assert len(main.got) == 1
+    assert replay(engine, dead=True) == 3
+    assert dispatcher.send_due(endpoint="main") == 0
+    assert switch_on(engine, "main")
+    assert dispatcher.send_due(endpoint="main") == 3
+
+
 def test_what_waits_for_an_endpoint_that_is_gone_is_given_up(
     engine: Engine, hooked: Settings, scored: Callable[..., UUID]
 ) -> None:
