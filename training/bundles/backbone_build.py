@@ -78,13 +78,7 @@ def build_backbone_bundle(
         replace(backbone.config, real=released_head.real, generated=released_head.generated)
     )
     released_backbone.load_state_dict({**backbone.state_dict(), **released_head.state()})
-    provenance = BundleProvenance(
-        snapshot_digest=snapshot_digest(entries),
-        code_revision=code_revision(),
-        recipe=f"training.recipe.BundleRecipe {recipe.name}",
-        seen_families=tuple(sorted({one.family for one in entries if one.generated})),
-        data_licence=data_licence,
-    )
+    provenance = _provenance(training_run, data_licence)
     return write_bundle(
         folder,
         training_run,
@@ -103,12 +97,23 @@ def build_backbone_bundle(
     )
 
 
+def _provenance(training_run: BundleTrainingRun, data_licence: str) -> BundleProvenance:
+    entries = training_run.entries
+    return BundleProvenance(
+        snapshot_digest=snapshot_digest(entries),
+        code_revision=code_revision(),
+        recipe=f"training.recipe.BundleRecipe {training_run.recipe.name}",
+        seen_families=tuple(sorted({one.family for one in entries if one.generated})),
+        data_licence=data_licence,
+    )
+
+
 def _draw_mistakes(folder: Path, result: FoldResult, policy: LabelPolicy) -> None:
     """Draw a fold's worst mistakes as the web serves the images, at the fold's own threshold."""
     calibrated, name = result.calibrated, result.fold.name
     fused = result.tested.scored["web"].logits.fused(calibrated.fusion)
     threshold = select_operating_point(calibrated.points, policy.flag).threshold
-    title = f"Fold {name}: beyond accusation by"
+    title = f"Fold {name}: log-odds beyond the point of accusation"
     draw_mistakes(folder / f"{name}.png", result.tested.entries, fused - threshold, title=title)
 
 
