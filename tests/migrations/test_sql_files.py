@@ -74,7 +74,7 @@ def test_no_reader_of_a_table_waits_for_an_installation(superuser: psycopg.Conne
         superuser.execute("SET LOCAL ROLE unlatent_owner")
         assert sql_files.install_changed_sql(superuser)
         shut = superuser.execute(
-            "SELECT l.relation::regclass::text FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+            "SELECT c.oid::regclass::text FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
             " WHERE l.pid = pg_backend_pid() AND l.mode = 'AccessExclusiveLock'"
             " AND c.relnamespace = 'app'::regnamespace AND c.relkind = 'r'"
         ).fetchall()
