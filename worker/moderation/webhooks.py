@@ -166,6 +166,7 @@ class Dispatcher:
         # Whatever one endpoint lets us wait, the others do not.
         self._pool = ThreadPoolExecutor(len(self.endpoints), thread_name_prefix="webhooks")
         self._draining: dict[str, Future[None]] = {}
+        self._patience = timedelta(hours=settings.switch_off_hours)
 
     def wake(self) -> None:
         """Have every endpoint's due messages sent in the background, each endpoint by itself.
@@ -287,7 +288,7 @@ class Dispatcher:
             )
         with self._engine.begin() as connection:
             # The endpoint's row first: two that gave up its messages would wait for each other's.
-            off = self._judge(connection, message.endpoint, error)
+            off = _judge(connection, message.endpoint, error, patience=self._patience)
             connection.execute(
                 update(OutboxMessage).where(OutboxMessage.id == message.id).values(**values)
             )
@@ -300,45 +301,6 @@ class Dispatcher:
         if off:
             _log.error("webhook_endpoint_switched_off", endpoint=message.endpoint, error=error)
         return error is None
-
-    def _judge(self, connection: Connection, endpoint: str, error: str | None) -> bool:
-        """Note whether an endpoint takes what it is sent; return whether it is switched off now.
-
-        It is when it has failed for long, and not merely long ago: a quiet endpoint's first failure
-        in half of that time begins anew.
-        """
-        if error is None:
-            connection.execute(
-                update(WebhookEndpoint)
-                .where(WebhookEndpoint.name == endpoint, WebhookEndpoint.failing_since.is_not(None))
-                .values(failing_since=None, failed_at=None, last_error=None)
-            )
-            return False
-        patience = timedelta(hours=self._settings.switch_off_hours)
-        failing = insert(WebhookEndpoint).values(
-            name=endpoint, failing_since=_NOW, failed_at=_NOW, last_error=error
-        )
-        since = case(
-            (WebhookEndpoint.failed_at > _NOW - patience / 2, WebhookEndpoint.failing_since),
-            else_=_NOW,
-        )
-        connection.execute(
-            failing.on_conflict_do_update(
-                index_elements=["name"],
-                set_={"failing_since": since, "failed_at": _NOW, "last_error": error},
-            )
-        )
-        return bool(
-            connection.execute(
-                update(WebhookEndpoint)
-                .where(
-                    WebhookEndpoint.name == endpoint,
-                    WebhookEndpoint.switched_off_at.is_(None),
-                    WebhookEndpoint.failing_since < _NOW - patience,
-                )
-                .values(switched_off_at=_NOW)
-            ).rowcount
-        )
 
     def _post(self, message: Any) -> str | None:
         """Deliver once; return what went wrong."""
@@ -374,6 +336,47 @@ class Dispatcher:
         except (OSError, HTTPException) as error:
             return f"{type(error).__name__}: {error}"[:500]
         return None
+
+
+def _judge(
+    connection: Connection, endpoint: str, error: str | None, *, patience: timedelta
+) -> bool:
+    """Note whether an endpoint takes what it is sent; return whether it is switched off now.
+
+    It is when it has failed for longer than `patience`, and not merely long ago: a quiet endpoint's
+    first failure in half of that time begins another count.
+    """
+    if error is None:
+        connection.execute(
+            update(WebhookEndpoint)
+            .where(WebhookEndpoint.name == endpoint, WebhookEndpoint.failing_since.is_not(None))
+            .values(failing_since=None, failed_at=None, last_error=None)
+        )
+        return False
+    failing = insert(WebhookEndpoint).values(
+        name=endpoint, failing_since=_NOW, failed_at=_NOW, last_error=error
+    )
+    since = case(
+        (WebhookEndpoint.failed_at > _NOW - patience / 2, WebhookEndpoint.failing_since),
+        else_=_NOW,
+    )
+    connection.execute(
+        failing.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"failing_since": since, "failed_at": _NOW, "last_error": error},
+        )
+    )
+    return bool(
+        connection.execute(
+            update(WebhookEndpoint)
+            .where(
+                WebhookEndpoint.name == endpoint,
+                WebhookEndpoint.switched_off_at.is_(None),
+                WebhookEndpoint.failing_since < _NOW - patience,
+            )
+            .values(switched_off_at=_NOW)
+        ).rowcount
+    )
 
 
 def dead_letters(engine: Engine, *, limit: int = 100) -> list[OutboxEntry]:
