@@ -119,7 +119,7 @@ PLANS = {
     ),
 }
 
-#: Sums over counts by day, which are read whole, and over the decisions of days that are not closed:
+#: Sums over counts by day, which are read whole, and over decisions of days that are not closed:
 #: here all of them, made within an hour. What bounds them is the number of buffers.
 SUMS = {
     "the quality of models": ("SELECT * FROM moderation.model_quality", 500),
