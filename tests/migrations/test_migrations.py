@@ -134,7 +134,8 @@ def test_a_verdict_that_is_being_recorded_is_let_through(owner_url: str, owner: 
             eventually(lambda: waits(owner, "") is not None, what="the migration")
             other.execute(text(f"LOCK TABLE app.{table} IN ROW EXCLUSIVE MODE NOWAIT"))
         other.commit()
-        migrating.result(timeout=60)
+        assert migrating.result(timeout=60)
+    assert inspect(owner).has_table("verdict_counts", schema="app")
 
 
 def test_the_schema_of_a_newer_release_stays_as_it_is(owner_url: str, owner: Engine) -> None:

@@ -97,8 +97,8 @@ PLANS = {
     "what an uploader sent": (
         "SELECT image_id, label FROM moderation.verdicts WHERE uploader = 'u101' LIMIT 100",
         {"ix_images_uploader", "ix_verdicts_champion"},
-        # Of each of the 50 images: itself, its verdict, twice four levels of the verdicts' index, and
-        # three of the decisions'.
+        # Of each of the 50 images: itself, its verdict, twice four levels of the verdicts' index,
+        # and three of the decisions'.
         650,
     ),
     "verdicts of the same bytes": (
