@@ -33,11 +33,12 @@ _COLUMNS = (
 
 def upgrade() -> None:
     """Apply."""
-    for column in _COLUMNS:
-        op.add_column("provenance", column, schema="app")
+    # Verdicts first: who writes one holds that table when it comes to the other.
     op.add_column(
         "verdicts", sa.Column("inapplicable_reason", sa.Text(), nullable=True), schema="app"
     )
+    for column in _COLUMNS:
+        op.add_column("provenance", column, schema="app")
     _allow("c2pa_state", _STATES)
     _allow("c2pa_signer_state", "'trusted', 'unknown', 'untrusted', 'expired'")
 

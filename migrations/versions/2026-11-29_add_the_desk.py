@@ -44,6 +44,20 @@ COUNT_WITHIN_SOURCE = """
 
 def upgrade() -> None:
     """Apply."""
+    # The tables are big: nobody waits for an index. One that was cut short left an index that
+    # serves nothing; it goes first. What can be tried again comes before what is done once.
+    with op.get_context().autocommit_block():
+        for name, table, columns, where in INDEXES:
+            op.drop_index(name, table, schema="app", if_exists=True, postgresql_concurrently=True)
+            op.create_index(
+                name,
+                table,
+                columns,
+                schema="app",
+                postgresql_where=None if where is None else sa.text(where),
+                postgresql_concurrently=True,
+            )
+        op.execute(COUNT_WITHIN_SOURCE)
     op.create_table(
         "skips",
         sa.Column("image_id", sa.Uuid(), nullable=False),
@@ -114,20 +128,6 @@ def upgrade() -> None:
         GRANT SELECT, INSERT ON app.policies TO unlatent_operator;
         """
     )
-    # The tables are big: nobody waits for an index. One that was cut short left an index that
-    # serves nothing; it goes first.
-    with op.get_context().autocommit_block():
-        for name, table, columns, where in INDEXES:
-            op.drop_index(name, table, schema="app", if_exists=True, postgresql_concurrently=True)
-            op.create_index(
-                name,
-                table,
-                columns,
-                schema="app",
-                postgresql_where=None if where is None else sa.text(where),
-                postgresql_concurrently=True,
-            )
-        op.execute(COUNT_WITHIN_SOURCE)
 
 
 def downgrade() -> None:

@@ -28,12 +28,9 @@ INDEXES = (
 
 def upgrade() -> None:
     """Apply."""
-    for column in ("expiring_at", "restored_at"):
-        op.add_column(
-            "images", sa.Column(column, sa.DateTime(timezone=True), nullable=True), schema="app"
-        )
     # The tables are big: nobody waits for an index, and outside a transaction no time-out of ours
     # cuts its build short. One that was cut short left an index that serves nothing; it goes first.
+    # What can be tried again comes before what is done once.
     with op.get_context().autocommit_block():
         for name, table, columns, where in INDEXES:
             op.drop_index(name, table, schema="app", if_exists=True, postgresql_concurrently=True)
@@ -45,6 +42,10 @@ def upgrade() -> None:
                 postgresql_where=sa.text(where),
                 postgresql_concurrently=True,
             )
+    for column in ("expiring_at", "restored_at"):
+        op.add_column(
+            "images", sa.Column(column, sa.DateTime(timezone=True), nullable=True), schema="app"
+        )
 
 
 def downgrade() -> None:

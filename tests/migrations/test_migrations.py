@@ -23,6 +23,7 @@ from worker.moderation.flagging_breaker import check_breakers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import psycopg
     from sqlalchemy import Engine
 
     from worker.localstack import LocalStack
@@ -136,6 +137,26 @@ def test_a_verdict_that_is_being_recorded_is_let_through(owner_url: str, owner: 
         other.commit()
         assert migrating.result(timeout=60)
     assert inspect(owner).has_table("verdict_counts", schema="app")
+
+
+def test_a_migration_that_crosses_a_writer_is_tried_again(
+    owner_url: str, owner: Engine, superuser: psycopg.Connection
+) -> None:
+    """A migration gives way to whoever writes in another order, and is done after them."""
+    downgrade(owner_url, "0008")
+    superuser.execute("BEGIN")
+    # The migration gives way, not this.
+    superuser.execute("SET LOCAL deadlock_timeout = '1min'")
+    superuser.execute("LOCK TABLE app.provenance IN ROW EXCLUSIVE MODE")
+    with ThreadPoolExecutor(1) as pool:
+        migrating = pool.submit(migrate, owner_url)
+        try:
+            eventually(lambda: waits(owner, "") is not None, what="the migration")
+            superuser.execute("LOCK TABLE app.verdicts IN ROW EXCLUSIVE MODE")
+        finally:
+            superuser.execute("COMMIT")
+        assert migrating.result(timeout=60)
+    command.check(alembic_config(owner_url))
 
 
 def test_the_schema_of_a_newer_release_stays_as_it_is(owner_url: str, owner: Engine) -> None:

@@ -36,6 +36,8 @@ _MISSING = (
     errors.UndefinedColumn,
     errors.UndefinedFunction,
 )
+#: How often a migration comes back for locks that it did not get beside a service that works on.
+_MIGRATION_TRIES = 10
 #: The class of SQLSTATE (PostgreSQL's manual, appendix A) of what exceeds a limit of the server.
 _TOO_MUCH = "54"
 #: What a statement meets that was prepared on another of a pooler's connections to the server.
@@ -200,8 +202,20 @@ def migrate(url: str, revision: str = "head") -> bool:
     """Bring the schema at `url` (the owner's or a superuser's) up to `revision`.
 
     Returns False for the schema of a newer release, which is left as it is: migrations only add, so
-    that this release works on it while one goes back.
+    that this release works on it while one goes back. A migration that met a lock of the service
+    at work, or crossed it, is tried again: each is one transaction, after statements that may be
+    repeated.
     """
+    for _ in range(_MIGRATION_TRIES - 1):
+        try:
+            return _upgrade(url, revision)
+        except exc.OperationalError as error:
+            if not isinstance(error.orig, (errors.DeadlockDetected, errors.LockNotAvailable)):
+                raise
+    return _upgrade(url, revision)
+
+
+def _upgrade(url: str, revision: str) -> bool:
     from alembic import command
     from alembic.script.revision import ResolutionError
     from alembic.util import CommandError
