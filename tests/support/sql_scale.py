@@ -27,7 +27,7 @@ GENERATE = """
     CREATE INDEX ix_near_duplicate_keys_chunks ON app.near_duplicate_keys USING gin (chunks);
     INSERT INTO app.leases (image_id, worker, purpose, since, until, closed_at, outcome)
     SELECT id, 'w', 'score', created_at, created_at, created_at, 'scored'
-    FROM app.images LIMIT 1;
+    FROM app.images LIMIT 100000;
     INSERT INTO app.verdicts (image_id, lease_id, model_version, role, score, label, branches,
         decided_by, operating_point, prior, device, dtype, tier, policy_id, scored_at)
     SELECT i.id, (SELECT min(id) FROM app.leases), 'model-1', 'champion', s.score,
