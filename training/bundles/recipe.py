@@ -1,4 +1,4 @@
-"""The recipe of the embedded bundle, stage by stage, from a folder of labelled images.
+"""The recipes of bundles, stage by stage, from a folder of labelled images.
 
 Every stage leaves its result in the run folder and is skipped when it is there, so that a run that
 was killed goes on where it stopped:
@@ -77,9 +77,9 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleRecipe:
-    """Every number that shapes the bundle; the defaults are those of `small`."""
+    """Every number that shapes the bundle; the defaults are those of `lare-aligned`."""
 
-    name: str = "small"
+    name: str = "lare-aligned"
     validation: float = VALIDATION
     calibration_sources: float = CALIBRATION_SOURCES
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -111,13 +111,13 @@ class BundleRecipe:
     head: HeadRecipe = field(default_factory=HeadRecipe)
 
 
-#: The recipes by name: that of the shipped bundle, one with a pretrained backbone, and that of the
-#: shipped bundle with more kinds of pairs.
+#: The recipes by name: that of the shipped bundle, a head on a pretrained backbone; the two branches
+#: that look for traces of decoders; and these with more kinds of pairs.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
+        BundleRecipe(name="small", backbone=BackboneConfig()),
         BundleRecipe(),
-        BundleRecipe(name="backbone", backbone=BackboneConfig()),
         BundleRecipe(
             name="broad",
             autoencoders=(

@@ -31,11 +31,11 @@ BundleName = Annotated[str, typer.Option(help="Name of an embedded bundle, or fo
 Licence = Annotated[str, typer.Option(help="The terms of the images, for the card of the bundle.")]
 Device = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" …')]
 RecipeName = Annotated[
-    Literal["small", "backbone", "broad"],
+    Literal["small", "lare-aligned", "broad"],
     typer.Option(
-        help="`small` is the shipped bundle's; `broad` also makes pairs by further small"
-        " autoencoders of its own, and of procedural images; `backbone` fits a head on a frozen"
-        " pretrained network instead."
+        help="`small` is the shipped bundle's: a head on a frozen pretrained network;"
+        " `lare-aligned` trains the two branches that look for traces of a decoder; `broad` does"
+        " it with pairs by further small autoencoders of its own, and of procedural images."
     ),
 ]
 BackboneWeights = Annotated[
@@ -47,7 +47,7 @@ BackboneWeights = Annotated[
 Folds = Annotated[
     bool,
     typer.Option(
-        help="Also measure on generator families left out in turn; `backbone` always does,"
+        help="Also measure on generator families left out in turn; `small` always does,"
         " because its thresholds rest on that."
     ),
 ]
@@ -101,13 +101,13 @@ def bundle(
     from training.fit.stay_positive import HEAD_LOOP
 
     configure(load_settings().observability)
-    if recipe == "backbone" and (taef2 is not None or stay_positive or not folds):
+    if recipe == "small" and (taef2 is not None or stay_positive or not folds):
         raise typer.BadParameter(
-            "--taef2, --stay-positive and --no-folds are for the other recipes: `backbone` makes no"
+            "--taef2, --stay-positive and --no-folds are for the other recipes: `small` makes no"
             " pairs, has no aligned head, and rests its thresholds on the folds"
         )
-    if recipe != "backbone" and backbone_weights is not None:
-        raise typer.BadParameter("--backbone-weights is for --recipe backbone")
+    if recipe != "small" and backbone_weights is not None:
+        raise typer.BadParameter("--backbone-weights is for --recipe small")
     entries = _usable_entries(data)
     resolved = replace(
         RECIPES[recipe],

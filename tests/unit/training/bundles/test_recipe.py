@@ -174,18 +174,17 @@ def test_shaders_enter_in_pairs_alone(tmp_path: Path) -> None:
 
 
 def test_the_named_recipes_differ_in_one_thing_each() -> None:
-    """`small` is what the shipped bundle names; `broad` adds pairs, `backbone` another branch."""
+    """`small` is what the shipped bundle names, another branch; `broad` adds pairs."""
     offered = get_type_hints(bundle, include_extras=True)["recipe"].__origin__
-    assert set(RECIPES) == {"small", "backbone", "broad"} == set(get_args(offered))
-    small, broad = RECIPES["small"], RECIPES["broad"]
-    assert small == BundleRecipe()
+    assert set(RECIPES) == {"small", "lare-aligned", "broad"} == set(get_args(offered))
+    small, plain, broad = RECIPES["small"], RECIPES["lare-aligned"], RECIPES["broad"]
     assert load_bundle("small").manifest.provenance.recipe.endswith(f"BundleRecipe {small.name}")
-    assert (small.autoencoders, small.shaders) == ((), 0)
+    assert plain == BundleRecipe()
+    assert (plain.autoencoders, plain.shaders) == ((), 0)
     added = {"name": "broad", "autoencoders": broad.autoencoders, "shaders": broad.shaders}
-    assert replace(small, **added) == broad
-    assert small.backbone is None
-    other = RECIPES["backbone"]
-    assert replace(small, name="backbone", backbone=other.backbone) == other
+    assert replace(plain, **added) == broad
+    assert plain.backbone is None
+    assert replace(plain, name="small", backbone=small.backbone) == small
     assert len({spec.upsampling for spec in broad.autoencoders}) == len(KINDS)
     assert len({spec.widths for spec in (*broad.autoencoders, AutoencoderSpec())}) > 2
     assert min(min(spec.widths) for spec in broad.autoencoders) >= 16
@@ -194,10 +193,10 @@ def test_the_named_recipes_differ_in_one_thing_each() -> None:
 def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
     """Its finished stages would be taken for this recipe's; the same recipe goes on."""
     file = tmp_path / "recipe.json"
-    write_recipe(RECIPES["small"], file)
-    write_recipe(replace(RECIPES["small"], calibration="isotonic"), file)
+    write_recipe(RECIPES["lare-aligned"], file)
+    write_recipe(replace(RECIPES["lare-aligned"], calibration="isotonic"), file)
     assert json.loads(file.read_text())["calibration"] == "isotonic"
-    with pytest.raises(SettingsError, match=r"recipe small, not broad: name another folder"):
+    with pytest.raises(SettingsError, match=r"recipe lare-aligned, not broad: name another folder"):
         write_recipe(RECIPES["broad"], file)
 
 
@@ -300,10 +299,13 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--recipe", "backbone", "--no-folds"], "are for the other recipes"),
-        (["--recipe", "backbone", "--stay-positive"], "are for the other recipes"),
-        (["--recipe", "backbone", "--taef2", "somewhere"], "are for the other recipes"),
-        (["--backbone-weights", "somewhere"], "is for --recipe backbone"),
+        (["--recipe", "small", "--no-folds"], "are for the other recipes"),
+        (["--recipe", "small", "--stay-positive"], "are for the other recipes"),
+        (["--recipe", "small", "--taef2", "somewhere"], "are for the other recipes"),
+        (
+            ["--recipe", "broad", "--backbone-weights", "somewhere"],
+            "is for --recipe small",
+        ),
     ],
 )
 def test_options_that_a_recipe_ignores_are_refused(
