@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 _LOAD = Step(rate_per_s=4.0, duration_s=240.0)
-#: Samples a second apart: about the end of the first minute, and as many before the end.
-_MINUTE_ONE, _END = slice(45, 75), slice(-30, None)
+#: Samples a second apart: about the end of the first minute, and as many before the load ends.
+_MINUTE_ONE, _END = slice(45, 75), slice(-45, -15)
 
 
 @pytest.mark.full
@@ -39,10 +38,12 @@ def test_four_minutes_of_steady_load_leave_no_trace(
     redis_client: Redis,
     engine: Engine,
 ) -> None:
-    """Resident memory ends within 5 % of minute one's, threads at most as many as then.
+    """The memory that is kept ends within 5 % of minute one's, and no thread or handle is left.
 
-    Handles and sockets may be more by what a pool of connections holds: it fills when threads
-    happen to want one at once, whenever that is. A leak, by image or by sweep, is hundreds.
+    What is kept is the least of half a minute: what is in work comes and goes with the load, and
+    how much that is depends on the machine. Threads, handles and sockets may be more by what a pool
+    holds: it fills when so many happen to be wanted at once, whenever that is. A leak, by image or
+    by sweep, is hundreds.
     """
     patient = changed(settings, "queue", visibility_timeout_s=60)
     patient = changed(patient, "scoring", lease_s=60.0)
@@ -68,11 +69,12 @@ def test_four_minutes_of_steady_load_leave_no_trace(
     assert outcome.states[State.FAILED] == outcome.bad_sent
     for name, seen in samples.items():
         before, after = (
-            median(s.resident_bytes for s in seen[part]) for part in (_MINUTE_ONE, _END)
+            min(sample.resident_bytes for sample in seen[part]) for part in (_MINUTE_ONE, _END)
         )
         assert after <= 1.05 * before, (name, before, after)
         spare = settings.postgres.pool_size
-        for what, more in (("threads", 0), ("handles", spare), ("sockets", spare)):
+        of_pools = {"threads": settings.scoring.threads, "handles": spare, "sockets": spare}
+        for what, more in of_pools.items():
             counts = [getattr(sample, what) for sample in seen]
             most = max(counts[: _MINUTE_ONE.stop]) + more
             assert max(counts[_END]) <= most, (name, what, counts)
