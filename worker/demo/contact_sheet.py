@@ -31,22 +31,22 @@ CELL_WIDTH = 2 * SIDE + 3 * GAP
 TEXT_HEIGHT = 40
 CELL_HEIGHT = SIDE + TEXT_HEIGHT + 2 * GAP
 HEADING_HEIGHT = 44
-FOOT_HEIGHT = 74
+FOOT_HEIGHT = 96
 #: Images a sheet shows at most.
 LIMIT = 120
 INK, FAINT, PAPER, EMPTY = "#1d1d1f", "#6e6e73", "#ffffff", "#ececee"
 COLOURS = {Label.REAL: "#1a7f37", Label.GENERATED: "#cf222e", Label.UNSURE: "#9a6700"}
 HEADINGS = {
     Kind.PHOTOGRAPH: "Photographs (from scikit-learn and scikit-image)",
-    Kind.GENERATED: "Made on the spot by the bundle's own generator: seen in training",
+    Kind.RECONSTRUCTION: "Photographs through the bundle's small autoencoder",
+    Kind.VARIANT: "Photographs noised and denoised by the bundle's small generator",
     Kind.BROKEN: "Broken files: no verdict",
     Kind.OWN: "Your pictures",
 }
 FOOT = """\
-Left the image, right what counted most for its verdict. Colours (by lare): where a generator's \
-guess of added noise is wrong, dark blue least, red,
-light yellow most; the rest was not looked at for it. Frames (by aligned): the squares that were \
-read, red where one looks generated, blue where not.
+Left the image, right what counted most for its verdict. Red and blue (by backbone): where on the
+centre square the number comes from, red for a generator, blue for a camera. Dark blue to light yellow
+(by lare): where a generator's guess of added noise is wrong. Frames (by aligned): the squares read.
 The number is the distance from the point of accusation: above 0 the label is generated."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -16,7 +17,7 @@ from worker.demo.uploads import DemoUpload, Kind
 from worker.ledger.interface import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from detection.bundle import BundleManifest
@@ -89,9 +90,10 @@ def name(upload: DemoUpload) -> str:
 
 def summary(rows: Sequence[Row], manifest: BundleManifest) -> list[str]:
     """Say what the numbers mean and what they do not."""
-    says = {
+    says: dict[Kind, Callable[[Counter[Label | None]], str]] = {
         Kind.PHOTOGRAPH: _of_photographs,
-        Kind.GENERATED: _of_generated,
+        Kind.RECONSTRUCTION: partial(_of_remade, "sent through the bundle's small autoencoder"),
+        Kind.VARIANT: partial(_of_remade, "noised and denoised by the bundle's small generator"),
         Kind.OWN: _of_own,
     }
     lines = []
@@ -113,11 +115,10 @@ def _of_photographs(labels: Counter[Label | None]) -> str:
     )
 
 
-def _of_generated(labels: Counter[Label | None]) -> str:
+def _of_remade(what: str, labels: Counter[Label | None]) -> str:
     return (
-        f"Recognised: {labels[Label.GENERATED]} of {labels.total()} images of the bundle's own"
-        f" generator labelled generated, {labels[Label.UNSURE]} unsure. The detector was trained"
-        " on this generator: the number says nothing of any other."
+        f"{labels.total()} photographs {what}: {labels[Label.GENERATED]} labelled generated,"
+        f" {labels[Label.UNSURE]} unsure, {labels[Label.REAL]} real."
     )
 
 

@@ -18,7 +18,7 @@ from worker.demo.contact_sheet import draw_sheet
 from worker.demo.deployment import BUCKET, DemoError, Deployment
 from worker.demo.photographs import PHOTOGRAPHS
 from worker.demo.report import Row, summary, table, write_json
-from worker.demo.uploads import broken, generated, hook_event, own, photographs
+from worker.demo.uploads import broken, hook_event, own, photographs, remade
 from worker.ledger.interface import Role, State
 from worker.ledger.tables import Image, VerdictRow
 from worker.scoring.file_scoring import intake_limits
@@ -165,11 +165,12 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 def _own_uploads(detector: Detector, folder: Path, progress: Progress) -> list[DemoUpload]:
     count = len(PHOTOGRAPHS)
-    making = progress.add_task("making images with the bundle's generator", total=count)
+    making = progress.add_task("remaking them with the bundle's generator", total=count)
     fakes = []
-    for upload in generated(detector.bundle, folder, count=count):
+    for upload in remade(detector.bundle, folder):
         fakes.append(upload)
         progress.advance(making)
+    fakes.sort(key=lambda upload: upload.kind)
     return [*photographs(), *fakes, *broken(folder)]
 
 

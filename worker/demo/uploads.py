@@ -10,11 +10,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from urllib.parse import quote_plus
 
+import numpy as np
 from PIL import Image
 
 from detection.errors import SettingsError
 from training.bundles.challenger import lare_of
-from training.data.diffusion_sampling import sample
+from training.data.bundle_aligner import bundle_aligner
+from training.data.diffusion_sampling import PartialNoise
 from worker.demo.photographs import PHOTOGRAPHS, package_folder
 from worker.scoring.file_scoring import find_files
 
@@ -23,19 +25,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from detection.bundle import Bundle
+    from training.data.aligners import Aligner
     from worker.storage.interface import ObjectFacts
 
-#: Another one than those of the recipe: none of the demo's images was trained on.
-SEED = 1_000_000
-PASSES = 50
-SAMPLES_AT_ONCE = 4
+#: Longest side of what the generator remakes, in pixels.
+LONGEST_SIDE = 512
+#: The step, of a thousand, that variants are noised to: much is made anew, the motif stays.
+VARIANT_STEP = 250
 
 
 class Kind(StrEnum):
     """What is known of an upload beforehand."""
 
     PHOTOGRAPH = "photograph"
-    GENERATED = "generator: seen in training"
+    RECONSTRUCTION = "through the bundle's autoencoder"
+    VARIANT = "noised and denoised by the bundle's generator"
     BROKEN = "broken file"
     OWN = "your picture"
 
@@ -66,33 +70,29 @@ def photographs() -> list[DemoUpload]:
     ]
 
 
-def generated(bundle: Bundle, folder: Path, *, count: int) -> Iterator[DemoUpload]:
-    """Sample `count` images from the bundle's own generator and store them as PNG in `folder`.
+def remade(bundle: Bundle, folder: Path) -> Iterator[DemoUpload]:
+    """Send the photographs through the bundle's generator, and store them as PNG in `folder`.
 
-    Raises `SettingsError` for a bundle without one.
+    In turn one goes through the autoencoder alone and one is noised and denoised besides, at most
+    `LONGEST_SIDE` pixels a side. Raises `SettingsError` for a bundle without a generator.
     """
     lare = lare_of(bundle)
     if lare is None:
         raise SettingsError(f"bundle {bundle.manifest.name} holds no generator to make images with")
-    _, channels, height, width = lare.noises.shape
     folder.mkdir(parents=True, exist_ok=True)
-    for start in range(0, count, SAMPLES_AT_ONCE):
-        images = sample(
-            lare.generator,
-            min(SAMPLES_AT_ONCE, count - start),
-            shape=(channels, height, width),
-            seed=SEED + start,
-            passes=PASSES,
-        )
-        for number, pixels in enumerate(images, start + 1):
-            path = folder / f"generated-{number:02d}.png"
-            Image.fromarray(pixels).save(path)
-            yield DemoUpload(
-                path=path,
-                key=f"generated/{path.name}",
-                kind=Kind.GENERATED,
-                says=Kind.GENERATED.value,
-            )
+    ways: tuple[tuple[Kind, Aligner], ...] = (
+        (Kind.RECONSTRUCTION, bundle_aligner(bundle)),
+        (Kind.VARIANT, PartialNoise("variant", lare.generator, step=VARIANT_STEP)),
+    )
+    for number, photograph in enumerate(PHOTOGRAPHS):
+        kind, aligner = ways[number % len(ways)]
+        with Image.open(photograph.path) as opened:
+            image = opened.convert("RGB")
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        (pixels,) = aligner.reconstruct([np.asarray(image)])
+        path = folder / f"{photograph.path.stem}-{kind.name.lower()}.png"
+        Image.fromarray(pixels).save(path)
+        yield DemoUpload(path=path, key=f"remade/{path.name}", kind=kind, says=photograph.says)
 
 
 def broken(folder: Path) -> list[DemoUpload]:
