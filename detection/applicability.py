@@ -1,9 +1,10 @@
-"""Applicability: pictures too small, too blank or too flat are `unsure`, whatever their score.
+"""Applicability: pictures too small, blank, flat or novel are `unsure`, whatever their score.
 
 The thresholds rest on photographs, which have grain or texture nearly everywhere, of a tile a side
 and more. The branches answer of anything else too: a lens cap, an even colour, a gradient, a
 chessboard or a thumbnail has none of a photograph's traces, and what is missing looks like a
-decoder's work. Such an image lies outside what the operating points hold for.
+decoder's work. Such an image lies outside what the operating points hold for, and so does one that
+is unlike all that was learnt from, such as noise or the sky through a telescope.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def inapplicable_reason(
     """Say why RGB uint8 (H, W, 3) is nothing to judge, or return None.
 
     The words before the colon name the kind, of which there are three: "too small", "nearly nothing
-    to look at" and "drawn rather than photographed". Looked at is what the aligned branch reads;
-    without a `config`, with the default tiles.
+    to look at" and "drawn rather than photographed"; `novelty_reason` gives a fourth. Looked at is
+    what the aligned branch reads; without a `config`, with the default tiles.
     """
     config = config or AlignedConfig()
     height, width = image.shape[:2]
@@ -45,6 +46,16 @@ def inapplicable_reason(
     if (share := even_share(tiles)) >= MAX_FLAT_SHARE:
         return f"drawn rather than photographed: {share:.0%} of what was read is even colour"
     return None
+
+
+def novelty_reason(novelty: float, most: float | None) -> str | None:
+    """Say that a picture's novelty (`detection.backbone.novelty`) is above `most`, or None."""
+    if most is None or novelty <= most:
+        return None
+    return (
+        f"unlike what was learnt from: its novelty is {novelty:.1f}, that of nearly all images that"
+        f" the detector learnt from at most {most:.1f}"
+    )
 
 
 def blank_share(tiles: NDArray[np.uint8]) -> float:

@@ -34,6 +34,7 @@ class BackboneConfig:
     of `quality` (4:2:0) once: what an upload was saved as before then hardly matters, to a score
     nor to what can be learnt. Views enter as (x - `mean`) / `scale` of their 8-bit values. `real`
     and `generated` name the classes of the head: kinds of real pictures, families of generators.
+    From `max_novelty` on a picture is too unlike what the head learnt from; None judges all.
     """
 
     architecture: str = "tf_efficientnet_lite0"
@@ -45,10 +46,14 @@ class BackboneConfig:
     scale: float = 128.0
     real: tuple[str, ...] = ("real:photograph",)
     generated: tuple[str, ...] = ("generated:any",)
+    max_novelty: float | None = None
 
 
 class Backbone(nn.Module):
     """Frozen features and a head of one linear layer: a view to a logit."""
+
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, config: BackboneConfig) -> None:
         """Build the architecture without weights.
@@ -68,6 +73,9 @@ class Backbone(nn.Module):
             probe = torch.zeros(1, 3, 64, 64)
             width = self.eval().features(probe).shape[1]
         self.head = nn.Linear(width, len(config.real) + len(config.generated))
+        # Mean and standard deviation of the features that the head learnt from.
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
 
     def features(self, views: Tensor) -> Tensor:
         """Map views (B, 3, H, W), floats of 8-bit values, to features (B, D) in float32.
@@ -76,13 +84,14 @@ class Backbone(nn.Module):
         """
         return torch.cat([torch.cat(_statistics(one), dim=1) for one in self._stages(views)], dim=1)
 
-    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Map views (B, 3, H, W), floats of 8-bit values, to logits (B,) and maps (B, h, w).
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map views (B, 3, H, W), floats of 8-bit values, to logits, maps and novelties.
 
-        The logit is the log-odds of all generated classes against all real ones. A map says where
-        on the view it comes from, and the logit is its mean: a class's score is linear in the
-        features, means are linear in the feature maps, and a standard deviation is the mean of
-        (f - m)^2 / s. Classes count by their share of their side, as in the logit's gradient.
+        They are (B,), (B, h, w) and (B,). The logit is the log-odds of all generated classes
+        against all real ones. A map says where on the view it comes from, and the logit is its
+        mean: a class's score is linear in the features, means are linear in the feature maps, and a
+        standard deviation is the mean of (f - m)^2 / s. Classes count by their share of their side,
+        as in the logit's gradient.
         (Class activation maps, Zhou et al., CVPR 2016, with a term for the spread.)
         """
         stages = self._stages(views)
@@ -91,7 +100,8 @@ class Backbone(nn.Module):
         # Not in half precision: the logit is a sum over thousands of features.
         with torch.autocast(views.device.type, enabled=False):
             statistics = [_statistics(one) for one in stages]
-            scores = self.head(torch.cat([torch.cat(one, dim=1) for one in statistics], dim=1))
+            features = torch.cat([torch.cat(one, dim=1) for one in statistics], dim=1)
+            scores = self.head(features)
             real, generated = scores.split([len(self.config.real), len(self.config.generated)], 1)
             logits = generated.logsumexp(1) - real.logsumexp(1)
             pull = torch.cat([-real.softmax(1), generated.softmax(1)], dim=1)
@@ -107,7 +117,7 @@ class Backbone(nn.Module):
                 contributions += functional.interpolate(part[:, None], finest)[:, 0]
         # The biases, and how evenly the classes of a side share it, have no place in the picture.
         contributions += (logits - contributions.mean((1, 2)))[:, None, None]
-        return logits, contributions
+        return logits, contributions, novelty(features, self.centre, self.spread)
 
     def _stages(self, views: Tensor) -> list[Tensor]:
         self.network.forward_features((views - self.config.mean) / self.config.scale)
@@ -118,6 +128,14 @@ class Backbone(nn.Module):
             self._maps[stage] = output
 
         return keep
+
+
+def novelty(features: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
+    """Say how far features (B, D) lie from those that were learnt from, (B,) in float32.
+
+    It is the logarithm of the mean squared z-score: about 0 for what is like them.
+    """
+    return ((features - centre) / spread).square().mean(dim=1).log()
 
 
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:

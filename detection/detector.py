@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles, tile_origins
-from detection.applicability import inapplicable_reason
+from detection.applicability import inapplicable_reason, novelty_reason
 from detection.backbone import Backbone, to_views, whole_view
 from detection.batch_norm_folding import fold_batch_norms
 from detection.bundle import Arithmetic, Bundle, BundleError, load_bundle
@@ -153,6 +153,7 @@ class Detector:
         maps: list[NDArray[np.float32] | None] = [None] * len(images)
         tiles: list[tuple[TileLogit, ...]] = [()] * len(images)
         contributions: list[NDArray[np.float32] | None] = [None] * len(images)
+        outside: list[str | None] = [None] * len(images)
         with torch.inference_mode():
             if self._egre is not None:
                 for index, (logit, error) in enumerate(self._score_lare(images)):
@@ -163,10 +164,12 @@ class Detector:
                     branches[index]["aligned"] = logit
                     tiles[index] = read
             if self._backbone is not None:
-                for index, (logit, part) in enumerate(self._score_backbone(images)):
+                most = self._backbone.config.max_novelty
+                for index, (logit, part, novelty) in enumerate(self._score_backbone(images)):
                     branches[index]["backbone"] = logit
                     contributions[index] = part
-        seen = zip(branches, maps, tiles, contributions, strict=True)
+                    outside[index] = novelty_reason(novelty, most)
+        seen = zip(branches, maps, tiles, contributions, outside, strict=True)
         return [self._verdict(*one) for one in seen]
 
     def _apply_applicability(self, image: NDArray[np.uint8], score: Score) -> Score:
@@ -174,7 +177,7 @@ class Detector:
 
         No evidence leaves the probability at the prior, or below where the score already is.
         """
-        why = inapplicable_reason(image, self.bundle.manifest.aligned)
+        why = inapplicable_reason(image, self.bundle.manifest.aligned) or score.outside
         if why is None:
             return score
         probability = min(score.probability, score.prior)
@@ -229,15 +232,16 @@ class Detector:
 
     def _score_backbone(
         self, images: Sequence[NDArray[np.uint8]]
-    ) -> list[tuple[float, NDArray[np.float32]]]:
+    ) -> list[tuple[float, NDArray[np.float32], float]]:
         assert self._backbone is not None  # noqa: S101  # as above
         results = []
         for start in range(0, len(images), self._chunk):
             chunk = images[start : start + self._chunk]
             stacked = [whole_view(image, self._backbone.config) for image in chunk]
             with self._autocast():
-                logits, parts = self._backbone(self._move(to_views(np.stack(stacked))))
-            results += list(zip(logits.cpu().tolist(), parts.cpu().numpy(), strict=True))
+                seen = self._backbone(self._move(to_views(np.stack(stacked))))
+            logits, parts, novelties = (one.cpu() for one in seen)
+            results += list(zip(logits.tolist(), parts.numpy(), novelties.tolist(), strict=True))
         return results
 
     def _tile_logits(self, tiles: Tensor) -> Tensor:
@@ -254,6 +258,7 @@ class Detector:
         error_map: NDArray[np.float32] | None,
         tiles: tuple[TileLogit, ...],
         contributions: NDArray[np.float32] | None,
+        outside: str | None,
     ) -> Score:
         manifest = self.bundle.manifest
         for name, value in branches.items():
@@ -277,6 +282,7 @@ class Detector:
             error_map=error_map,
             tiles=tiles,
             contributions=contributions,
+            outside=outside,
         )
 
     def _place(self, network: _Network) -> _Network:

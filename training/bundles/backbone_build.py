@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from training.bundles.cross_fit import FoldResult
     from training.bundles.recipe import BundleTrainingRun
     from training.data.folds import Fold
+    from training.data.manifest import Entry
 
 
 def build_backbone_bundle(
@@ -73,11 +74,7 @@ def build_backbone_bundle(
         "pooled": pooled_figures(results, policy),
         "thumbnail_auc": _thumbnail_auc(training_run, folds),
     }
-    released_head = head.head(entries)
-    released_backbone = Backbone(
-        replace(backbone.config, real=released_head.real, generated=released_head.generated)
-    )
-    released_backbone.load_state_dict({**backbone.state_dict(), **released_head.state()})
+    released_backbone = _released(head, backbone, entries)
     provenance = _provenance(training_run, data_licence)
     return write_bundle(
         folder,
@@ -95,6 +92,22 @@ def build_backbone_bundle(
             "card.md": backbone_card(recipe, metrics, released.points, policy, provenance),
         },
     )
+
+
+def _released(head: HeadBranch, backbone: Backbone, entries: Sequence[Entry]) -> Backbone:
+    """Give the backbone the head of all images, and what it takes to know their like."""
+    fitted, known = head.head(entries), head.familiarity(entries)
+    released = Backbone(
+        replace(
+            backbone.config,
+            real=fitted.real,
+            generated=fitted.generated,
+            max_novelty=known.max_novelty,
+        )
+    )
+    learnt = {**fitted.state(), "centre": known.centre, "spread": known.spread}
+    released.load_state_dict({**backbone.state_dict(), **learnt})
+    return released
 
 
 def _provenance(training_run: BundleTrainingRun, data_licence: str) -> BundleProvenance:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detection.backbone import to_views, whole_view
+from detection.backbone import novelty, to_views, whole_view
 from training.bundles.form_cache import AUGMENTED, FormCache
 from training.data.manifest import GENERATED, PHOTOGRAPH, REAL
 from training.fit.softmax_head import SoftmaxHead, fit_head, zero_head
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from detection.backbone import Backbone
     from training.data.manifest import Entry
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Rows = NDArray[np.float32]
 
 
+#: The share of what a head learnt from that is not too novel to be judged.
+FAMILIAR = 0.999
 #: Side of the thumbnails that the probe sees, in pixels.
 THUMBNAIL = 32
 
@@ -48,6 +51,15 @@ class HeadRecipe:
         """The names of the forms."""
         drawn = (f"{AUGMENTED}{number}" for number in range(self.augmented))
         return "clean", "web", *drawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Familiarity:
+    """Mean and standard deviation (D,) of the features learnt from, and the novelty to judge to."""
+
+    centre: Tensor
+    spread: Tensor
+    max_novelty: float
 
 
 class HeadBranch:
@@ -77,6 +89,17 @@ class HeadBranch:
     def logits(self, head: SoftmaxHead, entries: Sequence[Entry], form: str) -> NDArray[np.float64]:
         """Score N images in one form with a head (N,)."""
         return head.logits(self._rows.rows(entries, form))
+
+    def familiarity(self, entries: Sequence[Entry]) -> Familiarity:
+        """State what the images' features are like; a share `FAMILIAR` is as near as allowed."""
+        rows = torch.from_numpy(
+            np.concatenate([self._rows.rows(entries, form) for form in self._recipe.forms])
+        )
+        centre, spread = rows.mean(dim=0), rows.std(dim=0) + 1e-6
+        novelties = novelty(rows, centre, spread).double()
+        return Familiarity(
+            centre=centre, spread=spread, max_novelty=float(novelties.quantile(FAMILIAR))
+        )
 
     def weights(self, entries: Sequence[Entry]) -> NDArray[np.float64]:
         """Return what each of N images counts (N,).

@@ -111,8 +111,8 @@ class BundleRecipe:
     head: HeadRecipe = field(default_factory=HeadRecipe)
 
 
-#: The recipes by name: that of the shipped bundle, a head on a pretrained backbone; the two branches
-#: that look for traces of decoders; and these with more kinds of pairs.
+#: The recipes by name: that of the shipped bundle, a head on a pretrained backbone; the two
+#: branches that look for traces of decoders; and these with more kinds of pairs.
 RECIPES = {
     recipe.name: recipe
     for recipe in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from detection.applicability import blank_share, even_share, inapplicable_reason
 from detection.bundle import write_manifest
 from detection.detector import Detector
 from detection.evidence import describe
-from detection.score import Label
+from detection.score import Label, Score
 from tests.support.bundles.tiny_bundle import build_tiny_bundle, operating_points
 
 if TYPE_CHECKING:
@@ -140,3 +141,24 @@ def test_the_shipped_detector_accuses_no_blank_image(level: int) -> None:
     (score,) = Detector.load("small").score([flat(level, 256, 256)])
     assert score.label is Label.UNSURE
     assert score.probability <= score.prior
+
+
+def test_what_is_unlike_all_that_was_learnt_from_is_not_judged(tmp_path: Path) -> None:
+    """Beyond the novelty that its backbone allows an image is unsure, and the reason says so."""
+    bundle = build_tiny_bundle(tmp_path / "tiny", branches=("backbone",))
+    assert bundle.manifest.backbone is not None
+    (judged,) = Detector(bundle).score([PHOTOGRAPH])
+    assert judged.outside is None
+
+    def strict(most: float) -> Score:
+        backbone = replace(bundle.manifest.backbone, max_novelty=most)
+        manifest = bundle.manifest.model_copy(update={"backbone": backbone})
+        (score,) = Detector(write_manifest(bundle.folder, manifest)).score([PHOTOGRAPH])
+        return score
+
+    novel, familiar = strict(-50.0), strict(50.0)
+    assert novel.label is Label.UNSURE
+    assert novel.probability <= novel.prior
+    assert novel.distance is None
+    assert str(novel.outside).startswith("unlike what was learnt from: ")
+    assert (familiar.label, familiar.branches) == (judged.label, judged.branches)

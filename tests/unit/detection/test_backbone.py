@@ -64,7 +64,7 @@ def test_features_are_means_and_spreads_of_the_stages(backbone: Backbone) -> Non
 def test_the_contributions_average_to_the_logit(backbone: Backbone) -> None:
     """The map's mean is the logit: the log-odds of generated classes against real ones."""
     batch = views(3)
-    logits, contributions = backbone(batch)
+    logits, contributions, _ = backbone(batch)
     shares = backbone.head(backbone.features(batch)).softmax(1)
     expected = torch.log(shares[:, 2:].sum(1) / shares[:, :2].sum(1))
     assert contributions.shape == (3, 16, 16)
@@ -98,6 +98,23 @@ def test_the_map_is_the_classes_pull_on_the_feature_maps(backbone: Backbone) -> 
         drawn += np.kron(part, np.ones((16 // len(part), 16 // len(part))))
     found = backbone(batch)[1][0].numpy()
     np.testing.assert_allclose(found - found.mean(), drawn - drawn.mean(), rtol=1e-3, atol=1e-3)
+
+
+def test_novelty_is_the_mean_squared_z_score(backbone: Backbone) -> None:
+    """It is the logarithm of what numpy computes, about 0 for features like those learnt from."""
+    learnt = backbone.features(views(40)).double().numpy()
+    made = Backbone(CONFIG)
+    made.load_state_dict(backbone.state_dict())
+    made.eval()
+    made.centre.copy_(torch.from_numpy(learnt.mean(0)))
+    made.spread.copy_(torch.from_numpy(learnt.std(0)))
+    batch = torch.cat([views(1), torch.full((1, 3, 64, 64), 30.0)])
+    with torch.inference_mode():
+        found = made(batch)[2].numpy()
+        rows = made.features(batch).double().numpy()
+    scores = (rows - learnt.mean(0)) / learnt.std(0)
+    np.testing.assert_allclose(found, np.log((scores**2).mean(1)), rtol=1e-3)
+    assert abs(found[0]) < 1 < found[1]
 
 
 def saved_once(pixels: np.ndarray) -> Image.Image:
