@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from detection.aligned import AlignedConfig
@@ -274,7 +275,20 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
     manifest = made.manifest
     assert (manifest.aligned, manifest.egre) == (None, None)
     families = ("generated:alpha", "generated:beta", "generated:gamma")
-    assert manifest.backbone == replace(BACKBONE, real=("real:photograph",), generated=families)
+    cached = np.concatenate(
+        [
+            load_file(part)["rows"].double().numpy()
+            for form in recipe.head.forms
+            for part in (tmp_path / "run" / "forms" / "backbone" / form).glob("*.safetensors")
+        ]
+    )
+    scores = (cached - cached.mean(0)) / cached.std(0, ddof=1)
+    limit = np.quantile(np.log((scores**2).mean(1)), 0.999)
+    assert manifest.backbone is not None
+    assert manifest.backbone.max_novelty == pytest.approx(limit, abs=1e-3)
+    assert replace(manifest.backbone, max_novelty=None) == replace(
+        BACKBONE, real=("real:photograph",), generated=families
+    )
     assert manifest.fusion.weights.keys() == {"backbone"}
     assert manifest.operating_points[-1].reals == 3 * 48
     pooled = manifest.metrics["pooled"]["forms"]["web"]
