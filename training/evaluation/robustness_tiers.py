@@ -52,6 +52,11 @@ def hard(image: Pixels) -> Pixels:
     return Codec("JPEG", 40).apply(limit_side(image, 512))
 
 
+def jpeg85(image: Pixels) -> Pixels:
+    """JPEG quality 85 at the same size: saved once more."""
+    return Codec("JPEG", 85).apply(image)
+
+
 def webp(image: Pixels) -> Pixels:
     """WebP quality 80 at the same size."""
     return Codec("WEBP", 80).apply(image)
@@ -73,6 +78,7 @@ TIERS: dict[str, Tier] = {
     "clean": clean,
     "web": web,
     "hard": hard,
+    "jpeg85": jpeg85,
     "webp80": webp,
     "screenshot": screenshot,
     **{f"resize{scale:g}": _scaled(scale) for scale in (0.5, 0.75, 1.5, 2.0)},

@@ -20,6 +20,7 @@ from training.evaluation.calibration import (
 from training.evaluation.quality.report import (
     FormFigures,
     Group,
+    LabelChanges,
     Mistake,
     Quality,
     RateWithInterval,
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from training.evaluation.scoring import Interval, Scored
     from training.evaluation.shortcut_audit import Probe
 
-#: The form in which mistakes are listed.
-MISTAKES_FORM = "clean"
+#: The form in which mistakes are listed, and from which labels change.
+PLAIN_FORM = "clean"
 #: How many of the worst mistakes of each kind are listed.
 LISTED = 24
 UNKNOWN_MEMBERSHIP = (
@@ -79,7 +80,7 @@ def compute_quality(
     manifest = bundle.manifest
     entries = next(iter(scored.values())).entries
     seen = manifest.provenance.seen_families
-    accusations, misses = worst_mistakes(bundle, scored[MISTAKES_FORM], data)
+    accusations, misses = worst_mistakes(bundle, scored[PLAIN_FORM], data)
     return Quality(
         bundle=manifest.name,
         model_version=bundle.model_version,
@@ -101,6 +102,12 @@ def compute_quality(
         refused=refused,
         shortcut=shortcut_probes(entries),
         forms={form: form_figures(bundle, part) for form, part in scored.items()},
+        changes={
+            form: changes
+            for form, part in scored.items()
+            if form != PLAIN_FORM
+            and (changes := label_changes(bundle, scored[PLAIN_FORM], part)) is not None
+        },
         accusations=accusations,
         misses=misses,
     )
@@ -127,6 +134,22 @@ def form_figures(bundle: Bundle, scored: Scored) -> FormFigures:
         groups=tuple(_groups(bundle, scored, fused)),
         calibration_error=expected_calibration_error(probabilities, generated, weights),
         bins=reliability(probabilities, generated, weights),
+    )
+
+
+def label_changes(bundle: Bundle, plain: Scored, form: Scored) -> LabelChanges | None:
+    """Say how many images labelled `generated` in one form another calls otherwise; None of none.
+
+    Both hold the same images in the same order, photographs among them.
+    """
+    before, after = (
+        labels_of(bundle, part.logits.fused(bundle.manifest.fusion)) for part in (plain, form)
+    )
+    changed = after[before == Label.GENERATED.value]
+    if not len(changed):
+        return None
+    return LabelChanges(
+        real=rate(changed == Label.REAL.value), unsure=rate(changed == Label.UNSURE.value)
     )
 
 

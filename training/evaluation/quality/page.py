@@ -30,6 +30,7 @@ def write_page(quality: Quality, plots: Sequence[str], file: Path) -> None:
         *_recalls(quality),
         *_gains(quality),
         *_accusations(quality),
+        *_changes(quality),
         *_shortcut(quality),
         *_mistakes("Worst false accusations", quality.accusations),
         *_mistakes("Worst misses", quality.misses),
@@ -64,8 +65,8 @@ def _head(quality: Quality) -> Iterator[str]:
         " is saved as JPEG 75. `raw` is the files as they are, where codecs may help the detector."
         f" `generated` is said from {quality.flag_point} on, `unsure` from {quality.doubt_point}"
         " on; thresholds are the bundle's, none was chosen on these images. Labels are by threshold"
-        " alone: in service an image that is mostly blank, drawn in even colours or smaller than a"
-        " tile is `unsure` where it would be `generated`."
+        " alone: in service an image that is mostly blank, drawn in even colours, smaller than a"
+        " tile or unlike what was learnt from is `unsure` where it would be `generated`."
     )
 
 
@@ -182,6 +183,15 @@ def _accusations(quality: Quality) -> Iterator[str]:
             for name, groups in _by_group(quality, generated=False).items()
         ]
         yield from _table(title, ["photographs", *quality.forms], rows)
+
+
+def _changes(quality: Quality) -> Iterator[str]:
+    rows = [
+        [form, str(changes.real.total), _rate(changes.real), _rate(changes.unsure)]
+        for form, changes in quality.changes.items()
+    ]
+    header = ["form", "images labelled generated before it", "real after it", "unsure after it"]
+    yield from _table("Labels that a form changes", header, rows)
 
 
 def _shortcut(quality: Quality) -> Iterator[str]:

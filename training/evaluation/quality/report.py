@@ -69,6 +69,14 @@ class FormFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelChanges:
+    """Of images that were `generated` before a form: the shares that it calls otherwise."""
+
+    real: RateWithInterval
+    unsure: RateWithInterval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mistake:
     """A photograph labelled `generated`, or a generated image labelled `real`."""
 
@@ -96,6 +104,7 @@ class Quality:
     refused: Mapping[str, str]
     shortcut: Mapping[str, Probe]
     forms: Mapping[str, FormFigures]
+    changes: Mapping[str, LabelChanges]
     accusations: tuple[Mistake, ...]
     misses: tuple[Mistake, ...]
 

@@ -23,7 +23,12 @@ from training.data.manifest import Entry, load_manifest, snapshot_digest
 from training.data.samples import check_images
 from training.data.splits import divide
 from training.evaluation.calibration import Logits
-from training.evaluation.quality.figures import UNKNOWN_MEMBERSHIP, form_figures, worst_mistakes
+from training.evaluation.quality.figures import (
+    UNKNOWN_MEMBERSHIP,
+    form_figures,
+    label_changes,
+    worst_mistakes,
+)
 from training.evaluation.quality.run import FORMS, evaluate_bundle, evaluation_subset, limit_per_set
 from training.evaluation.score_cache import ScoreCache
 from training.evaluation.scoring import RAW, Scored
@@ -94,6 +99,19 @@ def test_shares_by_hand(bundle: Bundle) -> None:
     assert everything is not None
     assert (everything.flagged.hits, everything.unsure.hits) == (2, 1)
     assert everything.at["fpr=0.05"].value == pytest.approx(0.75)
+
+
+def test_labels_that_a_form_changes_by_hand(bundle: Bundle) -> None:
+    """Counted are images that are generated before: here one stays, one is unsure, one is real."""
+    plain = hand_scored()
+    # Fused 3, 5 and 2 are flagged; now they are 2, 1 and 0, and what was real is flagged.
+    after = np.array([2.0, 1.0, 0.0, 9.0, -2.0, -3.0, 1.0, 0.0, 1.5, -2.0])
+    logits = Logits({"lare": after, "aligned": np.zeros(10)}, plain.logits.generated)
+    changes = label_changes(bundle, plain, Scored(plain.entries, logits, "jpeg85"))
+    assert changes is not None
+    assert (changes.real.hits, changes.unsure.hits, changes.real.total) == (1, 1, 3)
+    photographs = plain.of(np.arange(10) == 4)
+    assert label_changes(bundle, photographs, photographs) is None
 
 
 def test_an_unsupported_point_is_not_measured(bundle: Bundle) -> None:

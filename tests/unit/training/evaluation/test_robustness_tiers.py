@@ -23,6 +23,7 @@ PICTURE = np.kron(
         ("clean", (960, 1600)),
         ("web", (461, 768)),
         ("hard", (307, 512)),
+        ("jpeg85", (960, 1600)),
         ("webp80", (960, 1600)),
         ("screenshot", (816, 1360)),
         ("resize0.5", (480, 800)),
@@ -39,8 +40,12 @@ def test_each_tier_has_its_size(tier: str, shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(found, TIERS[tier](PICTURE.copy()))
 
 
-@pytest.mark.parametrize(("tier", "longest", "quality"), [("web", 768, 60), ("hard", 512, 40)])
-def test_web_and_hard_are_a_resize_and_a_jpeg(tier: str, longest: int, quality: int) -> None:
+@pytest.mark.parametrize(
+    ("tier", "longest", "quality"), [("web", 768, 60), ("hard", 512, 40), ("jpeg85", 1600, 85)]
+)
+def test_web_hard_and_a_resave_are_a_resize_and_a_jpeg(
+    tier: str, longest: int, quality: int
+) -> None:
     """They equal Pillow's own thumbnailing and saving at the stated side and quality."""
     scale = longest / 1600
     size = (longest, round(960 * scale))
