@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Rows = NDArray[np.float32]
 
 
+#: The forms that uploads come in; a head also learns from draws of the augmentation.
+PLAIN = ("clean", "web")
 #: The share of what a head learnt from that is not too novel to be judged.
 FAMILIAR = 0.999
 #: Side of the thumbnails that the probe sees, in pixels.
@@ -49,8 +51,7 @@ class HeadRecipe:
     @property
     def forms(self) -> tuple[str, ...]:
         """The names of the forms."""
-        drawn = (f"{AUGMENTED}{number}" for number in range(self.augmented))
-        return "clean", "web", *drawn
+        return *PLAIN, *(f"{AUGMENTED}{number}" for number in range(self.augmented))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +92,11 @@ class HeadBranch:
         return head.logits(self._rows.rows(entries, form))
 
     def familiarity(self, entries: Sequence[Entry]) -> Familiarity:
-        """State what the images' features are like; a share `FAMILIAR` is as near as allowed."""
-        rows = torch.from_numpy(
-            np.concatenate([self._rows.rows(entries, form) for form in self._recipe.forms])
-        )
+        """State what the images' features are like; a share `FAMILIAR` is as near as allowed.
+
+        The draws of the augmentation are left out: they go further than uploads do.
+        """
+        rows = torch.from_numpy(np.concatenate([self._rows.rows(entries, form) for form in PLAIN]))
         centre, spread = rows.mean(dim=0), rows.std(dim=0) + 1e-6
         novelties = novelty(rows, centre, spread).double()
         return Familiarity(
