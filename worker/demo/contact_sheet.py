@@ -45,9 +45,9 @@ HEADINGS = {
 }
 FOOT = """\
 Left the image, right what counted most for its verdict. Red and blue (by backbone): where on the
-centre square the number comes from, red for a generator, blue for a camera. Dark blue to light yellow
-(by lare): where a generator's guess of added noise is wrong. Frames (by aligned): the squares read.
-The number is the distance from the point of accusation: above 0 the label is generated."""
+centre square the number comes from, red for a generator, blue for a camera. Dark blue to light
+yellow (by lare): where a generator's guess of added noise is wrong. Frames (by aligned): what was
+read. The number is the distance from the point of accusation: above 0 the label is generated."""
 
 
 def draw_sheet(

@@ -118,7 +118,8 @@ def _of_photographs(labels: Counter[Label | None]) -> str:
 def _of_remade(what: str, labels: Counter[Label | None]) -> str:
     return (
         f"{labels.total()} photographs {what}: {labels[Label.GENERATED]} labelled generated,"
-        f" {labels[Label.UNSURE]} unsure, {labels[Label.REAL]} real."
+        f" {labels[Label.UNSURE]} unsure, {labels[Label.REAL]} real. This generator makes pairs for"
+        " retraining; the bundle's score was not learnt from it, and does not look for it."
     )
 
 

@@ -79,7 +79,6 @@ def remade(bundle: Bundle, folder: Path) -> Iterator[DemoUpload]:
     lare = lare_of(bundle)
     if lare is None:
         raise SettingsError(f"bundle {bundle.manifest.name} holds no generator to make images with")
-    folder.mkdir(parents=True, exist_ok=True)
     ways: tuple[tuple[Kind, Aligner], ...] = (
         (Kind.RECONSTRUCTION, bundle_aligner(bundle)),
         (Kind.VARIANT, PartialNoise("variant", lare.generator, step=VARIANT_STEP)),
@@ -90,9 +89,12 @@ def remade(bundle: Bundle, folder: Path) -> Iterator[DemoUpload]:
             image = opened.convert("RGB")
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         (pixels,) = aligner.reconstruct([np.asarray(image)])
-        path = folder / f"{photograph.path.stem}-{kind.name.lower()}.png"
+        what = kind.name.lower()
+        path = folder / what / f"{photograph.path.stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
-        yield DemoUpload(path=path, key=f"remade/{path.name}", kind=kind, says=photograph.says)
+        says = f"{what} of {photograph.says}"
+        yield DemoUpload(path=path, key=f"{what}/{path.name}", kind=kind, says=says)
 
 
 def broken(folder: Path) -> list[DemoUpload]:
