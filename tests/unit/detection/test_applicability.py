@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from scipy.ndimage import convolve1d
+from sklearn.datasets import load_sample_image
 
 from detection.applicability import blank_share, even_share, inapplicable_reason
 from detection.bundle import write_manifest
@@ -137,7 +138,7 @@ def test_what_shows_nothing_is_not_called_real(tmp_path: Path, image: NDArray[np
 
 @pytest.mark.parametrize("level", [128, 0])
 def test_the_shipped_detector_accuses_no_blank_image(level: int) -> None:
-    """Its branches would: flat grey looks like a decoder's work to both."""
+    """It says unsure, no likelier than the prior."""
     (score,) = Detector.load("small").score([flat(level, 256, 256)])
     assert score.label is Label.UNSURE
     assert score.probability <= score.prior
@@ -162,3 +163,12 @@ def test_what_is_unlike_all_that_was_learnt_from_is_not_judged(tmp_path: Path) -
     assert novel.distance is None
     assert str(novel.outside).startswith("unlike what was learnt from: ")
     assert (familiar.label, familiar.branches) == (judged.label, judged.branches)
+
+
+def test_the_shipped_detector_does_not_judge_noise() -> None:
+    """Nothing that it learnt from is like it; a photograph of a pagoda is judged."""
+    noise = RNG.integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    novel, judged = Detector.load("small").score([noise, load_sample_image("china.jpg")])
+    assert novel.label is Label.UNSURE
+    assert str(novel.outside).startswith("unlike what was learnt from: ")
+    assert judged.outside is None
