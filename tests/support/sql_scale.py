@@ -38,7 +38,8 @@ GENERATE = """
            CASE WHEN s.score >= 0.98 THEN 'flag' WHEN s.score >= 0.97 THEN 'review'
                 ELSE 'allow' END,
            (SELECT min(id) FROM app.policies), i.created_at,
-           CASE WHEN s.score >= 0.97 AND i.n % 2 = 0 THEN 's3://evidence/' || i.id || '/evidence.json' END
+           CASE WHEN s.score >= 0.97 AND i.n % 2 = 0
+                THEN 's3://evidence/' || i.id || '/evidence.json' END
     FROM (SELECT *, row_number() OVER (ORDER BY created_at) AS n FROM app.images) i,
          LATERAL (SELECT (i.n * 7919 % 100003) / 100003.0 AS score) s
     ORDER BY i.n;
