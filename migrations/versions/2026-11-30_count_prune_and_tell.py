@@ -18,6 +18,19 @@ down_revision = "0013"
 branch_labels = None
 depends_on = None
 
+#: Name, table, columns, condition.
+INDEXES = (
+    ("ix_object_removals_removed_at", "object_removals", ["removed_at"], None),
+    (
+        "ix_outbox_ended",
+        "outbox",
+        ["coalesce(delivered_at, dead_at)"],
+        "delivered_at IS NOT NULL OR dead_at IS NOT NULL",
+    ),
+    ("ix_appeals_closed", "appeals", ["created_at"], "event <> 'opened'"),
+    ("ix_verdicts_shadow", "verdicts", ["model_version", "scored_at"], "role = 'shadow'"),
+)
+
 #: Their triggers stand on tables that stay.
 FUNCTIONS = (
     "count_new_verdicts",
@@ -64,7 +77,7 @@ PRUNING = """\
 
 def upgrade() -> None:
     """Apply. What takes long and ends by itself comes first: the rest is one transaction."""
-    index_what_is_due()
+    add_indexes()
     # In the order in which a verdict and a decision take them: nobody waits for each other.
     op.execute("LOCK TABLE app.verdicts, app.leases, app.decisions, app.outbox")
     op.drop_constraint("fk_verdicts_lease_id_leases", "verdicts", schema="app")
@@ -73,29 +86,22 @@ def upgrade() -> None:
     let_rows_go()
 
 
-def index_what_is_due() -> None:
-    """Let pruning find what is due. The tables are big: nobody waits for an index.
+def add_indexes() -> None:
+    """Let pruning find what is due, and readers what is rare. The tables are big: nobody waits.
 
-    One that was cut short is left behind, and is of no use: it goes when this runs again.
+    An index that was cut short is left behind, and is of no use: it goes when this runs again.
     """
     with op.get_context().autocommit_block():
-        for name in ("ix_object_removals_removed_at", "ix_outbox_ended"):
+        for name, table, columns, where in INDEXES:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS app.{name}")
-        op.create_index(
-            "ix_object_removals_removed_at",
-            "object_removals",
-            ["removed_at"],
-            schema="app",
-            postgresql_concurrently=True,
-        )
-        op.create_index(
-            "ix_outbox_ended",
-            "outbox",
-            [sa.text("coalesce(delivered_at, dead_at)")],
-            schema="app",
-            postgresql_where=sa.text("delivered_at IS NOT NULL OR dead_at IS NOT NULL"),
-            postgresql_concurrently=True,
-        )
+            op.create_index(
+                name,
+                table,
+                [sa.text(column) for column in columns],
+                schema="app",
+                postgresql_where=None if where is None else sa.text(where),
+                postgresql_concurrently=True,
+            )
 
 
 def count_by_day() -> None:
@@ -156,6 +162,7 @@ def count_by_day() -> None:
             f"ix_{table}_loose", table, ["day"], schema="app", postgresql_where=sa.text("loose")
         )
     op.create_index("ix_flag_counts_at", "flag_counts", ["at"], schema="app")
+    op.execute("GRANT SELECT ON app.verdict_counts TO unlatent_app")
     op.add_column(
         "decisions",
         sa.Column("contradicts", sa.Boolean(), server_default=sa.text("false"), nullable=False),
@@ -217,8 +224,8 @@ def downgrade() -> None:
     Verdicts whose leases are gone keep their numbers, which nothing checks. The earlier release
     knows one endpoint: what waits for others goes.
     """
-    op.drop_index("ix_outbox_ended", "outbox", schema="app")
-    op.drop_index("ix_object_removals_removed_at", "object_removals", schema="app")
+    for name, table, _, _ in reversed(INDEXES):
+        op.drop_index(name, table, schema="app")
     op.execute(
         "ALTER TABLE app.verdicts ADD CONSTRAINT fk_verdicts_lease_id_leases "
         "FOREIGN KEY (lease_id) REFERENCES app.leases (id) NOT VALID"

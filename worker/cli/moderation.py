@@ -221,19 +221,24 @@ def preview(
     flag_high: FlagHigh,
     source: Source = None,
     days: Annotated[
-        float, typer.Option(help="Number of past days whose verdicts it is tried on.")
+        float, typer.Option(help="Number of past days (UTC) whose verdicts it is tried on.")
     ] = 30,
 ) -> None:
-    """Say what a policy would have done to past verdicts; nothing is changed."""
+    """Say what a policy would have done to past verdicts, or to a sample; nothing is changed."""
     from worker.moderation import policies
 
     draft = policies.PolicyDraft(source=source, review=review, flag=flag, flag_high=flag_high)
     with queries.engine(context, as_operator=True) as engine:
         seen = policies.preview(engine, draft, since=timedelta(days=days))
-    typer.echo(f"{seen.verdicts} verdicts, {sum(c.images for c in seen.changes)} change tier")
+    sampled = f"{seen.looked_at} of " if seen.looked_at < seen.verdicts else ""
+    typer.echo(
+        f"{sampled}{seen.verdicts} verdicts, {sum(c.images for c in seen.changes)} change tier"
+    )
     for change in seen.changes:
         examples = " ".join(map(str, change.examples))
         typer.echo(f"{change.before} → {change.after}: {change.images}, for example {examples}")
+    if seen.weighed < seen.decided:
+        typer.echo(f"rates rest on {seen.weighed} of {seen.decided} decided verdicts")
     for name, rate in (("false positives", seen.false_positives), ("recall", seen.recall)):
         if rate is None:
             typer.echo(f"{name}: nothing decided yet")

@@ -248,6 +248,12 @@ class VerdictRow(Base):
             postgresql_where=text("role = 'champion' AND (tier <> 'allow' OR label <> 'real')"),
         ),
         Index(
+            "ix_verdicts_shadow",
+            "model_version",
+            "scored_at",
+            postgresql_where=text("role = 'shadow'"),
+        ),
+        Index(
             "ix_verdicts_evidence",
             "scored_at",
             "id",
@@ -331,6 +337,7 @@ class AppealEvent(Base):
     __table_args__ = (
         one_of("event", ("opened", "upheld", "overturned", "dropped")),
         Index("ix_appeals_image_id", "image_id"),
+        Index("ix_appeals_closed", "created_at", postgresql_where=text("event <> 'opened'")),
         # An appeal opens once and closes once.
         Index(
             "uq_appeals_opened",

@@ -1,13 +1,19 @@
 """Policies: thresholds on the score as data, tried on past verdicts before they rule.
 
 What a policy would have done is estimated from decided images. Of the images in one cell (source,
-tier) people have decided some; each stands for its cell's size over its cell's decided count
-(post-stratification; Cochran, "Sampling Techniques", 3rd ed., 5A.9). Unflagged cells count only
-images that the random audit drew; flagged cells assume that what was decided is like what was not.
+tier, policy) people have decided some; each stands for its cell's size over its cell's decided
+count (post-stratification; Cochran, "Sampling Techniques", 3rd ed., 5A.9). Unflagged cells count
+only images that the random audit drew; flagged cells assume that what was decided is like what was
+not.
+
+However many verdicts there are, at most `MOST_VERDICTS` and `MOST_DECISIONS` rows are looked at.
+How many there are, and how large a cell is, comes from the counts by day: a time before now begins
+at 0:00 UTC of its day.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -31,6 +37,15 @@ BASE_RATES = (0.001, 0.01, 0.05)
 #: An operating point needs this many reals for every expected false positive: with none seen among
 #: 3 / budget, the upper end of a 95 % interval is about the budget ("rule of three").
 REALS_PER_FALSE_POSITIVE = 3
+
+#: Of more verdicts so many are looked at: a run of neighbours, which lie on the same pages, in each
+#: of equal stretches of their ids. A hash chooses where it begins: what comes in turns is not met
+#: in step, and a second look sees the same.
+MOST_VERDICTS = 10_000
+RUN = 10
+
+#: Rates come from the images of so many newest decisions, of all sources together.
+MOST_DECISIONS = 10_000
 
 
 class TooFewDecisions(SettingsError):
@@ -80,13 +95,18 @@ class EstimatedRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """What a draft would have done to the verdicts since a moment.
+    """What a draft would have done to the verdicts since a day.
 
-    `precision` maps a share of generated uploads to (expected, at least): the second takes the
-    upper end of the false-positive rate and the lower end of the recall.
+    Of all `verdicts` so many were `looked_at`, and `changes` are among those. Of those that were
+    `decided`, and can tell a rate, so many were `weighed`. `precision` maps a share of generated
+    uploads to (expected, at least): the second takes the upper end of the false-positive rate and
+    the lower end of the recall.
     """
 
     verdicts: int
+    looked_at: int
+    decided: int
+    weighed: int
     changes: tuple[TierChange, ...]
     false_positives: EstimatedRate | None
     recall: EstimatedRate | None
@@ -103,8 +123,12 @@ def preview(
         "review": draft.review,
         "flag": draft.flag,
         "flag_high": draft.flag_high,
+        "runs": MOST_VERDICTS // RUN,
+        "run": RUN,
     }
-    with engine.connect() as connection:
+    # Rows and their counts are of one moment.
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        counted = connection.execute(text(_COUNTED), values).one()
         moved = connection.execute(text(_CHANGES), values).all()
         decided = _decided(connection, draft.source, since)
     reals = _rate(decided, draft.flag, of="real")
@@ -119,7 +143,10 @@ def preview(
             for base in BASE_RATES
         }
     return Preview(
-        verdicts=sum(row.images for row in moved),
+        verdicts=counted.verdicts,
+        looked_at=sum(row.images for row in moved),
+        decided=counted.decided,
+        weighed=len(decided),
         changes=tuple(
             TierChange(
                 before=row.before,
@@ -155,17 +182,24 @@ def threshold_for(
     if len(reals) < needed:
         message = (
             f"a false-positive rate of {false_positives:g} needs at least {needed:.0f} images "
-            f"decided real, there are {len(reals)}: let the random audit draw more"
+            f"decided real, there are {len(reals)} among the newest {MOST_DECISIONS} decisions: "
+            "let the random audit draw more"
         )
         raise TooFewDecisions(message)
-    for candidate in sorted({row.score for row in reals} | {1.0}):
-        threshold = min(1.0, candidate + 1e-9)
+
+    def fits(threshold: float) -> bool:
         rate = _rate(reals, threshold, of="real")
-        if rate is not None and rate.high <= false_positives:
-            return threshold
-    raise TooFewDecisions(
-        f"no score keeps the false-positive rate under {false_positives:g} with enough certainty"
-    )
+        return rate is not None and rate.high <= false_positives
+
+    # A higher threshold accuses fewer: once one fits, all higher ones do.
+    candidates = [min(1.0, score + 1e-9) for score in sorted({row.score for row in reals} | {1.0})]
+    lowest = bisect_left(candidates, True, key=fits)
+    if lowest == len(candidates):
+        raise TooFewDecisions(
+            f"no score keeps the false-positive rate under {false_positives:g} "
+            "with enough certainty"
+        )
+    return candidates[lowest]
 
 
 def activate(engine: Engine, draft: PolicyDraft, *, reason: str) -> int:
@@ -179,7 +213,8 @@ def activate(engine: Engine, draft: PolicyDraft, *, reason: str) -> int:
 
 
 def _decided(connection: Connection, source: str | None, since: timedelta) -> Sequence[Any]:
-    return connection.execute(text(_DECIDED), {"source": source, "since": since}).all()
+    values = {"source": source, "since": since, "most": MOST_DECISIONS}
+    return connection.execute(text(_DECIDED), values).all()
 
 
 def _rate(decided: Sequence[Any], threshold: float, *, of: str) -> EstimatedRate | None:
@@ -200,40 +235,83 @@ def _precision(base: float, recall: float, false_positives: float) -> float:
     return base * recall / flagged if flagged else 0.0
 
 
-_CHANGES = """
+_FIRST_DAY = "((now() - CAST(:since AS interval)) AT TIME ZONE 'UTC')::date"
+_FIRST_MOMENT = f"({_FIRST_DAY}::timestamp AT TIME ZONE 'UTC')"
+_OF_SOURCE = "(CAST(:source AS text) IS NULL OR {0}.source = :source)".format
+
+_COUNTED = f"""
+    SELECT coalesce(sum(c.n), 0)::bigint AS verdicts,
+        coalesce(sum(c.n) FILTER (
+            WHERE c.decision IS NOT NULL AND (c.tier <> 'allow' OR c.audited)
+        ), 0)::bigint AS decided
+    FROM app.verdict_counts c
+    WHERE c.day >= {_FIRST_DAY} AND c.tier IS NOT NULL AND {_OF_SOURCE("c")}
+"""  # noqa: S608 - of this module's constants
+
+# Ids rise with time, but for transactions that overlap: the first is looked for among a thousand.
+_CHANGES = f"""
+    WITH ends AS (
+        SELECT (
+            SELECT min(f.id) FROM (
+                SELECT x.id FROM app.verdicts x
+                WHERE x.role = 'champion' AND x.scored_at >= {_FIRST_MOMENT}
+                ORDER BY x.scored_at, x.id LIMIT 1000
+            ) f
+        ) AS first, (SELECT max(x.id) FROM app.verdicts x) AS last
+    ), steps AS (
+        SELECT first, last, greatest((last - first) / :runs + 1, :run) AS width FROM ends
+    ), chosen AS MATERIALIZED (
+        SELECT s.first + n * s.width
+            + (hashint8(n)::bigint + 2147483648) % (s.width - :run + 1) + place AS id
+        FROM steps s, generate_series(0, (s.last - s.first) / s.width) n,
+            generate_series(0, :run - 1) place
+    )
     SELECT v.tier AS before,
            app.tier_of(v.score, v.label, :review, :flag, :flag_high) AS after,
            count(*) AS images,
            (array_agg(v.image_id ORDER BY v.scored_at DESC))[1:5] AS examples
-    FROM app.verdicts v JOIN app.images i ON i.id = v.image_id
-    WHERE v.role = 'champion' AND v.tier IS NOT NULL
-      AND v.scored_at > now() - CAST(:since AS interval)
-      AND (CAST(:source AS text) IS NULL OR i.source = :source)
+    FROM chosen
+    CROSS JOIN LATERAL (SELECT * FROM app.verdicts x WHERE x.id = chosen.id OFFSET 0) v
+    CROSS JOIN LATERAL (SELECT x.source FROM app.images x WHERE x.id = v.image_id OFFSET 0) i
+    WHERE v.role = 'champion' AND v.tier IS NOT NULL AND v.scored_at >= {_FIRST_MOMENT}
+      AND {_OF_SOURCE("i")}
     GROUP BY 1, 2
     ORDER BY images DESC
-"""
+"""  # noqa: S608 - of this module's constants
 
-_DECIDED = """
-    WITH seen AS (
-        SELECT i.source, v.tier, v.score, v.policy_id,
-               CASE WHEN v.tier <> 'allow' OR r.audit_share IS NOT NULL THEN d.decision END
-                   AS decision
-        FROM app.verdicts v
-        JOIN app.images i ON i.id = v.image_id
-        LEFT JOIN app.reviews r ON r.image_id = v.image_id
-        LEFT JOIN LATERAL (
-            SELECT x.decision FROM app.decisions x WHERE x.image_id = v.image_id
-            ORDER BY x.id DESC LIMIT 1
-        ) d ON r.image_id IS NOT NULL
-        WHERE v.role = 'champion' AND v.tier IS NOT NULL
-          AND v.scored_at > now() - CAST(:since AS interval)
-          AND (CAST(:source AS text) IS NULL OR i.source = :source)
+_DECIDED = f"""
+    WITH newest AS MATERIALIZED (
+        SELECT d.id, d.image_id, d.decision FROM app.decisions d ORDER BY d.id DESC LIMIT :most
+    ), last AS MATERIALIZED (
+        SELECT DISTINCT ON (n.image_id) n.image_id, n.decision
+        FROM newest n ORDER BY n.image_id, n.id DESC
+    ), seen AS MATERIALIZED (
+        SELECT i.source, v.tier, v.policy_id, v.score, l.decision
+        FROM last l
+        LEFT JOIN LATERAL (SELECT * FROM app.reviews x WHERE x.image_id = l.image_id OFFSET 0) r
+            ON true
+        -- The queue, which is small, knows the source of what was in it.
+        CROSS JOIN LATERAL (
+            SELECT coalesce(
+                r.source, (SELECT x.source FROM app.images x WHERE x.id = l.image_id)
+            ) AS source
+            OFFSET 0
+        ) i
+        CROSS JOIN LATERAL (
+            SELECT * FROM app.verdicts x
+            WHERE x.image_id = l.image_id AND x.role = 'champion' AND x.tier IS NOT NULL
+              AND x.scored_at >= {_FIRST_MOMENT}
+            OFFSET 0
+        ) v
+        WHERE {_OF_SOURCE("i")} AND (v.tier <> 'allow' OR r.audit_share IS NOT NULL)
     ), cells AS (
-        SELECT source, tier, policy_id, count(*)::float8 / nullif(count(decision), 0) AS weight
-        FROM seen GROUP BY source, tier, policy_id
+        SELECT c.source, c.tier, c.policy_id, sum(c.n)::float8 AS verdicts
+        FROM app.verdict_counts c
+        WHERE c.day >= {_FIRST_DAY} AND c.tier IS NOT NULL
+        GROUP BY c.source, c.tier, c.policy_id
     )
-    SELECT s.score, s.decision, c.weight
+    SELECT s.score, s.decision,
+           c.verdicts / count(*) OVER (PARTITION BY s.source, s.tier, s.policy_id) AS weight
     FROM seen s
     JOIN cells c ON (c.source, c.tier, c.policy_id) = (s.source, s.tier, s.policy_id)
-    WHERE s.decision IS NOT NULL
-"""
+"""  # noqa: S608 - of this module's constants

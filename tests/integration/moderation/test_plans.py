@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.sql_scale import generate
+from worker.console.pages.appeals import _APPEALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,6 +115,8 @@ PLANS = {
         {"ix_decisions_contradicting"},
         100,
     ),
+    # Of a hundred closed ones and of those that are open, image, decision and opening.
+    "open appeals, and the last closed": (_APPEALS, set(), 5000),
     "the quality of models": ("SELECT * FROM moderation.model_quality", set(), 500),
     "what happened each day": (
         "SELECT * FROM moderation.daily_summary",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,94 @@ def test_a_preview_counts_changes_and_expects_a_precision(
     assert expected == 1
     assert at_least == pytest.approx(0.01 * low / (0.01 * low + 0.99 * wilson(0, 50)[1]))
     assert someone.value("SELECT count(*) FROM moderation.policies") == 1
+
+
+#: What a preview counts, read from the verdicts themselves.
+COUNTED = """
+    SELECT i.source, v.tier, v.score, v.label,
+        (SELECT d.decision FROM app.decisions d WHERE d.image_id = v.image_id
+            AND (v.tier <> 'allow' OR EXISTS (SELECT FROM app.reviews r
+                WHERE r.image_id = v.image_id AND r.audit_share IS NOT NULL))
+        ORDER BY d.id DESC LIMIT 1)
+    FROM app.verdicts v JOIN app.images i ON i.id = v.image_id WHERE i.source = 'forum'
+"""
+
+
+def decide_some(someone: Any) -> None:
+    """Decide two of three images that wait, and overturn a few."""
+    waiting = flat(someone.rows("SELECT image_id FROM moderation.review_queue ORDER BY image_id"))
+    for n, image in enumerate(waiting):
+        if n % 3:
+            said = ("real", "real_original") if n % 5 else ("generated", "generated_declared")
+            someone.value("SELECT moderation.decide(%s, %s, %s)", image, *said)
+        if n % 12 == 1:
+            decided = "SELECT moderation.overturn(%s, 'unsure', 'unsure_quality')"
+            someone.value(decided, image)
+
+
+def test_a_preview_counts_what_is_there(
+    desk: Callable[..., Any], engine: Engine, superuser: psycopg.Connection
+) -> None:
+    """Of one source among two, tiers and weights are those of the verdicts themselves."""
+    rng = np.random.default_rng(3)
+    audited = PolicyDraft(review=0.5, flag=0.9, flag_high=0.98, audit_share=0.3)
+    policies.activate(engine, audited, reason="a test")
+    for source in ("web", "forum"):
+        populate(engine, rng.uniform(size=300).tolist(), source)
+    decide_some(desk(lead=True))
+    draft = PolicyDraft(source="forum", review=0.4, flag=0.7, flag_high=0.95)
+    seen = policies.preview(engine, draft)
+    rows = superuser.execute(COUNTED).fetchall()
+
+    def becomes(score: float, label: str) -> str:
+        reached = [
+            name for name in ("flag_high", "flag", "review") if score >= getattr(draft, name)
+        ]
+        return reached[0] if reached else "allow" if label == "real" else "review"
+
+    moves = Counter((tier, becomes(score, label)) for _, tier, score, label, _ in rows)
+    changed = {(c.before, c.after): c.images for c in seen.changes}
+    assert changed == {move: n for move, n in moves.items() if move[0] != move[1]}
+    assert seen.verdicts == seen.looked_at == 300
+    tiers = Counter(tier for _, tier, *_ in rows)
+    known = Counter(tier for _, tier, _, _, said in rows if said is not None)
+    assert seen.decided == seen.weighed == known.total()
+    for said, rate in (("real", seen.false_positives), ("generated", seen.recall)):
+        of_kind = [(score, tiers[t] / known[t]) for _, t, score, _, found in rows if found == said]
+        total = sum(weight for _, weight in of_kind)
+        assert rate is not None
+        assert rate.decided == len(of_kind)
+        share = sum(weight for score, weight in of_kind if score >= 0.7) / total
+        assert rate.share == pytest.approx(share)
+        size = total**2 / sum(weight**2 for _, weight in of_kind)
+        assert (rate.low, rate.high) == pytest.approx(wilson(share, size))
+
+
+def test_a_preview_of_many_looks_at_a_sample(
+    desk: Callable[..., Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says of how many, is the same each time, spread, and keeps the weights of whole cells."""
+    made = populate(engine, [n / 1000 for n in range(1000)])
+    someone = desk()
+    for image, score in made:
+        if score >= 0.9:
+            someone.value("SELECT moderation.decide(%s, 'real', 'real_original')", image)
+    monkeypatch.setattr(policies, "MOST_VERDICTS", 100)
+    monkeypatch.setattr(policies, "MOST_DECISIONS", 40)
+    draft = PolicyDraft(review=0.0, flag=0.9, flag_high=0.98)
+    seen = policies.preview(engine, draft)
+    assert seen == policies.preview(engine, draft)
+    assert (seen.verdicts, seen.looked_at) == (1000, 100)
+    assert (seen.decided, seen.weighed) == (100, 40)
+    # Of ten verdicts in a row one is looked at: half of all pass today.
+    (change,) = seen.changes
+    assert (change.before, change.after, change.images) == ("allow", "review", 50)
+    assert seen.false_positives is not None
+    assert seen.false_positives.decided == 40
+    stricter = policies.preview(engine, PolicyDraft(review=0.5, flag=0.98, flag_high=0.98))
+    assert stricter.false_positives is not None
+    # The 40 newest decisions are 20 of each cell; one cell has 80 verdicts, the other 20.
+    assert stricter.false_positives.share == pytest.approx(0.2)
 
 
 def test_a_threshold_keeps_its_false_positive_budget(

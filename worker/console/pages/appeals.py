@@ -9,12 +9,21 @@ from worker.console.rendering import page
 
 router = APIRouter()
 
-_APPEALS = """
-    SELECT appeal_id, image_id, source, status, opened_at, opened_by, note, appealed_decision_by,
-        decision, closed_at, closed_by, closing_note
-    FROM moderation.appeals
-    ORDER BY status <> 'open', coalesce(closed_at, opened_at) DESC LIMIT 100
+_COLUMNS = """
+    appeal_id, image_id, source, status, opened_at, opened_by, note, appealed_decision_by,
+    decision, closed_at, closed_by, closing_note
 """
+#: Each half is bounded by itself: closed appeals are of all times.
+_APPEALS = f"""
+    SELECT {_COLUMNS} FROM (
+        (SELECT * FROM moderation.appeals WHERE closed_at IS NULL
+        ORDER BY opened_at DESC LIMIT 100)
+        UNION ALL
+        (SELECT * FROM moderation.appeals WHERE closed_at IS NOT NULL
+        ORDER BY closed_at DESC LIMIT 100)
+    ) a
+    ORDER BY status <> 'open', coalesce(closed_at, opened_at) DESC LIMIT 100
+"""  # noqa: S608 - of this module's constants
 
 
 @router.get("/appeals")

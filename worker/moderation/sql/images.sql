@@ -80,9 +80,14 @@ BEGIN
     FROM app.near_duplicate_keys k, unnest(k.chunks) chunk,
          (SELECT 0 UNION ALL SELECT 1 << place FROM generate_series(0, 15) place) flips (flip)
     WHERE k.image_id = image AND (flip = 0 OR quickly IS NOT TRUE);
+    -- Probe by probe: asked for all at once, the index weighs each of them for every row it finds.
     candidates := ARRAY(
-        SELECT k.image_id FROM app.near_duplicate_keys k
-        WHERE k.chunks && probes AND k.image_id <> image
+        SELECT DISTINCT near.image_id
+        FROM unnest(probes) probe
+        CROSS JOIN LATERAL (
+            SELECT k.image_id FROM app.near_duplicate_keys k WHERE k.chunks @> ARRAY[probe] OFFSET 0
+        ) near
+        WHERE near.image_id <> image
     );
     RETURN QUERY
         SELECT i.id, near.bits, i.source, i.state, i.uploaded_at, v.label, v.score, d.decision

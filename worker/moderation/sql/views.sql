@@ -267,17 +267,31 @@ SELECT
     (c.agreed::float8 / c.opinions - c.by_chance) / nullif(1 - c.by_chance, 0) AS kappa
 FROM counted c;
 
+-- In two halves: whoever asks for open ones, or for the last that were closed, reads no others.
 CREATE OR REPLACE VIEW moderation.appeals WITH (security_barrier) AS
 SELECT
-    o.appeal_id, o.image_id, i.source, coalesce(c.event, 'open') AS status,
+    o.appeal_id, o.image_id, i.source, 'open' AS status,
     o.created_at AS opened_at, o.actor AS opened_by, o.note,
     o.decision_id AS appealed_decision_id, d.moderator AS appealed_decision_by, d.decision,
-    c.created_at AS closed_at, c.actor AS closed_by, c.note AS closing_note
+    NULL::timestamptz AS closed_at, NULL::text AS closed_by, NULL::text AS closing_note
 FROM app.appeals o
-JOIN app.images i ON i.id = o.image_id
-LEFT JOIN app.appeals c ON c.appeal_id = o.appeal_id AND c.event <> 'opened'
-LEFT JOIN app.decisions d ON d.id = o.decision_id
-WHERE o.event = 'opened' AND VISIBLE(i.source);
+CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = o.image_id OFFSET 0) i
+LEFT JOIN LATERAL (SELECT * FROM app.decisions x WHERE x.id = o.decision_id OFFSET 0) d ON true
+WHERE o.event = 'opened' AND VISIBLE(i.source) AND NOT EXISTS (
+    SELECT FROM app.appeals c WHERE c.appeal_id = o.appeal_id AND c.event <> 'opened'
+)
+UNION ALL
+(SELECT
+    o.appeal_id, o.image_id, i.source, c.event, o.created_at, o.actor, o.note, o.decision_id,
+    d.moderator, d.decision, c.created_at, c.actor, c.note
+FROM app.appeals c
+CROSS JOIN LATERAL (
+    SELECT * FROM app.appeals x WHERE x.appeal_id = c.appeal_id AND x.event = 'opened' OFFSET 0
+) o
+CROSS JOIN LATERAL (SELECT * FROM app.images x WHERE x.id = o.image_id OFFSET 0) i
+LEFT JOIN LATERAL (SELECT * FROM app.decisions x WHERE x.id = o.decision_id OFFSET 0) d ON true
+WHERE c.event <> 'opened' AND VISIBLE(i.source)
+ORDER BY c.created_at DESC);
 
 CREATE OR REPLACE VIEW moderation.holds WITH (security_barrier) AS
 SELECT
