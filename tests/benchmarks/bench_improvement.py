@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from detection.bundle import load_bundle
 from training.bundles.challenger import ChallengerOrigin, ChallengerRecipe, calibrate_challenger
-from training.bundles.folder_run import FolderRunOptions, run_on_folder
+from training.retraining.folder_run import FolderRunOptions, run_on_folder
 from training.data.folds import HELD_PROMPTS, load_folds
 from training.data.manifest import load_manifest
 from training.data.selection import CollectPolicy, Split, split_of
