@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from training.bundles.build import build_bundle
     from training.bundles.challenger import ChallengerRecipe
-    from training.retraining.folder_run import FolderRunOptions, FolderRunResult, run_on_folder
     from training.bundles.recipe import BundleRecipe, BundleTrainingRun
     from training.data.folds import Fold, load_folds
     from training.data.manifest import Entry, load_manifest
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from training.evaluation.quality.run import evaluate_bundle
     from training.evaluation.shortcut_audit import AlignmentReport, AuditLimits, run_audit
     from training.evaluation.shortcut_features import source_files
+    from training.retraining.folder_run import FolderRunOptions, FolderRunResult, run_on_folder
 
 _MODULES = {
     "AlignmentReport": "training.evaluation.shortcut_audit",
