@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from training.data.alignment import Source
     from training.data.manifest import Entry
     from training.data.originals import Original
-    from training.data.shards import SampleFiles
+    from training.data.shards import SampleFiles, Store
     from training.evaluation.comparison import ClosedReport
     from training.evaluation.promotion_gate import GateDecision, GateLimits
     from training.evaluation.shortcut_audit import AlignmentReport, AuditLimits, Features
@@ -97,7 +97,7 @@ class _FolderState:
         self, data: Path, champion: Bundle, out: Path, plan: RunPlan, options: FolderRunOptions
     ) -> None:
         self.plan, self.folder, self.checkpoints = plan, out, out / "run"
-        self.store = FolderStore(out / "dataset")
+        self.store: Store = FolderStore(out / "dataset")
         self.facts: dict[str, Any] = {}
         self._champion, self._options = champion, options
         self._inventory = check_images(load_manifest(data), data)

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from training.evaluation.shortcut_audit import AlignmentReport, AuditLimits, Features
 
 
-def _unheard(_part: str, _done: int, _total: int) -> None:
-    """Report the progress to nobody."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
     """How a challenger is made and judged, wherever the images lie.
@@ -44,31 +40,20 @@ class RunPlan:
     audit_limits: AuditLimits | None = None
     gate_limits: GateLimits | None = None
     most_images: int | None = None
-    on_progress: Callable[[str, int, int], None] = _unheard
+    on_progress: Callable[[str, int, int], None] = lambda *_: None
 
 
 class RunState(Protocol):
     """One run: its images, and what its stages leave for each other."""
 
-    @property
-    def plan(self) -> RunPlan:
-        """Every choice that does not depend on where the images lie."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder on this machine from which a killed run continues."""
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder in which training keeps its checkpoints, one folder a branch."""
-
-    @property
-    def store(self) -> Store:
-        """The data set of this run."""
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What each finished stage returned, by its name."""
+    plan: RunPlan
+    #: The folder on this machine from which a killed run continues, and that of its checkpoints.
+    folder: Path
+    checkpoints: Path
+    #: The data set of this run.
+    store: Store
+    #: What each finished stage returned, by its name.
+    facts: dict[str, Any]
 
     def sources(self) -> Sequence[Source]:
         """Return the originals of this run's data set."""

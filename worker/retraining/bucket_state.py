@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from training.data.alignment import Source
     from training.data.manifest import Entry
     from training.data.selection import CollectPolicy, Split
-    from training.data.shards import SampleFiles
+    from training.data.shards import SampleFiles, Store
     from training.evaluation.promotion_gate import GateDecision
     from training.evaluation.shortcut_audit import AlignmentReport, Features
     from training.retraining.run_state import RunPlan
@@ -94,7 +94,7 @@ class BucketState:
         self._snapshots = Snapshots(context.engine)
         self.plan, self.facts = context.plan, progress.facts
         self.folder = self.checkpoints = context.work_dir / f"run-{progress.run_id}"
-        self.store = context.store(progress.run_id)
+        self.store: Store = context.store(progress.run_id)
 
     def sources(self) -> list[Source]:
         """Return the images of the snapshot, and renderings of this run's own."""
