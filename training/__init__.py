@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from training.bundles.build import build_bundle
     from training.bundles.challenger import ChallengerRecipe
-    from training.bundles.folder_run import FolderRunOptions, FolderRunResult, run_on_folder
     from training.bundles.recipe import BundleRecipe, BundleTrainingRun
     from training.data.folds import Fold, load_folds
     from training.data.manifest import Entry, load_manifest
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from training.evaluation.quality.run import evaluate_bundle
     from training.evaluation.shortcut_audit import AlignmentReport, AuditLimits, run_audit
     from training.evaluation.shortcut_features import source_files
+    from training.retraining.folder_run import FolderRunOptions, FolderRunResult, run_on_folder
 
 _MODULES = {
     "AlignmentReport": "training.evaluation.shortcut_audit",
@@ -29,8 +29,8 @@ _MODULES = {
     "ChallengerRecipe": "training.bundles.challenger",
     "Entry": "training.data.manifest",
     "Fold": "training.data.folds",
-    "FolderRunOptions": "training.bundles.folder_run",
-    "FolderRunResult": "training.bundles.folder_run",
+    "FolderRunOptions": "training.retraining.folder_run",
+    "FolderRunResult": "training.retraining.folder_run",
     "GateDecision": "training.evaluation.promotion_gate",
     "GateLimits": "training.evaluation.promotion_gate",
     "build_bundle": "training.bundles.build",
@@ -39,7 +39,7 @@ _MODULES = {
     "load_folds": "training.data.folds",
     "load_manifest": "training.data.manifest",
     "run_audit": "training.evaluation.shortcut_audit",
-    "run_on_folder": "training.bundles.folder_run",
+    "run_on_folder": "training.retraining.folder_run",
     "source_files": "training.evaluation.shortcut_features",
 }
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from detection.bundle import load_bundle
 from training.bundles.challenger import ChallengerOrigin, ChallengerRecipe, calibrate_challenger
-from training.bundles.folder_run import FolderRunOptions, run_on_folder
 from training.data.folds import HELD_PROMPTS, load_folds
 from training.data.manifest import load_manifest
 from training.data.selection import CollectPolicy, Split, split_of
 from training.data.splits import hash_fraction
 from training.data.taef2 import taef2_aligner
+from training.retraining.folder_run import FolderRunOptions, run_on_folder
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
 

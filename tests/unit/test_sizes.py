@@ -18,8 +18,6 @@ EXCEPTIONS = {
     "detection/detector.py Detector",
     "training/bundles/cards.py backbone_card",
     "training/bundles/cards.py bundle_card",
-    "training/bundles/challenger.py calibrate_challenger",
-    "training/bundles/folder_run.py run_on_folder",
     "training/bundles/recipe.py BundleTrainingRun",
     "training/evaluation/calibration.py operating_points",
     "worker/localstack/stack.py LocalStack",

@@ -39,6 +39,7 @@ from training.evaluation.calibration import (
     reals_needed,
 )
 from training.evaluation.variants import score_variants
+from training.files import written_aside
 from training.fit.aligned_task import AlignedBatch, AlignedTask
 from training.fit.early_stopping import EarlyStopping, Patience, mean_loss
 from training.fit.lare_task import LareTask
@@ -52,9 +53,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detection.bundle_generator import LareComponents
+    from detection.fusion import Fusion, OperatingPoint
     from training.data.manifest import Entry
     from training.data.shards import SampleFiles
     from training.evaluation.calibration import CalibrationKind
+    from training.evaluation.variants import ScoredVariants
     from training.fit.loop import Task
 
 ALIGNED, EGRE, BACKBONE = "aligned.safetensors", "egre.safetensors", "backbone.safetensors"
@@ -232,9 +235,8 @@ def _tuned(
             )
             kept = weights if stopping is None else stopping.best()
             kept = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
-            aside = file.with_suffix(".part")
-            save_file(kept, aside)
-            aside.replace(file)
+            with written_aside(file) as aside:
+                save_file(kept, aside)
     return TrainedBranch(
         weights=load_file(file), losses={} if stopping is None else stopping.history()
     )
@@ -288,30 +290,9 @@ def calibrate_challenger(
         operating_points=(DRAFT_POINT,),
     )
     forms = score_variants(Detector(draft, device=device), entries)
-    kind: CalibrationKind = "isotonic" if champion.manifest.fusion.isotonic else "temperature"
-    worth = forms.weights
-    fusion = fit_fusion(forms.pooled(), kind, np.tile(worth, len(forms.scored)))
-    if not any(fusion.weights.values()):
-        raise CalibrationError(
-            "no branch tells the generated images of the calibration side from its photographs:"
-            " what was learnt does not hold on images that were not trained on"
-        )
-    clean = forms.scored["clean"].logits
-    audited = np.array([entry.audited for entry in forms.scored["clean"].entries])
-    points = operating_points(forms.worst(fusion), clean.generated, worth, audited=audited)
-    if not any(point.supported for point in points):
-        raise CalibrationError(
-            f"{points[0].reals} photographs support no operating point: too many of them score high"
-        )
-    probabilities = np.array([fusion.probability(value, 0.5) for value in clean.fused(fusion)])
-    figures = {
-        "photographs": int((~clean.generated).sum()),
-        "effective_photographs": round(effective_count(worth[~clean.generated]), 1),
-        "generated": int(clean.generated.sum()),
-        "expected_calibration_error": expected_calibration_error(
-            probabilities, clean.generated, class_weights(clean.generated, worth)
-        ),
-    }
+    fusion = _fused(forms, "isotonic" if champion.manifest.fusion.isotonic else "temperature")
+    points = _supported_points(forms, fusion)
+    figures = _figures(forms, fusion)
     seen = {*champion.manifest.provenance.seen_families, *origin.families}
     provenance = BundleProvenance(
         snapshot_digest=origin.snapshot_digest,
@@ -330,3 +311,38 @@ def calibrate_challenger(
         metrics={"challenger": {"calibration": figures, **origin.facts}},
         provenance=provenance,
     )
+
+
+def _fused(forms: ScoredVariants, kind: CalibrationKind) -> Fusion:
+    fusion = fit_fusion(forms.pooled(), kind, np.tile(forms.weights, len(forms.scored)))
+    if not any(fusion.weights.values()):
+        raise CalibrationError(
+            "no branch tells the generated images of the calibration side from its photographs:"
+            " what was learnt does not hold on images that were not trained on"
+        )
+    return fusion
+
+
+def _supported_points(forms: ScoredVariants, fusion: Fusion) -> tuple[OperatingPoint, ...]:
+    clean = forms.scored["clean"]
+    audited = np.array([entry.audited for entry in clean.entries])
+    worst, generated = forms.worst(fusion), clean.logits.generated
+    points = operating_points(worst, generated, forms.weights, audited=audited)
+    if not any(point.supported for point in points):
+        raise CalibrationError(
+            f"{points[0].reals} photographs support no operating point: too many of them score high"
+        )
+    return points
+
+
+def _figures(forms: ScoredVariants, fusion: Fusion) -> dict[str, Any]:
+    clean, worth = forms.scored["clean"].logits, forms.weights
+    probabilities = np.array([fusion.probability(value, 0.5) for value in clean.fused(fusion)])
+    return {
+        "photographs": int((~clean.generated).sum()),
+        "effective_photographs": round(effective_count(worth[~clean.generated]), 1),
+        "generated": int(clean.generated.sum()),
+        "expected_calibration_error": expected_calibration_error(
+            probabilities, clean.generated, class_weights(clean.generated, worth)
+        ),
+    }

@@ -36,6 +36,7 @@ from training.data.manifest import GENERATED, REAL, Entry
 from training.data.samples import Sample, shrink
 from training.data.shaders import SHADERS
 from training.data.shards import training_samples
+from training.files import written_aside
 from training.fit.lare_task import LareSample, augmented_views, with_maps
 from training.oom import retry_in_halves
 
@@ -200,9 +201,8 @@ def _store(items: Sequence[LareSample], run_dir: Path) -> None:
     listed = [
         [str(item.entry.path), item.entry.label, item.entry.set, item.entry.group] for item in items
     ]
-    aside = run_dir / f"{_VIEWS}.part"
-    save_file(tensors, aside, metadata={"entries": json.dumps(listed)})
-    aside.replace(run_dir / _VIEWS)
+    with written_aside(run_dir / _VIEWS) as aside:
+        save_file(tensors, aside, metadata={"entries": json.dumps(listed)})
 
 
 def _stored(file: Path) -> list[LareSample]:

@@ -20,6 +20,7 @@ from detection.backbone import to_views, whole_view
 from training.bundles.form_cache import draw_whole
 from training.data.splits import hash_fraction
 from training.evaluation.calibration import class_weights
+from training.files import written_aside
 from training.fit.softmax_head import SoftmaxHead, fit_head
 
 if TYPE_CHECKING:
@@ -66,13 +67,12 @@ class HeadSamples:
 
     def save(self, file: Path) -> None:
         """Write the samples aside and rename them into place."""
-        aside = file.with_suffix(".part")
         tensors = {
             "features": torch.from_numpy(self.features),
             "generated": torch.from_numpy(self.generated),
         }
-        save_file(tensors, aside, metadata={"groups": json.dumps(self.groups.tolist())})
-        aside.replace(file)
+        with written_aside(file) as aside:
+            save_file(tensors, aside, metadata={"groups": json.dumps(self.groups.tolist())})
 
     @classmethod
     def load(cls, file: Path) -> HeadSamples:

@@ -20,6 +20,7 @@ from training.data.augmentation import sample_crop
 from training.data.samples import read_pixels, upload_codec
 from training.evaluation.robustness_tiers import TIERS
 from training.evaluation.scoring import RAW, harmonised, untouched
+from training.files import written_aside
 from training.oom import retry_in_halves
 
 if TYPE_CHECKING:
@@ -120,7 +121,6 @@ class FormCache:
         folder = self._folder / form
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"part-{len(list(folder.glob('part-*.safetensors'))):04d}.safetensors"
-        aside = file.with_suffix(".part")
         tensors = {"rows": torch.from_numpy(computed)}
-        save_file(tensors, aside, metadata={"keys": json.dumps(list(keys))})
-        aside.replace(file)
+        with written_aside(file) as aside:
+            save_file(tensors, aside, metadata={"keys": json.dumps(list(keys))})

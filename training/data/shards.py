@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from detection.errors import SettingsError
 from training.data.manifest import GENERATED, Entry
 from training.data.samples import Sample
+from training.files import written_aside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -73,9 +73,8 @@ class FolderStore:
     def write(self, name: str, data: bytes) -> None:
         """Write aside and rename into place."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        aside = self._folder / f".{name}.{os.getpid()}.part"
-        aside.write_bytes(data)
-        aside.replace(self._folder / name)
+        with written_aside(self._folder / name) as aside:
+            aside.write_bytes(data)
 
     def delete(self, name: str) -> None:
         """Remove a file; no error when there is none."""

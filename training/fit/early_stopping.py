@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from training.files import written_aside
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
@@ -89,15 +91,13 @@ class EarlyStopping:
     def _note(self, step: int, loss: float) -> None:
         _log.info("network_validated", run=self._file.parent.name, step=step, loss=round(loss, 4))
         self._curves.add(step, {"loss": loss})
-        aside = self._file.with_name(f"{HISTORY}.part")
-        aside.write_text(json.dumps(self.history() | {step: loss}), encoding="utf-8")
-        aside.replace(self._file.with_name(HISTORY))
+        with written_aside(self._file.with_name(HISTORY)) as aside:
+            aside.write_text(json.dumps(self.history() | {step: loss}), encoding="utf-8")
 
     def _keep(self, step: int, loss: float, weights: Mapping[str, Tensor]) -> None:
         kept = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        aside = self._file.with_suffix(".part")
-        save_file(kept, aside, metadata={"step": str(step), "loss": repr(loss)})
-        aside.replace(self._file)
+        with written_aside(self._file) as aside:
+            save_file(kept, aside, metadata={"step": str(step), "loss": repr(loss)})
 
 
 def mean_loss(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from detection.errors import UnlatentError
+from training.files import written_aside
 from training.fit.data_parallel import build_gradients
 from training.fit.gradients import rows
 from training.fit.tensorboard import TRAINING, CurveWriter
@@ -224,10 +225,9 @@ def _save(
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    aside = run_dir / f"{CHECKPOINT}.part"
     metadata = {"step": str(step), "config": json.dumps(asdict(config))}
-    save_file(tensors, aside, metadata=metadata)
-    aside.replace(run_dir / CHECKPOINT)
+    with written_aside(run_dir / CHECKPOINT) as aside:
+        save_file(tensors, aside, metadata=metadata)
 
 
 def _resume(run_dir: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema) -> int:

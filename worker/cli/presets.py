@@ -86,6 +86,7 @@ def condition(
 
     from detection.generators.presets import find_preset, pinned_revision
     from training.bundles.conditioning import compute_conditioning
+    from training.files import written_aside
 
     preset = find_preset(name)
     tensors = compute_conditioning(
@@ -96,9 +97,8 @@ def condition(
         variant=variant,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f"{out.name}.part")
-    save_file(tensors, aside)
-    aside.replace(out)
+    with written_aside(out) as aside:
+        save_file(tensors, aside)
     for tensor, value in tensors.items():
         typer.echo(f"{name}: {tensor} {tuple(value.shape)}")
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from detection.bundle import Bundle
-    from training.bundles.folder_run import FolderRunOptions
     from training.bundles.recipe import BundleTrainingRun
     from training.data.manifest import Entry
+    from training.retraining.folder_run import FolderRunOptions
 
 commands = typer.Typer()
 
@@ -196,10 +196,10 @@ def train(
     shares need another --out. Exits with 1 when the promotion gate refuses the challenger; its
     bundle is written all the same.
     """
-    from training.bundles.folder_run import FolderRunOptions
     from training.data.selection import CollectPolicy
     from training.data.taef2 import taef2_aligner
     from training.fit.data_parallel import process_group
+    from training.retraining.folder_run import FolderRunOptions
 
     configure(load_settings().observability)
     with process_group(device) as leads:
@@ -220,7 +220,7 @@ def _train(
 ) -> None:
     from detection.bundle import load_bundle
     from training.bundles.challenger import ChallengerRecipe
-    from training.bundles.folder_run import run_on_folder
+    from training.retraining.folder_run import run_on_folder
 
     recipe = ChallengerRecipe().at_most(steps)
     with _bars() as heard:

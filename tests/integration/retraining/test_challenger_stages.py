@@ -14,17 +14,16 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.confirmed_decisions import Picture, confirm
-from tests.support.processes.challenge_process import POLICY, build_challenger_context, tiny_recipe
+from tests.support.processes.challenge_process import POLICY, build_run_context, tiny_recipe
 from tests.support.waiting import eventually
 from training.bundles.challenger import ChallengerRecipe
 from training.data.shaders import renderings
 from training.evaluation.promotion_gate import GateLimits
 from worker.models.registry import GateNotPassed, ModelsRegistry
-from worker.retraining.challenger_stages import challenger_stages
-from worker.retraining.dataset_stages import dataset_stages
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.scheduled_promotion import promote_when_due
 from worker.retraining.stage_runner import run_stages
+from worker.retraining.stages import stages_of
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from worker.retraining.challenger_stages import ChallengerContext
+    from worker.retraining.bucket_state import RunContext
     from worker.retraining.runs import Run
     from worker.settings import Settings
     from worker.storage.s3 import S3Storage
@@ -50,11 +49,9 @@ LENIENT = GateLimits(
 
 
 @pytest.fixture
-def context(
-    engine: Engine, storage: S3Storage, settings: Settings, tmp_path: Path
-) -> ChallengerContext:
+def context(engine: Engine, storage: S3Storage, settings: Settings, tmp_path: Path) -> RunContext:
     """Tiny networks and short training over this test's services."""
-    return build_challenger_context(engine, storage, settings.s3.buckets[0], tmp_path)
+    return build_run_context(engine, storage, settings.s3.buckets[0], tmp_path)
 
 
 @pytest.fixture
@@ -76,13 +73,18 @@ def images(engine: Engine, owner: Engine, storage: S3Storage, settings: Settings
     return confirm(engine, owner, storage, settings.s3.buckets[0], [*reals, *fakes])
 
 
-def loop(context: ChallengerContext, slot: str = "one") -> Ending | None:
+def lenient(context: RunContext) -> RunContext:
+    """Train for longer, and hold the challenger to `LENIENT`."""
+    plan = replace(context.plan, gate_limits=LENIENT, recipe=tiny_recipe(steps=40))
+    return replace(context, plan=plan)
+
+
+def loop(context: RunContext, slot: str = "one") -> Ending | None:
     """Run every stage in a slot."""
-    runs = Runs(context.dataset_context.engine, holder="trainer", lease=timedelta(minutes=5))
+    runs = Runs(context.engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin(slot, trigger="test")
     assert run is not None
-    stages = [*dataset_stages(context.dataset_context), *challenger_stages(context)]
-    return run_stages(run, stages, runs)
+    return run_stages(run, stages_of(context), runs)
 
 
 def run_row(engine: Engine) -> Any:
@@ -93,7 +95,7 @@ def run_row(engine: Engine) -> Any:
 
 @pytest.mark.timeout(600)
 def test_a_refused_challenger_is_registered_and_traceable(
-    engine: Engine, owner: Engine, context: ChallengerContext, images: list[UUID]
+    engine: Engine, owner: Engine, context: RunContext, images: list[UUID]
 ) -> None:
     """The gate refuses noise: the champion stays, and the challenger can be forced and traced."""
     assert loop(context) is Ending.REFUSED
@@ -108,8 +110,8 @@ def test_a_refused_challenger_is_registered_and_traceable(
     assert run.reason == "; ".join(run.stages["gate"]["reasons"])
     assert registry.active().shadow is None
     assert context.bundle_access.of(challenger).model_version == challenger
-    report = context.dataset_context.storage.fetch(
-        context.dataset_context.bucket, f"reports/run-{run.id}/report.md", max_bytes=2**20
+    report = context.storage.fetch(
+        context.bucket, f"reports/run-{run.id}/report.md", max_bytes=2**20
     )
     assert b"The gate refused it" in report
     with pytest.raises(GateNotPassed):
@@ -141,12 +143,12 @@ def test_a_refused_challenger_is_registered_and_traceable(
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_a_challenger_that_passes_goes_through_shadow(
-    engine: Engine, context: ChallengerContext, images: list[UUID], settings: Settings
+    engine: Engine, context: RunContext, images: list[UUID], settings: Settings
 ) -> None:
     """One that learnt what the champion does not know serves in shadow, then becomes champion."""
     assert images
     # Noise against renderings is learnt at once, and the random champion knows neither.
-    assert loop(replace(context, limits=LENIENT, recipe=tiny_recipe(steps=40))) is Ending.FINISHED
+    assert loop(lenient(context)) is Ending.FINISHED
 
     registry = ModelsRegistry(engine)
     shadow = registry.active().shadow
@@ -167,7 +169,7 @@ def test_too_few_photographs_to_calibrate_end_the_run_before_training(
     owner: Engine,
     storage: S3Storage,
     settings: Settings,
-    context: ChallengerContext,
+    context: RunContext,
 ) -> None:
     """Without generated images on the calibration side nothing is trained, and it is said."""
     pictures = [
@@ -193,7 +195,7 @@ def test_too_few_photographs_to_calibrate_end_the_run_before_training(
 def test_a_killed_stage_is_done_again(
     engine: Engine,
     settings: Settings,
-    context: ChallengerContext,
+    context: RunContext,
     images: list[UUID],
     tmp_path: Path,
     stage: str,
@@ -227,8 +229,7 @@ def test_a_killed_stage_is_done_again(
 
     eventually(took)
     assert stage not in taken[0].stages
-    stages = [*dataset_stages(context.dataset_context), *challenger_stages(context)]
-    assert run_stages(taken[0], stages, runs) is Ending.REFUSED
+    assert run_stages(taken[0], stages_of(context), runs) is Ending.REFUSED
 
     row = run_row(engine)
     assert row.deaths == 1
@@ -245,7 +246,7 @@ def test_a_poisoned_batch_never_reaches_the_champion(
     owner: Engine,
     storage: S3Storage,
     settings: Settings,
-    context: ChallengerContext,
+    context: RunContext,
     images: list[UUID],
 ) -> None:
     """One account confirms 500 generated images as real: few get in, and the gate refuses."""
@@ -261,7 +262,7 @@ def test_a_poisoned_batch_never_reaches_the_champion(
     ]
     poisoned = set(confirm(engine, owner, storage, settings.s3.buckets[0], poison))
 
-    assert loop(replace(context, limits=LENIENT, recipe=tiny_recipe(steps=40))) is Ending.REFUSED
+    assert loop(lenient(context)) is Ending.REFUSED
 
     row = run_row(engine)
     with engine.connect() as connection:

@@ -11,29 +11,34 @@ import pytest
 from sqlalchemy import select, text
 
 from tests.support.confirmed_decisions import Picture, confirm
-from tests.support.processes.challenge_process import build_challenger_context
+from tests.support.processes.challenge_process import tiny_recipe
 from training.data.alignment import AlignmentConfig
 from training.data.selection import CollectPolicy, Split
 from training.data.shaders import SHADERS, renderings, series
 from training.data.shards import load_dataset, read_samples
 from training.evaluation.shortcut_audit import AuditLimits
+from training.retraining.run_state import RunPlan
 from worker.ledger.tables_training import DatasetSnapshot, SnapshotItem, TrainingRun
+from worker.models.bundle_store import BundleStore
+from worker.models.registry import ModelsRegistry
+from worker.retraining.bucket_state import AlignmentModels, BucketState, RunContext
+from worker.retraining.bundle_access import BundleAccess
 from worker.retraining.candidates import collect_policy
-from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
 from worker.retraining.erasure import SnapshotShards
 from worker.retraining.runs import Ending, Runs
 from worker.retraining.snapshots import Snapshots
 from worker.retraining.stage_runner import Progress, run_stages
+from worker.retraining.stages import stages_of
 from worker.retraining.triggers import due_slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
     from uuid import UUID
 
     from numpy.typing import NDArray
     from sqlalchemy import Engine
 
+    from worker.retraining.stage_runner import Stage
     from worker.settings import Settings
     from worker.storage.s3 import S3Storage
 
@@ -74,26 +79,44 @@ class Imitator:
         return made
 
 
-def dataset_context(
+def run_context(
     engine: Engine, storage: S3Storage, settings: Settings, aligner: Imitator
-) -> DatasetContext:
+) -> RunContext:
     """The stages' surroundings with networks that cost nothing."""
     tools = AlignmentModels(
         aligners=[aligner],
         features=lambda images: np.array([image.mean((0, 1)) for image in images]),
         space="means",
     )
-    return DatasetContext(
+    bucket = settings.s3.buckets[0]
+    return RunContext(
         engine=engine,
         storage=storage,
-        bucket=settings.s3.buckets[0],
+        bucket=bucket,
         policy=POLICY,
         max_bytes=2**20,
         load_models=lambda: tools,
-        alignment=AlignmentConfig(shard_images=8),
-        # So few pairs, in the order of their random ids, leave the probe's AUC a wide spread.
-        limits=AuditLimits(probe_auc=0.9),
+        bundle_access=BundleAccess(
+            registry=ModelsRegistry(engine),
+            bundles=BundleStore(storage, bucket),
+            default="small",
+            cache=settings.observability.run_dir,
+        ),
+        work_dir=settings.observability.run_dir,
+        plan=RunPlan(
+            recipe=tiny_recipe(),
+            device="cpu",
+            data_licence="none",
+            alignment=AlignmentConfig(shard_images=8),
+            # So few pairs, in the order of their random ids, leave the probe's AUC a wide spread.
+            audit_limits=AuditLimits(probe_auc=0.9),
+        ),
     )
+
+
+def dataset_stages(context: RunContext) -> list[Stage]:
+    """The stages up to a sealed data set: collect, align and audit."""
+    return stages_of(context)[:3]
 
 
 def confirmed(
@@ -117,7 +140,7 @@ def images(engine: Engine, owner: Engine, storage: S3Storage, settings: Settings
     return confirmed(engine, owner, storage, settings, *pictures, audit_share=0.25)
 
 
-def loop(bench_: DatasetContext, slot: str) -> Ending | None:
+def loop(bench_: RunContext, slot: str) -> Ending | None:
     """Run the stages in a slot of their own."""
     runs = Runs(bench_.engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin(slot, trigger="test")
@@ -125,7 +148,7 @@ def loop(bench_: DatasetContext, slot: str) -> Ending | None:
     return run_stages(run, dataset_stages(bench_), runs)
 
 
-def aligned(bench_: DatasetContext) -> Progress:
+def aligned(bench_: RunContext) -> Progress:
     """Choose the images and write the shards, in a run that goes on."""
     run = Runs(bench_.engine, holder="trainer", lease=timedelta(minutes=5)).begin("s", trigger="t")
     assert run is not None
@@ -157,7 +180,7 @@ def test_decisions_become_a_sealed_data_set(
     with owner.begin() as connection:
         key = connection.scalar(text("SELECT key FROM app.images WHERE id = :id"), {"id": lost})
     storage.delete(settings.s3.buckets[0], str(key))
-    place = dataset_context(engine, storage, settings, Imitator())
+    place = run_context(engine, storage, settings, Imitator())
 
     assert loop(place, "one") is Ending.FINISHED
 
@@ -188,10 +211,10 @@ def test_decisions_become_a_sealed_data_set(
 
 
 def test_renderings_join_the_photographs(
-    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID], tmp_path: Path
+    engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
 ) -> None:
     """They are pairs of the training side that no snapshot lists and that no later run reads."""
-    place = replace(dataset_context(engine, storage, settings, Imitator()), shaders=5)
+    place = replace(run_context(engine, storage, settings, Imitator()), shaders=5)
     progress = aligned(place)
     drawn = {
         sample.key: sample
@@ -207,11 +230,8 @@ def test_renderings_join_the_photographs(
 
     assert progress.snapshot_id is not None
     Snapshots(engine).seal(progress.snapshot_id, digest="d", report={})
-    context = replace(
-        build_challenger_context(engine, storage, place.bucket, tmp_path), dataset_context=place
-    )
     for reader, read in ((progress, drawn.keys()), (replace(progress, run_id=99), set())):
-        taught = context.files(reader, Split.TRAINING)
+        taught = BucketState(place, reader).files(Split.TRAINING)
         assert {sample.key for sample in taught if sample.source == SHADERS} == read
 
 
@@ -219,15 +239,13 @@ def test_a_refused_data_set_is_not_sealed(
     engine: Engine, storage: S3Storage, settings: Settings, images: list[UUID]
 ) -> None:
     """An aligner that moves the picture is refused; its images are there for the next run."""
-    assert (
-        loop(dataset_context(engine, storage, settings, Imitator(moved=1)), "one") is Ending.REFUSED
-    )
+    assert loop(run_context(engine, storage, settings, Imitator(moved=1)), "one") is Ending.REFUSED
 
     (run,) = rows(engine, TrainingRun)
     assert "crop betrays the side" in run.reason
     assert rows(engine, DatasetSnapshot)[0].digest is None
 
-    assert loop(dataset_context(engine, storage, settings, Imitator()), "two") is Ending.FINISHED
+    assert loop(run_context(engine, storage, settings, Imitator()), "two") is Ending.FINISHED
     assert len(rows(engine, SnapshotItem)) == 2 * len(images)
 
 
@@ -246,7 +264,7 @@ def test_an_appealed_image_stays_out(
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
     assert run is not None
-    collect = dataset_stages(dataset_context(engine, storage, settings, Imitator()))[:1]
+    collect = dataset_stages(run_context(engine, storage, settings, Imitator()))[:1]
     assert run_stages(run, collect, runs) is Ending.FINISHED
 
     assert images[0] not in {item.image_id for item in rows(engine, SnapshotItem)}
@@ -268,9 +286,7 @@ def test_enough_confirmed_images_are_a_reason(
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
     assert run is not None
-    run_stages(
-        run, dataset_stages(dataset_context(engine, storage, settings, Imitator()))[:1], runs
-    )
+    run_stages(run, dataset_stages(run_context(engine, storage, settings, Imitator()))[:1], runs)
     assert asked(1) == []
 
 
@@ -280,21 +296,17 @@ def test_what_was_revoked_teaches_no_more(
     storage: S3Storage,
     settings: Settings,
     images: list[UUID],
-    tmp_path: Path,
 ) -> None:
     """Withdrawn, appealed, called generated, pinned: no later run reads it from the shards."""
-    place = dataset_context(engine, storage, settings, Imitator())
+    place = run_context(engine, storage, settings, Imitator())
     progress = aligned(place)
     assert progress.snapshot_id is not None
     Snapshots(engine).seal(progress.snapshot_id, digest="d", report={})
     with owner.begin() as connection:
         for number, change in enumerate(REVOCATIONS):
             connection.execute(text(change), {"image": images[number]})
-    context = replace(
-        build_challenger_context(engine, storage, place.bucket, tmp_path), dataset_context=place
-    )
 
-    files = context.files(progress, Split.TRAINING)
+    files = BucketState(place, progress).files(Split.TRAINING)
 
     kept = {str(image) for image in images[len(REVOCATIONS) :]}
     assert {sample.key for sample in files} == kept
@@ -315,7 +327,7 @@ def test_photographs_say_whether_the_audit_drew_them(
     trusting = CollectPolicy(
         sources=both, trusted_sources=frozenset({"camera"}), evaluation=0.0, calibration=1.0
     )
-    place = replace(dataset_context(engine, storage, settings, Imitator()), policy=trusting)
+    place = replace(run_context(engine, storage, settings, Imitator()), policy=trusting)
     store = place.store(aligned(place).run_id)
 
     drawn = [(file.source, file.audited) for file in read_samples(store, load_dataset(store))]
@@ -337,7 +349,7 @@ def test_an_erased_image_leaves_the_data_sets(
     """
     (bucket,) = settings.s3.buckets
     s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": versioning})
-    place = dataset_context(engine, storage, settings, Imitator())
+    place = run_context(engine, storage, settings, Imitator())
     shards = SnapshotShards(engine, storage, place.bucket)
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
@@ -363,7 +375,7 @@ def test_the_rest_of_a_dead_run_is_erased(
     """Shards of a run that failed before its data set was whole go when an image in it goes."""
     (bucket,) = settings.s3.buckets
     s3_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    place = dataset_context(engine, storage, settings, Imitator())
+    place = run_context(engine, storage, settings, Imitator())
     runs = Runs(engine, holder="trainer", lease=timedelta(minutes=5))
     run = runs.begin("one", trigger="test")
     assert run is not None

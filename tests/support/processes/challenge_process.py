@@ -27,14 +27,15 @@ from training.evaluation.promotion_gate import GateLimits
 from training.evaluation.shortcut_audit import AuditLimits
 from training.fit.aligned_task import AlignedBatch
 from training.fit.early_stopping import Patience
+from training.retraining.run_state import RunPlan
 from worker.database.engine import build_engine
 from worker.models.bundle_store import BundleStore
 from worker.models.registry import ModelsRegistry
+from worker.retraining.bucket_state import AlignmentModels, RunContext
 from worker.retraining.bundle_access import BundleAccess
-from worker.retraining.challenger_stages import ChallengerContext, challenger_stages
-from worker.retraining.dataset_stages import AlignmentModels, DatasetContext, dataset_stages
 from worker.retraining.runs import Runs
 from worker.retraining.stage_runner import run_stages
+from worker.retraining.stages import stages_of
 from worker.settings import load_settings
 from worker.storage.s3 import S3Storage
 
@@ -81,9 +82,7 @@ def tiny_recipe(steps: int = 2) -> ChallengerRecipe:
     return replace(recipe, loop=loop)
 
 
-def build_challenger_context(
-    engine: Engine, storage: Storage, bucket: str, folder: Path
-) -> ChallengerContext:
+def build_run_context(engine: Engine, storage: Storage, bucket: str, folder: Path) -> RunContext:
     """Put tiny networks and this test's services together; the bundle is made once a folder."""
     if not (folder / "champion" / BUNDLE_FILE).is_file():
         build_tiny_bundle(folder / "champion")
@@ -101,23 +100,23 @@ def build_challenger_context(
             space="means",
         )
 
-    dataset_context = DatasetContext(
+    return RunContext(
         engine=engine,
         storage=storage,
         bucket=bucket,
         policy=POLICY,
         max_bytes=2**20,
         load_models=load_models,
-        alignment=AlignmentConfig(shard_images=64),
-        limits=LIMITS,
-    )
-    return ChallengerContext(
-        dataset_context=dataset_context,
         bundle_access=bundle_access,
         work_dir=folder / "work",
-        device="cpu",
-        recipe=tiny_recipe(),
-        limits=GateLimits(bootstraps=50),
+        plan=RunPlan(
+            recipe=tiny_recipe(),
+            device="cpu",
+            data_licence="the site's own images",
+            alignment=AlignmentConfig(shard_images=64),
+            audit_limits=LIMITS,
+            gate_limits=GateLimits(bootstraps=50),
+        ),
     )
 
 
@@ -146,16 +145,15 @@ def main() -> None:
     folder, hangs_in = Path(sys.argv[1]), sys.argv[2]
     settings = load_settings()
     engine, storage = build_engine(settings.postgres), S3Storage(settings.s3)
-    context = build_challenger_context(engine, storage, settings.s3.buckets[0], folder)
+    context = build_run_context(engine, storage, settings.s3.buckets[0], folder)
     runs = Runs(engine, holder=f"killed in {hangs_in}", lease=timedelta(seconds=2))
     run = runs.begin("one", trigger="test") or runs.resume()
     assert run is not None
-    stages = [*dataset_stages(context.dataset_context), *challenger_stages(context)]
     run_stages(
         run,
         [
             Hanging(stage, folder / f"{hangs_in}.mark") if stage.name == hangs_in else stage
-            for stage in stages
+            for stage in stages_of(context)
         ],
         runs,
     )

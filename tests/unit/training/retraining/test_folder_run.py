@@ -12,13 +12,13 @@ from PIL import Image
 from detection.bundle import load_bundle
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.processes.challenge_process import LIMITS, tiny_recipe
-from training.bundles.folder_run import FolderRunOptions, run_on_folder
 from training.data.aligners import AutoencoderReconstruction
 from training.data.selection import CollectPolicy
 from training.data.shaders import renderings
 from training.data.shards import FolderStore, load_dataset
 from training.evaluation.promotion_gate import GateLimits
 from training.evaluation.shortcut_audit import DatasetRefused
+from training.retraining.folder_run import FolderRunOptions, run_on_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""Making a challenger and judging it: one list of stages, on a folder or on a bucket."""
