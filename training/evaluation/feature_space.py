@@ -1,4 +1,4 @@
-"""The feature space of a bundle: what its own aligned branch sees, for distances between sets."""
+"""The feature space of a bundle: what one of its own branches sees, for distances between sets."""
 
 from __future__ import annotations
 
@@ -9,33 +9,48 @@ import torch
 from safetensors.torch import load_file
 
 from detection.aligned import AlignedNet, cut_tiles
+from detection.backbone import Backbone, to_views, whole_view
 from detection.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
 
 class BundleFeatures:
-    """Pooled features of a bundle's aligned branch, averaged over an image's tiles."""
+    """Features of a bundle's aligned branch, averaged over tiles, or else of its backbone.
+
+    Raises `BundleError` for a bundle with neither.
+    """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
-        config = bundle.manifest.aligned
-        if config is None:
-            raise BundleError(f"{bundle.folder} has no aligned branch: it has no feature space")
-        weights = load_file(bundle.path("aligned.safetensors"))
-        self._config, self._device = config, device
-        self._network = AlignedNet(config)
+        manifest = bundle.manifest
+        self._network: AlignedNet | Backbone
+        if (aligned := manifest.aligned) is not None:
+            branch, self._network = "aligned", AlignedNet(aligned)
+            self._read: Callable[[NDArray[np.uint8]], Tensor] = lambda image: cut_tiles(
+                image, aligned
+            )
+        elif (backbone := manifest.backbone) is not None:
+            branch, self._network = "backbone", Backbone(backbone)
+            self._read = lambda image: to_views(np.stack([whole_view(image, backbone)]))
+        else:
+            raise BundleError(
+                f"{bundle.folder} has neither an aligned branch nor a backbone: no feature space"
+            )
+        weights = load_file(bundle.path(f"{branch}.safetensors"))
         self._network.load_state_dict({name: value.float() for name, value in weights.items()})
         self._network.eval().requires_grad_(requires_grad=False).to(device)
-        self.name = f"aligned branch of {bundle.manifest.name} {bundle.model_version[:12]}"
+        self._device = device
+        self.name = f"{branch} branch of {manifest.name} {bundle.model_version[:12]}"
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
         """Map RGB images, each uint8 (H, W, 3), to features (N, D)."""
-        rows = []
         with torch.inference_mode():
-            for image in images:
-                tiles = cut_tiles(image, self._config).to(self._device)
-                rows.append(self._network.features(tiles).mean(dim=0).cpu().numpy())
+            rows = [
+                self._network.features(self._read(image).to(self._device)).mean(dim=0).cpu().numpy()
+                for image in images
+            ]
         return np.array(rows, dtype=np.float64)
