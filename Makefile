@@ -92,7 +92,7 @@ bench-improvement: venv ## Teach a fold of RUN=<unlatent bundle --run> its FAMIL
 	$(BIN)/python -m tests.benchmarks.bench_improvement --data "$(DATA)" --run "$(RUN)" \
 		--family "$(FAMILY)" $(if $(TAEF2),--taef2 "$(TAEF2)") $(if $(OUT),--out "$(OUT)")
 
-bundle: venv ## Train a bundle on DATA=<folder> of labelled images (hours on a CPU; resumes)
+bundle: venv ## Train a bundle on DATA=<folder> of labelled images (resumes); TAEF2 goes with RECIPE=lare-aligned
 	$(BIN)/unlatent bundle --data "$(DATA)" $(if $(TAEF2),--taef2 "$(TAEF2)") \
 		$(if $(RECIPE),--recipe "$(RECIPE)" --run "out/run-$(RECIPE)" --out "out/$(RECIPE)")
 
@@ -108,8 +108,8 @@ bench-sql: venv ## Time the moderators' queries and the console's pages on ROWS 
 bench-scale: venv ## Measure what an image costs every component with 1, 2, 4 and 8 workers
 	$(BIN)/python -m tests.benchmarks.bench_scale $(if $(OUT),--out "$(OUT)")
 
-bench-claims: venv ## Measure the papers' claims, with DATA=<folder> all of them (hours; resumes)
-	$(BIN)/python -m tests.benchmarks.bench_claims $(if $(DATA),--data "$(DATA)") \
+bench-claims: venv ## Measure the papers' claims on BUNDLE, with DATA=<folder> all of them (hours; resumes)
+	$(BIN)/python -m tests.benchmarks.bench_claims --bundle "$(BUNDLE)" $(if $(DATA),--data "$(DATA)") \
 		$(if $(TAEF2),--taef2 "$(TAEF2)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out "$(OUT)")
 
 bench-install: venv ## Print what each extra installs: packages and megabytes

@@ -34,7 +34,7 @@ class BackboneConfig:
     of `quality` (4:2:0) once: what an upload was saved as before then hardly matters, to a score
     nor to what can be learnt. Views enter as (x - `mean`) / `scale` of their 8-bit values. `real`
     and `generated` name the classes of the head: kinds of real pictures, families of generators.
-    From `max_novelty` on a picture is too unlike what the head learnt from; None judges all.
+    Above `max_novelty` a picture is too unlike what the head learnt from; None judges all.
     """
 
     architecture: str = "tf_efficientnet_lite0"

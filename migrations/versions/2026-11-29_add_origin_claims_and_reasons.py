@@ -33,7 +33,7 @@ _COLUMNS = (
 
 def upgrade() -> None:
     """Apply."""
-    # Verdicts first: who writes one holds that table when it comes to the other.
+    # Verdicts first: a worker that stores one holds that table when it comes to the other.
     op.add_column(
         "verdicts", sa.Column("inapplicable_reason", sa.Text(), nullable=True), schema="app"
     )

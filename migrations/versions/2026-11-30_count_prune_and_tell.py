@@ -162,7 +162,6 @@ def count_by_day() -> None:
             f"ix_{table}_loose", table, ["day"], schema="app", postgresql_where=sa.text("loose")
         )
     op.create_index("ix_flag_counts_at", "flag_counts", ["at"], schema="app")
-    op.execute("GRANT SELECT ON app.verdict_counts TO unlatent_app")
     op.add_column(
         "decisions",
         sa.Column("contradicts", sa.Boolean(), server_default=sa.text("false"), nullable=False),

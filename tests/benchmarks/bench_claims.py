@@ -1,4 +1,6 @@
-"""`make bench-claims [DATA=…] [TAEF2=…] [MINUTES=20] [OUT=docs/claims]`: the papers' claims.
+"""`make bench-claims BUNDLE=… [DATA=…] [TAEF2=…] [MINUTES=20] [OUT=docs/claims]`: papers' claims.
+
+The bundle has a lare and an aligned branch, as the recipe `lare-aligned` makes one.
 
 Writes `claims.json`, `claims.md` and `claims.png` to OUT. A row that is there for the same bundle
 and budget is not measured again, so a run that was killed goes on where it stopped; without DATA, a
@@ -34,7 +36,7 @@ COSTS = "costs"
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", default="small")
+    parser.add_argument("--bundle", required=True, help="with a lare and an aligned branch")
     parser.add_argument("--data", type=Path, help="folder with manifest.tsv")
     parser.add_argument("--taef2", type=Path, help="folder of TAEF2, to make the pairs with")
     parser.add_argument("--minutes", type=float, default=20.0, help="training budget of one arm")
@@ -46,9 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     configure(load_settings().observability)  # log lines: standard output is the record's
+    bundle = load_bundle(options.bundle)
+    if bundle.manifest.egre is None or bundle.manifest.aligned is None:
+        parser.error(f"{bundle.folder} lacks a lare or an aligned branch")
     wanted = options.only or [COSTS, *EVALUATIONS]
     options.out.mkdir(parents=True, exist_ok=True)
-    record = Record(options.out / "claims.json", scoring_digest(load_bundle(options.bundle)))
+    record = Record(options.out / "claims.json", scoring_digest(bundle))
     if COSTS in wanted and not record.has("cost-of-a-pair"):
         record.add(cost_rows(options.bundle))
     if options.data is not None:
@@ -104,10 +109,10 @@ class Record:
     def write_page(self, out: Path) -> None:
         """Write the table and the plot."""
         lines = [
-            "# The papers' claims, on the embedded models",
+            "# The papers' claims, on small models",
             "",
             f"Written by `make bench-claims` on a bundle that scores as `{self._scoring[:12]}`",
-            "(`scoring_digest`). Small models, side by side under one protocol: ratios, which say",
+            "(`scoring_digest`). Models side by side under one protocol: ratios, which say",
             "nothing about the papers' own networks. Costs are processor time; a trained arm has",
             "one seed, pairs by the bundle's autoencoder where its row names no other, and is",
             "tested on photographs that it did not train on: against their reconstructions by the",

@@ -249,7 +249,7 @@ def compare_counting(superuser: psycopg.Connection, engine: Engine, times: int) 
                 ]
                 start = time.perf_counter()
                 ledger.record(batch)
-                if first:  # the first after a change of triggers plans everything anew
+                if first:  # the first after a change of triggers plans everything again
                     sample.append(1000 * (time.perf_counter() - start))
     counted, bare = (statistics.median(taken[side]) for side in ("ENABLE", "DISABLE"))
     return f"{counted:.2f} ms, without counting {bare:.2f} ms, {counted / bare:.2f} times as long"

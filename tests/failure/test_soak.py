@@ -38,7 +38,7 @@ def test_four_minutes_of_steady_load_leave_no_trace(
     redis_client: Redis,
     engine: Engine,
 ) -> None:
-    """The memory that is kept ends within 5 % of minute one's, and no thread or handle is left.
+    """The memory that is kept ends within 5 % of minute one's, and handles are those of pools.
 
     What is kept is the least of half a minute: what is in work comes and goes with the load, and
     how much that is depends on the machine. Threads, handles and sockets may be more by what a pool

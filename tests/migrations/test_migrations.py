@@ -142,7 +142,7 @@ def test_a_verdict_that_is_being_recorded_is_let_through(owner_url: str, owner: 
 def test_a_migration_that_crosses_a_writer_is_tried_again(
     owner_url: str, owner: Engine, superuser: psycopg.Connection
 ) -> None:
-    """A migration gives way to whoever writes in another order, and is done after them."""
+    """A migration gives way to a transaction that writes in another order, and is done after it."""
     downgrade(owner_url, "0008")
     superuser.execute("BEGIN")
     # The migration gives way, not this.
@@ -157,6 +157,26 @@ def test_a_migration_that_crosses_a_writer_is_tried_again(
             superuser.execute("COMMIT")
         assert migrating.result(timeout=60)
     command.check(alembic_config(owner_url))
+
+
+def test_views_and_triggers_that_meet_a_writer_are_installed_after_it(
+    owner_url: str, owner: Engine, superuser: psycopg.Connection
+) -> None:
+    """Waiting for a lock has an end and then another try, until the writer is done."""
+    superuser.execute("COMMENT ON SCHEMA moderation IS 'of an earlier release'")
+    superuser.execute("BEGIN")
+    superuser.execute("LOCK TABLE app.decisions IN ROW EXCLUSIVE MODE")
+    with ThreadPoolExecutor(1) as pool:
+        migrating = pool.submit(migrate, owner_url)
+        try:
+            eventually(lambda: waits(owner, "") is not None, what="the first try")
+            first = waits(owner, "")
+            eventually(lambda: waits(owner, "") not in {None, first}, what="another try")
+        finally:
+            superuser.execute("COMMIT")
+        assert migrating.result(timeout=60)
+    mark = superuser.execute("SELECT obj_description('moderation'::regnamespace)").fetchone()
+    assert "sha256" in str(mark)
 
 
 def test_the_schema_of_a_newer_release_stays_as_it_is(owner_url: str, owner: Engine) -> None:

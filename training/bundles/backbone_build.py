@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detection.backbone import Backbone
 from detection.bundle import BundleProvenance
@@ -69,12 +69,13 @@ def build_backbone_bundle(
     for result in results:
         _draw_mistakes(training_run.run_dir / "mistakes", result, policy)
     released = calibrate(join([result.tested for result in results]), calibration)
-    metrics = {
+    metrics: dict[str, Any] = {
         "unseen": [fold_figures(result, policy) for result in results],
         "pooled": pooled_figures(results, policy),
         "thumbnail_auc": _thumbnail_auc(training_run, folds),
     }
     released_backbone = _released(head, backbone, entries)
+    metrics["max_novelty"] = released_backbone.config.max_novelty
     provenance = _provenance(training_run, data_licence)
     return write_bundle(
         folder,

@@ -227,6 +227,9 @@ def _upgrade(url: str, revision: str) -> bool:
         if isinstance(unknown, ResolutionError) and unknown.argument != revision:
             return False
         raise
+    except (errors.DeadlockDetected, errors.LockNotAvailable) as error:
+        # Views, functions and triggers are installed over the driver itself.
+        raise exc.OperationalError("the SQL files of schema moderation", None, error) from error
     return True
 
 

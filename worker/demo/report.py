@@ -101,6 +101,11 @@ def summary(rows: Sequence[Row], manifest: BundleManifest) -> list[str]:
         labels = [row.label for row in rows if row.upload.kind is kind]
         if labels:
             lines.append(say(Counter(labels)))
+    if manifest.egre is None and manifest.aligned is None:
+        lines.append(
+            "That generator makes pairs for retraining; the score of this bundle was not learnt"
+            " from it and does not look for it."
+        )
     return [*lines, _of_scores(manifest), *(_surprise(row) for row in rows if not row.as_expected)]
 
 
@@ -118,8 +123,7 @@ def _of_photographs(labels: Counter[Label | None]) -> str:
 def _of_remade(what: str, labels: Counter[Label | None]) -> str:
     return (
         f"{labels.total()} photographs {what}: {labels[Label.GENERATED]} labelled generated,"
-        f" {labels[Label.UNSURE]} unsure, {labels[Label.REAL]} real. This generator makes pairs for"
-        " retraining; the bundle's score was not learnt from it, and does not look for it."
+        f" {labels[Label.UNSURE]} unsure, {labels[Label.REAL]} real."
     )
 
 

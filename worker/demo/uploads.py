@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Longest side of what the generator remakes, in pixels.
 LONGEST_SIDE = 512
-#: The step, of a thousand, that variants are noised to: much is made anew, the motif stays.
+#: The step, of a thousand, that variants are noised to: much changes, the motif stays.
 VARIANT_STEP = 250
 
 

@@ -179,13 +179,19 @@ def threshold_for(
         decided = _decided(connection, source, since)
     reals = [row for row in decided if row.decision == "real"]
     needed = REALS_PER_FALSE_POSITIVE / false_positives
-    if len(reals) < needed:
-        message = (
-            f"a false-positive rate of {false_positives:g} needs at least {needed:.0f} images "
-            f"decided real, there are {len(reals)} among the newest {MOST_DECISIONS} decisions: "
-            "let the random audit draw more"
+    wanted = f"a false-positive rate of {false_positives:g} needs at least {needed:.0f} images"
+    if needed > MOST_DECISIONS:
+        raise TooFewDecisions(
+            f"{wanted} decided real, and at most {MOST_DECISIONS} decisions are looked at: no"
+            " threshold is chosen for so small a rate"
         )
-        raise TooFewDecisions(message)
+    if len(reals) < needed:
+        of_source = "" if source is None else f" of {source}"
+        advice = "" if source is None else "choose a threshold for all sources, or "
+        raise TooFewDecisions(
+            f"{wanted} decided real, there are {len(reals)}{of_source} among the newest"
+            f" {MOST_DECISIONS} decisions of all sources: {advice}let the random audit draw more"
+        )
 
     def fits(threshold: float) -> bool:
         rate = _rate(reals, threshold, of="real")

@@ -202,6 +202,7 @@ GRANT EXECUTE ON FUNCTION
     app.is_held(uuid),
     app.erase_rows(uuid)
 TO unlatent_app;
+GRANT SELECT ON app.verdict_counts TO unlatent_app;
 -- The next release takes this from unlatent_app.
 GRANT EXECUTE ON FUNCTION app.resume_flagging(text, text, text) TO unlatent_app, unlatent_operator;
 """

@@ -38,7 +38,7 @@ MOST_COUNTED = 10_000
 
 
 def _age(kind: str) -> str:
-    """Return how old a kind may grow, of the last migration, as a subquery; NULL is for ever.
+    """Return how old a kind may grow, of the last migration, as a subquery; NULL keeps all.
 
     It is a subquery because it is run once, before the index is entered: joined, it let the planner
     walk a table of which nothing may go.

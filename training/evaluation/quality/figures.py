@@ -26,7 +26,7 @@ from training.evaluation.quality.report import (
     RateWithInterval,
     published,
 )
-from training.evaluation.scoring import auc, auc_gain
+from training.evaluation.scoring import RAW, auc, auc_gain
 from training.evaluation.shortcut_audit import run_audit
 from training.evaluation.shortcut_features import SourceFile
 
@@ -105,7 +105,7 @@ def compute_quality(
         changes={
             form: changes
             for form, part in scored.items()
-            if form != PLAIN_FORM
+            if form not in {PLAIN_FORM, RAW}
             and (changes := label_changes(bundle, scored[PLAIN_FORM], part)) is not None
         },
         accusations=accusations,

@@ -190,7 +190,7 @@ def _changes(quality: Quality) -> Iterator[str]:
         [form, str(changes.real.total), _rate(changes.real), _rate(changes.unsure)]
         for form, changes in quality.changes.items()
     ]
-    header = ["form", "images labelled generated before it", "real after it", "unsure after it"]
+    header = ["form", "images labelled generated as clean", "real in this form", "unsure in it"]
     yield from _table("Labels that a form changes", header, rows)
 
 

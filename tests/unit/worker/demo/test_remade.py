@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def test_photographs_are_remade_in_two_ways_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each keeps its shape, at most so large; the second way makes more of it anew."""
+    """Each keeps its shape, at most so large, and is another picture."""
     monkeypatch.setattr(uploads, "LONGEST_SIDE", 64)
     bundle = build_tiny_bundle(tmp_path / "bundle")
     made = list(remade(bundle, tmp_path / "images"))
