@@ -135,7 +135,8 @@ def fine_tune(
     training, held = data.divided(recipe.sampling.validation)
     tuned = {}
     if isinstance(backbone, Backbone) and data.head is not None and data.head.both_classes:
-        weights = {name: value.cpu() for name, value in backbone.state_dict().items()}
+        state = backbone.state_dict()
+        weights = {name: value.cpu().contiguous() for name, value in state.items()}
         champions = head_of(weights, backbone.config)
         head, losses = teach_head(data.head, champions, recipe.sampling.validation)
         tuned[BACKBONE] = TrainedBranch(weights={**weights, **head.state()}, losses=losses)

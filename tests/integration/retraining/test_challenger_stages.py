@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from sqlalchemy import text
 
+from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.confirmed_decisions import Picture, confirm
 from tests.support.processes.challenge_process import POLICY, build_run_context, tiny_recipe
 from tests.support.waiting import eventually
@@ -161,6 +164,27 @@ def test_a_challenger_that_passes_goes_through_shadow(
     champion = registry.champion()
     assert champion is not None
     assert champion.digest == shadow.digest
+
+
+@pytest.mark.timeout(600)
+def test_a_champion_with_a_backbone_is_taught_through_every_stage(
+    engine: Engine,
+    storage: S3Storage,
+    settings: Settings,
+    images: list[UUID],
+    tmp_path: Path,
+) -> None:
+    """As the shipped one: its challenger is registered, with another head on the same network."""
+    assert images
+    champion = build_tiny_bundle(tmp_path / "champion", branches=("lare", "backbone"))
+    context = build_run_context(engine, storage, settings.s3.buckets[0], tmp_path)
+    assert loop(lenient(context)) in {Ending.FINISHED, Ending.REFUSED}
+    register = run_row(engine).stages["register"]
+    challenger = context.bundle_access.of(register["model_version"])
+    before, after = (load_file(one.path("backbone.safetensors")) for one in (champion, challenger))
+    stem = "network.conv_stem.weight"
+    assert torch.equal(after[stem], before[stem].half())
+    assert not torch.equal(after["head.weight"], before["head.weight"].half())
 
 
 @pytest.mark.full
