@@ -37,8 +37,7 @@ def inapplicable_reason(
     height, width = image.shape[:2]
     if min(height, width) < config.tile:
         return (
-            f"too small: smaller than the {config.tile} pixels a side that the detector reads at"
-            " once"
+            f"too small: smaller than the {config.tile} pixels a side that the thresholds hold for"
         )
     tiles = read_tiles(image, config)
     if (share := blank_share(tiles)) >= MAX_FLAT_SHARE:

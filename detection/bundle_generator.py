@@ -1,4 +1,4 @@
-"""The generator that a bundle scores with: its own, or a preset that it names.
+"""The generator of a bundle, which its lare branch scores with: its own, or a named preset.
 
 A large preset's weights are not copied into bundles. Such a bundle states the preset, the revision
 and the sha256 of every file it was made with, so that its model version still pins what scores; the
@@ -61,7 +61,7 @@ def load_lare(bundle: Bundle, *, generators: Path | None = None) -> LareComponen
 def load_bundle_generator(
     bundle: Bundle, conditioning: Mapping[str, Tensor], *, generators: Path | None = None
 ) -> Generator:
-    """Load the generator of a bundle that has a lare branch.
+    """Load the generator of a bundle, whether or not it has a lare branch.
 
     A named preset is read from the folder of its name under `generators`, else from the hub's cache
     on this machine; nothing is fetched. Raises `BundleError` when a file is missing or is not the

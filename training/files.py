@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def written_aside(file: Path) -> Iterator[Path]:
-    """Yield the path beside `file` to write to; it becomes `file` unless the block raises."""
+    """Yield the path beside `file` to write to; it becomes `file` unless the block raises.
+
+    One process at a time writes a file.
+    """
     aside = file.with_name(f"{file.name}.part")
     yield aside
     aside.replace(file)

@@ -117,7 +117,7 @@ def fine_tune(
 ) -> dict[str, TrainedBranch]:
     """Teach the champion's branches on the training side; returns each branch by its file's name.
 
-    Resumes from `run_dir`. `on_step` hears the file's name and the steps done. Raises
+    Resumes from `run_dir`. `on_step` receives the file's name and the steps done. Raises
     `TrainingDiverged` when a loss stops being finite.
     """
     built = networks(champion)

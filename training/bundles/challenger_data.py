@@ -5,7 +5,7 @@
 2. augmented views with error maps of photographs, confirmed generated images and partial-noise
    reconstructions (the lare branch's). Autoencoder pairs carry next to no error and stay out, and
    so do renderings, whose error says nothing of photographs;
-3. features of augmented views of all of these originals (the backbone branch's).
+3. features of augmented views of photographs and confirmed images (the backbone branch's).
 
 A share of the groups, chosen by hash, is held back for early stopping.
 """
@@ -106,6 +106,7 @@ def load_challenger_data(
     origins: list[Sample] = []
     features_file = run_dir / _FEATURES
     features: list[np.ndarray] = []
+    featured: list[Entry] = []
     for whole in training_samples(files):
         if making and lare is not None and whole.entry.set != SHADERS:
             views += augmented_views(
@@ -118,7 +119,8 @@ def load_challenger_data(
             if not whole.entry.generated and len(origins) < plan.partial_noise_images:
                 view = np.array(center_crop_resize(whole.pixels, lare.config.side))
                 origins.append(Sample(whole.entry, view, lossy=False))
-        if backbone is not None and not features_file.is_file():
+        if backbone and not features_file.is_file() and whole.entry.set != SHADERS:
+            featured.append(whole.entry)
             features.append(
                 sample_features(
                     whole,
@@ -139,7 +141,7 @@ def load_challenger_data(
         _store(list(made), run_dir)
     if features:
         run_dir.mkdir(parents=True, exist_ok=True)
-        joined(features, samples).save(features_file)
+        joined(features, featured).save(features_file)
     return ChallengerData(
         samples,
         _stored(stored) if lare is not None and stored.is_file() else [],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from detection.backbone import Backbone, BackboneConfig
     from training.data.augmentation import AugmentationConfig
+    from training.data.manifest import Entry
     from training.data.samples import Sample
 
 #: How strongly new images may pull on the champion's head (`fit_head`), gentlest first.
@@ -107,11 +108,12 @@ def teach_head(
 ) -> tuple[SoftmaxHead, dict[int, float]]:
     """Fit the champion's head further; returns the head and the loss on held-back groups by try.
 
-    Try 0 is the champion's own head, the others are those of `STRENGTHS`. Without both classes
-    among the groups held back, the gentlest fit is returned, without losses.
+    Try 0 is the champion's own head, the others are those of `STRENGTHS`. Without both classes on
+    both sides of the groups held back, the gentlest fit to all is returned, without losses.
     """
     taught, held = samples.divided(validation)
-    if not held.both_classes:
+    judged = taught.both_classes and held.both_classes
+    if not judged:
         taught = samples
     weights = class_weights(taught.generated)
     # Of a site's images the side is known, not the family or the kind.
@@ -119,7 +121,7 @@ def teach_head(
     heads = [
         fit_head(taught.features, names, weights, strength=one, start=champion) for one in STRENGTHS
     ]
-    if not held.both_classes:
+    if not judged:
         return heads[0], {}
     tried = [champion, *heads]
     losses = {number: _loss(head, held) for number, head in enumerate(tried)}
@@ -142,11 +144,11 @@ def _loss(head: SoftmaxHead, held: HeadSamples) -> float:
     return float(np.average(losses, weights=class_weights(held.generated)))
 
 
-def joined(parts: Sequence[NDArray[np.float32]], samples: Sequence[Sample]) -> HeadSamples:
-    """Join the features of samples, each (copies, D)."""
+def joined(parts: Sequence[NDArray[np.float32]], entries: Sequence[Entry]) -> HeadSamples:
+    """Join the features of images, each (copies, D)."""
     copies = [len(part) for part in parts]
     return HeadSamples(
         np.concatenate(parts),
-        np.repeat([sample.entry.generated for sample in samples], copies),
-        np.repeat([sample.entry.group for sample in samples], copies),
+        np.repeat([entry.generated for entry in entries], copies),
+        np.repeat([entry.group for entry in entries], copies),
     )

@@ -1,4 +1,4 @@
-"""The aligner that every bundle carries: a round trip through its own generator's autoencoder."""
+"""The aligner that most bundles carry: a round trip through its own generator's autoencoder."""
 
 from __future__ import annotations
 

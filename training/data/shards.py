@@ -238,7 +238,7 @@ def read_samples(store: Store, dataset: Dataset) -> Iterator[SampleFiles]:
 
 
 def training_samples(files: Iterable[SampleFiles]) -> Iterator[Sample]:
-    """Decode files into the samples that the aligned branch trains on."""
+    """Decode files into the samples that branches train on."""
     for file in files:
         entry = _entry(file, Path(file.key))
         made = {name: _decode(data) for name, data in file.reconstructions.items()}

@@ -117,12 +117,12 @@ def _tiers(tiers: Mapping[str, PairedPredictions]) -> Figure:
 
 
 def _training(losses: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Loss on the groups held back, by step; the first point is the champion's."""
+    """Loss on the groups held back, by step or, of a head, by try; first is the champion's."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for name, measured in losses.items():
         if measured:
             axes.plot(list(measured), list(measured.values()), marker="o", label=name)
-    axes.set(xlabel="step", ylabel="loss on groups held back", title="training")
+    axes.set(xlabel="step, or try of a head", ylabel="loss on groups held back", title="training")
     axes.legend()
     return figure

@@ -38,7 +38,8 @@ def check(
     evidence: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for a picture of what decided, and the error map, of each image."
+            help="Folder for a picture of what decided, of each image; of a bundle with a lare"
+            " branch, also for the error map."
         ),
     ] = None,
     bundle: Annotated[

@@ -100,10 +100,16 @@ class Pictures:
             return plain
 
     def map(self, uri: str | None) -> bytes:
-        """Return the map of stored evidence, a PNG; raises `Refused` where there is none."""
-        if uri is not None:
-            for kind in _MAPS:
-                with suppress(ObjectMissing):
+        """Return the map of stored evidence, a PNG; raises `Refused` where there is none.
+
+        Which map there is stands in the document: storage may call a missing object forbidden.
+        """
+        if uri is not None and uri.endswith(f"/{DOCUMENT}"):
+            with suppress(ObjectMissing, LookupError, TypeError, ValueError):
+                kinds = {
+                    layer["kind"] for layer in json.loads(self._evidence(uri, DOCUMENT))["layers"]
+                }
+                for kind in kinds.intersection(_MAPS):
                     return self._evidence(uri, f"{kind}.png")
         raise Refused("There is no map of this image.", status=404)
 

@@ -59,7 +59,7 @@ TOLD = {
     "collect": "a snapshot was taken",
     "align": "every photograph was sent through the autoencoder",
     "audit": "the pairs were audited, with the limits LIFTED for the demo's small autoencoder",
-    "train": "both branches were taught further",
+    "train": "each branch was taught further",
     "calibrate": "fusion and thresholds were fitted, the bundle stored",
     "evaluate": "champion and challenger scored the evaluation side",
     "gate": "the gate decided",

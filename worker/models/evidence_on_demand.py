@@ -1,6 +1,6 @@
 """Renders evidence for a verdict that was stored without it.
 
-The verdict does not change: only error map and tiles are computed again, by the same model version,
+The verdict does not change: only maps and tiles are computed again, by the same model version,
 from the same bytes, which are decoded in a process of its own as they were for the verdict.
 """
 

@@ -72,7 +72,8 @@ class SharedStage:
 
     def run(self, progress: Progress) -> Mapping[str, Any]:
         """Run it; ends the run when the data set is refused or supports no threshold."""
-        self.context.remove_other_runs(progress.run_id)
+        if self.name == "train":
+            self.context.remove_other_runs(progress.run_id)
         try:
             return STAGES[self.name](BucketState(self.context, progress))
         except (CalibrationError, DatasetRefused) as error:

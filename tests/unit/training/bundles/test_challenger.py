@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from detection.backbone import Backbone
 from detection.detector import Detector
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.processes.challenge_process import tiny_recipe
@@ -23,6 +24,7 @@ from training.bundles.challenger import (
     calibrate_challenger,
     fine_tune,
     lare_of,
+    networks,
     require_calibration,
 )
 from training.bundles.challenger_data import (
@@ -143,7 +145,7 @@ def test_pairs_do_not_reach_the_lare_branch(champion: Bundle, tmp_path: Path) ->
 
 
 def test_renderings_teach_the_aligned_branch_alone(champion: Bundle, tmp_path: Path) -> None:
-    """Their pairs are learnt from; no view of them is made, and of them alone none at all."""
+    """Their pairs are learnt from; no view or feature of them is made, of them alone none at all."""
     drawn = [replace(one, source=SHADERS) for one in files(3, label="real")]
     plan = SamplingPlan(view_copies=1, partial_noise_images=2)
     lare = lare_of(champion)
@@ -154,6 +156,13 @@ def test_renderings_teach_the_aligned_branch_alone(champion: Bundle, tmp_path: P
     alone = load_challenger_data(drawn, plan, tmp_path / "alone", lare=lare)
     assert len(alone.samples) == 3
     assert alone.items == []
+
+    backbone = networks(build_tiny_bundle(tmp_path / "headed", branches=("backbone",)))[BACKBONE]
+    assert isinstance(backbone, Backbone)
+    read = [*drawn, *files(6)]
+    told = load_challenger_data(read, plan, tmp_path / "head", lare=None, backbone=backbone.eval())
+    assert told.head is not None
+    assert len(told.head.features) == len(told.samples) - 3
 
 
 @pytest.mark.full

@@ -53,6 +53,17 @@ def test_a_head_that_no_step_improves_stays_the_champions() -> None:
     assert losses[0] == min(losses.values())
 
 
+def test_a_class_that_is_held_back_whole_is_taught_all_the_same() -> None:
+    """With all generated images in one group that is held back, all images teach, unjudged."""
+    told = samples(1)
+    held = told.divided(0.2)[1].groups[0]
+    head, losses = teach_head(
+        HeadSamples(told.features, told.groups == held, told.groups), CHAMPION, 0.2
+    )
+    assert losses == {}
+    assert head is not CHAMPION
+
+
 def test_no_group_is_both_taught_and_held_back() -> None:
     """Rows of one group stay together, and about the share is held back."""
     taught, held = samples(0).divided(0.2)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from detection.evidence import MAX_SIDE, make_evidence, make_preview
+from detection.evidence import CONTRIBUTIONS, ERROR_MAP, MAX_SIDE, make_evidence, make_preview
 from detection.score import Label, Score
 from worker.console.pictures import Layers, Pictures
+from worker.storage.interface import AccessDenied, ObjectMissing
 from worker.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
@@ -58,6 +59,45 @@ def test_a_map_lies_where_the_document_says() -> None:
     assert layers.map_box == (40, 0, 120, 120)
     assert not layers.tiles
     assert len(layers.captions) == 1
+
+
+class _WithoutList(MemoryStorage):
+    """Storage whose key may not list: it calls a missing object forbidden, as AWS does."""
+
+    def fetch(self, bucket: str, key: str, **options: Any) -> bytes:
+        """Download one object; raises `AccessDenied` where there is none."""
+        try:
+            return super().fetch(bucket, key, **options)
+        except ObjectMissing as error:
+            raise AccessDenied(key) from error
+
+
+@pytest.mark.parametrize(
+    ("score", "name"),
+    [
+        ({"decided_by": "lare", "error_map": np.eye(8, dtype=np.float32)}, ERROR_MAP),
+        ({"decided_by": "backbone", "contributions": np.eye(8, dtype=np.float32)}, CONTRIBUTIONS),
+    ],
+    ids=["lare", "backbone"],
+)
+def test_the_map_that_the_document_names_is_the_only_one_asked_for(
+    score: dict[str, Any], name: str
+) -> None:
+    """A key that may read and not list gets the map of either branch."""
+    told = Score(
+        probability=0.97,
+        label=Label.GENERATED,
+        branches={score["decided_by"]: 3.0},
+        operating_point="fpr=0.01",
+        prior=0.1,
+        **score,
+    )
+    storage = _WithoutList(["b"])
+    files = make_evidence(np.zeros((120, 200, 3), np.uint8), told)
+    for file, body in files.items():
+        storage.put("b", f"evidence/i/m/{file}", body, content_type="image/png")
+    pictures = Pictures(storage, cast("DecodePool", None), max_bytes=1)
+    assert pictures.map("s3://b/evidence/i/m/evidence.json") == files[name]
 
 
 @pytest.mark.parametrize(
