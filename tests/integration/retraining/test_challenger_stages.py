@@ -27,6 +27,7 @@ from worker.retraining.runs import Ending, Runs
 from worker.retraining.scheduled_promotion import promote_when_due
 from worker.retraining.stage_runner import run_stages
 from worker.retraining.stages import stages_of
+from worker.retraining.wiring import load_alignment_models
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
@@ -174,10 +175,12 @@ def test_a_champion_with_a_backbone_is_taught_through_every_stage(
     images: list[UUID],
     tmp_path: Path,
 ) -> None:
-    """As the shipped one: its challenger is registered, with another head on the same network."""
+    """One like the shipped: its challenger is registered, with another head on the same network."""
     assert images
-    champion = build_tiny_bundle(tmp_path / "champion", branches=("lare", "backbone"))
+    folder = tmp_path / "champion"
+    champion = build_tiny_bundle(folder, branches=("backbone",), generator=True)
     context = build_run_context(engine, storage, settings.s3.buckets[0], tmp_path)
+    context = replace(context, load_models=lambda: load_alignment_models(champion, "cpu"))
     assert loop(lenient(context)) in {Ending.FINISHED, Ending.REFUSED}
     register = run_row(engine).stages["register"]
     challenger = context.bundle_access.of(register["model_version"])

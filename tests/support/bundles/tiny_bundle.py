@@ -94,13 +94,21 @@ def operating_points() -> tuple[OperatingPoint, ...]:
 
 
 def build_tiny_bundle(
-    folder: Path, *, branches: tuple[str, ...] = ("lare", "aligned"), name: str = "tiny"
+    folder: Path,
+    *,
+    branches: tuple[str, ...] = ("lare", "aligned"),
+    name: str = "tiny",
+    generator: bool = False,
 ) -> Bundle:
-    """Write a bundle with the named branches into `folder` and load it."""
+    """Write a bundle with the named branches into `folder` and load it.
+
+    With a lare branch it has a generator, too, and without one if it is asked for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lare, aligned = "lare" in branches, "aligned" in branches
+    generator |= lare
     torch.manual_seed(3)
-    if lare:
+    if generator:
         tiny_autoencoder().save_pretrained(folder / "generator" / "vae")
         tiny_predictor().save_pretrained(folder / "generator" / "unet")
         DDPMScheduler().save_pretrained(folder / "generator" / "scheduler")
@@ -109,6 +117,7 @@ def build_tiny_bundle(
             "conditioning.encoder_hidden_states": torch.randn(1, 3, 8),
         }
         save_file(constants, folder / "constants.safetensors")
+    if lare:
         save_file(Egre(EgreConfig()).state_dict(), folder / "egre.safetensors")
     if aligned:
         save_file(AlignedNet(ALIGNED).state_dict(), folder / "aligned.safetensors")
@@ -120,8 +129,8 @@ def build_tiny_bundle(
         schema_version=SCHEMA_VERSION,
         name=name,
         preprocessing_version=PREPROCESSING_VERSION,
-        generator=GeneratorReference(folder="generator") if lare else None,
-        lare=LARE if lare else None,
+        generator=GeneratorReference(folder="generator") if generator else None,
+        lare=LARE if generator else None,
         egre=EgreConfig() if lare else None,
         aligned=ALIGNED if aligned else None,
         backbone=BACKBONE if "backbone" in branches else None,

@@ -145,7 +145,7 @@ def test_pairs_do_not_reach_the_lare_branch(champion: Bundle, tmp_path: Path) ->
 
 
 def test_renderings_teach_the_aligned_branch_alone(champion: Bundle, tmp_path: Path) -> None:
-    """Their pairs are learnt from; no view or feature of them is made, of them alone none at all."""
+    """Their pairs are learnt from, no view or feature of them is made, of them alone nothing."""
     drawn = [replace(one, source=SHADERS) for one in files(3, label="real")]
     plan = SamplingPlan(view_copies=1, partial_noise_images=2)
     lare = lare_of(champion)
