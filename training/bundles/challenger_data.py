@@ -60,7 +60,6 @@ _AT_ONCE = 8
 class SamplingPlan:
     """How many images are learnt from, and how much is made of each."""
 
-    most_images: int = 4000
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     validation: float = 0.15
     view_copies: int = 2

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from worker.settings import Settings, Training
     from worker.storage.interface import Storage
 
+#: Images that a challenger is taught on, the newest data sets' first: bounds memory and time.
+MOST_IMAGES = 4000
+
 
 def all_stages(settings: Settings, engine: Engine, storage: Storage) -> list[Stage]:
     """Return every stage of a run, in order."""
@@ -75,7 +78,7 @@ def run_plan(training: Training, device: str) -> RunPlan:
             tone_levels=training.max_tone_levels,
         ),
         gate_limits=GateLimits(),
-        most_images=recipe.sampling.most_images,
+        most_images=MOST_IMAGES,
     )
 
 

@@ -42,8 +42,10 @@ def stack(tmp_path: Path) -> Iterator[LocalStack]:
 @pytest.fixture
 def up(stack: LocalStack) -> Iterator[subprocess.Popen[str]]:
     """`unlatent up --all`, once all processes were started."""
+    # A test run under nohup ignores SIGHUP, and what it starts would, too.
+    heard = ["env", "--default-signal=HUP"]
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "--stack", str(stack.folder), "up", "--all"],
+        [*heard, sys.executable, "-c", PROGRAM, "--stack", str(stack.folder), "up", "--all"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
