@@ -1,8 +1,8 @@
 """Builds a bundle whose one branch is a head on a frozen pretrained backbone.
 
 The folds say what it is worth on generators and sources that it never saw, and calibrate it; the
-released head is fitted on all images. The generator of the run is in the bundle for pairs and error
-maps, and decides nothing.
+released head is fitted on all images. The generator of the run is in the bundle for pairs, and
+decides nothing.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def backbone_card(
         "  beyond them: no ground for a sanction by itself.",
         "* Families seen in training: " + ", ".join(provenance.seen_families) + ".",
         "* It sees the centre square alone: what lies beside it in a long picture decides nothing.",
-        "* The generator in the bundle makes pairs and error maps; it takes no part in the score.",
+        "* The generator in the bundle makes pairs for retraining; it takes no part in the score.",
         "* Not measured: GANs, pixel-space diffusion, inpainted parts of photographs.",
         f"* In service a picture whose novelty is above {metrics['max_novelty']:.2f} (one in a",
         "  thousand of those learnt from; noise) is `unsure`, and so is one that is nearly blank,",

@@ -1,4 +1,4 @@
-"""A challenger: the champion, taught further on a site's own data and calibrated anew.
+"""A challenger: the champion, taught further on a site's own data and calibrated again.
 
 A site does not have the images that the champion was made from, so training starts from the
 champion's weights at a low rate, and keeps the weights that do best on groups held back. Thresholds

@@ -92,9 +92,10 @@ class HeadBranch:
         return head.logits(self._rows.rows(entries, form))
 
     def familiarity(self, entries: Sequence[Entry]) -> Familiarity:
-        """State what the images' features are like; a share `FAMILIAR` is as near as allowed.
+        """State mean and spread of the images' features, and the novelty of all but the last few.
 
-        The draws of the augmentation are left out: they go further than uploads do.
+        `max_novelty` is the quantile `FAMILIAR` of the images' own novelties. The draws of the
+        augmentation are left out: they go further than uploads do.
         """
         rows = torch.from_numpy(np.concatenate([self._rows.rows(entries, form) for form in PLAIN]))
         centre, spread = rows.mean(dim=0), rows.std(dim=0) + 1e-6

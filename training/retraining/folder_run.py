@@ -47,7 +47,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderRunResult:
-    """What a turn left: the challenger, what the gate says of it, and the page."""
+    """The result of a turn: the challenger, the gate's decision, and the page."""
 
     bundle: Bundle
     decision: GateDecision
@@ -56,7 +56,7 @@ class FolderRunResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderRunOptions:
-    """How a folder is used: which pairs are made, the shares of its groups, what the audit may do.
+    """Options of a turn: which pairs are made, the shares of the groups, what the audit may do.
 
     Without an aligner pairs are made by the champion's own autoencoder; of `shaders` procedural
     images, too. `despite_audit` teaches what the audit refuses; the bundle and the page say so.
@@ -184,7 +184,7 @@ def run_on_folder(
 ) -> FolderRunResult:
     """Make a challenger in `out/challenger` of a folder's images; the page is in `out/report`.
 
-    `on_progress` hears the part of the work, how much is done and how much there is. What is
+    `on_progress` receives the part of the work, how much is done and how much there is. What is
     missing, broken or too small is left out: the page counts it, the log names it. Raises
     `DatasetRefused` when files betray a side, and `CalibrationError` with too few images.
     """
