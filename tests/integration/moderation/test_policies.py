@@ -216,12 +216,14 @@ def test_a_preview_of_many_looks_at_a_sample(
 def test_a_threshold_keeps_its_false_positive_budget(
     desk: Callable[..., Any], engine: Engine
 ) -> None:
-    """The chosen score is the lowest whose upper bound fits; too few reals are refused."""
+    """The chosen score is the lowest whose upper bound fits; too few reals are refused in words."""
     scores = [0.90 + 0.0001 * n for n in range(400)]
     made = populate(engine, scores)
     someone = desk()
     with pytest.raises(TooFewDecisions, match="at least 30 images"):
         policies.threshold_for(engine, false_positives=0.1)
+    with pytest.raises(TooFewDecisions, match="30000 images decided real, and at most 10000"):
+        policies.threshold_for(engine, false_positives=0.0001)
     for image, _ in made:
         someone.value("SELECT moderation.decide(%s, 'real', 'real_original')", image)
     threshold = policies.threshold_for(engine, false_positives=0.1)
