@@ -130,6 +130,7 @@ def fine_tune(
         run_dir,
         lare=lare_of(champion, device) if EGRE in built else None,
         backbone=backbone if isinstance(backbone, Backbone) else None,
+        aligned=ALIGNED in built,
         device=device,
     )
     training, held = data.divided(recipe.sampling.validation)

@@ -92,11 +92,13 @@ def load_challenger_data(
     *,
     lare: LareComponents | None,
     backbone: Backbone | None = None,
+    aligned: bool = True,
     device: str = "cpu",
 ) -> ChallengerData:
     """Read files once; views, maps and features are kept in `run_dir` and read back after a kill.
 
-    Without `lare` or `backbone` there is nothing for that branch.
+    Without `lare`, `backbone` or `aligned` there is nothing for that branch; windows are many
+    megabytes.
     """
     stored = run_dir / _VIEWS
     making = lare is not None and not stored.is_file()
@@ -130,7 +132,8 @@ def load_challenger_data(
                     device=device,
                 )
             )
-        samples.append(_windowed(whole))
+        if aligned:
+            samples.append(_windowed(whole))
     if views and lare is not None:
         fakes = list(_partial_noise(origins, lare.generator))
         views += augmented_views(
