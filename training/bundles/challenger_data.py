@@ -43,6 +43,8 @@ from training.oom import retry_in_halves
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from detection.backbone import Backbone
     from detection.bundle_generator import LareComponents
     from detection.generators.generator import Generator
@@ -110,28 +112,13 @@ def load_challenger_data(
     featured: list[Entry] = []
     for whole in training_samples(files):
         if making and lare is not None and whole.entry.set != SHADERS:
-            views += augmented_views(
-                [whole],
-                plan.augmentation,
-                lare.config,
-                copies=plan.view_copies,
-                seed=_seed(whole.entry),
-            )
+            views += _views_of(whole, plan, lare)
             if not whole.entry.generated and len(origins) < plan.partial_noise_images:
                 view = np.array(center_crop_resize(whole.pixels, lare.config.side))
                 origins.append(Sample(whole.entry, view, lossy=False))
         if backbone and not features_file.is_file() and whole.entry.set != SHADERS:
             featured.append(whole.entry)
-            features.append(
-                sample_features(
-                    whole,
-                    backbone,
-                    plan.augmentation,
-                    copies=plan.view_copies,
-                    seed=_seed(whole.entry),
-                    device=device,
-                )
-            )
+            features.append(_features_of(whole, plan, backbone, device))
         if aligned:
             samples.append(_windowed(whole))
     if views and lare is not None:
@@ -148,6 +135,31 @@ def load_challenger_data(
         samples,
         _stored(stored) if lare is not None and stored.is_file() else [],
         HeadSamples.load(features_file) if features_file.is_file() else None,
+    )
+
+
+def _views_of(
+    whole: Sample, plan: SamplingPlan, lare: LareComponents
+) -> Iterable[tuple[Sample, np.ndarray]]:
+    return augmented_views(
+        [whole],
+        plan.augmentation,
+        lare.config,
+        copies=plan.view_copies,
+        seed=_seed(whole.entry),
+    )
+
+
+def _features_of(
+    whole: Sample, plan: SamplingPlan, backbone: Backbone, device: str
+) -> NDArray[np.float32]:
+    return sample_features(
+        whole,
+        backbone,
+        plan.augmentation,
+        copies=plan.view_copies,
+        seed=_seed(whole.entry),
+        device=device,
     )
 
 
