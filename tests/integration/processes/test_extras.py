@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from packaging.utils import canonicalize_name
 
+from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.extras import declared, only
-from tests.support.faults.process_crew import Crew
+from tests.support.faults.process_crew import Crew, changed
 from tests.support.upload_site import Site, png
 from worker.ingest.events import own_event
 from worker.ledger.interface import Upload
@@ -98,9 +99,12 @@ def test_a_role_imports_what_its_extra_installs(role: str) -> None:
 
 
 def test_the_service_needs_the_packages_of_its_extra_only(
-    settings: Settings, engine: Engine, redis_client: Redis
+    settings: Settings, engine: Engine, redis_client: Redis, tmp_path: Path
 ) -> None:
-    """From the event to the verdict of the real detector, nothing of training is imported."""
+    """From the event to the verdict of every kind of branch, nothing of training is imported."""
+    branches = ("lare", "aligned", "backbone")
+    bundle = build_tiny_bundle(tmp_path / "bundle", branches=branches)
+    settings = changed(settings, "scoring", bundle=str(bundle.folder))
     environment = only("service")
     site = Site(settings, engine)
     ingest = settings.redis.key_prefix + settings.redis.ingest_key
@@ -113,7 +117,7 @@ def test_the_service_needs_the_packages_of_its_extra_only(
         image_id = site.wait_for_registration("a.png")
         site.wait_for(image_id)
     (verdict,) = site.verdicts(image_id)
-    assert set(verdict.branches) == {"aligned", "lare"}
+    assert set(verdict.branches) == set(branches)
 
 
 def test_a_file_is_checked_with_the_packages_of_the_service(tmp_path: Path) -> None:
