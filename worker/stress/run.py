@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
@@ -108,9 +108,12 @@ class Stress:
         done = threading.Event()
         sampler = threading.Thread(target=self._sample, args=(start, done), daemon=True)
         sampler.start()
+        being_sent: set[Future[None]] = set()
         with ThreadPoolExecutor(_SENDERS, thread_name_prefix="stress") as senders:
             for item in items:
                 if item.calm and not calm:
+                    # What is not sent yet would not be waited for.
+                    wait(being_sent)
                     self._drain(drain_s, done)
                     calm, begun = True, time.monotonic() - item.at_s
                 due = begun + item.at_s
@@ -119,7 +122,9 @@ class Stress:
                     done.wait(wait_s)
                 self._held.acquire()
                 sending = senders.submit(self._send, item, offset, due)
+                being_sent.add(sending)
                 sending.add_done_callback(lambda _: self._held.release())
+                sending.add_done_callback(being_sent.discard)
         self._drain(drain_s, done)
         done.set()
         sampler.join()

@@ -63,11 +63,11 @@ def processes_below(folder: Path) -> list[str]:
     return found
 
 
-def rows_of(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of demo.json by file name."""
+def rows_of(out: Path) -> Sequence[dict[str, Any]]:
+    """Return the rows of demo.json."""
     rows: Sequence[dict[str, Any]] = json.loads((out / "demo.json").read_text())["rows"]
     assert all(row.keys() >= FIELDS for row in rows)
-    return {Path(row["path"]).name: row for row in rows}
+    return rows
 
 
 @pytest.mark.timeout(400)
@@ -86,7 +86,7 @@ def test_pictures_of_ones_own_end_in_rows_and_nothing_is_left_running(
     assert done.returncode == 0, done.stderr + done.stdout
     assert processes_below(temporary) == []
     assert list(temporary.glob("unlatent-*")) == []
-    rows = rows_of(out)
+    rows = {Path(row["path"]).name: row for row in rows_of(out)}
     assert {name: (row["state"], row["reason"]) for name, row in rows.items()} == {
         "a [b] ü.png": ("scored", None),
         "c.JPG": ("scored", None),
@@ -114,16 +114,16 @@ def test_the_demo_ends_as_it_must(tmp_path: Path, temporary: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     assert processes_below(temporary) == []
     rows = rows_of(out)
-    kinds = [row["kind"] for row in rows.values()]
+    kinds = [row["kind"] for row in rows]
     assert kinds.count(Kind.PHOTOGRAPH) == len(PHOTOGRAPHS)
     remade = kinds.count(Kind.RECONSTRUCTION), kinds.count(Kind.VARIANT)
     assert remade == (len(PHOTOGRAPHS) - len(PHOTOGRAPHS) // 2, len(PHOTOGRAPHS) // 2)
     version = load_bundle("small").model_version
-    for row in rows.values():
+    for row in rows:
         scored = row["kind"] != Kind.BROKEN
         assert (row["score"] is not None) == scored
         assert row["model_version"] == (version if scored else None)
-    reasons = {row["reason"] for row in rows.values()}
+    reasons = {row["reason"] for row in rows}
     assert reasons == {None, "truncated", "not_an_image", "too_small"}
     assert "of 19 photographs labelled generated" in " ".join(done.stdout.split())
 
