@@ -101,10 +101,11 @@ def summary(rows: Sequence[Row], manifest: BundleManifest) -> list[str]:
         labels = [row.label for row in rows if row.upload.kind is kind]
         if labels:
             lines.append(say(Counter(labels)))
-    if manifest.egre is None and manifest.aligned is None:
+    remade = any(row.upload.kind in {Kind.RECONSTRUCTION, Kind.VARIANT} for row in rows)
+    if remade and manifest.egre is None and manifest.aligned is None:
         lines.append(
-            "That generator makes pairs for retraining; the score of this bundle was not learnt"
-            " from it and does not look for it."
+            "That small generator makes pairs for retraining; the bundle's score was not learnt from"
+            " it and does not look for it."
         )
     return [*lines, _of_scores(manifest), *(_surprise(row) for row in rows if not row.as_expected)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from detection.detector import Detector
 from detection.score import Label
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from worker.demo.contact_sheet import draw_sheet
-from worker.demo.report import Row, table
+from worker.demo.report import Row, summary, table
 from worker.demo.uploads import DemoUpload, Kind
 from worker.ledger.interface import State
 from worker.scoring.file_scoring import intake_limits
@@ -90,3 +91,12 @@ def test_the_sheet_shows_no_probability(tmp_path: Path, monkeypatch: pytest.Monk
     told = [words.removesuffix(", by aligned") for words in drawn if ", by " in words]
     assert told == TOLD
     assert not any(score in words for words in drawn for score in SCORES)
+
+
+def test_the_generator_is_spoken_of_where_it_made_something(tmp_path: Path) -> None:
+    """Pictures of one's own are no work of the bundle's generator, and nothing is said of it."""
+    bundle = build_tiny_bundle(tmp_path / "tiny", branches=("backbone",))
+    plain = rows(tmp_path)
+    remade = [replace(row, upload=replace(row.upload, kind=Kind.VARIANT)) for row in plain]
+    told = [" ".join(summary(some, bundle.manifest)) for some in (plain, remade)]
+    assert ["makes pairs for retraining" in words for words in told] == [False, True]
