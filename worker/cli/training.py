@@ -101,13 +101,14 @@ def bundle(
     from training.fit.stay_positive import HEAD_LOOP
 
     configure(load_settings().observability)
-    if recipe == "small" and (taef2 is not None or stay_positive or not folds):
+    headed = RECIPES[recipe].backbone is not None
+    if headed and (taef2 is not None or stay_positive or not folds):
         raise typer.BadParameter(
-            "--taef2, --stay-positive and --no-folds are for the other recipes: `small` makes no"
-            " pairs, has no aligned head, and rests its thresholds on the folds"
+            f"--taef2, --stay-positive and --no-folds are for the other recipes: `{recipe}` makes"
+            " no pairs, has no aligned head, and rests its thresholds on the folds"
         )
-    if recipe != "small" and backbone_weights is not None:
-        raise typer.BadParameter("--backbone-weights is for --recipe small")
+    if not headed and backbone_weights is not None:
+        raise typer.BadParameter(f"--backbone-weights is not for --recipe {recipe}")
     entries = _usable_entries(data)
     resolved = replace(
         RECIPES[recipe],

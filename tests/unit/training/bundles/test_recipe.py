@@ -316,10 +316,7 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
         (["--recipe", "small", "--no-folds"], "are for the other recipes"),
         (["--recipe", "small", "--stay-positive"], "are for the other recipes"),
         (["--recipe", "small", "--taef2", "somewhere"], "are for the other recipes"),
-        (
-            ["--recipe", "broad", "--backbone-weights", "somewhere"],
-            "is for --recipe small",
-        ),
+        (["--recipe", "broad", "--backbone-weights", "here"], "is not for --recipe broad"),
     ],
 )
 def test_options_that_a_recipe_ignores_are_refused(
