@@ -9,13 +9,11 @@ from worker.console.rendering import page
 
 router = APIRouter()
 
-_COLUMNS = """
-    appeal_id, image_id, source, status, opened_at, opened_by, note, appealed_decision_by,
-    decision, closed_at, closed_by, closing_note
-"""
 #: Each half is bounded by itself: closed appeals are of all times.
-_APPEALS = f"""
-    SELECT {_COLUMNS} FROM (
+_APPEALS = """
+    SELECT appeal_id, image_id, source, status, opened_at, opened_by, note, appealed_decision_by,
+        decision, closed_at, closed_by, closing_note
+    FROM (
         (SELECT * FROM moderation.appeals WHERE closed_at IS NULL
         ORDER BY opened_at DESC LIMIT 100)
         UNION ALL
@@ -23,7 +21,7 @@ _APPEALS = f"""
         ORDER BY closed_at DESC LIMIT 100)
     ) a
     ORDER BY status <> 'open', coalesce(closed_at, opened_at) DESC LIMIT 100
-"""  # noqa: S608 - of this module's constants
+"""
 
 
 @router.get("/appeals")
