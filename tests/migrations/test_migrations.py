@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -139,22 +140,28 @@ def test_a_verdict_that_is_being_recorded_is_let_through(owner_url: str, owner: 
     assert inspect(owner).has_table("verdict_counts", schema="app")
 
 
+@contextmanager
+def writing(connection: psycopg.Connection, table: str) -> Iterator[None]:
+    """Hold a table as a writer does; a migration that crosses it gives way first."""
+    connection.execute("BEGIN")
+    connection.execute("SET LOCAL deadlock_timeout = '1min'")
+    connection.execute(f"LOCK TABLE app.{table} IN ROW EXCLUSIVE MODE".encode())
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
 def test_a_migration_that_crosses_a_writer_is_tried_again(
     owner_url: str, owner: Engine, superuser: psycopg.Connection
 ) -> None:
     """A migration gives way to a transaction that writes in another order, and is done after it."""
     downgrade(owner_url, "0008")
-    superuser.execute("BEGIN")
-    # The migration gives way, not this.
-    superuser.execute("SET LOCAL deadlock_timeout = '1min'")
-    superuser.execute("LOCK TABLE app.provenance IN ROW EXCLUSIVE MODE")
     with ThreadPoolExecutor(1) as pool:
-        migrating = pool.submit(migrate, owner_url)
-        try:
+        with writing(superuser, "provenance"):
+            migrating = pool.submit(migrate, owner_url)
             eventually(lambda: waits(owner, "") is not None, what="the migration")
             superuser.execute("LOCK TABLE app.verdicts IN ROW EXCLUSIVE MODE")
-        finally:
-            superuser.execute("COMMIT")
         assert migrating.result(timeout=60)
     command.check(alembic_config(owner_url))
 
@@ -164,16 +171,12 @@ def test_views_and_triggers_that_meet_a_writer_are_installed_after_it(
 ) -> None:
     """Waiting for a lock has an end and then another try, until the writer is done."""
     superuser.execute("COMMENT ON SCHEMA moderation IS 'of an earlier release'")
-    superuser.execute("BEGIN")
-    superuser.execute("LOCK TABLE app.decisions IN ROW EXCLUSIVE MODE")
     with ThreadPoolExecutor(1) as pool:
-        migrating = pool.submit(migrate, owner_url)
-        try:
+        with writing(superuser, "decisions"):
+            migrating = pool.submit(migrate, owner_url)
             eventually(lambda: waits(owner, "") is not None, what="the first try")
             first = waits(owner, "")
             eventually(lambda: waits(owner, "") not in {None, first}, what="another try")
-        finally:
-            superuser.execute("COMMIT")
         assert migrating.result(timeout=60)
     mark = superuser.execute("SELECT obj_description('moderation'::regnamespace)").fetchone()
     assert "sha256" in str(mark)
