@@ -104,8 +104,8 @@ def summary(rows: Sequence[Row], manifest: BundleManifest) -> list[str]:
     remade = any(row.upload.kind in {Kind.RECONSTRUCTION, Kind.VARIANT} for row in rows)
     if remade and manifest.egre is None and manifest.aligned is None:
         lines.append(
-            "That small generator makes pairs for retraining; the bundle's score was not learnt from"
-            " it and does not look for it."
+            "That small generator makes pairs for retraining; the bundle's score was not learnt"
+            " from it and does not look for it."
         )
     return [*lines, _of_scores(manifest), *(_surprise(row) for row in rows if not row.as_expected)]
 
