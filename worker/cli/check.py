@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detection.errors import PermanentError, SettingsError
-from detection.score import distance_words
 from worker.cli.context import ending
+from worker.scoring.score_record import score_record
 from worker.settings import load_settings
 from worker.text import escape_controls
 
@@ -120,20 +120,9 @@ def _record(checked: ScoredFile, model_version: str) -> dict[str, Any]:
         error = checked.error
         record = {"path": str(checked.path), "error": f"{type(error).__name__}: {error}"}
         return record | ({"reason": error.reason} if isinstance(error, PermanentError) else {})
-    score = checked.score
     return {
         "path": str(checked.path),
-        "score": score.probability,
-        "label": score.label.value,
-        "distance": score.distance,
-        "distance_words": distance_words(score.label, score.distance, score.outside),
-        "model_version": model_version,
-        "branches": dict(score.branches),
-        "decided_by": score.decided_by,
-        "operating_point": score.operating_point,
-        "prior": score.prior,
-        "outside": score.outside,
-        "frame": score.frame,
+        **score_record(checked.score, model_version=model_version),
     }
 
 

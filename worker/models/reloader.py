@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -52,7 +52,7 @@ class ModelReloader:
         registry: ModelsRegistry,
         load: Callable[[ModelVersion], Scorer],
         prune: Callable[[set[str]], object],
-        device: InferenceThread,
+        device: InferenceThread[Any, Any],
         metrics: Metrics,
         every_s: float,
     ) -> None:

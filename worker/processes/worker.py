@@ -42,6 +42,7 @@ from worker.queue.publisher import CeleryPublisher
 from worker.queue.redis_qos import install_leak_free_qos
 from worker.queue.sweeper import Sweeper
 from worker.queue.tasks import register_tasks
+from worker.scoring.device.verdict_store import VerdictStore
 from worker.scoring.device_thread import InferenceThread
 from worker.scoring.evidence import evidence_keeper
 from worker.scoring.pipeline import Pipeline
@@ -58,7 +59,9 @@ if TYPE_CHECKING:
     from celery import Celery
     from sqlalchemy import Engine
 
+    from worker.ledger.interface import Verdict
     from worker.models.registry import ModelVersion
+    from worker.scoring.device.leased_request import LeasedRequest
     from worker.scoring.interface import Scorer
     from worker.settings import Scoring, Settings
     from worker.telemetry.tracer import Tracer
@@ -139,7 +142,7 @@ def _open_shared(stack: ExitStack, settings: Settings) -> _Shared:
 
 def _start_models(
     stack: ExitStack, shared: _Shared, load_scorer: Callable[[Scoring], Scorer]
-) -> InferenceThread:
+) -> InferenceThread[LeasedRequest, Verdict]:
     """Load the champion on its thread, and follow the pointers of the registry from then on."""
     settings = shared.settings
     registry = ModelsRegistry(shared.engine)
@@ -147,14 +150,16 @@ def _start_models(
     def load(model: ModelVersion) -> Scorer:
         return load_scorer(settings_for_model(settings, model))
 
+    verdicts = VerdictStore(shared.ledger, health=shared.health, metrics=shared.metrics)
     device = InferenceThread(
         lambda: first_model(registry, load, lambda: load_scorer(settings.scoring)),
-        ledger=shared.ledger,
+        conclude=verdicts.store,
         settings=settings.scoring,
-        health=shared.health,
+        beat=shared.health.beat,
         metrics=shared.metrics,
     )
     stack.callback(device.stop)
+    stack.callback(verdicts.stop)
     device.start()
     reloader = ModelReloader(
         registry=registry,
@@ -174,7 +179,7 @@ def _build_pipeline(
     *,
     storage: S3Storage,
     pool: DecodePool,
-    device: InferenceThread,
+    device: InferenceThread[LeasedRequest, Verdict],
     breaker: StorageBreaker,
 ) -> Pipeline:
     return Pipeline(

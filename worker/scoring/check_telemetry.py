@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from detection.errors import PermanentError
     from worker.ledger.interface import Lease, Verdict
-    from worker.scoring.device.inference_request import InferenceRequest
+    from worker.scoring.device.leased_request import LeasedRequest
     from worker.telemetry.metrics import Metrics
     from worker.telemetry.tracer import Tracer
 
@@ -56,7 +56,7 @@ class CheckTelemetry:
             yield
         self._metrics.reused.inc()
 
-    def add_batch(self, request: InferenceRequest, verdict: Verdict) -> None:
+    def add_batch(self, request: LeasedRequest, verdict: Verdict) -> None:
         """Add what the device thread did; it only measures, and has no time for more."""
         batched = request.submitted_at + verdict.timings_ms["batch_wait"] / 1000
         forwarded = batched + verdict.timings_ms["forward"] / 1000

@@ -1,4 +1,4 @@
-"""The device thread: loads the model, verifies it, runs batches and stores verdicts.
+"""The device thread: loads the model, verifies it, runs batches and hands over their scores.
 
 Everything that touches the device happens on this thread, because graphs and contexts belong to
 threads. `worker.scoring.device.forward_pass` finds the image that a fault belongs to. Otherwise:
@@ -12,6 +12,8 @@ Models change between two batches, once the new one's golden image scores as it 
 submitted before and is scored after gets the new champion's verdict, unless it asked for a version.
 A challenger in shadow scores only what the champion leaves time for, and none of its faults reaches
 an image.
+
+What becomes of the scores is the caller's: the worker stores verdicts, `unlatent serve` answers.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
@@ -31,17 +33,14 @@ from detection.intake.version import INTAKE_VERSION, threshold_warning
 from worker.ledger.interface import Role
 from worker.scoring.batcher import Batcher
 from worker.scoring.device.forward_pass import ForwardPass
-from worker.scoring.device.verdict_store import VerdictStore
+from worker.scoring.device.inference_request import Request, ScoredRequest
 from worker.scoring.interface import DeviceLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worker.ledger.interface import Ledger, Verdict
-    from worker.scoring.device.inference_request import InferenceRequest
     from worker.scoring.interface import Scorer
     from worker.settings import Scoring
-    from worker.telemetry.health import Health
     from worker.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -53,6 +52,9 @@ EXIT_STUCK = 71
 _IDLE_S = 1.0
 _LOAD_TIMEOUT_S = 900.0
 
+#: What an image gets once its batch is through.
+Outcome = TypeVar("Outcome")
+
 
 class DeviceNotReady(UnlatentError):
     """The model did not become ready on the device."""
@@ -63,7 +65,7 @@ class ModelReplaced(TransientError):
 
 
 class ScoringTimeout(TransientError):
-    """The image got no verdict within its lease."""
+    """The image was not scored in the time that it had."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,29 +75,34 @@ class _ModelSwap:
     done: Future[None]
 
 
-class InferenceThread:
+class InferenceThread(Generic[Request, Outcome]):
     """Owns the device thread.
 
-    `load` builds the scorer on that thread; `end_process` is how the process ends at once (a hung
-    forward pass holds whatever an orderly exit would wait for).
+    `load` builds the scorer on that thread, and `conclude` makes outcomes of a batch there, in its
+    order, for what was scored and for the errors of what was not. `beat` is called with every
+    round; `end_process` is how the process ends at once (a hung forward pass holds whatever an
+    orderly exit would wait for).
     """
 
     def __init__(
         self,
         load: Callable[[], Scorer],
         *,
-        ledger: Ledger,
+        conclude: Callable[
+            [Sequence[ScoredRequest[Request] | Exception]], Sequence[Outcome | Exception]
+        ],
         settings: Scoring,
-        health: Health,
+        beat: Callable[[], object],
         metrics: Metrics,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self._load = load
+        self._conclude = conclude
         self._settings = settings
-        self._health = health
+        self._beat = beat
         self._metrics = metrics
         self._end_process = end_process
-        self._batcher: Batcher[InferenceRequest, Verdict] = Batcher(
+        self._batcher: Batcher[Request, Outcome] = Batcher(
             max_batch=settings.max_batch,
             max_wait_s=settings.max_wait_s,
             capacity=max(settings.threads, settings.max_batch),
@@ -105,7 +112,6 @@ class InferenceThread:
         self._swaps: queue.SimpleQueue[_ModelSwap] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._forward_pass = ForwardPass(max_batch=settings.max_batch)
-        self._verdicts = VerdictStore(ledger, health=health, stopping=self._stopping)
         self._threads = [
             threading.Thread(target=self._main, name="device", daemon=True),
             threading.Thread(target=self._watch, name="device-watchdog", daemon=True),
@@ -145,17 +151,17 @@ class InferenceThread:
         """Whether images wait for a batch."""
         return len(self._batcher) > 0
 
-    def submit(self, request: InferenceRequest) -> Future[Verdict]:
-        """Queue one image; its future holds the verdict once the ledger has it.
+    def submit(self, request: Request) -> Future[Outcome]:
+        """Queue one image; its future holds what `conclude` made of its score.
 
         Work for the shadow is dropped (`Displaced`) as soon as another image waits.
         """
         if request.role is Role.SHADOW:
             return self._batcher.submit_spare(request)
-        return self._batcher.submit(request, alone=request.lease.alone)
+        return self._batcher.submit(request, alone=request.alone)
 
-    def score(self, request: InferenceRequest, *, wait_s: float) -> Verdict:
-        """Queue one image and wait for its verdict; raises `ScoringTimeout` after `wait_s`."""
+    def score(self, request: Request, *, wait_s: float) -> Outcome:
+        """Queue one image and wait for its outcome; raises `ScoringTimeout` after `wait_s`."""
         future = self.submit(request)
         try:
             return future.result(wait_s)
@@ -184,7 +190,7 @@ class InferenceThread:
         self._loaded.set_result(None)
         try:
             while not self._stopping.is_set():
-                self._health.beat()
+                self._beat()
                 self._change_models()
                 self._batcher.run_next(self._run, idle_s=_IDLE_S)
         except BaseException:  # noqa: BLE001 - the process ends
@@ -215,7 +221,7 @@ class InferenceThread:
             else:
                 self._take_role(swap.role, scorer)
                 swap.done.set_result(None)
-            self._health.beat()
+            self._beat()
 
     def _take_role(self, role: Role, scorer: Scorer | None) -> None:
         models = {**self._models, role: scorer}
@@ -231,7 +237,7 @@ class InferenceThread:
                 "thresholds_not_measured", model_version=scorer.model_version, warning=warning
             )
 
-    def _run(self, requests: Sequence[InferenceRequest]) -> list[Verdict | Exception]:
+    def _run(self, requests: Sequence[Request]) -> list[Outcome | Exception]:
         # The batcher never mixes what is dropped under load with what is not.
         role = Role.SHADOW if requests[0].role is Role.SHADOW else Role.CHAMPION
         scorer = self._models.get(role)
@@ -240,8 +246,8 @@ class InferenceThread:
         return [next(outcomes) if request.fits(scorer) else ModelReplaced() for request in requests]
 
     def _run_with(
-        self, scorer: Scorer, requests: Sequence[InferenceRequest], role: Role
-    ) -> list[Verdict | Exception]:
+        self, scorer: Scorer, requests: Sequence[Request], role: Role
+    ) -> Sequence[Outcome | Exception]:
         in_shadow = role is Role.SHADOW
         begun = time.monotonic()
         if not in_shadow:
@@ -249,7 +255,7 @@ class InferenceThread:
             for request in requests:
                 self._metrics.batch_wait.observe(begun - request.submitted_at)
         # The same bytes twice in one batch cost one forward pass.
-        unique = {request.facts.sha256: request.sample for request in requests}
+        unique = {request.sha256: request.sample for request in requests}
         try:
             scored = self._forward_pass.score(scorer, list(unique.values()), in_shadow=in_shadow)
         except Exception:
@@ -262,13 +268,14 @@ class InferenceThread:
         forward_s = time.monotonic() - begun
         if not in_shadow:
             self._metrics.forward.observe(forward_s)
-        outcomes: list[Verdict | Exception] = []
+        finished: list[ScoredRequest[Request] | Exception] = []
         for request in requests:
-            score = scores[request.facts.sha256]
-            outcomes.append(
+            score = scores[request.sha256]
+            finished.append(
                 score
                 if isinstance(score, Exception)
-                else request.verdict(score, scorer, begun=begun, forward_s=forward_s)
+                else ScoredRequest(
+                    request=request, score=score, scorer=scorer, begun=begun, forward_s=forward_s
+                )
             )
-        with self._metrics.persist.time():
-            return self._verdicts.store(outcomes)
+        return self._conclude(finished)

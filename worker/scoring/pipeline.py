@@ -19,7 +19,7 @@ from detection.intake.version import INTAKE_VERSION
 from worker.database.engine import SchemaOutdated
 from worker.ledger.interface import Role
 from worker.scoring.check_telemetry import CheckTelemetry
-from worker.scoring.device.inference_request import InferenceRequest
+from worker.scoring.device.leased_request import LeasedRequest
 from worker.scoring.isolation_lock import SharedExclusiveLock
 from worker.scoring.leases import Leases
 from worker.scoring.shadow_scoring import ShadowScoring
@@ -75,7 +75,7 @@ class Pipeline:
         ledger: Ledger,
         storage: Storage,
         decoder: DecodePool,
-        device: InferenceThread,
+        device: InferenceThread[LeasedRequest, Verdict],
         breaker: StorageBreaker,
         metrics: Metrics,
         settings: Settings,
@@ -234,9 +234,11 @@ class Pipeline:
 
     def _score(self, job: _Job, decoded: Decoded) -> None:
         """Have the device thread score the image and store its verdict; then do what may follow."""
-        request = InferenceRequest(
+        request = LeasedRequest(
             lease=job.lease,
+            alone=job.lease.alone,
             facts=decoded.facts,
+            sha256=decoded.facts.sha256,
             sample=decoded.sample,
             role=job.role,
             timings_ms=job.timings_ms,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    from worker.scoring.device.inference_request import InferenceRequest
+    from worker.ledger.interface import Verdict
+    from worker.scoring.device.leased_request import LeasedRequest
     from worker.scoring.device_thread import InferenceThread
     from worker.scoring.leases import Leases
     from worker.settings import Scoring
@@ -36,7 +37,7 @@ class ShadowScoring:
         self,
         *,
         leases: Leases,
-        device: InferenceThread,
+        device: InferenceThread[LeasedRequest, Verdict],
         waiting: Callable[[], int],
         settings: Scoring,
         metrics: Metrics,
@@ -47,14 +48,14 @@ class ShadowScoring:
         self._settings = settings
         self._metrics = metrics
 
-    def score(self, request: InferenceRequest) -> None:
+    def score(self, request: LeasedRequest) -> None:
         """Have the challenger judge an image that has its verdict, if that costs nobody anything.
 
         Whatever goes wrong is counted and forgotten.
         """
         version = self._device.shadow_version
         # A suspect that kills the process must have been judged by one model.
-        judged = request.role is Role.CHAMPION and not request.lease.alone
+        judged = request.role is Role.CHAMPION and not request.alone
         share = self._settings.shadow_share
         if version is None or not judged or not in_share(request.lease.image_id, share):
             return
@@ -70,13 +71,14 @@ class ShadowScoring:
             _log.warning("shadow_failed", error=f"{type(error).__name__}: {error}")
         self._metrics.shadow.labels(outcome).inc()
 
-    def _score(self, request: InferenceRequest, version: str) -> bool:
+    def _score(self, request: LeasedRequest, version: str) -> bool:
         lease = self._leases.take_for_shadow(request.lease.image_id, model_version=version)
         if lease is None:
             return False
         wanted = replace(
             request,
             lease=lease,
+            alone=lease.alone,
             role=Role.SHADOW,
             model_version=version,
             submitted_at=time.monotonic(),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import structlog
 
 from detection.errors import TransientError
 from worker.ledger.interface import Verdict
+from worker.scoring.device.leased_request import verdict_of
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
 
     from worker.ledger.interface import Ledger
+    from worker.scoring.device.inference_request import ScoredRequest
+    from worker.scoring.device.leased_request import LeasedRequest
     from worker.telemetry.health import Health
+    from worker.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
@@ -23,18 +27,30 @@ _DELAY_S = 0.2
 
 
 class VerdictStore:
-    """Stores verdicts in the ledger; once `stopping` is set it waits no more between its tries."""
+    """Stores verdicts in the ledger, on the device thread."""
 
-    def __init__(self, ledger: Ledger, *, health: Health, stopping: threading.Event) -> None:
+    def __init__(self, ledger: Ledger, *, health: Health, metrics: Metrics) -> None:
         self._ledger = ledger
         self._health = health
-        self._stopping = stopping
+        self._metrics = metrics
+        self._stopping = threading.Event()
 
-    def store(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:
-        """Store the verdicts among the outcomes; return what became of each outcome.
+    def stop(self) -> None:
+        """Wait no more between tries."""
+        self._stopping.set()
 
-        A verdict that the ledger has comes back as it is, any other as the error that kept it out.
+    def store(
+        self, scored: Sequence[ScoredRequest[LeasedRequest] | Exception]
+    ) -> list[Verdict | Exception]:
+        """Store the verdicts on the scored images; return what became of each.
+
+        A verdict that the ledger has comes back, any other image as the error that kept it out.
         """
+        outcomes = [one if isinstance(one, Exception) else verdict_of(one) for one in scored]
+        with self._metrics.persist.time():
+            return self._store(outcomes)
+
+    def _store(self, outcomes: list[Verdict | Exception]) -> list[Verdict | Exception]:
         verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
         if not verdicts:
             return outcomes

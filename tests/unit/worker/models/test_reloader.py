@@ -12,6 +12,7 @@ from worker.database.engine import LedgerUnavailable
 from worker.ledger.memory import MemoryLedger
 from worker.models.registry import ActiveModels, ModelVersion
 from worker.models.reloader import ModelReloader, first_model
+from worker.scoring.device.verdict_store import VerdictStore
 from worker.scoring.device_thread import InferenceThread
 from worker.scoring.memory import MemoryScorer
 from worker.scoring.shadow_scoring import in_share
@@ -57,11 +58,13 @@ class Fleet:
         self.fault: Exception | None = None
         self.imposter: MemoryScorer | None = None
         self.metrics = Metrics()
+        health = Health(folder)
+        verdicts = VerdictStore(MemoryLedger(), health=health, metrics=self.metrics)
         self.device = InferenceThread(
             lambda: MemoryScorer("old"),
-            ledger=MemoryLedger(),
+            conclude=verdicts.store,
             settings=Scoring(max_batch=2),
-            health=Health(folder),
+            beat=health.beat,
             metrics=self.metrics,
         )
         self.device.start()

@@ -19,7 +19,8 @@ from worker.database.engine import LedgerUnavailable
 from worker.ledger.interface import AlreadyDone, ImageFacts, Lease, Role, State, Upload, Verdict
 from worker.ledger.memory import MemoryLedger
 from worker.scoring.device.forward_pass import GoldenMismatch, OutOfDeviceMemory, ScoringFailed
-from worker.scoring.device.inference_request import InferenceRequest
+from worker.scoring.device.leased_request import LeasedRequest
+from worker.scoring.device.verdict_store import VerdictStore
 from worker.scoring.device_thread import (
     EXIT_DEVICE_LOST,
     EXIT_STUCK,
@@ -55,17 +56,18 @@ class Bench:
         self.alive = folder / ALIVE
         self.metrics = Metrics()
         self._health = Health(folder)
+        self._verdicts = VerdictStore(self.ledger, health=self._health, metrics=self.metrics)
         self._settings = Scoring.model_validate({"max_batch": 4, "max_wait_s": 0.2, **settings})
-        self.device: InferenceThread
+        self.device: InferenceThread[LeasedRequest, Verdict]
         self._count = 0
 
-    def start(self, scorer: MemoryScorer) -> InferenceThread:
+    def start(self, scorer: MemoryScorer) -> InferenceThread[LeasedRequest, Verdict]:
         """Start a device with a scorer."""
         self.device = InferenceThread(
             lambda: scorer,
-            ledger=self.ledger,
+            conclude=self._verdicts.store,
             settings=self._settings,
-            health=self._health,
+            beat=self._health.beat,
             metrics=self.metrics,
             end_process=self._end,
         )
@@ -81,7 +83,7 @@ class Bench:
         body: bytes | None = None,
         role: Role = Role.CHAMPION,
         model_version: str | None = None,
-    ) -> InferenceRequest:
+    ) -> LeasedRequest:
         """Register and lease an upload, as if its grey image had just been decoded."""
         self._count += 1
         key = f"{self._count}.png"
@@ -95,8 +97,10 @@ class Bench:
                 alone=True,
             )
         sha256 = hashlib.sha256(key.encode() if body is None else body).hexdigest()
-        return InferenceRequest(
+        return LeasedRequest(
             lease=lease,
+            alone=lease.alone,
+            sha256=sha256,
             facts=ImageFacts(sha256=sha256, size=1, format="PNG", width=64, height=64),
             sample=(ShownFrame(0, 1.0, np.full((64, 64, 3), value, np.uint8)),),
             role=role,
@@ -105,7 +109,7 @@ class Bench:
             model_version=model_version,
         )
 
-    def state(self, work: InferenceRequest) -> State:
+    def state(self, work: LeasedRequest) -> State:
         """Return the state of the work's image."""
         answer = self.ledger.lease(
             work.lease.image_id, worker="other", duration=timedelta(minutes=1)
@@ -148,7 +152,7 @@ def test_a_batch_is_scored_stored_and_answered(make_bench: Callable[..., Bench])
     assert bench.alive.exists()
 
 
-def _film(request: InferenceRequest, *frames: tuple[float, int]) -> InferenceRequest:
+def _film(request: LeasedRequest, *frames: tuple[float, int]) -> LeasedRequest:
     sample = tuple(
         ShownFrame(10 + number, share, np.full((64, 64, 3), value, np.uint8))
         for number, (share, value) in enumerate(frames)

@@ -22,6 +22,7 @@ from worker.database.engine import LedgerUnavailable, SchemaOutdated
 from worker.decoding.pool import Decoded
 from worker.ledger.interface import ImageFacts, Lease, LeaseOutcome, Role, State, Upload
 from worker.ledger.memory import MemoryLedger
+from worker.scoring.device.verdict_store import VerdictStore
 from worker.scoring.device_thread import InferenceThread, ModelReplaced
 from worker.scoring.memory import MemoryScorer
 from worker.scoring.pipeline import Pipeline
@@ -88,11 +89,13 @@ class Rig:
                 "s3": {"unreadable_tries": 6},
             }
         )
+        health = Health(folder)
+        verdicts = VerdictStore(self.ledger, health=health, metrics=self.metrics)
         self.device = InferenceThread(
             lambda: self.scorer,
-            ledger=self.ledger,
+            conclude=verdicts.store,
             settings=settings.scoring,
-            health=Health(folder),
+            beat=health.beat,
             metrics=self.metrics,
         )
         self.device.start()
