@@ -217,6 +217,25 @@ class Console(Section):
     url: PostgresUrl | None = None
 
 
+class Http(Section):
+    """`unlatent serve`: where it answers, whom, and how much at once.
+
+    `keys` has for each source the SHA-256 of its bearer key, in hexadecimal digits, or of several
+    with spaces between (`unlatent new-key` prints a key and its digest). Without keys it answers on
+    a loopback address only. At most `requests` are under way at once, each for `timeout_s` at most.
+    With `ledger` it also takes uploads into the ledger, as the bridge does. When a hook's check
+    fails, the upload is stored if `hooks_fail_open`, else it is refused.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=0, le=65535)
+    keys: dict[str, SecretStr] = Field(default={}, examples=[{"web": "9f86d081..."}])
+    requests: int = Field(default=64, ge=1)
+    timeout_s: float = Field(default=30.0, gt=0)
+    ledger: bool = False
+    hooks_fail_open: bool = True
+
+
 class Webhooks(Section):
     """Where signed messages go; without an address none are written.
 
@@ -394,6 +413,7 @@ class Settings(BaseSettings):
     tracing: Tracing = Tracing()
     moderation: Moderation = Moderation()
     console: Console = Console()
+    http: Http = Http()
     webhooks: Webhooks = Webhooks()
     retention: Retention = Retention()
     dsa: Dsa = Dsa()

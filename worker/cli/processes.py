@@ -1,4 +1,4 @@
-"""`unlatent worker`, `bridge`, `beat`, `trainer`, `console`: the long-running processes."""
+"""Long-running processes: `unlatent worker`, `bridge`, `beat`, `trainer`, `console`, `serve`."""
 
 from __future__ import annotations
 
@@ -86,3 +86,30 @@ def console(context: typer.Context) -> None:
     configure(settings.observability)
     typer.echo(f"http://{settings.console.host}:{settings.console.port}/", err=True)
     run_console(settings)
+
+
+@commands.command()
+def serve(context: typer.Context) -> None:
+    """Answer checks over HTTP, and with UNLATENT_HTTP__LEDGER take uploads, until SIGTERM.
+
+    `POST /v1/check` needs neither Postgres nor Redis: docs/api.md.
+    """
+    settings = cli.of(context).settings()
+    from worker.processes.serve import run_serve
+    from worker.telemetry.logs import configure
+
+    configure(settings.observability)
+    typer.echo(f"http://{settings.http.host}:{settings.http.port}/v1/check", err=True)
+    run_serve(settings)
+
+
+@commands.command("new-key")
+def make_key() -> None:
+    """Print a new bearer key for `unlatent serve`, and the digest that its setting takes.
+
+    The key is shown once and kept nowhere.
+    """
+    from worker.serving.keys import new_key
+
+    key, digest = new_key()
+    typer.echo(f"key     {key}\ndigest  {digest}")

@@ -178,6 +178,18 @@ class LeaseRow(Base):
     detail: Mapped[str | None]
 
 
+class RequestKey(Base):
+    """Which request a client of `unlatent serve` sent under which `Idempotency-Key`, for a day."""
+
+    __tablename__ = "request_keys"
+    __table_args__ = (Index("ix_request_keys_at", "at"),)
+
+    source: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[bytes]
+    at: Mapped[datetime] = now()
+
+
 class Policy(Base):
     """Thresholds on the score and what goes with them; append-only, the last one of a source rules.
 

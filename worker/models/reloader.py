@@ -43,7 +43,7 @@ class ModelReloader:
     """Keeps a device's models as the registry wants them.
 
     `load` fetches and builds one; `prune` hears which digests the device uses, at the start and
-    after every change.
+    after every change. Not `with_shadow`, the champion is all that it follows.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class ModelReloader:
         device: InferenceThread[Any, Any],
         metrics: Metrics,
         every_s: float,
+        with_shadow: bool = True,
     ) -> None:
         self._registry = registry
         self._load = load
@@ -63,6 +64,7 @@ class ModelReloader:
         self._device = device
         self._metrics = metrics
         self._every_s = every_s
+        self._with_shadow = with_shadow
         self._shadow: Scorer | None = None
         self._refused: dict[tuple[Role, str], float] = {}
         self._stopping = threading.Event()
@@ -82,9 +84,10 @@ class ModelReloader:
         champion = active.champion
         if champion is not None and champion.digest != self._device.model_version:
             self._swap(Role.CHAMPION, champion)
-        wanted = None if active.shadow is None else active.shadow.digest
+        shadow = active.shadow if self._with_shadow else None
+        wanted = None if shadow is None else shadow.digest
         if wanted != self._device.shadow_version:
-            self._swap(Role.SHADOW, active.shadow)
+            self._swap(Role.SHADOW, shadow)
         used = {self._device.model_version, self._device.shadow_version or ""}
         if used != self._pruned:
             self._prune(used)

@@ -35,6 +35,7 @@ FILES = (
     "appeals",
     "images",
     "desk",
+    "serving",
     "comments",
 )
 
@@ -197,6 +198,9 @@ GRANT EXECUTE ON FUNCTION
     app.check_breakers(),
     app.keep_counts(),
     app.prune(text, integer),
+    app.appeal_by_source(uuid, text, text),
+    app.report_by_source(uuid, text, text),
+    app.note_request(text, text, bytea),
     app.notify(text, text),
     app.rows_of_object(uuid),
     app.is_held(uuid),

@@ -27,10 +27,8 @@ from worker.decoding.pool import DecodePool
 from worker.ledger.interface import DeathPolicy
 from worker.ledger.postgres import PostgresLedger
 from worker.models import score_drift
-from worker.models.bundle_cache import prune
-from worker.models.loading import load_detector, settings_for_model
-from worker.models.registry import ModelsRegistry
-from worker.models.reloader import ModelReloader, first_model
+from worker.models.loading import load_detector
+from worker.models.registered_models import RegisteredModels
 from worker.moderation.daily_counts import keep_counts
 from worker.moderation.flagging_breaker import check_breakers
 from worker.moderation.pruning import prune as prune_rows
@@ -60,7 +58,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.ledger.interface import Verdict
-    from worker.models.registry import ModelVersion
     from worker.scoring.device.leased_request import LeasedRequest
     from worker.scoring.interface import Scorer
     from worker.settings import Scoring, Settings
@@ -145,14 +142,10 @@ def _start_models(
 ) -> InferenceThread[LeasedRequest, Verdict]:
     """Load the champion on its thread, and follow the pointers of the registry from then on."""
     settings = shared.settings
-    registry = ModelsRegistry(shared.engine)
-
-    def load(model: ModelVersion) -> Scorer:
-        return load_scorer(settings_for_model(settings, model))
-
+    models = RegisteredModels(shared.engine, settings, load_scorer)
     verdicts = VerdictStore(shared.ledger, health=shared.health, metrics=shared.metrics)
     device = InferenceThread(
-        lambda: first_model(registry, load, lambda: load_scorer(settings.scoring)),
+        models.first,
         conclude=verdicts.store,
         settings=settings.scoring,
         beat=shared.health.beat,
@@ -161,16 +154,7 @@ def _start_models(
     stack.callback(device.stop)
     stack.callback(verdicts.stop)
     device.start()
-    reloader = ModelReloader(
-        registry=registry,
-        load=load,
-        prune=lambda used: prune(settings.scoring.cache, used | registry.digests_in_use()),
-        device=device,
-        metrics=shared.metrics,
-        every_s=settings.scoring.reload_every_s,
-    )
-    stack.callback(reloader.stop)
-    reloader.start()
+    stack.callback(models.follow(device, metrics=shared.metrics, with_shadow=True).stop)
     return device
 
 

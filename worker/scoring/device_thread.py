@@ -268,14 +268,13 @@ class InferenceThread(Generic[Request, Outcome]):
         forward_s = time.monotonic() - begun
         if not in_shadow:
             self._metrics.forward.observe(forward_s)
-        finished: list[ScoredRequest[Request] | Exception] = []
-        for request in requests:
-            score = scores[request.sha256]
-            finished.append(
+        return self._conclude(
+            [
                 score
-                if isinstance(score, Exception)
+                if isinstance(score := scores[request.sha256], Exception)
                 else ScoredRequest(
                     request=request, score=score, scorer=scorer, begun=begun, forward_s=forward_s
                 )
-            )
-        return self._conclude(finished)
+                for request in requests
+            ]
+        )

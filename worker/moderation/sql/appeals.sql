@@ -49,29 +49,34 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION moderation.open_appeal(image uuid, note text DEFAULT NULL) RETURNS uuid
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+CREATE OR REPLACE FUNCTION app.add_appeal(found_image app.images, by text, note text)
+RETURNS uuid
+LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
-    found_image app.images := app.image_in_turn(app.me(), image);
-    last app.decisions := app.last_decision(image);
+    last app.decisions := app.last_decision(found_image.id);
     appeal uuid := gen_random_uuid();
 BEGIN
-    IF (app.open_appeal_of(image)).id IS NOT NULL THEN
+    IF (app.open_appeal_of(found_image.id)).id IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = 'image ' || image || ' has an open appeal already';
+            MESSAGE = 'image ' || found_image.id || ' has an open appeal already';
     END IF;
     INSERT INTO app.appeals (appeal_id, image_id, decision_id, event, actor, note, created_at)
-    VALUES (
-        appeal, image, last.id, 'opened', app.caller(), left(note, 4000), clock_timestamp()
-    );
+    VALUES (appeal, found_image.id, last.id, 'opened', by, left(note, 4000), clock_timestamp());
     PERFORM app.queue_image(found_image, 'appeal');
-    PERFORM app.audit('open_appeal', image, NULL, jsonb_build_object(
-        'appeal_id', appeal, 'saw', app.what_is_shown(image)
+    PERFORM app.audit('open_appeal', found_image.id, NULL, jsonb_build_object(
+        'appeal_id', appeal, 'by', by, 'saw', app.what_is_shown(found_image.id)
     ));
-    PERFORM app.emit('appeal.opened', image, jsonb_build_object(
+    PERFORM app.emit('appeal.opened', found_image.id, jsonb_build_object(
         'source', found_image.source, 'appeal_id', appeal
     ));
     RETURN appeal;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION moderation.open_appeal(image uuid, note text DEFAULT NULL) RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+BEGIN
+    RETURN app.add_appeal(app.image_in_turn(app.me(), image), app.caller(), note);
 END
 $$;
 

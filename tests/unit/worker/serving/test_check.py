@@ -1,0 +1,196 @@
+"""`POST /v1/check`: every way to give an image, and what each bad one is told."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.http_service import Gate, Rig, in_thread
+from tests.support.images.bad_files import LIMITS, picture, refused
+from tests.support.waiting import eventually
+from worker.scoring.memory import MemoryScorer
+from worker.serving.problems import MEDIA_TYPE
+from worker.storage.memory import MemoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.decoding.pool import DecodePool
+
+BAD = {name: bad for name, bad in refused().items() if bad.sha256 is None and bad.key is None}
+STATUS = {
+    "too_many_bytes": 413,
+    "too_many_pixels": 413,
+    "not_an_image": 415,
+    "unsupported_format": 415,
+    "type_mismatch": 415,
+}
+
+
+def grey(value: int = 200, kind: str = "PNG") -> bytes:
+    """Return a grey picture's file."""
+    file = io.BytesIO()
+    Image.new("RGB", (80, 64), (value,) * 3).save(file, kind)
+    return file.getvalue()
+
+
+def test_every_way_to_give_an_image_gets_the_same_answer(serve: Callable[..., Rig]) -> None:
+    """A raw body, a form and an object of a bucket are the same image, scored by its pixels."""
+    storage = MemoryStorage(["uploads"])
+    storage.put("uploads", "a.png", grey(), content_type="image/png")
+    client = serve(storage=storage).client
+    answers = [
+        client.post("/v1/check", content=grey()),
+        client.post("/v1/check", content=grey(), headers={"Content-Type": "image/png"}),
+        client.post("/v1/check", files={"image": ("any.png", grey(), "image/png")}),
+        client.post("/v1/check", json={"bucket": "uploads", "key": "a.png"}),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    first, *others = [answer.json() for answer in answers]
+    assert others == [first] * 3
+    assert first["score"] == pytest.approx(200 / 255)
+    assert (first["label"], first["model_version"]) == ("generated", "memory-1")
+    assert first["image"]["size"] == len(grey())
+    assert (first["image"]["width"], first["image"]["height"]) == (80, 64)
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_a_bad_file_is_told_its_reason(name: str, serve: Callable[..., Rig]) -> None:
+    """Each bad file of intake's suite is answered with problem details that name its reason."""
+    bad = BAD[name]
+    kind = {"Content-Type": bad.declared_type or "application/octet-stream"}
+    answer = serve().client.post("/v1/check", content=bad.data, headers=kind)
+    told = answer.json()
+    assert (answer.status_code, told["reason"]) == (STATUS.get(bad.reason, 422), bad.reason)
+    assert answer.headers["Content-Type"] == MEDIA_TYPE
+    assert told["status"] == answer.status_code
+    assert told["type"] == f"urn:unlatent:problem:{bad.reason}"
+    assert told["detail"]
+
+
+def test_a_body_that_never_ends_is_cut_off(serve: Callable[..., Rig]) -> None:
+    """A body without a stated length is read no further than the limit."""
+    sent = 0
+
+    def chunks() -> object:
+        nonlocal sent
+        while sent < 10 * LIMITS.max_bytes:
+            sent += 2**20
+            yield bytes(2**20)
+
+    answer = serve().client.post("/v1/check", content=chunks())
+    assert (answer.status_code, answer.json()["reason"]) == (413, "too_many_bytes")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "reason"),
+    [
+        ({"json": {"bucket": "other", "key": "a.png"}}, 403, "address_not_allowed"),
+        ({"json": {"bucket": "uploads", "key": "none.png"}}, 404, "object_missing"),
+        ({"json": {"bucket": "uploads"}}, 422, "invalid_field"),
+        ({"json": {"bucket": "uploads", "key": "a", "url": "http://x"}}, 422, "request_invalid"),
+        ({"json": ["uploads"]}, 422, "invalid_field"),
+        (
+            {"content": b"{", "headers": {"Content-Type": "application/json"}},
+            422,
+            "not_json",
+        ),
+        ({"files": {"picture": ("a.png", b"x", "image/png")}}, 422, "request_invalid"),
+        ({"data": {"image": "text"}, "files": {"x": b""}}, 422, "request_invalid"),
+        (
+            {"content": b"junk", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+            400,
+            "bad_request",
+        ),
+    ],
+)
+def test_a_malformed_request_is_told_what_is_wrong(
+    request_: dict[str, object], status: int, reason: str, serve: Callable[..., Rig]
+) -> None:
+    """What names no image is answered by a problem, whatever shape it has."""
+    answer = serve().client.post("/v1/check", **request_)  # type: ignore[arg-type]
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+
+
+def test_evidence_comes_on_demand(serve: Callable[..., Rig]) -> None:
+    """With `evidence=1` the answer holds the document and a picture of the image."""
+    client = serve().client
+    assert "evidence" not in client.post("/v1/check", content=grey()).json()
+    evidence = client.post("/v1/check?evidence=1", content=grey()).json()["evidence"]
+    preview = evidence["document"]["layers"][0]["file"]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(evidence["files"][preview]))))
+    assert shown.shape == (64, 80, 3)
+    assert abs(int(shown.mean()) - 200) <= 2
+
+
+def test_who_comes_when_all_places_are_taken_is_told_to_come_again(
+    serve: Callable[..., Rig],
+) -> None:
+    """A request beyond the limit gets 503 with Retry-After at once, and its place once one is free.
+
+    Probes are answered meanwhile.
+    """
+    gate = Gate()
+    rig = serve(scorer=MemoryScorer(before=gate), requests=1)
+    gate.arm()
+    first = in_thread(rig.client.post, "/v1/check", content=grey())
+    assert gate.reached.wait(60)
+    second = rig.client.post("/v1/check", content=grey())
+    assert (second.status_code, second.json()["reason"]) == (503, "busy")
+    assert int(second.headers["Retry-After"]) >= 1
+    assert rig.client.get("/healthz").status_code == 200
+    gate.opened.set()
+    assert first.result(60).status_code == 200
+    assert rig.client.post("/v1/check", content=grey()).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_given_up(
+    serve: Callable[..., Rig], pool: DecodePool
+) -> None:
+    """`Prefer: wait=0` ends as 503 while the image waits, and its bytes are given back."""
+    gate = Gate()
+    rig = serve(scorer=MemoryScorer(before=gate))
+    gate.arm()
+    first = in_thread(rig.client.post, "/v1/check", content=grey(1))
+    assert gate.reached.wait(60)
+    answer = rig.client.post("/v1/check", content=grey(2), headers={"Prefer": "wait=0"})
+    assert (answer.status_code, answer.json()["reason"]) == (503, "timeout")
+    gate.opened.set()
+    assert first.result(60).status_code == 200
+    eventually(lambda: pool.budget.used_bytes == 0, timeout_s=60, what="an empty budget")
+
+
+def test_what_the_detector_fails_on_costs_its_own_request(serve: Callable[..., Rig]) -> None:
+    """An image on which the detector raises gets 422; the next one is scored."""
+
+    def fail(images: object) -> None:
+        if any(int(image.mean()) == 13 for image in images):  # type: ignore[attr-defined]
+            raise ZeroDivisionError
+
+    client = serve(scorer=MemoryScorer(before=fail)).client
+    answer = client.post("/v1/check", content=grey(13))
+    assert (answer.status_code, answer.json()["reason"]) == (422, "scoring_failed")
+    assert client.post("/v1/check", content=grey(14)).status_code == 200
+
+
+def test_requests_are_counted_by_route_and_status(serve: Callable[..., Rig]) -> None:
+    """What was answered can be seen in the metrics, and probes are not counted."""
+    rig = serve()
+    file = io.BytesIO()
+    picture().save(file, "JPEG")
+    rig.client.post("/v1/check", content=file.getvalue())
+    rig.client.post("/v1/check", content=b"")
+    rig.client.get("/healthz")
+    rig.client.get("/nowhere")
+    name = "unlatent_http_requests_total"
+    assert rig.sample(name, route="/v1/check", status="200") == 1
+    assert rig.sample(name, route="/v1/check", status="422") == 1
+    assert rig.sample(name, route="none", status="404") == 1
+    text = rig.client.get("/metrics").text
+    assert 'unlatent_http_requests_total{route="/v1/check",status="200"} 1.0' in text
+    assert "healthz" not in text

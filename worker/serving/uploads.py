@@ -1,0 +1,237 @@
+"""The ledger behind HTTP: uploads in, where they stand out, and what people say of them.
+
+A source sees its own uploads only. Everything may be asked again: an upload is its bucket, key and
+version or etag, so the same request is the same image, and an `Idempotency-Key` only tells a client
+that it used one key for two different requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import exc, select, text
+
+from detection.score import distance_words
+from worker.database.engine import LedgerUnavailable, transaction
+from worker.ingest.events import EventFieldInvalid, Ignored, parse
+from worker.ledger.interface import Removal, Role, State, UnknownImage, Upload
+from worker.ledger.tables import Image, VerdictRow
+from worker.queue.publisher import QueueUnavailable
+from worker.serving.problems import RequestRefused
+from worker.storage.etags import stand_in_of_event
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from uuid import UUID
+
+    import psycopg
+    from sqlalchemy import Engine
+
+    from worker.ledger.interface import Ledger
+    from worker.queue.publisher import Publisher
+    from worker.storage.interface import Storage
+
+#: SQLSTATEs (PostgreSQL's manual, appendix A) that our functions raise, as HTTP's status.
+_REFUSALS = {"P0002": 404, "55000": 409}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The image that an upload is, and its state."""
+
+    image_id: UUID
+    state: str
+
+
+class Uploads:
+    """Every method raises `LedgerUnavailable` when Postgres is away; none is for an event loop."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        ledger: Ledger,
+        publisher: Publisher,
+        storage: Storage,
+        buckets: Collection[str],
+    ) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._publisher = publisher
+        self._storage = storage
+        self._buckets = buckets
+
+    def add(
+        self, told: Mapping[str, Any], *, source: str | None, idempotency_key: str | None = None
+    ) -> Accepted:
+        """Take one upload into the ledger; it ends in a terminal state from then on.
+
+        `told` has the fields of our own event. Raises `EventError` for an upload that the bridge
+        would refuse, `RequestRefused` for a key of another source or another request, and what
+        storage raises when it must say which object is meant.
+        """
+        upload = self.read(told, source=source)
+        if idempotency_key is not None:
+            self._claim(idempotency_key, told, source=upload.source)
+        if not upload.etag and not upload.version_id:
+            upload = self._identified(upload)
+        return self.register([upload])[0]
+
+    def read(self, told: Mapping[str, Any], *, source: str | None) -> Upload:
+        """Return the upload that a body tells of; raises `EventError` or `RequestRefused`."""
+        named = told.get("source")
+        if source is not None and named not in {None, source}:
+            raise RequestRefused(
+                f"The key is of source {source!r}, the upload names another.",
+                status=403,
+                reason="other_source",
+            )
+        values = {**told, "v": 1, "source": source or named or "default"}
+        raw = json.dumps({name: value for name, value in values.items() if value is not None})
+        (event,) = parse(raw.encode(), buckets=self._buckets)
+        if isinstance(event, Ignored):
+            raise EventFieldInvalid(f"this is not the name of an image ({event.reason})")
+        if isinstance(event, Removal):
+            raise EventFieldInvalid("a removal is no upload")
+        return event
+
+    def register(self, uploads: Sequence[Upload]) -> list[Accepted]:
+        """Commit uploads with an etag or a version, and send their messages."""
+        registered = self._ledger.register(uploads)
+        fresh = {one.image_id: one for one in registered if one.unpublished}
+        traced = {
+            one.image_id: upload.traceparent
+            for one, upload in zip(registered, uploads, strict=True)
+        }
+        # Without the broker the rows are committed all the same: the sweeper publishes them.
+        with suppress(QueueUnavailable):
+            if fresh:
+                self._publisher.publish(
+                    [replace(one, traceparent=traced[one.image_id]) for one in fresh.values()]
+                )
+        known = [one.image_id for one in registered if not one.created]
+        states = self._states(known) if known else {}
+        return [
+            Accepted(image_id=one.image_id, state=states.get(one.image_id, State.PENDING))
+            for one in registered
+        ]
+
+    def find(self, image_id: UUID, *, source: str | None) -> dict[str, Any]:
+        """Return where an image stands, with its latest verdict; raises `UnknownImage`."""
+        with transaction(self._engine) as connection:
+            image = connection.execute(
+                select(Image.state, Image.reason, Image.detail).where(*_seen(image_id, source))
+            ).one_or_none()
+            if image is None:
+                raise UnknownImage
+            latest = (
+                select(VerdictRow.__table__)
+                .where(VerdictRow.image_id == image_id, VerdictRow.role == Role.CHAMPION)
+                .order_by(VerdictRow.scored_at.desc())
+                .limit(1)
+            )
+            verdict = connection.execute(latest).mappings().one_or_none()
+        return {
+            "id": str(image_id),
+            "state": image.state,
+            "reason": image.reason,
+            "detail": image.detail,
+            "verdict": None if verdict is None else _written(dict(verdict)),
+        }
+
+    def appeal(self, image_id: UUID, note: str | None, *, source: str | None) -> UUID:
+        """Open an appeal; raises `UnknownImage`, and `RequestRefused` while one is open."""
+        return cast("UUID", self._say("app.appeal_by_source", image_id, note, source))
+
+    def report(self, image_id: UUID, note: str | None, *, source: str | None) -> None:
+        """Have a person look at an image that somebody reported; raises `UnknownImage`."""
+        self._say("app.report_by_source", image_id, note, source)
+
+    def _say(self, function: str, image_id: UUID, note: str | None, source: str | None) -> object:
+        call = text(f"SELECT {function}(:image, :source, :note)")
+        with _refusing(), transaction(self._engine) as connection:
+            found = select(Image.source).where(*_seen(image_id, source))
+            named = connection.execute(found).scalar()
+            if named is None:
+                raise UnknownImage
+            values = {"image": image_id, "source": named, "note": note}
+            return connection.execute(call, values).scalar()
+
+    def _claim(self, key: str, told: Mapping[str, Any], *, source: str) -> None:
+        """Note a request under its key; raises `RequestRefused` if another one has it."""
+        wanted = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
+        note = text("SELECT app.note_request(:source, :key, :sha256)")
+        with transaction(self._engine) as connection:
+            values = {"source": source, "key": key, "sha256": wanted}
+            known = connection.execute(note, values).scalar()
+        if known != wanted:
+            raise RequestRefused(
+                "This Idempotency-Key was used for a different request.",
+                status=422,
+                reason="idempotency_key_reused",
+            )
+
+    def _identified(self, upload: Upload) -> Upload:
+        """Ask storage which object of that key is meant."""
+        facts = self._storage.head(upload.bucket, upload.key)
+        etag = facts.etag
+        if etag is None and facts.version_id is None:
+            moment = facts.modified_at.isoformat() if facts.modified_at else str(facts.size)
+            etag = stand_in_of_event(upload.sequencer or moment)
+        return replace(
+            upload,
+            etag=etag,
+            version_id=facts.version_id,
+            size=facts.size,
+            content_type=upload.content_type or facts.content_type,
+        )
+
+    def _states(self, images: Sequence[UUID]) -> dict[UUID, str]:
+        with transaction(self._engine) as connection:
+            rows = connection.execute(select(Image.id, Image.state).where(Image.id.in_(images)))
+            return {row.id: row.state for row in rows}
+
+
+def _seen(image_id: UUID, source: str | None) -> list[Any]:
+    conditions = [Image.id == image_id, Image.erased_at.is_(None)]
+    return conditions if source is None else [*conditions, Image.source == source]
+
+
+def _written(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    outside = verdict["inapplicable_reason"]
+    return {
+        "score": verdict["score"],
+        "label": verdict["label"],
+        "distance": verdict["distance"],
+        "distance_words": distance_words(verdict["label"], verdict["distance"], outside),
+        "tier": verdict["tier"],
+        "model_version": verdict["model_version"],
+        "branches": verdict["branches"],
+        "decided_by": verdict["decided_by"],
+        "operating_point": verdict["operating_point"],
+        "prior": verdict["prior"],
+        "outside": outside,
+        "frame": verdict["frame"],
+        "scored_at": verdict["scored_at"].isoformat(),
+    }
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Translate what our functions refuse."""
+    try:
+        yield
+    except (exc.DBAPIError, LedgerUnavailable) as error:
+        # The driver counts refusals for an object's state among the errors of operation.
+        cause = error.__cause__ if isinstance(error, LedgerUnavailable) else error
+        driver = cast("psycopg.Error | None", getattr(cause, "orig", None))
+        status = _REFUSALS.get(getattr(driver, "sqlstate", None) or "")
+        if driver is None or status is None:
+            raise
+        words = driver.diag.message_primary or str(driver)
+        reason = "conflict" if status == 409 else UnknownImage.reason
+        raise RequestRefused(words, status=status, reason=reason) from error
