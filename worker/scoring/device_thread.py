@@ -233,9 +233,8 @@ class InferenceThread(Generic[Request, Outcome]):
             }
         )
         if scorer is not None and (warning := threshold_warning(scorer.intake_versions)):
-            _log.warning(
-                "thresholds_not_measured", model_version=scorer.model_version, warning=warning
-            )
+            version = scorer.model_version
+            _log.warning("thresholds_not_measured", model_version=version, warning=warning)
 
     def _run(self, requests: Sequence[Request]) -> list[Outcome | Exception]:
         # The batcher never mixes what is dropped under load with what is not.
@@ -259,22 +258,19 @@ class InferenceThread(Generic[Request, Outcome]):
         try:
             scored = self._forward_pass.score(scorer, list(unique.values()), in_shadow=in_shadow)
         except Exception:
-            # The device is lost, or even the golden image fails. No future is settled: what
-            # was in the batch stays pending.
+            # The device is lost, or even the golden image fails. No future is settled.
             _log.critical("device_lost", exc_info=True)
             self._end_process(EXIT_DEVICE_LOST)
             raise
-        scores = dict(zip(unique, scored, strict=True))
         forward_s = time.monotonic() - begun
         if not in_shadow:
             self._metrics.forward.observe(forward_s)
+        found = dict(zip(unique, scored, strict=True))
         return self._conclude(
             [
                 score
-                if isinstance(score := scores[request.sha256], Exception)
-                else ScoredRequest(
-                    request=request, score=score, scorer=scorer, begun=begun, forward_s=forward_s
-                )
+                if isinstance(score := found[request.sha256], Exception)
+                else ScoredRequest(request, score, scorer, begun, forward_s)
                 for request in requests
             ]
         )

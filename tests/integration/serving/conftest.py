@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.moderation.conftest import desk, scored, superuser
-from tests.support.http_service import Rig, http_service
+from tests.support.serving.http_service import Rig, http_service
 from tests.unit.worker.serving.conftest import pool
 from worker.ledger.postgres import PostgresLedger
 from worker.queue.app import build_app

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select, text
 
-from tests.support.http_service import in_thread
+from tests.support.serving.http_service import in_thread
 from worker.ledger.interface import State
 from worker.ledger.tables import Image
 from worker.queue.broker_state import RedisBrokerState
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import psycopg
     from sqlalchemy import Engine
 
-    from tests.support.http_service import Rig
+    from tests.support.serving.http_service import Rig
     from worker.localstack import LocalStack
     from worker.settings import Settings
 

@@ -1,4 +1,4 @@
-"""The description of the HTTP service, docs/openapi.json: `python -m tests.support.docs.openapi`."""
+"""The HTTP service described: `python -m tests.support.docs.openapi` writes docs/openapi.json."""
 
 from __future__ import annotations
 

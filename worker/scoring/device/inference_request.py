@@ -36,7 +36,7 @@ class InferenceRequest:
 Request = TypeVar("Request", bound=InferenceRequest)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class ScoredRequest(Generic[Request]):
     """An image with its score, by `scorer`; its batch began at `begun` and ran for `forward_s`."""
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.http_service import Rig, http_service
 from tests.support.images.bad_files import LIMITS
+from tests.support.serving.http_service import Rig, http_service
 from worker.decoding.pool import DecodePool
 from worker.settings import Intake
 

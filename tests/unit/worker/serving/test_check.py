@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.http_service import Gate, Rig, in_thread
 from tests.support.images.bad_files import LIMITS, picture, refused
+from tests.support.serving.http_service import Gate, Rig, in_thread
 from tests.support.waiting import eventually
 from worker.scoring.memory import MemoryScorer
 from worker.serving.problems import MEDIA_TYPE

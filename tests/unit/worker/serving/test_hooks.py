@@ -13,7 +13,7 @@ from worker.scoring.memory import MemoryScorer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.http_service import Rig
+    from tests.support.serving.http_service import Rig
 
 COUNTED = "unlatent_http_hooks_total"
 

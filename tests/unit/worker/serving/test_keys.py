@@ -15,7 +15,7 @@ from worker.settings import Http
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.http_service import Rig
+    from tests.support.serving.http_service import Rig
 
 
 def digest(key: str) -> str:
