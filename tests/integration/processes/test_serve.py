@@ -1,13 +1,17 @@
-"""`unlatent serve` as a process: the score of every other door, and an orderly end."""
+"""`unlatent serve` as a process: the score of every other door, an orderly end, and a kill."""
 
 from __future__ import annotations
 
 import json
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 import urllib3
+from sqlalchemy import select
 
 from detection.detector import Detector
 from detection.intake.decode import decode
@@ -15,15 +19,21 @@ from tests.support.serving.http_service import in_thread
 from tests.support.serving.serve_process import ServeProcess
 from tests.support.waiting import eventually
 from worker.demo.photographs import PHOTOGRAPHS
+from worker.ledger.tables import Image
 from worker.scoring.file_scoring import intake_limits
 from worker.settings import Intake, Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sqlalchemy import Engine
+
 #: What a service without Postgres, Redis or storage is started with.
 BARE = {"scoring": {"device": "cpu"}}
 TOLERANCE = 1e-4
+CLIENTS = 8
+#: So many answers come before the service is killed.
+ENOUGH = 60
 
 
 @pytest.fixture
@@ -82,3 +92,39 @@ def test_an_address_that_others_reach_needs_keys(bare: Settings) -> None:
     with ServeProcess(bare, host="0.0.0.0", module="worker", arguments=["serve"]) as server:  # noqa: S104
         assert server.process.wait(60) == 1
         assert "UNLATENT_HTTP__KEYS" in server.log.read_text()
+
+
+@pytest.mark.failure
+def test_what_was_accepted_outlives_the_service(settings: Settings, engine: Engine) -> None:
+    """Eight clients send uploads until the service is killed: every 202 names a row."""
+    bucket = settings.s3.buckets[0]
+    accepted: list[str] = []
+    enough = threading.Event()
+
+    def send(client: int, url: str, http: urllib3.PoolManager) -> None:
+        for number in range(10_000):
+            told = {"bucket": bucket, "key": f"{client}/{number}.jpg", "etag": "e"}
+            try:
+                answer = http.request("POST", f"{url}/v1/images", json=told)
+            except urllib3.exceptions.HTTPError:
+                return
+            assert answer.status == 202, answer.data
+            accepted.append(json.loads(answer.data)["id"])
+            if len(accepted) >= ENOUGH:
+                enough.set()
+
+    with (
+        ServeProcess(settings, ledger=True) as server,
+        urllib3.PoolManager(maxsize=CLIENTS, retries=False) as http,
+        ThreadPoolExecutor(CLIENTS) as threads,
+    ):
+        server.wait_until_ready()
+        clients = [threads.submit(send, client, server.url, http) for client in range(CLIENTS)]
+        assert enough.wait(120)
+        server.process.kill()
+        for client in clients:
+            client.result(120)
+    with engine.begin() as connection:
+        rows = set(connection.execute(select(Image.id)).scalars())
+    assert len(set(accepted)) == len(accepted) >= ENOUGH
+    assert {UUID(one) for one in accepted} <= rows
