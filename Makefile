@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-sql console-screenshots fuzz-events fuzz-images bundle clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ console-screenshots: venv ## Take docs/images of a running `unlatent demo --cons
 
 bench-sql: venv ## Time the moderators' queries and the console's pages on ROWS generated verdicts (5 million unless set)
 	$(BIN)/python -m tests.benchmarks.bench_sql --rows $(or $(ROWS),5000000)
+
+bench-serve: venv ## Compare what an image costs by HTTP and through the worker, and its wait at 70 % load
+	$(BIN)/python -m tests.benchmarks.bench_serve
 
 bench-scale: venv ## Measure what an image costs every component with 1, 2, 4 and 8 workers
 	$(BIN)/python -m tests.benchmarks.bench_scale $(if $(OUT),--out "$(OUT)")

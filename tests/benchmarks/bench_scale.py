@@ -182,7 +182,7 @@ class Fleet:
                 running.enter_context(
                     WorkerProcess(
                         self._in_folder(f"worker-{workers}-{index}"),
-                        module="tests.benchmarks.sleeping_worker",
+                        module="tests.support.processes.sleeping_worker",
                         arguments=[str(self._device_s)],
                     )
                 )

@@ -14,13 +14,14 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
+from worker.localstack.commands import WebServer
 from worker.localstack.processes import LOOPBACK, LocalStackError, ServerEnded
 from worker.localstack.stack import DATABASE, MODERATOR
 from worker.settings import load_settings
 from worker.text import escape_controls, mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from worker.localstack import LocalStack
     from worker.settings import Settings
@@ -43,7 +44,8 @@ def up(
     everything: Annotated[
         bool,
         typer.Option(
-            "--all", help="Run worker, bridge, beat and console as well, until Ctrl-C or `down`."
+            "--all",
+            help="Run worker, bridge, beat, serve and console as well, until Ctrl-C or `down`.",
         ),
     ] = False,
 ) -> None:
@@ -99,12 +101,15 @@ def _run_everything(stack: LocalStack, settings: Settings) -> None:
     """Run the service over the stack until `down`, or until an exception ends it."""
     stack.start_commands(settings, *stack.commands)
     _tell_of_console(stack)
-    typer.echo("worker    is loading its model")
-    told = False
+    typer.echo("worker    and serve are loading their model; Ctrl-C stops everything, data stay")
+    news: dict[str, Callable[[], bool]] = {
+        "worker    takes uploads": lambda: stack.worker.up,
+        f"serve     answers POST {stack.serve.address}v1/check": lambda: stack.serve.answers,
+    }
     while stack.check():
-        if not told and stack.worker.up:
-            typer.echo("worker    takes uploads; Ctrl-C stops everything, data stay")
-            told = True
+        for line in [line for line, happened in news.items() if happened()]:
+            typer.echo(line)
+            del news[line]
         time.sleep(WATCH_S)
     typer.echo("stopped")
 
@@ -190,12 +195,37 @@ def status(context: typer.Context) -> None:
         typer.echo(f"{server.name:<9} {state}")
     for command in stack.commands:
         if (process := command.process) is not None:
-            typer.echo(f"{command.name:<9} pid {process.pid}")
-    if stack.console.running:
-        typer.echo(f"          {stack.console.address}")
+            address = f" {command.address}" if isinstance(command, WebServer) else ""
+            typer.echo(f"{command.name:<9} pid {process.pid}{address}")
     if not stack.running:
         raise typer.Exit(1)
-    _warn_of_thresholds(load_settings(stack.env_file))
+    settings = load_settings(stack.env_file)
+    _tell_of_uploads(settings)
+    _warn_of_thresholds(settings)
+
+
+def _tell_of_uploads(settings: Settings) -> None:
+    """Say how many uploads wait, how many events were refused, and when the last verdict came."""
+    import redis
+    from sqlalchemy import text
+
+    from worker.database.engine import build_engine, transaction
+
+    engine = build_engine(settings.postgres, application_name="unlatent-cli")
+    try:
+        with transaction(engine) as connection:
+            waiting = connection.execute(
+                text("SELECT count(*) FROM app.images WHERE state = 'pending'")
+            ).scalar()
+            last = connection.execute(text("SELECT max(scored_at) FROM app.verdicts")).scalar()
+    finally:
+        engine.dispose()
+    keys = settings.redis
+    with redis.Redis.from_url(keys.url.get_secret_value()) as client:
+        announced = client.llen(f"{keys.key_prefix}{keys.ingest_key}")
+        refused = client.llen(f"{keys.key_prefix}{keys.ingest_key}:rejected")
+    when = "no verdict yet" if last is None else f"last verdict {last:%Y-%m-%d %H:%M:%S %Z}"
+    typer.echo(f"uploads   {announced} announced, {waiting} waiting, {refused} refused; {when}")
 
 
 def _warn_of_thresholds(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Processes of `unlatent` over a local stack: worker, bridge, beat, console and their like."""
+"""Processes of `unlatent` over a local stack: worker, bridge, beat, serve, console, trainer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from worker.settings import Settings
 
-#: Where people look for the console; another port is taken while this one is not free.
-CONSOLE_PORT = 8600
+#: Where people look for them; another port is taken while this one is not free.
+CONSOLE_PORT, SERVE_PORT = 8600, 8700
 #: The folder, in a stack's, of what processes say of themselves.
 RUN = "run"
 
@@ -133,18 +133,45 @@ class TrainerServer(CommandServer):
     sign = READY
 
 
-class ConsoleServer(CommandServer):
-    """The moderators' pages; it gets addresses and storage, and no other setting.
-
-    It has no sign: its web server ends of the signal also once it is up.
-    """
-
-    name = "console"
+class WebServer(CommandServer):
+    """One that answers HTTP. It has no sign: it ends of the signal also once it is up."""
 
     @property
     def address(self) -> str:
         """Where a browser finds it."""
         return f"http://{LOOPBACK}:{self.port}/"
+
+    @property
+    def answers(self) -> bool:
+        """Whether it answers."""
+        probe = HTTPConnection(LOOPBACK, self.port, timeout=1.0)
+        try:
+            probe.request("GET", "/healthz")
+            return probe.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            probe.close()
+
+
+class ServeServer(WebServer):
+    """Checks and uploads over HTTP."""
+
+    name = "serve"
+
+    def environment(self) -> dict[str, str]:
+        """Return the settings, this machine's address and the way into the ledger among them."""
+        return super().environment() | {
+            "UNLATENT_HTTP__HOST": LOOPBACK,
+            "UNLATENT_HTTP__PORT": str(self.port),
+            "UNLATENT_HTTP__LEDGER": "true",
+        }
+
+
+class ConsoleServer(WebServer):
+    """The moderators' pages; it gets addresses and storage, and no other setting."""
+
+    name = "console"
 
     def environment(self) -> dict[str, str]:
         """Return what it needs: moderators bring logins of their own to the database.
@@ -167,14 +194,7 @@ class ConsoleServer(CommandServer):
 
     def ready(self) -> bool:
         """Whether it answers."""
-        probe = HTTPConnection(LOOPBACK, self.port, timeout=1.0)
-        try:
-            probe.request("GET", "/healthz")
-            return probe.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            probe.close()
+        return self.answers
 
 
 def _module_path() -> str:

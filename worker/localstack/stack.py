@@ -21,9 +21,11 @@ from pydantic import SecretStr
 from worker.localstack.commands import (
     CONSOLE_PORT,
     RUN,
+    SERVE_PORT,
     BeatServer,
     BridgeServer,
     ConsoleServer,
+    ServeServer,
     WorkerServer,
 )
 from worker.localstack.folder import claim, claim_more, is_stack, locked, remove
@@ -98,10 +100,9 @@ class LocalStack:
             kind(self.folder, settings=self._settings_given)
             for kind in (WorkerServer, BridgeServer, BeatServer)
         )
-        self.console = ConsoleServer(
-            self.folder,
-            settings=self._settings_given,
-            port=ports.get(ConsoleServer.name, CONSOLE_PORT),
+        self.console, self.serve = (
+            kind(self.folder, settings=self._settings_given, port=ports.get(kind.name, usual))
+            for kind, usual in ((ConsoleServer, CONSOLE_PORT), (ServeServer, SERVE_PORT))
         )
         self._settings: Settings | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -133,7 +134,7 @@ class LocalStack:
     @property
     def commands(self) -> tuple[CommandServer, ...]:
         """The service's processes over the servers, in the order in which they are stopped."""
-        return (self.beat, self.bridge, self.worker, self.console)
+        return (self.beat, self.serve, self.bridge, self.worker, self.console)
 
     @property
     def exists(self) -> bool:
@@ -380,7 +381,7 @@ class LocalStack:
             raise LocalStackError(f"another process has made a stack in {self.folder}: try again")
 
     def _save_identity(self) -> None:
-        servers = (self.console, *self.servers)
+        servers = (self.console, self.serve, *self.servers)
         self._identity.ports.update({server.name: server.port for server in servers})
         _write_private(self._identity_file, json.dumps(asdict(self._identity)))
 

@@ -78,6 +78,7 @@ def run_serve(
             metrics=metrics,
             http_metrics=HttpMetrics(metrics.registry),
             max_bytes=settings.intake.max_bytes,
+            in_flight_bytes=settings.intake.in_flight_bytes,
             alive=heartbeat.is_alive,
             uploads=None if engine is None else _build_uploads(engine, settings, storage),
         )

@@ -35,6 +35,8 @@ def build_app(service: Service) -> FastAPI:
         Limits,
         requests=service.settings.requests,
         max_bytes=service.max_bytes,
+        in_flight_bytes=service.in_flight_bytes,
+        timeout_s=service.settings.timeout_s,
         local_only=not service.keys.required,
         metrics=service.http_metrics,
     )

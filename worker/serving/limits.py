@@ -1,7 +1,8 @@
-"""What every request passes: so many at once, so many bytes, and its measurement."""
+"""What every request passes: limits on how many, how large and how slow, and its measurement."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,10 @@ PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
 class Limits:
     """Refuses what is too much before it is read.
 
-    With `local_only` the `Host` of a request must be a loopback name: without keys, pages of other
-    sites must not be able to ask through a browser on this machine.
+    A body has at most `max_bytes` and comes within `timeout_s`; all that are under way together
+    have at most `in_flight_bytes`. With `local_only` the `Host` of a request must be a loopback
+    name: without keys, pages of other sites must not be able to ask through a browser on this
+    machine.
     """
 
     def __init__(
@@ -35,12 +38,16 @@ class Limits:
         *,
         requests: int,
         max_bytes: int,
+        in_flight_bytes: int,
+        timeout_s: float,
         local_only: bool,
         metrics: HttpMetrics,
     ) -> None:
         self._app = app
         self._left = requests
         self._max_bytes = max_bytes
+        self._left_bytes = in_flight_bytes
+        self._timeout_s = timeout_s
         self._local_only = local_only
         self._metrics = metrics
 
@@ -67,10 +74,12 @@ class Limits:
                 await problem_of(refusal)(scope, receive, send_noting)
                 return
             self._left -= 1
+            body = _Body(receive, self, until=begun + self._timeout_s)
             try:
-                await self._app(scope, self._bounded(receive), send_noting)
+                await self._app(scope, body.receive, send_noting)
             finally:
                 self._left += 1
+                self._left_bytes += body.size
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, str(status)).inc()
@@ -88,18 +97,42 @@ class Limits:
             return self._too_large()
         return None if self._left > 0 else Busy()
 
-    def _bounded(self, receive: Receive) -> Receive:
-        left = self._max_bytes + _AROUND_BYTES
-
-        async def receive_bounded() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise self._too_large()
-            return message
-
-        return receive_bounded
+    def take(self, more_bytes: int, *, size: int) -> None:
+        """Count bytes of a body of `size` so far; raises `TooManyBytes` or `Busy`."""
+        self._left_bytes -= more_bytes
+        if size > self._max_bytes + _AROUND_BYTES:
+            raise self._too_large()
+        if self._left_bytes < 0:
+            raise Busy
 
     def _too_large(self) -> TooManyBytes:
         return TooManyBytes(f"The file has more than {self._max_bytes} bytes, the limit.")
+
+
+class _Body:
+    """The body of one request as it comes in."""
+
+    def __init__(self, receive: Receive, limits: Limits, *, until: float) -> None:
+        self._receive = receive
+        self._limits = limits
+        self._until = until
+        self._whole = False
+        #: What came so far, in bytes.
+        self.size = 0
+
+    async def receive(self) -> Message:
+        """Return the next message of the connection."""
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._until - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise RequestRefused(
+                "The body did not come in time.", status=408, reason="request_timeout"
+            ) from error
+        self._whole = not message.get("more_body", False)
+        came = len(message.get("body", b""))
+        self.size += came
+        self._limits.take(came, size=self.size)
+        return message

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Service:
     """Parts of one process; without `uploads` no ledger is served.
 
-    `alive` says whether the device thread makes progress. An image has at most `max_bytes`.
+    `alive` says whether the device thread makes progress. An image has at most `max_bytes`, all
+    bodies together `in_flight_bytes`.
     """
 
     settings: Http
@@ -31,5 +32,6 @@ class Service:
     metrics: Metrics
     http_metrics: HttpMetrics
     max_bytes: int
+    in_flight_bytes: int
     alive: Callable[[], bool]
     uploads: Uploads | None = None

@@ -104,6 +104,7 @@ def test_a_stack_outlives_the_command_that_started_it(unlatent: Unlatent, tmp_pa
     status = unlatent("status")
     assert status.returncode == 0
     assert status.stdout.count("127.0.0.1:") == 3
+    assert "0 announced, 0 waiting, 0 refused; no verdict yet" in status.stdout
     assert "warning" not in status.stderr
 
     assert unlatent("up").stdout == up.stdout

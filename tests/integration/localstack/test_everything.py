@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.waiting import eventually
+from worker.demo.photographs import PHOTOGRAPHS
 from worker.localstack import LocalStack
 from worker.localstack.processes import Process
 
@@ -93,6 +95,16 @@ def _signs_in(told: str) -> bool:
         return asking.getresponse().status == 303
 
 
+def _checks(told: str) -> bool:
+    found = re.search(r"answers POST http://(\S+?):(\d+)(/\S+)", told)
+    assert found is not None, told
+    host, port, path = found.groups()
+    with closing(HTTPConnection(host, int(port), timeout=60)) as asking:
+        asking.request("POST", path, PHOTOGRAPHS[0].path.read_bytes())
+        answer = json.loads(asking.getresponse().read())
+    return answer["label"] in {"real", "unsure", "generated"}
+
+
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["Ctrl-C", "down", "a death"])
@@ -101,11 +113,14 @@ def test_everything_runs_until_it_is_ended(
 ) -> None:
     """The console takes the login that is printed; whatever ends one part ends all of them."""
     up = unlatent("up", "--all")
-    told = _told_until(up, "takes uploads")
+    told = _told_until(up, "serve     answers POST")
+    if "takes uploads" not in told:
+        told += _told_until(up, "takes uploads")
     assert _signs_in(told)
+    assert _checks(told)
     found = {pidfile.stem: Process.read(pidfile) for pidfile in stack.folder.glob("*.pid")}
     running = {name for name, process in found.items() if process is not None}
-    assert running == {"postgres", "redis", "s3", "worker", "bridge", "beat", "console"}
+    assert running == {"postgres", "redis", "s3", "worker", "bridge", "beat", "serve", "console"}
 
     if how == "Ctrl-C":
         up.send_signal(signal.SIGINT)

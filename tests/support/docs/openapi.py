@@ -29,6 +29,7 @@ def render() -> str:
         metrics=nothing,
         http_metrics=HttpMetrics(CollectorRegistry()),
         max_bytes=1,
+        in_flight_bytes=1,
         alive=lambda: True,
         uploads=cast("Any", object()),
     )

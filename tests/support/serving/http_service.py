@@ -52,6 +52,7 @@ def http_service(
     scorer: MemoryScorer | None = None,
     storage: Storage | None = None,
     uploads: Uploads | None = None,
+    in_flight_bytes: int = 2**30,
     **settings: object,
 ) -> Iterator[Rig]:
     """Yield a service with these settings of its section `http`; batches hold one image."""
@@ -74,6 +75,7 @@ def http_service(
         metrics=metrics,
         http_metrics=HttpMetrics(metrics.registry),
         max_bytes=LIMITS.max_bytes,
+        in_flight_bytes=in_flight_bytes,
         alive=lambda: True,
         uploads=uploads,
     )

@@ -23,7 +23,7 @@ class ServeProcess(WorkerProcess):
         self,
         settings: Settings,
         *,
-        module: str = "tests.support.processes.memory_serve",
+        module: str = "tests.support.processes.sleeping_serve",
         arguments: Sequence[str] = (),
         **http: Any,
     ) -> None:

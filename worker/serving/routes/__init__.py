@@ -12,6 +12,7 @@ _SAID = {
     401: "The key is missing or unknown.",
     403: "The bucket is not one of the service's, or storage denies it.",
     404: "There is no such object or image.",
+    408: "The body did not come in time.",
     409: "The object or image is in another state.",
     413: "The image is too large.",
     415: "The file is no image that is checked.",

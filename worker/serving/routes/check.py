@@ -47,7 +47,7 @@ _BODY = {
     summary="Check one image.",
     openapi_extra=_BODY,
     response_model=answers.Check,
-    responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
 )
 async def check(
     request: Request,

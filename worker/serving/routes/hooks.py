@@ -32,7 +32,7 @@ _BODY = {
     responses={
         200: {"description": "Store it."},
         406: {"description": "Refuse it: the label is `generated`, or the check failed."},
-        **problems(401, 413, 503),
+        **problems(401, 408, 413, 503),
     },
 )
 async def pictrs(request: Request, key: str) -> Response:

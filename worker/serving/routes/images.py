@@ -58,7 +58,7 @@ def uploads_of(request: Request) -> Uploads:
     summary="Take an upload into the ledger.",
     status_code=202,
     response_model=answers.Accepted,
-    responses=problems(401, 403, 404, 409, 413, 422, 503),
+    responses=problems(401, 403, 404, 408, 409, 413, 422, 503),
 )
 async def add(
     request: Request,
@@ -109,7 +109,7 @@ async def get(
     summary="Open an appeal against what was said of an image.",
     status_code=201,
     response_model=answers.Appeal,
-    responses=problems(401, 404, 409, 422, 503),
+    responses=problems(401, 404, 408, 409, 413, 422, 503),
 )
 async def appeal(
     request: Request, source: Source, image_id: UUID, note: answers.Note
@@ -126,7 +126,7 @@ async def appeal(
     summary="Have a person look at an image.",
     status_code=202,
     response_class=Response,
-    responses=problems(401, 404, 409, 422, 503),
+    responses=problems(401, 404, 408, 409, 413, 422, 503),
 )
 async def report(request: Request, source: Source, image_id: UUID, note: answers.Note) -> Response:
     """Put the image into the queue `report`."""
@@ -140,7 +140,7 @@ async def report(request: Request, source: Source, image_id: UUID, note: answers
     summary="Take many uploads into the ledger.",
     openapi_extra=_BATCH,
     response_class=Response,
-    responses=problems(401, 413, 422, 503),
+    responses=problems(401, 408, 413, 422, 503),
 )
 async def add_batch(request: Request, source: Source) -> Response:
     """Commit the uploads of all lines that can be used, in one transaction."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support.images.bad_files import LIMITS, picture, refused
-from tests.support.serving.http_service import Gate, Rig, in_thread
+from tests.support.serving.http_service import Gate, Rig, http_service, in_thread
 from tests.support.waiting import eventually
 from worker.scoring.memory import MemoryScorer
 from worker.serving.problems import MEDIA_TYPE
@@ -83,8 +84,48 @@ def test_a_body_that_never_ends_is_cut_off(serve: Callable[..., Rig]) -> None:
             sent += 2**20
             yield bytes(2**20)
 
-    answer = serve().client.post("/v1/check", content=chunks())
+    rig = serve(in_flight_bytes=LIMITS.max_bytes + 2**21)
+    answer = rig.client.post("/v1/check", content=chunks())
     assert (answer.status_code, answer.json()["reason"]) == (413, "too_many_bytes")
+
+
+def test_bodies_share_a_budget_of_bytes(serve: Callable[..., Rig]) -> None:
+    """What does not fit beside the bodies under way gets 503, and fits once they are answered."""
+    gate = Gate()
+    large = grey() + bytes(600)
+    rig = serve(scorer=MemoryScorer(before=gate), in_flight_bytes=1000)
+    gate.arm()
+    first = in_thread(rig.client.post, "/v1/check", content=large)
+    assert gate.reached.wait(60)
+    second = rig.client.post("/v1/check", content=large)
+    assert (second.status_code, second.json()["reason"]) == (503, "busy")
+    gate.opened.set()
+    assert first.result(60).status_code == 200
+    assert rig.client.post("/v1/check", content=large).status_code == 200
+
+
+def test_a_body_that_does_not_come_gives_its_place_back(pool: DecodePool) -> None:
+    """A client that stops in the middle of its body is told so, and the next one is answered."""
+    with http_service(pool, requests=1, timeout_s=0.5) as rig:
+        told: list[dict[str, Any]] = []
+
+        async def silent() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: dict[str, Any]) -> None:
+            told.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/check",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost")],
+        }
+        asyncio.run(rig.app(scope, silent, send))
+        assert told[0]["status"] == 408
+        assert rig.client.post("/v1/check", content=b"x").status_code == 415
 
 
 @pytest.mark.parametrize(
