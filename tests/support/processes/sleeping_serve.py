@@ -1,4 +1,4 @@
-"""A real `unlatent serve` whose forward pass sleeps: `python -m … [SECONDS]` for each image.
+"""A real `unlatent serve` whose forward pass sleeps: `python -m …sleeping_serve [SECONDS]`.
 
 Its settings come from the environment, as those of the command do.
 """

@@ -1,4 +1,4 @@
-"""A real worker whose forward pass sleeps: `python -m tests.support.processes.sleeping_worker SECONDS`.
+"""A real worker whose forward pass sleeps: `python -m …sleeping_worker SECONDS`.
 
 SECONDS is the device time of one image; a batch sleeps for all of its images. Everything else is
 what `unlatent worker` does.
