@@ -1,4 +1,4 @@
-"""Text for people and log stores: secrets hidden, control characters escaped, length bounded."""
+"""Text for people, log stores and spreadsheets: secrets hidden, what would be obeyed escaped."""
 
 from __future__ import annotations
 
@@ -44,3 +44,8 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
         return text
     head, tail = limit - limit // 2, limit // 2
     return f"{text[:head]}…[{len(text) - limit} characters cut]…{text[len(text) - tail :]}"
+
+
+def escape_formula(text: str) -> str:
+    """Keep spreadsheets from calculating what somebody wrote (CWE-1236)."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

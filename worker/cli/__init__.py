@@ -38,12 +38,29 @@ MODULES = (
     "presets",
     "training",
     "moderation",
+    "operator.policy",
+    "operator.webhooks",
+    "operator.moderators",
     "retention",
 )
 
+#: What each exit code means; docs/cli.md shows it.
+EXIT_CODES = {
+    0: "The command did what was asked; a process of the service ended on SIGTERM.",
+    1: "It failed, and one line on standard error says why. Or the answer is no: a file could not"
+    " be scored, a local service does not run, a gate or an audit refuses, a limit is broken.",
+    2: "The usage was wrong: an unknown command or option, or a value out of range.",
+    70: "The worker lost its device.",
+    71: "A forward pass of the worker hung.",
+    128 + signal.SIGHUP: "SIGHUP ended it: its terminal was closed.",
+    128 + signal.SIGINT: "SIGINT ended it: Ctrl-C.",
+    128 + signal.SIGTERM: "SIGTERM ended it; of the service, a process that was not up yet.",
+}
+
 _EPILOG = (
     "Addresses come from the environment (UNLATENT_…, see `unlatent config`); when it names none "
-    "of them, from the local stack that `unlatent up` started, if it runs."
+    "of them, from the local stack that `unlatent up` started, if it runs. Exit codes: 0 done, 1 "
+    "failed or refused, 2 wrong usage."
 )
 
 
@@ -54,7 +71,7 @@ def build_app() -> typer.Typer:
         callback=_root,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
         epilog=_EPILOG,
     )
     for name in MODULES:
@@ -63,7 +80,7 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; every error is one line: exit code 1, or 2 for a wrong usage."""
+    """Run the command line; every error is one line, and the exit code is one of `EXIT_CODES`."""
     # Process 1 of a container ignores SIGTERM until it asks for it. Services that end more gently
     # replace this once they are up.
     signal.signal(signal.SIGTERM, ending)
@@ -86,6 +103,14 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     return f"package {package} is not installed: pip install 'unlatent[{extra}]' brings it"
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the value
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"unlatent {version('unlatent')}")
+        raise typer.Exit
+
+
 def _root(
     context: typer.Context,
     stack: Annotated[
@@ -94,6 +119,12 @@ def _root(
     ] = None,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where an error came from.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Tell photographs from images made by latent diffusion."""

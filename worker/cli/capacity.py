@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from detection.errors import SettingsError
+from worker.cli.common.rows import Format, FormatOption, print_fields
 
 commands = typer.Typer()
 
@@ -27,6 +28,7 @@ def capacity(
         float, typer.Option(help="Share of time that devices may be busy.", min=0.1, max=0.95)
     ] = 0.7,
     price: Annotated[float | None, typer.Option(help="Price of one worker's hour.", min=0)] = None,
+    format_: FormatOption = Format.TABLE,
 ) -> None:
     """Say how many workers a load needs, from what a worker was measured to do."""
     from worker.monitoring.capacity import Load, measured, plan
@@ -37,17 +39,16 @@ def capacity(
     assert speed is not None  # noqa: S101 - one of the two is given
     load = Load(peak_per_s=peak, wait_s=wait, ready_s=ready, busy=busy)
     wanted = plan(load, per_worker_per_s=speed)
-    rows = [
-        ("one worker", f"{wanted.per_worker_per_s:.1f} images/s"),
-        ("minReplicaCount", f"{wanted.min_workers}"),
-        ("maxReplicaCount", f"{wanted.max_workers}"),
-        ("threshold of the trigger `images`", f"{wanted.images_per_worker}"),
-        ("catching up", f"{wanted.catch_up_s_per_outage_s:.1f} s for each second of an outage"),
-    ]
+    rows = {
+        "one worker": f"{wanted.per_worker_per_s:.1f} images/s",
+        "minReplicaCount": f"{wanted.min_workers}",
+        "maxReplicaCount": f"{wanted.max_workers}",
+        "threshold of the trigger `images`": f"{wanted.images_per_worker}",
+        "catching up": f"{wanted.catch_up_s_per_outage_s:.1f} s for each second of an outage",
+    }
     if price is not None:
-        rows.append(("1,000 images", f"{wanted.cost_per_1000(price, load):.4f}"))
-    for name, value in rows:
-        typer.echo(f"{name:<34} {value}")
+        rows["1,000 images"] = f"{wanted.cost_per_1000(price, load):.4f}"
+    print_fields(rows, format_, line="{name:<34} {value}")
 
 
 def _page(where: str) -> str:

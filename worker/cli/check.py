@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from enum import StrEnum
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from detection.errors import PermanentError, SettingsError
+from worker.cli.common.progress import show_progress
+from worker.cli.common.rows import Format, FormatOption, print_rows
 from worker.cli.context import ending
 from worker.scoring.score_record import score_record
 from worker.settings import load_settings
 from worker.text import escape_controls
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
+
     from detection.detector import Detector
+    from worker.cli.common.progress import Report
     from worker.scoring.file_scoring import ScoredFile
 
 commands = typer.Typer()
 
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    TABLE = "table"
-    JSONL = "jsonl"
+#: Of CSV; JSON objects of files that could not be scored have some of these only.
+_COLUMNS = (
+    "path", "label", "distance_words", "distance", "score", "decided_by", "branches",
+    "operating_point", "prior", "outside", "frame", "model_version", "evidence", "error", "reason",
+)  # fmt: skip
 
 
 @commands.command()
 def check(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
-    format_: Annotated[
-        Format, typer.Option("--format", help="A table, or one JSON object a line.")
-    ] = Format.TABLE,
+    format_: FormatOption = Format.TABLE,
     evidence: Annotated[
         Path | None,
         typer.Option(
@@ -61,25 +65,61 @@ def check(
     if evidence is not None:
         _make_folder(evidence)
     detector = _load(bundle or settings.scoring.bundle, device or settings.scoring.device)
-    if format_ is Format.TABLE:
-        typer.echo(_HEADER)
-    done = failed = 0
+    counts = _Counts(files=len(files))
+    limits = intake_limits(settings.intake)
     try:
         ending.insist()  # what loads a model may have swallowed it
-        for checked in check_files(files, detector, intake_limits(settings.intake), batch=batch):
-            record = _record(checked, detector.model_version)
-            if evidence is not None and checked.score is not None:
-                record["evidence"] = str(_keep_evidence(evidence, checked))
-            failed += checked.error is not None
-            typer.echo(json.dumps(record) if format_ is Format.JSONL else _row(record))
-            done += 1
-            ending.insist()
+        with _bar() as report:
+            scored = check_files(files, detector, limits, batch=batch)
+            _print(_records(scored, detector.model_version, evidence, counts, report), format_)
     except SystemExit:  # a signal's
-        typer.echo(f"stopped after {done} of {len(files)} files", err=True)
+        typer.echo(f"stopped after {counts.done} of {counts.files} files", err=True)
         raise
-    if failed:
-        typer.echo(f"{failed} of {len(files)} files could not be scored", err=True)
+    if counts.failed:
+        typer.echo(f"{counts.failed} of {counts.files} files could not be scored", err=True)
         raise typer.Exit(1)
+
+
+@dataclass(slots=True)
+class _Counts:
+    files: int
+    done: int = 0
+    failed: int = 0
+
+
+def _records(
+    scored: Iterable[ScoredFile],
+    model_version: str,
+    evidence: Path | None,
+    counts: _Counts,
+    report: Report,
+) -> Iterator[dict[str, Any]]:
+    """Yield the record of each file; it is counted as done when the next one is asked for."""
+    for checked in scored:
+        record = _record(checked, model_version)
+        if evidence is not None and checked.score is not None:
+            record["evidence"] = str(_keep_evidence(evidence, checked))
+        counts.failed += checked.error is not None
+        yield record
+        counts.done += 1
+        report("scoring", counts.done, counts.files)
+        ending.insist()
+
+
+def _bar() -> AbstractContextManager[Report]:
+    """Show a bar on a terminal that does not show the rows: they tell how far the work is."""
+    if sys.stderr.isatty() and not sys.stdout.isatty():
+        return show_progress()
+    return nullcontext(lambda *_: None)
+
+
+def _print(records: Iterable[dict[str, Any]], format_: Format) -> None:
+    if format_ is not Format.TABLE:
+        print_rows(records, _COLUMNS, format_)
+        return
+    typer.echo(_HEADER)  # its widths are fixed, so that rows are printed as they come
+    for record in records:
+        typer.echo(_row(record))
 
 
 def _refuse_what_is_not_there(paths: list[Path], files: list[Path]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import typer
 
 from worker.cli import context as cli
+from worker.cli.common.rows import Format, FormatOption, print_fields
 from worker.settings import in_force
 
 commands = typer.Typer()
 
 
 @commands.command()
-def config(context: typer.Context) -> None:
+def config(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     """Print every setting in force under its environment name, secrets masked."""
-    for name, value in in_force(cli.of(context).settings()).items():
-        typer.echo(f"{name}={value}")
+    print_fields(in_force(cli.of(context).settings()), format_, line="{name}={value}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
-from worker.text import escape_controls
+from worker.cli.common.rows import Format, FormatOption, print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,29 +54,40 @@ def _registry(context: typer.Context) -> Iterator[ModelsRegistry]:
 
 
 @models.command("list")
-def list_(context: typer.Context) -> None:
+def list_(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     """List the embedded bundles, then the registered ones with their roles."""
     from detection.bundle import embedded_names, load_bundle
     from worker.database.engine import LedgerUnavailable
 
-    for name in embedded_names():
-        typer.echo(f"{name}  {load_bundle(name).model_version}")
+    rows: list[dict[str, str | None]] = [
+        {"model_version": load_bundle(name).model_version, "name": name, "role": "embedded"}
+        for name in embedded_names()
+    ]
     try:
         with _registry(context) as registry:
             active, known = registry.active(), registry.versions()
     except LedgerUnavailable as error:
         typer.echo(f"no registry: {error}", err=True)
-        return
-    roles = {
-        model.digest: role
-        for role, model in (("shadow", active.shadow), ("champion", active.champion))
-        if model is not None
-    }
-    for model in known:
-        role = roles.get(model.digest, "-")
-        typer.echo(f"{model.digest}  {model.name}  {model.uri}  {role}")
-        if role != "-" and model.threshold_warning:
-            typer.echo(f"warning: {model.name}: {model.threshold_warning}", err=True)
+        known = []
+    else:
+        roles = {
+            model.digest: role
+            for role, model in (("shadow", active.shadow), ("champion", active.champion))
+            if model is not None
+        }
+        rows += [
+            {
+                "model_version": model.digest,
+                "name": model.name,
+                "role": roles.get(model.digest),
+                "uri": model.uri,
+            }
+            for model in known
+        ]
+        for model in known:
+            if model.digest in roles and model.threshold_warning:
+                typer.echo(f"warning: {model.name}: {model.threshold_warning}", err=True)
+    print_rows(rows, ("model_version", "name", "role", "uri"), format_)
 
 
 @models.command()
@@ -196,33 +208,21 @@ def export(
 
 
 @commands.command()
-def drift(context: typer.Context) -> None:
+def drift(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     """Compare each source's recent verdicts with those of when the model was new."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from worker.models.score_drift import measure_drift
+    from worker.models.score_drift import DriftMeasurement, measure_drift
 
     settings = cli.of(context).settings().drift
     with _engine(context) as engine:
         readings = measure_drift(engine, settings)
     if not readings:
-        typer.echo(f"no verdicts in the last {settings.window_s / 3600:g} h")
-        return
-    table = Table("source", "images", "before", "PSI", "KS", "unsure", "before", "overturned", "")
-    for one in readings:
-        table.add_row(
-            escape(escape_controls(one.source)),
-            str(one.images),
-            str(one.reference_images),
-            "too few" if one.psi is None else f"{one.psi:.3f}",
-            "too few" if one.ks is None else f"{one.ks:.3f}",
-            f"{one.unsure:.1%}",
-            "-" if one.reference_unsure is None else f"{one.reference_unsure:.1%}",
-            f"{one.overturned} of {one.decisions}",
-            "drifted" if one.drifted else "",
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"model version {readings[0].model_version}", soft_wrap=True)
+        typer.echo(f"no verdicts in the last {settings.window_s / 3600:g} h", err=True)
+    columns = [field.name for field in fields(DriftMeasurement)]
+    # The digest is wide and the same in every row: it comes last.
+    columns.append(columns.pop(columns.index("model_version")))
+    rows = [asdict(one) for one in readings]
+    if format_ is Format.TABLE:
+        rows = [
+            row | {name: "too few" for name in ("psi", "ks") if row[name] is None} for row in rows
+        ]
+    print_rows(rows, columns, format_)

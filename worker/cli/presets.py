@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detection.errors import SettingsError
+from worker.cli.common.rows import Format, FormatOption, print_fields, print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,18 +34,25 @@ DEFAULT_PINS = Path("var/presets.json")
 
 
 @presets.command("list")
-def list_(pins: Pins = DEFAULT_PINS) -> None:
+def list_(pins: Pins = DEFAULT_PINS, format_: FormatOption = Format.TABLE) -> None:
     """List the presets: what they can do, where they come from, and the pinned revision."""
     from detection.generators.presets import PRESETS, pinned_revision
 
-    for preset in PRESETS.values():
-        can = ", ".join(preset.capabilities)
-        revision = pinned_revision(preset, pins) or "not pinned"
-        typer.echo(f"{preset.name:<8} {can:<18} {preset.repository:<48} {revision}")
+    unpinned = "not pinned" if format_ is Format.TABLE else None
+    rows = [
+        {
+            "name": preset.name,
+            "capabilities": preset.capabilities,
+            "repository": preset.repository,
+            "revision": pinned_revision(preset, pins) or unpinned,
+        }
+        for preset in PRESETS.values()
+    ]
+    print_rows(rows, ("name", "capabilities", "repository", "revision"), format_)
 
 
 @presets.command()
-def show(name: Name, pins: Pins = DEFAULT_PINS) -> None:
+def show(name: Name, pins: Pins = DEFAULT_PINS, format_: FormatOption = Format.TABLE) -> None:
     """Print one preset: repository, licence, gate, prediction, conditioning, revision."""
     from detection.generators.presets import find_preset, pinned_revision
 
@@ -53,9 +61,7 @@ def show(name: Name, pins: Pins = DEFAULT_PINS) -> None:
         "capabilities": preset.capabilities,
         "revision": pinned_revision(preset, pins) or "",
     }
-    for field, value in fields.items():
-        text = ", ".join(value) if isinstance(value, tuple) else str(value)
-        typer.echo(f"{field}: {text}".rstrip())
+    print_fields(fields, format_, line="{name}: {value}")
 
 
 @presets.command()

@@ -1,4 +1,4 @@
-"""`unlatent link`, `evidence`, `hold`, `unhold`, `holds`, `retain`, `export`: what is kept.
+"""`unlatent link`, `evidence`, `retain`, `holds`, `export`: what is kept.
 
 Holds are a lead's, who points UNLATENT_POSTGRES__MODERATOR_URL at a login of their own; the others
 are an operator's.
@@ -17,19 +17,21 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
-from worker.cli import queries
+from worker.cli.common import queries
+from worker.cli.common.options import Image, Limit, Why
+from worker.cli.common.rows import Format, FormatOption
 from worker.storage.interface import parse_uri
 
 if TYPE_CHECKING:
     from worker.storage.s3 import S3Storage
 
 commands = typer.Typer()
+holds = typer.Typer(no_args_is_help=True, help="List, place and lift legal holds.")
 export = typer.Typer(no_args_is_help=True, help="Write what others ask for, in their formats.")
+commands.add_typer(holds, name="holds")
 commands.add_typer(export, name="export")
 
-Image = Annotated[UUID, typer.Argument(help="The image.")]
 Minutes = Annotated[int, typer.Option(help="How long links work.", min=1)]
-Why = Annotated[str, typer.Option(help="Why, for the record.")]
 
 #: A moment as `--since` and `--until` take it.
 _MOMENT = "%Y-%m-%dT%H:%M:%S"
@@ -145,30 +147,9 @@ def retain(
         raise typer.Exit(1)
 
 
-@commands.command()
-def hold(context: typer.Context, image: Image, reason: Why) -> None:
-    """Keep an image and its evidence, against retention and erasure, until `unhold`."""
-    queries.print_rows(
-        context,
-        "SELECT moderation.place_hold(:image, :reason) AS hold_id",
-        {"image": image, "reason": reason},
-    )
-
-
-@commands.command()
-def unhold(context: typer.Context, image: Image, reason: Why) -> None:
-    """Lift the legal hold on an image: retention and erasure may go on."""
-    queries.print_rows(
-        context,
-        "SELECT moderation.lift_hold(:image, :reason) AS lifted",
-        {"image": image, "reason": reason},
-    )
-
-
-@commands.command()
-def holds(
-    context: typer.Context,
-    limit: Annotated[int, typer.Option(help="Maximum number of rows.", min=1)] = 100,
+@holds.command("list")
+def list_holds(
+    context: typer.Context, limit: Limit = 100, format_: FormatOption = Format.TABLE
 ) -> None:
     """List the legal holds that stand, the oldest first."""
     queries.print_rows(
@@ -176,7 +157,26 @@ def holds(
         "SELECT hold_id, image_id, source, placed_at, placed_by, reason FROM moderation.holds "
         "WHERE lifted_at IS NULL ORDER BY hold_id LIMIT :limit",
         {"limit": limit},
+        format_=format_,
     )
+
+
+@holds.command()
+def place(
+    context: typer.Context, image: Image, reason: Why, format_: FormatOption = Format.TABLE
+) -> None:
+    """Keep an image and its evidence, against retention and erasure, until the hold is lifted."""
+    query = "SELECT moderation.place_hold(:image, :reason) AS hold_id"
+    queries.print_rows(context, query, {"image": image, "reason": reason}, format_=format_)
+
+
+@holds.command()
+def lift(
+    context: typer.Context, image: Image, reason: Why, format_: FormatOption = Format.TABLE
+) -> None:
+    """Lift the legal hold on an image: retention and erasure may go on."""
+    query = "SELECT moderation.lift_hold(:image, :reason) AS lifted"
+    queries.print_rows(context, query, {"image": image, "reason": reason}, format_=format_)
 
 
 @export.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from detection.errors import SettingsError
+from worker.cli.common.progress import show_progress
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from rich.progress import TaskID
+    from collections.abc import Iterable, Iterator
 
     from detection.bundle import Bundle
     from training.bundles.recipe import BundleTrainingRun
     from training.data.manifest import Entry
+    from training.evaluation.shortcut_features import SourceFile
     from training.retraining.folder_run import FolderRunOptions
+    from worker.cli.common.progress import Report
 
 commands = typer.Typer()
 
@@ -224,9 +224,9 @@ def _train(
     from training.retraining.folder_run import run_on_folder
 
     recipe = ChallengerRecipe().at_most(steps)
-    with _bars() as heard:
+    with show_progress() as report:
         outcome = run_on_folder(
-            data, load_bundle(champion), out, recipe, options, device=device, on_progress=heard
+            data, load_bundle(champion), out, recipe, options, device=device, on_progress=report
         )
     for reason in outcome.decision.reasons:
         typer.echo(f"{'Passed' if outcome.decision.passed else 'Refused'}: {reason}")
@@ -234,29 +234,6 @@ def _train(
     typer.echo(f"{outcome.report}")
     if not outcome.decision.passed:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each part of the work, on a terminal; heard are part, done and total."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-
-        def heard(part: str, done: int, total: int) -> None:
-            if part not in tasks:
-                tasks[part] = progress.add_task(part, total=total)
-            progress.update(tasks[part], completed=done)
-
-        yield heard
 
 
 @commands.command()
@@ -280,14 +257,11 @@ def evaluate(
     from training.evaluation.quality.run import evaluate_bundle as run_evaluation
 
     detector = Detector.load(bundle, device=device)
-    quality = run_evaluation(detector, data, out, limit=limit, on_progress=_show_progress)
+    with show_progress() as report:
+        quality = run_evaluation(detector, data, out, limit=limit, on_progress=report)
     for warning in quality.warnings:
         typer.echo(f"Mind: {warning}", err=True)
     typer.echo(f"{out / 'quality.md'}: model version {quality.model_version}")
-
-
-def _show_progress(form: str, done: int, total: int) -> None:
-    typer.echo(f"{form}: {done} of {total} images scored", err=True)
 
 
 @commands.command()
@@ -301,8 +275,6 @@ def audit(
     ] = None,
 ) -> None:
     """Say whether anything but a decoder's artefacts tells real from generated images."""
-    from rich.progress import track
-
     from training.data.manifest import load_manifest
     from training.evaluation.shortcut_audit import run_audit
     from training.evaluation.shortcut_features import source_files
@@ -314,10 +286,17 @@ def audit(
         from training.evaluation.feature_space import BundleFeatures
 
         features = BundleFeatures(load_bundle(bundle))
-    files = track(source_files(entries), "reading", total=len(entries), transient=True)
-    found = run_audit(files, features=features, space=features.name if features else "")
+    with show_progress() as report_progress:
+        files = _reported(source_files(entries), len(entries), report_progress)
+        found = run_audit(files, features=features, space=features.name if features else "")
     typer.echo(found.to_markdown())
     if report is not None:
         report.write_text(found.to_json() + "\n", encoding="utf-8")
     if found.refusals:
         raise typer.Exit(1)
+
+
+def _reported(files: Iterable[SourceFile], total: int, report: Report) -> Iterator[SourceFile]:
+    for done, file in enumerate(files, 1):
+        yield file
+        report("reading", done, total)

@@ -51,7 +51,11 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
         if json
         else [
             _escape_control_fields,
-            _Bounded(structlog.dev.ConsoleRenderer(exception_formatter=_traceback)),
+            _Bounded(
+                structlog.dev.ConsoleRenderer(
+                    colors=_shows_colours(stream or sys.stderr), exception_formatter=_traceback
+                )
+            ),
         ]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -83,6 +87,14 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _shows_colours(stream: TextIO) -> bool:
+    """Say whether it is a terminal whose user did not ask for none (https://no-color.org)."""
+    from rich.console import Console
+
+    console = Console(file=stream)
+    return console.is_terminal and not console.no_color
 
 
 def leave_logging_alone(**_: object) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 import urllib.error
 import urllib.request
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -80,14 +84,19 @@ def unlatent(
     return run
 
 
+def table(printed: str) -> list[list[str]]:
+    """Split what was printed into the cells of its rows, which stand two spaces apart."""
+    return [re.split(r" {2,}", line) for line in printed.splitlines()]
+
+
 def test_a_review_from_claim_to_overturn(
     unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
 ) -> None:
     """Claim, decide, appeal and overturn without a line of SQL; the history tells the story."""
     image = scored(0.97)
     clerk, lead = desk(), desk(lead=True)
-    assert str(image) in unlatent("review", "--claim", "2", who=clerk)
-    assert clerk.name in unlatent("review", "--queue", "flagged", who=lead)
+    assert str(image) in unlatent("review", "claim", "--count", "2", who=clerk)
+    assert clerk.name in unlatent("review", "list", "--queue", "flagged", who=lead)
     with pytest.raises(SettingsError, match=r"no reason 'because' .*moderation\.reasons"):
         unlatent("decide", str(image), "generated", "--reason", "because", who=clerk)
     unlatent("decide", str(image), "generated", "--reason", "generated_declared", who=clerk)
@@ -103,21 +112,69 @@ def test_a_review_from_claim_to_overturn(
     assert "model-1" in unlatent("quality", who=lead)
 
 
+def test_programs_read_what_people_see(
+    unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
+) -> None:
+    """The lists come as JSON, JSON Lines and CSV with the values that SQL gives."""
+    scored(0.97, source="web")
+    scored(0.98, source="=forum")
+    clerk = desk()
+    expected = clerk.rows("SELECT image_id, scored_at, source, label FROM moderation.verdicts")
+    told = [
+        (str(image), at.astimezone(UTC).isoformat(), source, label)
+        for image, at, source, label in expected
+    ]
+    names = ("image_id", "scored_at", "source", "label")
+    array = json.loads(unlatent("verdicts", "--format", "json", who=clerk))
+    assert [tuple(row[name] for name in names) for row in array] == told
+    printed = unlatent("verdicts", "--format", "jsonl", who=clerk)
+    assert [json.loads(line) for line in printed.splitlines()] == array
+    rows = csv.DictReader(io.StringIO(unlatent("verdicts", "--format", "csv", who=clerk)))
+    assert [tuple(row[name].lstrip("'") for name in names) for row in rows] == told
+    (people,) = [
+        row
+        for row in json.loads(unlatent("moderators", "list", "--format", "json"))
+        if row["moderator"] == clerk.name
+    ]
+    assert people == {"moderator": clerk.name, "sources": None, "lead": False}
+    assert json.loads(unlatent("review", "claim", "--format", "json", who=clerk))[0]["source"]
+
+
+def test_a_stopped_source_is_listed_with_its_policy(
+    unlatent: Callable[..., str], scored: Callable[..., UUID]
+) -> None:
+    """Of a source without a policy of its own the list shows the one of every other source."""
+    for _ in range(200):
+        scored(0.99)
+    assert "web: flagging stopped at" in unlatent("policy", "check")
+    named, other = json.loads(unlatent("policy", "list", "--format", "json"))
+    assert (named["source"], other["source"]) == ("web", "(every other)")
+    assert named["id"] == other["id"]
+    assert named["flagging_stopped_since"] is not None
+    assert named["stopped_at_images"] >= 200
+    assert other["flagging_stopped_since"] is None
+    thresholds = ("--review", "0.5", "--flag", "0.97", "--flag-high", "0.99", "--reason", "own")
+    unlatent("policy", "set", *thresholds, "--source", "web")
+    named, other = json.loads(unlatent("policy", "list", "--format", "json"))
+    assert (named["source"], named["reason"]) == ("web", "own")
+    assert named["id"] > other["id"]
+
+
 def test_skipping_undoing_and_second_opinions(
     unlatent: Callable[..., str], desk: Callable[..., Any], scored: Callable[..., UUID]
 ) -> None:
-    """What the queue's functions do is done by options, too, and a claim names its sources."""
+    """What the queue's functions do is done by commands, too, and a claim names its sources."""
     image, other = scored(0.97), scored(0.97, source="forum")
     clerk, reader = desk(), desk()
-    claimed = unlatent("review", "--claim", "5", "--source", "forum", who=clerk)
+    claimed = unlatent("review", "claim", "--count", "5", "--source", "forum", who=clerk)
     assert str(other) in claimed
     assert str(image) not in claimed
-    assert str(image) in unlatent("review", "--take", str(image), who=clerk)
-    unlatent("review", "--skip", str(image), "--note", "no", who=clerk)
-    assert str(image) not in unlatent("review", "--claim", "5", who=clerk)
-    assert str(image) in unlatent("review", "--claim", "5", who=reader)
+    assert str(image) in unlatent("review", "claim", str(image), who=clerk)
+    unlatent("review", "skip", str(image), "--note", "no", who=clerk)
+    assert str(image) not in unlatent("review", "claim", "--count", "5", who=clerk)
+    assert str(image) in unlatent("review", "claim", "--count", "5", who=reader)
     with pytest.raises(SettingsError, match="do not hold"):
-        unlatent("review", "--extend", str(image), who=clerk)
+        unlatent("review", "extend", str(image), who=clerk)
     said = ("--reason", "generated_declared")
     assert "opinion_id" in unlatent(
         "decide", str(image), "generated", *said, "--opinion", who=clerk
@@ -149,7 +206,7 @@ def test_who_moderates_is_said_as_the_operator(
         unlatent("moderators", "allow", "mia@example.com", "--sso")
     monkeypatch.setenv("UNLATENT_POSTGRES__OPERATOR_URL", stack.operator_url(database))
     unlatent("moderators", "allow", "mia@example.com", "--sso", "--source", "web")
-    assert "mia@example.com: web" in unlatent("moderators", "list")
+    assert ["mia@example.com", "web", "False"] in table(unlatent("moderators", "list"))
     added = superuser.execute("SELECT added_by FROM app.moderators").fetchall()
     assert added == [("unlatent_operator",)]
 
@@ -161,8 +218,8 @@ def test_tables_say_label_words_and_distance_first(
     for score, label, distance in ((0.74, "real", -1.84), (0.925, "unsure", -0.38)):
         scored(score, label=label, distance=distance)
     someone = desk()
-    for command in ("verdicts", "review"):
-        printed = " ".join(unlatent(command, who=someone).split())
+    for command in (["verdicts"], ["review", "list"]):
+        printed = " ".join(unlatent(*command, who=someone).split())
         assert "real below -1.84 0.7400 review" in printed
         assert "unsure not surely beyond -0.38 0.9250 flag by score alone" in printed
 
@@ -177,19 +234,19 @@ def test_what_cannot_be_meant_is_said_in_words(
     with pytest.raises(errors.InvalidParameterValue, match="no queue 'flag'"):
         clerk.rows("SELECT * FROM moderation.claim_next(1, 'flag')")
     image = scored(0.1)
-    for command in ("verdicts", "review", "holds", "reasons"):
+    for command in (["verdicts"], ["review", "list"], ["holds", "list"], ["reasons"]):
         with pytest.raises(
             SettingsError, match=r"unlatent_app is not a moderator: .* login of one"
         ):
-            unlatent(command)
-    for words in (("policy", "show"), ("link", str(image)), ("moderators", "list")):
+            unlatent(*command)
+    for words in (("policy", "list"), ("link", str(image)), ("moderators", "list")):
         with pytest.raises(SettingsError, match="operator's command"):
             unlatent(*words, who=clerk)
     with pytest.raises(UnknownImage, match="no image"):
         unlatent("retain", "--erase", str(uuid4()))
     assert "real_original" in unlatent("reasons", who=clerk)
-    assert "True" in unlatent("review", "--request", str(image), who=clerk)
-    assert str(image) in unlatent("review", "--queue", "requested", who=clerk)
+    assert "True" in unlatent("review", "request", str(image), who=clerk)
+    assert str(image) in unlatent("review", "list", "--queue", "requested", who=clerk)
     assert clerk.rows("SELECT every_source, sources, lead FROM moderation.me") == [
         (True, [], False)
     ]
@@ -220,7 +277,7 @@ def test_a_policy_is_tried_set_and_shown(
     assert "1 verdicts, 1 change tier" in told
     assert f"flag → review: 1, for example {image}" in told
     unlatent("policy", "set", *thresholds, "--source", "web", "--reason", "fewer false alarms")
-    assert "fewer false alarms" in unlatent("policy", "show")
+    assert "fewer false alarms" in unlatent("policy", "list")
     resume = ("policy", "resume", "web", "--reason", "none", "--by", "kim")
     assert "nothing was stopped" in unlatent(*resume)
     for _ in range(200):
@@ -330,7 +387,7 @@ def test_operators_manage_people_webhooks_and_retention(
     with pytest.raises(SettingsError, match="CREATE ROLE"):
         unlatent("moderators", "allow", "nobody_at_all")
     unlatent("moderators", "allow", newcomer.name, "--source", "web", "--lead")
-    assert f"{newcomer.name}: web (lead)" in unlatent("moderators", "list")
+    assert [newcomer.name, "web", "True"] in table(unlatent("moderators", "list"))
     assert newcomer.value("SELECT count(*) FROM moderation.verdicts") == 1
     assert "done" in unlatent("moderators", "disallow", newcomer.name)
     assert newcomer.value("SELECT count(*) FROM moderation.verdicts") == 0
@@ -348,20 +405,20 @@ def test_a_lead_holds_an_image_against_everything(
     """What is held is listed, cannot be deleted or held twice, and is let go by name and reason."""
     image, lead, clerk = str(scored()), desk(lead=True), desk()
     with pytest.raises(SettingsError, match="placed by a lead"):
-        unlatent("hold", image, "--reason", "mine", who=clerk)
-    unlatent("hold", image, "--reason", "court order 7", who=lead)
+        unlatent("holds", "place", image, "--reason", "mine", who=clerk)
+    unlatent("holds", "place", image, "--reason", "court order 7", who=lead)
     with pytest.raises(SettingsError, match=f"already, by {lead.name}: court order 7"):
-        unlatent("hold", image, "--reason", "court order 8", who=lead)
-    listed = unlatent("holds", who=clerk)
+        unlatent("holds", "place", image, "--reason", "court order 8", who=lead)
+    listed = unlatent("holds", "list", who=clerk)
     for told in (image, "web", lead.name, "court order 7"):
         assert told in listed
     with pytest.raises(UnderHold, match="lift it first"):
         unlatent("retain", "--erase", image)
     with pytest.raises(SettingsError, match="lifted by a lead"):
-        unlatent("unhold", image, "--reason", "mine", who=clerk)
-    assert "True" in unlatent("unhold", image, "--reason", "case closed", who=lead)
-    assert "False" in unlatent("unhold", image, "--reason", "case closed", who=lead)
-    assert image not in unlatent("holds", who=clerk)
+        unlatent("holds", "lift", image, "--reason", "mine", who=clerk)
+    assert "True" in unlatent("holds", "lift", image, "--reason", "case closed", who=lead)
+    assert "False" in unlatent("holds", "lift", image, "--reason", "case closed", who=lead)
+    assert image not in unlatent("holds", "list", who=clerk)
     history = unlatent("verdicts", "--image", image, who=clerk)
     assert re.search(rf"legal hold +{lead.name} +court order 7", history)
     assert re.search(rf"legal hold lifted +{lead.name} +case closed", history)
@@ -376,4 +433,4 @@ def test_a_lead_holds_an_image_against_everything(
     with pytest.raises(EvidenceUnavailable, match="is deleted"):
         unlatent("evidence", image)
     with pytest.raises(SettingsError, match="nothing left to hold"):
-        unlatent("hold", image, "--reason", "too late", who=lead)
+        unlatent("holds", "place", image, "--reason", "too late", who=lead)

@@ -29,7 +29,7 @@ def test_commands_print_hostile_names_harmlessly(
     )
     monkeypatch.setenv("UNLATENT_POSTGRES__URL", url.render_as_string(hide_password=False))
     shown = ""
-    for command in (["verdicts"], ["verdicts", "--image", str(image)], ["review"]):
+    for command in (["verdicts"], ["verdicts", "--image", str(image)], ["review", "list"]):
         result = CliRunner().invoke(build_app(), command, obj=Context())
         assert result.exception is None
         shown += result.stdout

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from worker.console.desk import Desk, Refused
 from worker.console.pages.signed_in import SignedIn
 from worker.console.rendering import page
+from worker.text import escape_formula
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,7 +127,4 @@ def _written(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _harmless(value: object) -> object:
-    """Keep spreadsheets from calculating what somebody wrote (CWE-1236)."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return value
+    return escape_formula(value) if isinstance(value, str) else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import signal
@@ -108,6 +110,31 @@ def test_every_file_gets_one_line_in_order(
         assert line["label"] == score.label.value
         assert line["model_version"] == detector.model_version
         assert line["branches"] == pytest.approx(dict(score.branches), abs=1e-4)
+
+
+def test_every_format_has_the_same_records(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    pictures: Path,
+) -> None:
+    """JSON is the lines of JSON Lines in an array; CSV has their fields, and errors too."""
+    printed = {}
+    for format_ in ("jsonl", "json", "csv"):
+        options = ("--format", format_, "--bundle", bundle, "--device", "cpu")
+        assert run(monkeypatch, "check", *options, pictures) == 1
+        printed[format_] = capsys.readouterr().out
+    records = [json.loads(line) for line in printed["jsonl"].splitlines()]
+    assert json.loads(printed["json"]) == records
+    rows = list(csv.DictReader(io.StringIO(printed["csv"])))
+    assert [row["path"] for row in rows] == [record["path"] for record in records]
+    for row, record in zip(rows, records, strict=True):
+        assert {name for name, value in row.items() if value} <= record.keys()
+        assert record.keys() <= row.keys()
+        assert row["error"] == record.get("error", "")
+        if "error" not in record:
+            assert float(row["score"]) == record["score"]
+            assert json.loads(row["branches"]) == record["branches"]
 
 
 def test_all_good_files_exit_with_0(

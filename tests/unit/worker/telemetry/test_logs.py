@@ -169,3 +169,30 @@ def test_a_cut_through_a_secret_hides_it(stream: io.StringIO, log_format: str) -
         logging.getLogger("theirs").info(text)
     assert "hunter" not in stream.getvalue()
     assert ":h" not in stream.getvalue().replace(":h\\", "")
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        """Say that it is one."""
+        return True
+
+
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "coloured"), [(True, "", True), (True, "1", False), (False, "", False)]
+)
+def test_colours_are_for_terminals_whose_user_wants_them(
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,  # noqa: FBT001 - a parameter of the test
+    no_color: str,
+    coloured: bool,  # noqa: FBT001 - likewise
+) -> None:
+    """Lines for people have colours on a terminal, and none with `NO_COLOR` or in a file."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    stream = Terminal() if terminal else io.StringIO()
+    logs.configure(Observability(log_format="console"), stream=stream)
+    structlog.get_logger("ours").info("image_scored")
+    assert "image_scored" in stream.getvalue()
+    assert ("\x1b[" in stream.getvalue()) is coloured

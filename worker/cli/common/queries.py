@@ -1,4 +1,4 @@
-"""Runs one SQL statement for a command and prints its rows as a table; refusals are one line.
+"""Runs one SQL statement for a command and prints its rows; refusals are one line.
 
 What a moderator may see depends on the login; an operator's commands ask as the operator's login
 where the settings name one, else as the service.
@@ -7,17 +7,16 @@ where the settings name one, else as the service.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
-from worker.text import escape_controls
+from worker.cli.common import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from sqlalchemy import CursorResult, Engine
 
@@ -59,8 +58,14 @@ def engine(
         built.dispose()
 
 
-def print_rows(context: typer.Context, query: str, values: dict[str, Any] | None = None) -> None:
-    """Run one statement as a moderator and print its rows as a table.
+def print_rows(
+    context: typer.Context,
+    query: str,
+    values: dict[str, Any] | None = None,
+    *,
+    format_: rows.Format,
+) -> None:
+    """Run one statement as a moderator and print its rows.
 
     Raises `SettingsError` for a login that may see nothing: an empty table would say that nothing
     is there.
@@ -75,31 +80,17 @@ def print_rows(context: typer.Context, query: str, values: dict[str, Any] | None
                 "one, whom an operator adds with `unlatent moderators allow`; on a local stack, "
                 "`unlatent up` makes one"
             )
-        _print(connection.execute(text(query), values or {}))
+        _print(connection.execute(text(query), values or {}), format_)
 
 
-def print_operator_rows(context: typer.Context, query: str) -> None:
-    """Run one statement as the operator and print its rows as a table."""
+def print_operator_rows(context: typer.Context, query: str, *, format_: rows.Format) -> None:
+    """Run one statement as the operator and print its rows."""
     from sqlalchemy import text
 
     with engine(context, as_operator=True) as asked, asked.begin() as connection:
-        _print(connection.execute(text(query)))
+        _print(connection.execute(text(query)), format_)
 
 
-def _print(result: CursorResult[Any]) -> None:
-    _table([list(result.keys()), *([_cell(value) for value in row] for row in result)])
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else escape_controls(str(value))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+def _print(result: CursorResult[Any], format_: rows.Format) -> None:
+    columns = list(result.keys())
+    rows.print_rows([dict(row) for row in result.mappings()], columns, format_)

@@ -1,0 +1,1 @@
+"""Commands of operators over moderation: policies, webhooks, who may moderate."""
