@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detection.centre_square import centre_square
+from detection.efficientnet_lite import EfficientNetLite0
 from detection.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -144,7 +145,12 @@ def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def build_network(architecture: str) -> nn.Module:
-    """Build a timm architecture without weights and classifier; raises `SettingsError`."""
+    """Build a timm architecture without weights and classifier; raises `SettingsError`.
+
+    That of the embedded bundle is built without timm.
+    """
+    if architecture == "tf_efficientnet_lite0":
+        return EfficientNetLite0()
     import timm
 
     if not timm.is_model(architecture):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from detection.bundle import sha256_of
 from detection.intake.decode import IntakeLimits, decode
 from detection.intake.errors import ImageRejected
 from training.data.codecs import Codec
@@ -161,6 +160,8 @@ class ImageInventory:
 
 def check_images(entries: Sequence[Entry], data: Path) -> ImageInventory:
     """Hash and decode every file once; what is missing, broken or too small is refused by name."""
+    from detection.bundle import sha256_of  # brings torch, which erasing a sample does not need
+
     kept: list[Entry] = []
     digests: dict[Path, str] = {}
     refused: dict[str, str] = {}

@@ -14,8 +14,7 @@ from detection.errors import PermanentError, SettingsError
 from worker.cli.common.progress import show_progress
 from worker.cli.common.rows import Format, FormatOption, print_rows
 from worker.cli.context import ending
-from worker.scoring.score_record import score_record
-from worker.settings import load_settings
+
 from worker.text import escape_controls
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def check(
     lines that were printed.
     """
     from worker.scoring.file_scoring import check_files, find_files, intake_limits
+    from worker.settings import load_settings
 
     settings = load_settings()
     files = list(find_files(paths))
@@ -160,6 +160,8 @@ def _record(checked: ScoredFile, model_version: str) -> dict[str, Any]:
         error = checked.error
         record = {"path": str(checked.path), "error": f"{type(error).__name__}: {error}"}
         return record | ({"reason": error.reason} if isinstance(error, PermanentError) else {})
+    from worker.scoring.score_record import score_record
+
     return {
         "path": str(checked.path),
         **score_record(checked.score, model_version=model_version),

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 from detection.errors import SettingsError
-from worker.settings import Settings, environment_names, load_settings
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from worker.localstack import LocalStack
+    from worker.settings import Settings
 
 DEFAULT_STACK = Path("var/stack")
 #: What `unlatent up` sets beside addresses; the environment may say otherwise.
@@ -51,6 +51,8 @@ class Context:
         provide, and the stack runs, the stack's addresses are used, and standard error says so,
         once.
         """
+        from worker.settings import load_settings
+
         if self._settings is None:
             env_file = self._stack_in_use()
             if env_file is not None:
@@ -61,6 +63,8 @@ class Context:
         return self._settings
 
     def _stack_in_use(self) -> Path | None:
+        from worker.settings import environment_names
+
         env_file = self.stack_folder / "stack.env"
         if not env_file.exists():
             if self.stack_option is not None:
@@ -122,6 +126,8 @@ ending = Ending()
 
 def _without_hidden_evidence(settings: Settings) -> Settings:
     """Keep no evidence where the environment names buckets, and the stack's is none of them."""
+    from worker.settings import environment_names
+
     bucket = settings.moderation.evidence_bucket
     if EVIDENCE_BUCKET in environment_names() or bucket in settings.s3.buckets:
         return settings

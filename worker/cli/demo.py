@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from worker.settings import load_settings
-
 commands = typer.Typer()
 
 
@@ -37,6 +35,7 @@ def demo(
     from rich.console import Console
 
     from worker.demo.run import run_demo
+    from worker.settings import load_settings
 
     settings = load_settings()
     if bundle is not None:
@@ -75,6 +74,7 @@ def demo_retrain(
     from rich.console import Console
 
     from worker.demo.retrain import run_retrain_demo
+    from worker.settings import load_settings
 
     settings = load_settings()
     if bundle is not None:

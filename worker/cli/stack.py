@@ -14,10 +14,6 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
-from worker.localstack.commands import WebServer
-from worker.localstack.processes import LOOPBACK, LocalStackError, ServerEnded
-from worker.localstack.stack import DATABASE, MODERATOR
-from worker.settings import load_settings
 from worker.text import escape_controls, mask
 
 if TYPE_CHECKING:
@@ -54,7 +50,10 @@ def up(
     A moderator's login and a bucket for evidence are made, too, so that every command works.
     """
     from worker.database.engine import migrate
+    from worker.localstack.processes import LOOPBACK
+    from worker.localstack.stack import DATABASE, MODERATOR
     from worker.moderation.sql_settings import write_sql_settings
+    from worker.settings import load_settings
 
     chosen = cli.of(context)
     stack = chosen.local_stack()
@@ -93,6 +92,8 @@ def up(
 
 
 def _tell_of_console(stack: LocalStack) -> None:
+    from worker.localstack.stack import MODERATOR
+
     typer.echo(f"console   {stack.console.address}")
     typer.echo(f"          sign in as {MODERATOR}, password {stack.moderator_password()}")
 
@@ -117,6 +118,8 @@ def _run_everything(stack: LocalStack, settings: Settings) -> None:
 @contextmanager
 def _stopping(stack: LocalStack) -> Iterator[None]:
     """Stop all of the stack when anything but its own end ends the block: Ctrl-C, an error."""
+    from worker.localstack.processes import LocalStackError, ServerEnded
+
     try:
         yield
     except BaseException as error:
@@ -148,6 +151,7 @@ def _tell(text: str, *, err: bool = False) -> None:
 
 def _allow_moderator(stack: LocalStack) -> None:
     from worker.database.engine import connect
+    from worker.localstack.stack import MODERATOR
     from worker.moderation.moderators import allow
 
     engine = connect(stack.database_url(), application_name="unlatent-cli")
@@ -184,6 +188,9 @@ def status(context: typer.Context) -> None:
 
     Warns of a model whose thresholds were not measured on files as this release reads them.
     """
+    from worker.localstack.commands import WebServer
+    from worker.settings import load_settings
+
     chosen = cli.of(context)
     stack = chosen.local_stack()
     if not stack.exists:

@@ -10,8 +10,6 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli.common.progress import show_progress
-from worker.settings import load_settings
-from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -100,7 +98,7 @@ def bundle(
     from training.fit.data_parallel import process_group
     from training.fit.stay_positive import HEAD_LOOP
 
-    configure(load_settings().observability)
+    _configure_logs()
     headed = RECIPES[recipe].backbone is not None
     if headed and (taef2 is not None or stay_positive or not folds):
         raise typer.BadParameter(
@@ -127,6 +125,13 @@ def bundle(
         )
         released = _build(training_run, out, data, licence=licence, folds=folds)
     typer.echo(f"{released.folder}: model version {released.model_version}")
+
+
+def _configure_logs() -> None:
+    from worker.settings import load_settings
+    from worker.telemetry.logs import configure
+
+    configure(load_settings().observability)
 
 
 def _usable_entries(data: Path) -> list[Entry]:
@@ -202,7 +207,7 @@ def train(
     from training.fit.data_parallel import process_group
     from training.retraining.folder_run import FolderRunOptions
 
-    configure(load_settings().observability)
+    _configure_logs()
     with process_group(device) as leads:
         if not leads:
             return

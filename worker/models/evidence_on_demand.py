@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from detection.bundle import load_bundle
 from detection.errors import SettingsError, UnlatentError
 from detection.evidence import make_evidence
 from detection.score import decide
@@ -112,6 +111,8 @@ def _make(verdict: Verdict, data: bytes, scorer: Scorer, intake: Intake) -> dict
 
 
 def _scorer(model_version: str, settings: Settings, engine: Engine) -> Scorer:
+    from detection.bundle import load_bundle  # brings torch, which stored evidence does not need
+
     try:
         chosen = settings_for_model(settings, ModelsRegistry(engine).find(model_version))
     except UnknownModel:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: the packages that pyproject.toml names these load. Whoever makes a role heavier changes a line.
 ROLES = {
     "producer": ("client", ["worker.client"], {"psycopg", "redis", "sqlalchemy"}),
-    "command line": ("service", ["worker.cli"], {"pydantic-settings", "typer"}),
+    "command line": ("service", ["worker.cli"], {"typer"}),
     "worker": (
         "service",
         ["worker.cli", "worker.processes.worker", "worker.queue.tasks", "worker.retraining.tasks"],
@@ -45,19 +45,19 @@ ROLES = {
         ["worker.cli", "worker.processes.bridge"],
         {
             "boto3", "celery", "kombu", "opentelemetry-api", "prometheus-client", "psycopg",
-            "pydantic-settings", "redis", "rich", "sqlalchemy", "structlog", "typer",
+            "redis", "rich", "sqlalchemy", "structlog", "typer",
         },
     ),
     "beat": (
         "service",
         ["worker.cli", "worker.processes.beat"],
-        {"celery", "kombu", "pydantic-settings", "rich", "structlog", "typer"},
+        {"celery", "kombu", "rich", "structlog", "typer"},
     ),
     "console": (
         "console",
         ["worker.cli", "worker.processes.console"],
         {
-            "boto3", "fastapi", "jinja2", "numpy", "pillow", "psycopg", "pydantic-settings",
+            "boto3", "fastapi", "jinja2", "numpy", "pillow", "psycopg",
             "python-multipart", "sqlalchemy", "structlog", "typer", "uvicorn",
         },
     ),

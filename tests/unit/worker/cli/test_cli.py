@@ -60,7 +60,7 @@ def test_an_unexpected_error_is_one_masked_line(
     def fail(_settings: object) -> dict[str, str]:
         raise RuntimeError("cannot reach redis://:hunter2@cache.example/0")
 
-    monkeypatch.setattr("worker.cli.config.in_force", fail)
+    monkeypatch.setattr("worker.settings.in_force", fail)
     assert run(monkeypatch, "config") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -142,7 +142,7 @@ def test_an_error_is_one_line_of_bounded_length(
     def fail(_settings: object) -> dict[str, str]:
         raise RuntimeError(f"began{'x' * 20_000}ended")
 
-    monkeypatch.setattr("worker.cli.config.in_force", fail)
+    monkeypatch.setattr("worker.settings.in_force", fail)
     assert run(monkeypatch, "config") == 1
     error = capsys.readouterr().err
     assert len(error) < 2500
