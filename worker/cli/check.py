@@ -14,7 +14,6 @@ from detection.errors import PermanentError, SettingsError
 from worker.cli.common.progress import show_progress
 from worker.cli.common.rows import Format, FormatOption, print_rows
 from worker.cli.context import ending
-
 from worker.text import escape_controls
 
 if TYPE_CHECKING:

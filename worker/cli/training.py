@@ -68,25 +68,47 @@ Steady = Annotated[
         " costs two more scores for each image about to be flagged.",
     ),
 ]
+BundleData = Annotated[
+    Path | None,
+    typer.Option(help="Folder with manifest.tsv and the images it lists; not with --smoke."),
+]
+BundleOut = Annotated[
+    Path | None, typer.Option(help="Where the bundle is written: out/bundle, or out/smoke/bundle.")
+]
+BundleRun = Annotated[
+    Path | None,
+    typer.Option(
+        help="Checkpoints and intermediate results, which a run resumes from: out/run, or"
+        " out/smoke/run."
+    ),
+]
+BundleTaef2 = Annotated[
+    Path | None, typer.Option(help="Folder of the TAEF2 autoencoder, to make pairs with.")
+]
+Smoke = Annotated[
+    bool,
+    typer.Option(
+        "--smoke",
+        help="Train everything tiny on images drawn on the spot, in about a minute: shows that this"
+        " installation can train. The bundle judges nothing.",
+    ),
+]
 
 
 @commands.command()
 def bundle(
-    data: DataFolder,
-    out: Annotated[Path, typer.Option(help="Where the bundle is written.")] = Path("out/bundle"),
-    run: Annotated[
-        Path, typer.Option(help="Checkpoints and intermediate results; a run resumes from it.")
-    ] = Path("out/run"),
+    data: BundleData = None,
+    out: BundleOut = None,
+    run: BundleRun = None,
     recipe: RecipeName = "small",
     backbone_weights: BackboneWeights = None,
-    taef2: Annotated[
-        Path | None, typer.Option(help="Folder of the TAEF2 autoencoder, to make pairs with.")
-    ] = None,
+    taef2: BundleTaef2 = None,
     licence: Licence = "not stated",
     folds: Folds = True,
     calibration: CalibrationMethod = "temperature",
     stay_positive: StayPositive = False,
     steady: Steady = False,
+    smoke: Smoke = False,
 ) -> None:
     """Train, calibrate and write a bundle from images of one's own; takes hours on a CPU.
 
@@ -94,11 +116,53 @@ def bundle(
     source and group; folds.tsv beside it states the folds.
     """
     from training.bundles.recipe import RECIPES, BundleTrainingRun, write_recipe
+    from training.bundles.smoke import draw_images, smoke_recipe
     from training.data.taef2 import taef2_aligner
     from training.fit.data_parallel import process_group
     from training.fit.stay_positive import HEAD_LOOP
 
     _configure_logs()
+    if smoke == (data is not None):
+        raise typer.BadParameter("either --data names the images, or --smoke draws some")
+    _refuse_ignored(recipe, taef2, backbone_weights, stay_positive=stay_positive, folds=folds)
+    resolved = replace(
+        RECIPES[recipe],
+        calibration=calibration,
+        positive_head_loop=HEAD_LOOP if stay_positive else None,
+        steady=steady,
+    )
+    if smoke:
+        resolved = smoke_recipe(resolved)
+    base = Path("out/smoke" if smoke else "out")
+    out, run = out or base / "bundle", run or base / "run"
+    entries = [] if data is None else _usable_entries(data)
+    with process_group("cpu") as leads:
+        if not leads:
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        write_recipe(resolved, run / "recipe.json")
+        if data is None:
+            data = run / "images"
+            entries = draw_images(data)
+        aligners = [] if taef2 is None else [taef2_aligner(taef2)]
+        training_run = BundleTrainingRun(
+            entries, run, resolved, aligners, backbone_weights=backbone_weights
+        )
+        released = _build(training_run, out, data, licence=licence, folds=folds)
+    typer.echo(f"{released.folder}: model version {released.model_version}")
+
+
+def _refuse_ignored(
+    recipe: str,
+    taef2: Path | None,
+    backbone_weights: Path | None,
+    *,
+    stay_positive: bool,
+    folds: bool,
+) -> None:
+    """Refuse the options that a recipe would ignore."""
+    from training.bundles.recipe import RECIPES
+
     headed = RECIPES[recipe].backbone is not None
     if headed and (taef2 is not None or stay_positive or not folds):
         raise typer.BadParameter(
@@ -107,24 +171,6 @@ def bundle(
         )
     if not headed and backbone_weights is not None:
         raise typer.BadParameter(f"--backbone-weights is not for --recipe {recipe}")
-    entries = _usable_entries(data)
-    resolved = replace(
-        RECIPES[recipe],
-        calibration=calibration,
-        positive_head_loop=HEAD_LOOP if stay_positive else None,
-        steady=steady,
-    )
-    with process_group("cpu") as leads:
-        if not leads:
-            return
-        run.mkdir(parents=True, exist_ok=True)
-        write_recipe(resolved, run / "recipe.json")
-        aligners = [] if taef2 is None else [taef2_aligner(taef2)]
-        training_run = BundleTrainingRun(
-            entries, run, resolved, aligners, backbone_weights=backbone_weights
-        )
-        released = _build(training_run, out, data, licence=licence, folds=folds)
-    typer.echo(f"{released.folder}: model version {released.model_version}")
 
 
 def _configure_logs() -> None:
