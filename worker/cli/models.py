@@ -114,11 +114,51 @@ def promote(
         bool, typer.Option("--force", help="Though no gate was passed; the audit says so.")
     ] = False,
 ) -> None:
-    """Make a model version champion; running workers load it and swap without a restart."""
-    with _registry(context) as registry:
+    """Make a model version champion; running workers load it and swap without a restart.
+
+    Before that it says on standard error what `preview` does.
+    """
+    from worker.models.registry import ModelsRegistry
+
+    with _engine(context) as engine:
+        registry = ModelsRegistry(engine)
         wanted = registry.find_by_prefix(digest).digest
+        for line in _preview_lines(engine, wanted):
+            typer.echo(line, err=True)
         registry.promote(wanted, actor=by, reason=reason, forced=force)
     typer.echo(f"champion {wanted}")
+
+
+@models.command()
+def preview(context: typer.Context, digest: Digest) -> None:
+    """Say how many recent images would change tier under a model version; nothing is changed.
+
+    What it judged in shadow in the last 30 days is held against the verdicts of the champion.
+    """
+    from worker.models.registry import ModelsRegistry
+
+    with _engine(context) as engine:
+        wanted = ModelsRegistry(engine).find_by_prefix(digest).digest
+        for line in _preview_lines(engine, wanted):
+            typer.echo(line)
+
+
+def _preview_lines(engine: Engine, digest: str) -> Iterator[str]:
+    from worker.models.promotion_preview import preview_promotion
+
+    seen = preview_promotion(engine, digest)
+    if not seen.images:
+        yield (
+            "change of tiers: not known, it has judged no image in shadow in the last 30 days"
+            f" (unlatent models challenge {digest[:12]})"
+        )
+        return
+    moved = sum(change.images for change in seen.changes)
+    share = moved / seen.images
+    yield f"{moved} of {seen.images} images that both judged would change tier ({share:.1%})"
+    for change in seen.changes:
+        examples = " ".join(map(str, change.examples))
+        yield f"{change.before} → {change.after}: {change.images}, for example {examples}"
 
 
 @models.command()

@@ -31,7 +31,8 @@ IN_SHADOW = """
 def _pairs(chosen: str) -> str:
     """Return the query of both verdicts of the images that a query of shadow verdicts chooses."""
     return f"""
-        SELECT s.label AS challenger, s.score, c.label AS champion, c.score AS champion_score
+        SELECT s.image_id, s.label AS challenger, s.score, c.label AS champion,
+            c.score AS champion_score
         FROM ({chosen}) s
         JOIN LATERAL (
             SELECT label, score FROM app.verdicts x
@@ -42,7 +43,8 @@ def _pairs(chosen: str) -> str:
     """  # noqa: S608 - of this module's constants
 
 
-_OF_CHALLENGER = _pairs("""
+#: The newest `limit` pairs of one challenger since a time.
+PAIRS_OF_CHALLENGER = _pairs("""
     SELECT image_id, label, score, model_version FROM app.verdicts
     WHERE model_version = :challenger AND role = 'shadow' AND scored_at >= :since
     ORDER BY scored_at DESC LIMIT :limit
@@ -61,7 +63,7 @@ _REPORT = text(f"""
         count(*) FILTER (WHERE champion <> 'generated' AND challenger = 'generated') AS accused,
         count(*) FILTER (WHERE champion = 'generated' AND challenger <> 'generated') AS acquitted,
         corr(champion_score, score) AS correlation
-    FROM ({_OF_CHALLENGER}) pairs
+    FROM ({PAIRS_OF_CHALLENGER}) pairs
 """)  # noqa: S608 - of this module's constants
 
 
