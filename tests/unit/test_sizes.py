@@ -53,7 +53,7 @@ def test_classes_and_functions_are_short() -> None:
     """Classes stay under 200 lines and functions under 60, but for a list that only shrinks."""
     found = {
         f"{path.relative_to(REPOSITORY).as_posix()} {name}": lines
-        for package in ("detection", "training", "worker")
+        for package in ("client", "detection", "training", "worker")
         for path in (REPOSITORY / package).rglob("*.py")
         for name, lines in too_long(ast.parse(path.read_text(encoding="utf-8")))
     }
