@@ -82,7 +82,7 @@ def test_objects_are_what_their_schemas_say(overlay: str) -> None:
 
 def test_the_schemas_refuse_what_is_misspelt() -> None:
     """A field that nobody knows fails, in our own schemas as in those of Kubernetes."""
-    (scaled,) = find("production-gpu", "ScaledObject")
+    scaled = find("production-gpu", "ScaledObject")[0]
     with pytest.raises(jsonschema.ValidationError, match="maxReplicas"):
         jsonschema.validate(
             {**scaled, "spec": {**scaled["spec"], "maxReplicas": 3}}, CRDS["ScaledObject"]
@@ -112,7 +112,8 @@ def test_selectors_find_their_pods(overlay: str) -> None:
     for document in find(overlay, "Deployment", "PodDisruptionBudget"):  # and nobody else's
         assert found(document["spec"]["selector"]) == {document["metadata"]["name"]}
     for document in find(overlay, "PodMonitor"):
-        assert found(document["spec"]["selector"]) == {"unlatent-bridge", "unlatent-worker"}
+        scraped = {"unlatent-bridge", "unlatent-worker", "unlatent-serve"}
+        assert found(document["spec"]["selector"]) == scraped
     for document in find(overlay, "NetworkPolicy"):
         assert found(document["spec"]["podSelector"])
     for document in find(overlay, "ScaledObject"):
