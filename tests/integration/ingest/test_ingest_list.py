@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from worker.ingest.events import Event
     from worker.localstack import LocalStack
     from worker.settings import Settings
+
+PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -99,6 +103,21 @@ def test_the_least_upload_has_the_defaults_of_the_service(
     uploads.submit(bucket="uploads", key="a.jpg", etag=None)
     assert take(redis_client, ingest_key) == [
         Upload(bucket="uploads", key="a.jpg", source="default")
+    ]
+
+
+def test_the_example_of_the_page_announces_its_upload(
+    redis_client: Redis, ingest_key: str, settings: Settings
+) -> None:
+    """The code of docs/client.md runs as it stands, at this test's own address and key."""
+    (example,) = re.findall(
+        r"```python\n(from unlatent_client import IngestList.*?)```", PAGE, re.DOTALL
+    )
+    url = settings.redis.url.get_secret_value()
+    code = example.replace("rediss://:…@redis.example:6379/0", url)
+    exec(compile(code.replace("unlatent:ingest", ingest_key), "example", "exec"), {})  # noqa: S102 - our own page
+    assert take(redis_client, ingest_key) == [
+        Upload(bucket="uploads", key="cat.jpg", etag="0a1b", source="web")
     ]
 
 
