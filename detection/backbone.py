@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detection.centre_square import centre_square
-from detection.efficientnet_lite import EfficientNetLite0
 from detection.errors import SettingsError
+from detection.networks.efficientnet_lite import EfficientNetLite0
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

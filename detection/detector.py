@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.applicability import inapplicable_reason, novelty_reason
 from detection.backbone import Backbone, to_views, whole_view
-from detection.batch_norm_folding import fold_batch_norms
 from detection.bundle import Arithmetic, Bundle, BundleError, load_bundle
 from detection.bundle_generator import load_lare
 from detection.egre import Egre
 from detection.errors import PermanentError, UnlatentError
 from detection.fusion import accusation_distance, assign_label
 from detection.lare import center_crop_resize, lare_map, to_minus_one_one
+from detection.networks.batch_norm_folding import fold_batch_norms
 from detection.reencoding import mild_copies
 from detection.score import Label, Score, TileLogit
 

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 import detection
 import worker
@@ -17,6 +18,7 @@ from tests.support.rendered_manifests import DEPLOY, REPOSITORY, find, rules
 from worker.ingest.bridge_metrics import BridgeMetrics
 from worker.ledger.interface import State
 from worker.monitoring.database_gauges import GAUGES
+from worker.serving.metrics import HttpMetrics
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ DASHBOARDS = sorted((DEPLOY / "components" / "monitoring" / "dashboards").glob("
 def published() -> set[str]:
     """Return the names under which a scrape finds our metrics."""
     names = set()
-    for registry in (Metrics().registry, BridgeMetrics().registry):
+    serving = CollectorRegistry()
+    HttpMetrics(serving)
+    for registry in (Metrics().registry, BridgeMetrics().registry, serving):
         for family in registry.collect():
             suffixes = {
                 "counter": ("_total",),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from detection.backbone import build_network
-from detection.efficientnet_lite import EfficientNetLite0
+from detection.networks.efficientnet_lite import EfficientNetLite0
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from detection.aligned import AlignedConfig, AlignedNet
-from detection.batch_norm_folding import fold_batch_norms
 from detection.egre import Egre, EgreConfig
 from detection.generators.generator import noise_bank
+from detection.networks.batch_norm_folding import fold_batch_norms
 
 
 def lived_in(network: nn.Module) -> nn.Module:

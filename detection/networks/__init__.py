@@ -1,0 +1,1 @@
+"""Network architectures, and what makes them quicker."""
