@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from detection.intake.animation import ShownFrame
 from tests.support.images.bad_files import LIMITS, picture, refused
 from tests.support.serving.http_service import Gate, Rig, http_service, in_thread
 from tests.support.waiting import eventually
+from worker.decoding.byte_budget import ByteBudget
+from worker.decoding.pool import Decoded
+from worker.ledger.interface import ImageFacts
 from worker.scoring.memory import MemoryScorer
-from worker.serving.problems import MEDIA_TYPE
+from worker.serving.checker import Checker
+from worker.serving.problems import MEDIA_TYPE, CheckTimeout
 from worker.storage.memory import MemoryStorage
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,3 +243,30 @@ def test_requests_are_counted_by_route_and_status(serve: Callable[..., Rig]) -> 
     text = rig.client.get("/metrics").text
     assert 'unlatent_http_requests_total{route="/v1/check",status="200"} 1.0' in text
     assert "healthz" not in text
+
+
+def test_what_is_decoded_too_late_is_given_back() -> None:
+    """An image whose request has gone while it was decoded leaves nothing in the budget."""
+    budget, released = ByteBudget(10**6), threading.Event()
+
+    class SlowDecoder:
+        """Decodes once it is told to."""
+
+        def decode(self, _data: bytes, **_options: Any) -> Decoded:
+            assert released.wait(60)
+            pixels = np.zeros((64, 64, 3), np.uint8)
+            budget.acquire(pixels.nbytes, wait_s=0)
+            facts = ImageFacts(sha256="0" * 64, size=1, format="PNG", width=64, height=64)
+            return Decoded((ShownFrame(0, 1.0, pixels),), facts, budget)
+
+    checker = Checker(
+        decoder=cast("DecodePool", SlowDecoder()),
+        device=cast("Any", None),
+        metrics=Metrics(),
+        requests=1,
+    )
+    with closing(checker):
+        with pytest.raises(CheckTimeout):
+            asyncio.run(checker.check(b"x", wait_s=0.05))
+        released.set()
+    assert budget.used_bytes == 0
