@@ -11,7 +11,7 @@ from unlatent_client.errors import (
     Unreachable,
 )
 from unlatent_client.ingest_list import IngestList
-from unlatent_client.results import CheckedImage, CheckResult, ImageStatus, Verdict
+from unlatent_client.results import CheckedImage, CheckResult, Evidence, ImageStatus, Verdict
 from unlatent_client.uploads import UploadOptions
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "CheckResult",
     "CheckedImage",
     "Client",
+    "Evidence",
     "ImageStatus",
     "IngestList",
     "Problem",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from unlatent_client.results import check_result, image_status, submitted_id
+from unlatent_client.results import check_result, image_status, opened_appeal, submitted_id
 from unlatent_client.transport import Transport, whole_seconds
 from unlatent_client.uploads import upload_fields
 
@@ -107,32 +107,33 @@ class Client:
     def get(self, image_id: UUID | str, *, wait_s: float | None = None) -> ImageStatus:
         """Return what became of an image.
 
-        With `wait_s` (whole seconds, rounded up) the service answers when the image ends, and after
-        that time in any case. Raises `Problem` with status 404 for an unknown id.
+        With `wait_s` (whole seconds, rounded up, at most 60) the service answers when the image
+        ends, and after that time in any case. Raises `Problem` with status 404 for an unknown id.
         """
         query = None if wait_s is None else {"wait": whole_seconds(wait_s)}
         return image_status(self._transport.ask("GET", _path(image_id), query=query, wait_s=wait_s))
 
-    def appeal(self, image_id: UUID | str, text: str) -> None:
-        """Open an appeal of the uploader, in their words, against what was decided.
+    def appeal(self, image_id: UUID | str, text: str) -> UUID:
+        """Open an appeal of the uploader, in their words; return the id of the appeal.
 
         It is not sent again after a connection that broke: `Unreachable` then leaves open whether
-        the appeal was opened.
+        the appeal was opened. Raises `Problem` with status 409 while another one is open.
         """
-        self._transport.ask(
+        answer = self._transport.ask(
             "POST",
             f"{_path(image_id)}/appeals",
             body=_json({"text": text}),
             headers=_JSON,
             repeatable=False,
         )
+        return opened_appeal(answer)
 
-    def report(self, image_id: UUID | str, reason: str | None = None) -> None:
-        """Report an image, so that a person looks at it; sent again as an appeal is."""
+    def report(self, image_id: UUID | str, text: str | None = None) -> None:
+        """Have a person look at an image that somebody reported; sent again as an appeal is."""
         self._transport.ask(
             "POST",
             f"{_path(image_id)}/reports",
-            body=_json({} if reason is None else {"reason": reason}),
+            body=_json({} if text is None else {"text": text}),
             headers=_JSON,
             repeatable=False,
         )

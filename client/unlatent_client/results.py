@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,14 @@ class CheckedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """What decided, in layers: the document of docs/evidence.md, and its files by name."""
+
+    document: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """The detector's answer for one image.
 
@@ -34,8 +43,8 @@ class CheckResult:
     accusation in log-odds, above 0 beyond it, and None where the image was not judged;
     `distance_words` says it in words. `score` is the probability of `generated` under the assumed
     share `prior` of generated images. `outside` says why an image is not judged. `frame` is the
-    frame of an animation that decided. `evidence` holds the layers of the evidence where they were
-    asked for. `record` is the whole answer.
+    frame of an animation that decided. `evidence` is None unless it was asked for. `record` is the
+    whole answer.
     """
 
     score: float
@@ -50,18 +59,29 @@ class CheckResult:
     outside: str | None
     frame: int
     image: CheckedImage
-    evidence: Any
+    evidence: Evidence | None
     record: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The stored verdict of a submitted image; `tier` is the action that the policy names."""
+    """The stored verdict of a submitted image; `tier` is the action that the policy names.
+
+    The other fields are those of `CheckResult`.
+    """
 
     score: float
     label: str
+    distance: float | None
+    distance_words: str | None
     tier: str | None
     model_version: str
+    branches: Mapping[str, float]
+    decided_by: str
+    operating_point: str
+    prior: float
+    outside: str | None
+    frame: int
     scored_at: datetime
     record: Mapping[str, Any]
 
@@ -101,6 +121,11 @@ def submitted_id(answer: Any) -> UUID:
     return _read(lambda values: UUID(values["id"]), answer)
 
 
+def opened_appeal(answer: Any) -> UUID:
+    """Read the id of an appeal."""
+    return _read(lambda values: UUID(values["appeal_id"]), answer)
+
+
 def _read(read: Callable[[Any], _Record], answer: Any) -> _Record:
     try:
         return read(answer)
@@ -109,7 +134,7 @@ def _read(read: Callable[[Any], _Record], answer: Any) -> _Record:
 
 
 def _check_result(answer: Mapping[str, Any]) -> CheckResult:
-    image = answer["image"]
+    image, evidence = answer["image"], answer.get("evidence")
     return CheckResult(
         score=answer["score"],
         label=answer["label"],
@@ -129,8 +154,16 @@ def _check_result(answer: Mapping[str, Any]) -> CheckResult:
             width=image["width"],
             height=image["height"],
         ),
-        evidence=answer.get("evidence"),
+        evidence=None if evidence is None else _evidence(evidence),
         record=answer,
+    )
+
+
+def _evidence(values: Mapping[str, Any]) -> Evidence:
+    files = values["files"].items()
+    return Evidence(
+        document=values["document"],
+        files={name: base64.b64decode(data, validate=True) for name, data in files},
     )
 
 
@@ -149,8 +182,16 @@ def _verdict(values: Mapping[str, Any]) -> Verdict:
     return Verdict(
         score=values["score"],
         label=values["label"],
+        distance=values["distance"],
+        distance_words=values["distance_words"],
         tier=values["tier"],
         model_version=values["model_version"],
+        branches=values["branches"],
+        decided_by=values["decided_by"],
+        operating_point=values["operating_point"],
+        prior=values["prior"],
+        outside=values["outside"],
+        frame=values["frame"],
         scored_at=datetime.fromisoformat(values["scored_at"]),
         record=values,
     )

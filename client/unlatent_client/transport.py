@@ -141,11 +141,10 @@ def whole_seconds(wait_s: float) -> str:
 
 
 def _delay(tries: int, retry_after_s: float | None) -> float:
-    """Return the seconds until the next try: as asked, else longer each time and by chance."""
-    if retry_after_s is not None:
-        return max(retry_after_s, _SHORTEST_DELAY_S)
+    """Return the seconds until the next try: as asked at least, longer each time, and by chance."""
     longest_s = min(_FIRST_DELAY_S * 2**tries, _LONGEST_DELAY_S)
-    return random.uniform(_SHORTEST_DELAY_S, longest_s)  # noqa: S311 - spreads callers
+    own_s = random.uniform(_SHORTEST_DELAY_S, longest_s)  # noqa: S311 - spreads callers
+    return max(own_s, retry_after_s or 0.0)
 
 
 def _answer(response: urllib3.BaseHTTPResponse) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from email.message import Message
 
 IMAGE_ID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
+APPEAL_ID = "7d444840-9dc0-11d1-b245-5ffdce74fad2"
 
 CHECKED: dict[str, Any] = {
     "score": 0.93,
@@ -39,20 +40,14 @@ SCORED: dict[str, Any] = {
     "state": "scored",
     "reason": None,
     "detail": None,
-    "verdict": {
-        "score": 0.93,
-        "label": "generated",
-        "tier": "flag",
-        "model_version": "small-1",
-        "scored_at": "2026-01-31T12:00:00Z",
-        "decided_by": "backbone",
-    },
+    "verdict": {name: value for name, value in CHECKED.items() if name != "image"}
+    | {"tier": "flag", "scored_at": "2026-01-31T12:00:00Z"},
 }
 _ANSWERS = {
     ("POST", "/v1/check"): (200, CHECKED),
     ("POST", "/v1/images"): (202, {"id": IMAGE_ID, "state": "pending"}),
     ("GET", f"/v1/images/{IMAGE_ID}"): (200, SCORED),
-    ("POST", f"/v1/images/{IMAGE_ID}/appeals"): (201, {}),
+    ("POST", f"/v1/images/{IMAGE_ID}/appeals"): (201, {"appeal_id": APPEAL_ID}),
     ("POST", f"/v1/images/{IMAGE_ID}/reports"): (202, None),
 }
 

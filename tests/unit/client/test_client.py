@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from io import BytesIO, StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 import urllib3
 
-from tests.unit.client.conftest import CHECKED, IMAGE_ID, SCORED
-from unlatent_client import Client, Problem, ServiceError, UnexpectedAnswer, Unreachable
+from tests.unit.client.conftest import APPEAL_ID, CHECKED, IMAGE_ID, SCORED
+from unlatent_client import (
+    CheckedImage,
+    CheckResult,
+    Client,
+    Evidence,
+    ImageStatus,
+    Problem,
+    ServiceError,
+    UnexpectedAnswer,
+    Unreachable,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.unit.client.conftest import Service
+
+DESCRIPTION = Path(__file__).parents[3] / "docs" / "openapi.json"
 
 
 @pytest.fixture
@@ -59,14 +73,38 @@ def test_a_check_returns_what_the_service_answered(client: Client) -> None:
     assert result.evidence is None
 
 
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        (CheckResult, "Check"),
+        (CheckedImage, "ImageFacts"),
+        (Evidence, "Evidence"),
+        (ImageStatus, "Image"),
+        (Verdict, "Verdict"),
+    ],
+)
+def test_records_have_the_fields_of_the_description(record: type, name: str) -> None:
+    """The wheel reads every field that docs/openapi.json promises, and no other."""
+    described = json.loads(DESCRIPTION.read_text())["components"]["schemas"][name]["properties"]
+    read = {field.name for field in dataclasses.fields(record)}
+    assert read - {"record"} == described.keys()
+
+
 def test_fields_of_a_newer_service_do_no_harm(client: Client, service: Service) -> None:
-    """An unknown field stays in the record; evidence is handed on as it is."""
-    layers = {"tiles": [{"top": 0}]}
-    service.plan(200, CHECKED | {"new": 1, "evidence": layers})
-    result = client.check(b"abc", evidence=True)
-    assert result.record["new"] == 1
-    assert result.evidence == layers
+    """An unknown field stays in the record."""
+    service.plan(200, CHECKED | {"new": 1})
+    assert client.check(b"abc").record["new"] == 1
+
+
+def test_evidence_is_asked_for_and_read(client: Client, service: Service) -> None:
+    """The document is handed on, and files are bytes."""
+    evidence = {"document": {"tiles": [{"top": 0}]}, "files": {"map.png": "iVBORw0KGgo="}}
+    service.plan(200, CHECKED | {"evidence": evidence})
+    read = client.check(b"abc", evidence=True).evidence
     assert service.requests[0].query == {"evidence": ["1"]}
+    assert read is not None
+    assert read.document == evidence["document"]
+    assert read.files == {"map.png": b"\x89PNG\r\n\x1a\n"}
 
 
 def test_a_wait_is_asked_for_in_whole_seconds(client: Client, service: Service) -> None:
@@ -159,13 +197,13 @@ def test_the_state_of_an_image_is_read(client: Client, service: Service) -> None
 
 def test_appeals_and_reports_are_sent(client: Client, service: Service) -> None:
     """Both go to the image; an answer without a body is one."""
-    client.appeal(IMAGE_ID, "It is my photograph.")
+    assert client.appeal(IMAGE_ID, "It is my photograph.") == UUID(APPEAL_ID)
     client.report(IMAGE_ID, "looks generated")
     client.report(IMAGE_ID)
     sent = [(request.path.rpartition("/")[2], request.body) for request in service.requests]
     assert [(path, json.loads(body)) for path, body in sent] == [
         ("appeals", {"text": "It is my photograph."}),
-        ("reports", {"reason": "looks generated"}),
+        ("reports", {"text": "looks generated"}),
         ("reports", {}),
     ]
 
@@ -202,6 +240,7 @@ def test_an_answer_of_something_else_is_an_error(
         lambda: client.check(b"abc"),
         lambda: client.submit(bucket="b", key="k"),
         lambda: client.get(IMAGE_ID),
+        lambda: client.appeal(IMAGE_ID, "mine"),
     ]
     for ask in asked:
         service.plan(200, answer)
