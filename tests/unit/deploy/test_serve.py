@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from tests.support.rendered_manifests import DEPLOY, REPOSITORY, Pods, find, pods
+from tests.support.rendered_manifests import DEPLOY, Pods, find, pods
 from worker.scoring.device_thread import _LOAD_TIMEOUT_S
 from worker.settings import load_settings
 
@@ -130,13 +129,3 @@ def test_the_role_runs_without_a_device(tmp_path: Path) -> None:
     assert not [name for name in made.container["resources"]["limits"] if "/" in name]
     (bridge,) = (other for other in pods(str(tmp_path)) if other.name == "unlatent-bridge")
     assert made.environment["UNLATENT_S3__BUCKETS"] == bridge.environment["UNLATENT_S3__BUCKETS"]
-
-
-def test_the_documented_way_to_a_digest_is_the_one_that_is_checked() -> None:
-    """The page's command prints the SHA-256 of the key alone, in hexadecimal digits."""
-    page = (REPOSITORY / "docs" / "deploy.md").read_text()
-    (line,) = (line for line in page.splitlines() if "sha256sum" in line)
-    printed = subprocess.run(
-        ["sh", "-c", line], env={**os.environ, "key": "k1"}, check=True, capture_output=True
-    ).stdout.decode()
-    assert printed.split()[0] == hashlib.sha256(b"k1").hexdigest()
