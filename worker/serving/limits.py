@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: What multipart puts around a file of the largest size.
 _AROUND_BYTES = 64 * 1024
+HOOKS = "/hooks/"
 #: Answered however much is under way: they say how it stands.
 PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
 
@@ -71,7 +72,7 @@ class Limits:
         try:
             refusal = self._refusal(Headers(scope=scope))
             if refusal is not None:
-                await problem_of(refusal)(scope, receive, send_noting)
+                await self._refuse(refusal, scope, receive, send_noting)
                 return
             self._left -= 1
             body = _Body(receive, self, until=begun + self._timeout_s)
@@ -84,6 +85,16 @@ class Limits:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.monotonic() - begun)
+
+    async def _refuse(self, refusal: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_nothing() -> Message:
+            raise refusal
+
+        # What a hook does without a check is the settings' to say.
+        if scope["path"].startswith(HOOKS) and not isinstance(refusal, RequestRefused):
+            await self._app(scope, receive_nothing, send)
+        else:
+            await problem_of(refusal)(scope, receive, send)
 
     def _refusal(self, headers: Headers) -> Exception | None:
         if self._local_only and not is_local_host(headers.get("host", "")):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.serving.http_service import Gate, in_thread
 from tests.unit.worker.serving.test_check import grey
 from worker.scoring.memory import MemoryScorer
 
@@ -53,6 +54,28 @@ def test_the_settings_say_what_a_failed_check_does(
 
     rig = serve(scorer=MemoryScorer(before=fail), hooks_fail_open=fail_open)
     assert rig.client.post("/hooks/pict-rs/any", content=data).status_code == status
+    assert rig.sample(COUNTED, hook="pict-rs", outcome=outcome) == 1
+
+
+@pytest.mark.parametrize(
+    ("fail_open", "status", "outcome"),
+    [(True, 200, "failed_open"), (False, 406, "failed_closed")],
+)
+def test_a_full_service_does_what_the_settings_say(
+    fail_open: bool,  # noqa: FBT001 - a table
+    status: int,
+    outcome: str,
+    serve: Callable[..., Rig],
+) -> None:
+    """While all places are taken an upload is stored or refused as set, and counted as that."""
+    gate = Gate()
+    rig = serve(scorer=MemoryScorer(before=gate), requests=1, hooks_fail_open=fail_open)
+    gate.arm()
+    first = in_thread(rig.client.post, "/v1/check", content=grey())
+    assert gate.reached.wait(60)
+    assert rig.client.post("/hooks/pict-rs/any", content=grey()).status_code == status
+    gate.opened.set()
+    assert first.result(60).status_code == 200
     assert rig.sample(COUNTED, hook="pict-rs", outcome=outcome) == 1
 
 
