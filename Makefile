@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,8 @@ lock: venv ## Resolve pyproject.toml into requirements.lock, and the images' par
 		--no-annotate --output-file deploy/requirements-training.lock
 	echo hatchling | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
 		--output-file deploy/build.lock
+	echo uv | $(UV_COMPILE) - --constraint requirements.lock --no-annotate \
+		--output-file deploy/publish.lock
 
 check: venv ## Lint, check spelling, types and the direction of imports
 	$(BIN)/ruff check .
@@ -127,6 +129,20 @@ fuzz-events: venv ## Parse EVENTS=1000000 events mutated in the order of SEED=1;
 
 fuzz-images: venv ## Decode COUNT=50000 mutated images in the real pool: nothing may crash or hang
 	$(BIN)/python -m tests.fuzz.images --count $(or $(COUNT),50000) --seed $(or $(SEED),1)
+
+dist: venv ## Build wheel and source distribution into dist/
+	rm -rf dist
+	$(BIN)/python -m hatchling build --directory dist
+
+# The day bounds what the tool itself depends on.
+CYCLONEDX := $(BIN)/uv tool run --quiet --python $(BIN)/python --exclude-newer 2026-11-30 \
+	--from cyclonedx-bom==7.5.0 cyclonedx-py requirements --pyproject pyproject.toml \
+	--mc-type application --output-reproducible --validate
+
+sbom: venv ## Write bills of materials (CycloneDX) of the locks of both images into out/sbom
+	mkdir -p out/sbom
+	$(CYCLONEDX) deploy/requirements.lock --output-file out/sbom/unlatent-service.cdx.json
+	$(CYCLONEDX) deploy/requirements-training.lock --output-file out/sbom/unlatent-trainer.cdx.json
 
 clean: ## Remove the local stack, caches and build output; the virtual environment stays
 	@if [ -x $(BIN)/unlatent ]; then $(BIN)/unlatent down --delete; fi

@@ -16,9 +16,9 @@ WORKFLOWS = REPOSITORY / ".github" / "workflows"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
-def workflow() -> dict[str, Any]:
-    """Return the workflow of CI."""
-    loaded: dict[str, Any] = yaml.safe_load((WORKFLOWS / "ci.yml").read_text())
+def workflow(name: str = "ci") -> dict[str, Any]:
+    """Return a workflow, that of CI unless another is named."""
+    loaded: dict[str, Any] = yaml.safe_load((WORKFLOWS / f"{name}.yml").read_text())
     return loaded
 
 
@@ -65,3 +65,55 @@ def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_every_place_names_this_version() -> None:
+    """Images and the page that builds them carry the version of the package."""
+    version = PROJECT["version"]
+    pages = [*(REPOSITORY / "deploy" / "overlays").rglob("*.yaml"), REPOSITORY / "docs/deploy.md"]
+    named = [
+        number
+        for page in pages
+        for number in re.findall(
+            r"(?:newTag: |unlatent(?:-trainer)?:)(\d+\.\d+\.\d+)", page.read_text()
+        )
+    ]
+    assert len(named) >= 6
+    assert set(named) == {version}
+
+
+def test_a_release_gives_each_job_the_least() -> None:
+    """Only the job that publishes has an identity, only the last one writes, none has a secret."""
+    release = workflow("release")
+    assert release["permissions"] == {}
+    jobs = release["jobs"]
+    assert {name: job["permissions"] for name, job in jobs.items()} == {
+        "build": {"contents": "read"},
+        "publish": {"contents": "read", "id-token": "write"},
+        "announce": {"contents": "write"},
+    }
+    assert jobs["publish"]["environment"]["name"] == "pypi"
+    assert (jobs["publish"]["needs"], jobs["announce"]["needs"]) == ("build", "publish")
+    text = (WORKFLOWS / "release.yml").read_text()
+    assert "secrets." not in text
+    assert not re.search(r"(?i)password|api.token", text)
+    for job in jobs.values():
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"] == {"persist-credentials": False}
+
+
+def test_a_release_publishes_what_was_built_and_used() -> None:
+    """The job that builds runs targets that exist and the test of installing; tools are hashed."""
+    build, publish, _ = workflow("release")["jobs"].values()
+    ran = [step.get("run", "") for step in build["steps"]]
+    (targets,) = [line.split()[1:] for line in ran if line.startswith("make ")]
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert ".venv/bin/pytest -m full tests/unit/test_packaging.py" in ran
+    assert "--require-hashes --requirement deploy/publish.lock" in publish["steps"][-1]["run"]
+    pinned = re.findall(
+        r"^(\S+==\S+)", (REPOSITORY / "deploy/publish.lock").read_text(), re.MULTILINE
+    )
+    assert pinned
+    assert set(pinned) <= set((REPOSITORY / "requirements.lock").read_text().split())

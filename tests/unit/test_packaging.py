@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
+import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.extras import only
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,3 +49,51 @@ def test_an_embedded_bundle_stays_small() -> None:
     }
     assert {name: size for name, size in sizes.items() if size > 25_000_000} == {}
     assert sizes
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_what_is_released_is_installed_and_checks_a_file(kind: str, tmp_path: Path) -> None:
+    """In an environment of its own, with the packages of `service` alone, `check` gives a label.
+
+    Of the checkout nothing can be imported there.
+    """
+    built = tmp_path / "dist"
+    hatchling = [sys.executable, "-m", "hatchling", "build", "--target", kind]
+    run([*hatchling, "--directory", str(built)], cwd=REPOSITORY)
+    (artifact,) = built.iterdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    programs = tmp_path / "env" / "bin"
+    # What the lock installed is at hand there. A path in a .pth file brings no .pth file along, and
+    # so not the editable installation of this checkout.
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    (site / "present.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install"]
+    run([*pip, "--no-deps", "--no-index", "--no-build-isolation", str(artifact)], cwd=tmp_path)
+    where = run([str(programs / "python"), "-c", "import worker; print(worker.__file__)"], tmp_path)
+    assert Path(where.strip()).is_relative_to(site)
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert run([str(programs / "unlatent"), "--version"], tmp_path) == f"unlatent {version}\n"
+    pixels = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    told = run(
+        [str(programs / "unlatent"), "check", "--format", "jsonl", "a.png"], tmp_path, "service"
+    )
+    record = json.loads(told)
+    assert record["path"] == "a.png"
+    assert record["label"] in {"real", "unsure", "generated"}
+    assert re.fullmatch(r"[0-9a-f]{64}", record["model_version"])
+
+
+def run(command: list[str], cwd: Path, extra: str | None = None) -> str:
+    """Run a command, only with what an extra installs where one is named; return its output."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | (only(extra) if extra else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
