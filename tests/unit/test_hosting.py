@@ -71,6 +71,7 @@ def test_every_place_names_this_version() -> None:
     """Images and the page that builds them carry the version of the package."""
     version = PROJECT["version"]
     pages = [*(REPOSITORY / "deploy" / "overlays").rglob("*.yaml"), REPOSITORY / "docs/deploy.md"]
+    pages.append(REPOSITORY / "compose.yaml")
     named = [
         number
         for page in pages
@@ -78,7 +79,7 @@ def test_every_place_names_this_version() -> None:
             r"(?:newTag: |unlatent(?:-trainer)?:)(\d+\.\d+\.\d+)", page.read_text()
         )
     ]
-    assert len(named) >= 6
+    assert len(named) >= 7
     assert set(named) == {version}
 
 
