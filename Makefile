@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,11 @@ bench-end-to-end: venv ## Compare images a second through the whole service and 
 bench-quality: venv ## Measure BUNDLE on DATA=<folder> of labelled images: tables and plots in OUT
 	$(BIN)/python -m tests.benchmarks.bench_quality --data "$(DATA)" \
 		$(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(OUT),--out "$(OUT)") \
+		$(if $(LIMIT),--limit "$(LIMIT)")
+
+bench-splices: venv ## Measure on LIMIT photographs of DATA whether BUNDLE's evidence points at a pasted patch
+	$(BIN)/python -m tests.benchmarks.detector.bench_splices --data "$(DATA)" \
+		$(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(TAEF2),--taef2 "$(TAEF2)") \
 		$(if $(LIMIT),--limit "$(LIMIT)")
 
 bench-improvement: venv ## Teach a fold of RUN=<unlatent bundle --run> its FAMILY from DATA, before and after
