@@ -1,7 +1,8 @@
 """`make bench-quality DATA=… [BUNDLE=…] [OUT=…] [LIMIT=…]`: what a bundle is worth on a folder.
 
 Writes `quality.json`, `quality.md` and plots to OUT, and prints one JSON object with the headline
-figures on standard output. It is `unlatent evaluate` with a record for machines.
+figures on standard output. It is `unlatent evaluate` with a record for machines, and with the
+labels of the wheels' photographs in unusual shapes, which are counted there and in `shapes.md`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.detector import Detector
+from tests.benchmarks.detector.shapes import count_labels
 from training.evaluation.quality.run import evaluate_bundle
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from training.evaluation.quality.report import FormFigures, Quality
 
 
@@ -38,8 +42,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for warning in quality.warnings:
         print(f"Mind: {warning}", file=sys.stderr)
-    print(json.dumps(headline(quality)))
+    shapes = count_labels(detector)
+    (options.out / "shapes.md").write_text(shapes_page(shapes), encoding="utf-8")
+    print(json.dumps(headline(quality) | {"shapes": shapes}))
     return 0
+
+
+def shapes_page(shapes: Mapping[str, Mapping[str, int]]) -> str:
+    """Write the labels by shape as a table."""
+    lines = ["# Real photographs in unusual shapes", ""]
+    lines += ["| shape | generated | unsure | real |", "| --- | --- | --- | --- |"]
+    for name, counts in shapes.items():
+        lines.append(f"| {name} | {counts['generated']} | {counts['unsure']} | {counts['real']} |")
+    return "\n".join(lines) + "\n"
 
 
 def show_progress(form: str, done: int, total: int) -> None:

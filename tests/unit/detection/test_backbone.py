@@ -133,6 +133,31 @@ def test_a_large_picture_is_averaged_over_areas_first() -> None:
     np.testing.assert_array_equal(whole_view(image, CONFIG), np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "factor"),
+    [(3072, 4080, 6), (1024, 6144, 2), (2048, 512, 1), (150, 200, 1)],
+    ids=["12 megapixels", "panorama", "tall screenshot", "thumbnail"],
+)
+def test_pictures_of_every_shape_are_seen_alike(height: int, width: int, factor: int) -> None:
+    """The shipped view is the mean of the blocks of the centre square, saved once and scaled."""
+    config = BackboneConfig()
+    noise = np.random.default_rng(7).integers(20, 230, (24, 32, 3), dtype=np.uint8)
+    size = (width // factor, height // factor)
+    means = np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR))
+    image = means.repeat(factor, axis=0).repeat(factor, axis=1)
+    if factor > 1:  # columns in turn darker and lighter, which an average does not show
+        image = image + np.tile([[-8], [8]], (width // 2, 1))
+    square = min(means.shape[:2])
+    top, left = ((length - square) // 2 for length in means.shape[:2])
+    buffer = io.BytesIO()
+    cut = Image.fromarray(means[top : top + square, left : left + square])
+    cut.save(buffer, "JPEG", quality=config.quality, subsampling=2)
+    side = (config.side, config.side)
+    expected = Image.open(buffer).resize(side, Image.Resampling.BICUBIC)
+    found = whole_view(image.astype(np.uint8), config)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
 def test_a_picture_of_the_views_size_is_only_saved_once() -> None:
     """Neither cut nor scaled, it is seen as the JPEG of it."""
     image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
