@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.errors import SettingsError
-from detection.generators.generator import EPSILON, FLOW, VELOCITY, Generator
 from detection.generators.loading import GeneratorError, load_generator_folder
+from detection.generators.noise_schedule import EPSILON, FLOW, VELOCITY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from detection.generators.generator import Generator
 
 RECONSTRUCT, LARE = "reconstruct", "lare"
 #: Taken by Flux models that were distilled with guidance, beside the preset's own conditioning.

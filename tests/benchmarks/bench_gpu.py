@@ -28,7 +28,8 @@ from PIL import Image
 
 from detection.bundle import load_bundle
 from detection.detector import Detector
-from detection.generators.generator import Generator, noise_bank, noise_schedule_from_scheduler
+from detection.generators.generator import Generator, noise_bank
+from detection.generators.noise_schedule import noise_schedule_from_scheduler
 from detection.lare import LareConfig, lare_map
 from worker.decoding.pool import DecodePool
 from worker.scoring.batcher import Batcher

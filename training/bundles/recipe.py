@@ -33,8 +33,9 @@ from detection.aligned import AlignedConfig, AlignedNet
 from detection.backbone import Backbone, BackboneConfig
 from detection.egre import Egre, EgreConfig
 from detection.errors import SettingsError
-from detection.generators.generator import Generator, noise_bank, noise_schedule_from_scheduler
+from detection.generators.generator import Generator, noise_bank
 from detection.generators.loading import load_generator_folder
+from detection.generators.noise_schedule import noise_schedule_from_scheduler
 from detection.lare import LareConfig, center_crop_resize
 from training.bundles.head_branch import HeadRecipe
 from training.data.aligners import AutoencoderReconstruction, to_tensor

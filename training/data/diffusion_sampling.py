@@ -1,9 +1,9 @@
 """Sampling with a generator: whole images by DDIM, and partial-noise reconstructions.
 
 DDIM (Song et al., ICLR 2021, arXiv 2010.02502, eq. 12 with eta = 0) for the variance-preserving
-kinds, Euler steps for flow. A partial-noise reconstruction encodes a real image, noises it to some
-step and denoises it in a few: unlike an autoencoder round trip it carries a LaRE signal, since the
-latent now comes out of the predictor.
+and the preconditioned kinds, Euler steps for flow. A partial-noise reconstruction encodes a real
+image, noises it to some step and denoises it in a few: unlike an autoencoder round trip it carries
+a LaRE signal, since the latent now comes out of the predictor.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from detection.errors import SettingsError
-from detection.generators.generator import FLOW, VELOCITY, Generator, noise_bank
+from detection.generators.generator import Generator, noise_bank
+from detection.generators.noise_schedule import FLOW, VELOCITY
 from training.data.aligners import pad_to_multiple, to_images, to_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from detection.generators.noise_schedule import NoiseSchedule
 
 
 def denoise(generator: Generator, latents: Tensor, *, start: int, passes: int) -> Tensor:
@@ -36,14 +39,21 @@ def denoise(generator: Generator, latents: Tensor, *, start: int, passes: int) -
         if schedule.prediction == FLOW:
             latents = latents + (following - now) / schedule.steps * answer
             continue
-        signal, spread = schedule.alpha_sigma(now)
-        if schedule.prediction == VELOCITY:
-            clean, noise = signal * latents - spread * answer, signal * answer + spread * latents
-        else:
-            clean, noise = (latents - spread * answer) / signal, answer
-        next_signal, next_spread = schedule.alpha_sigma(following) if following else (1.0, 0.0)
-        latents = next_signal * clean + next_spread * noise
+        clean, noise = _split(schedule, latents, answer, now)
+        latents = schedule.add_noise(clean, noise, following)[0] if following else clean
     return latents
+
+
+def _split(
+    schedule: NoiseSchedule, latents: Tensor, answer: Tensor, step: int
+) -> tuple[Tensor, Tensor]:
+    """Split noised latents into the clean ones and the noise that the answer stands for."""
+    if schedule.preconditioning is not None:
+        return schedule.preconditioning.clean_and_noise(latents, answer, step)
+    signal, spread = schedule.alpha_sigma(step)
+    if schedule.prediction == VELOCITY:
+        return signal * latents - spread * answer, signal * answer + spread * latents
+    return (latents - spread * answer) / signal, answer
 
 
 def sample(

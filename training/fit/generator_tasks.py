@@ -23,7 +23,7 @@ from training.data.samples import BalancedSampler, Sample
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from detection.generators.generator import NoiseSchedule
+    from detection.generators.noise_schedule import NoiseSchedule
 
 #: Weight of the KL term: keeps the latents near a unit Gaussian without blurring them.
 KL_WEIGHT = 1e-6

@@ -9,12 +9,8 @@ import pytest
 import torch
 
 from detection.aligned import AlignedConfig
-from detection.generators.generator import (
-    EPSILON,
-    Generator,
-    noise_bank,
-    noise_schedule_from_scheduler,
-)
+from detection.generators.generator import Generator, noise_bank
+from detection.generators.noise_schedule import EPSILON, noise_schedule_from_scheduler
 from tests.benchmarks import bench_claims, claims_trained
 from tests.benchmarks.claims_costs import invert
 from tests.support.bundles.tiny_bundle import build_tiny_bundle, tiny_autoencoder, tiny_predictor

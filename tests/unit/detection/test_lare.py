@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.generators.generator import (
-    EPSILON,
-    FLOW,
-    VELOCITY,
-    Generator,
-    NoiseSchedule,
-    noise_bank,
-)
+from detection.generators.generator import Generator, noise_bank
+from detection.generators.noise_schedule import EPSILON, FLOW, VELOCITY, NoiseSchedule
 from detection.lare import center_crop_resize, lare_map, to_minus_one_one
 from tests.support.bundles.tiny_bundle import tiny_autoencoder, tiny_predictor
 

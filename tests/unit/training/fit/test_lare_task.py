@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from detection.generators.generator import EPSILON, Generator, NoiseSchedule, noise_bank
+from detection.generators.generator import Generator, noise_bank
+from detection.generators.noise_schedule import EPSILON, NoiseSchedule
 from detection.lare import LareConfig, lare_map, to_minus_one_one
 from tests.support.bundles.tiny_bundle import tiny_autoencoder, tiny_predictor
 from training.data.augmentation import AugmentationConfig
