@@ -249,8 +249,8 @@ ADAPTERS: dict[str, type[LatentSpace]] = {
 }
 
 _AUDIO = "it encodes sound, not images"
-_VIDEO = "an adapter is missing that encodes an image as its one frame as its pipeline does"
-_IMAGE = "an adapter is missing that normalises its latents as its pipeline does"
+_VIDEO = "an adapter is missing that encodes an image as one frame, as its pipeline does"
+_IMAGE = "an adapter is missing that normalises its latents, as its pipeline does"
 #: Why an autoencoder of diffusers is refused, by the name of its class.
 REFUSED_AUTOENCODERS: dict[str, str] = {
     "AsymmetricAutoencoderKL": "its decoder is for inpainting: it also takes the image and a mask",
@@ -274,7 +274,7 @@ REFUSED_AUTOENCODERS: dict[str, str] = {
     "AutoencoderKLQwenImage21": _VIDEO,
     "AutoencoderKLTemporalDecoder": "its decoder takes the number of frames of a video",
     "AutoencoderOobleck": _AUDIO,
-    "AutoencoderRAE": "its latents are features of a pretrained encoder, for which no adapter is",
+    "AutoencoderRAE": "an adapter is missing for latents that are a pretrained encoder's features",
     "AutoencoderSAME": _AUDIO,
     "AutoencoderVidTok": _VIDEO,
     "ConsistencyDecoderVAE": "its decoder draws noise: the same latents give different images",
