@@ -23,6 +23,7 @@ ROLES = {
     "beat": "unlatent-beat",
     "migrate": "unlatent-migrate",
     "console": "unlatent-console",
+    "serve": "unlatent-serve",
 }
 OURS = [name for name, service in SERVICES.items() if service["image"].startswith("unlatent:")]
 #: `${NAME:?message}`.
@@ -66,7 +67,7 @@ def test_what_a_service_names_is_in_the_file() -> None:
 @pytest.mark.parametrize("name", ROLES)
 def test_a_role_runs_as_in_a_cluster(name: str) -> None:
     """Command, time to stop and the settings that are given agree with the manifests'."""
-    overlay = "production-gpu" if name == "console" else "local-cpu"
+    overlay = "production-gpu" if name in {"console", "serve"} else "local-cpu"
     (made,) = [pod for pod in pods(overlay) if pod.name == ROLES[name]]
     service = SERVICES[name]
     assert service["command"] == made.container["args"]
@@ -114,7 +115,7 @@ def test_every_secret_is_asked_for_and_documented() -> None:
     assert len(re.findall(r"\$\{", text)) == len(_VARIABLE.findall(text))
     page = (REPOSITORY / "docs" / "deploy.md").read_text()
     section = page.partition("One machine with Docker")[2].partition("\n## ")[0]
-    assert asked <= set(re.findall(r"\b[A-Z]+_PASSWORD\b", section))
+    assert asked <= set(re.findall(r"\b[A-Z]+_(?:PASSWORD|KEY_DIGEST)\b", section))
 
 
 def test_the_context_of_the_build_holds_what_is_copied() -> None:
