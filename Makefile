@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,9 @@ console-screenshots: venv ## Take docs/images of a running `unlatent demo --cons
 
 bench-sql: venv ## Time the moderators' queries and the console's pages on ROWS generated verdicts (5 million unless set)
 	$(BIN)/python -m tests.benchmarks.bench_sql --rows $(or $(ROWS),5000000)
+
+bench-against: venv ## Compare `unlatent check` with REVISION=30a0aa0, in turns on the same files
+	$(BIN)/python -m tests.benchmarks.performance.bench_against --revision $(or $(REVISION),30a0aa0)
 
 bench-serve: venv ## Compare what an image costs by HTTP and through the worker, and its wait at 70 % load
 	$(BIN)/python -m tests.benchmarks.bench_serve

@@ -225,6 +225,7 @@ def note_request_keys() -> None:
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("image_id", sa.Uuid(), nullable=True),
         sa.Column(
             "at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
         ),

@@ -187,6 +187,8 @@ class RequestKey(Base):
     source: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     sha256: Mapped[bytes]
+    #: What it became; None while it is under way.
+    image_id: Mapped[UUID | None]
     at: Mapped[datetime] = now()
 
 

@@ -201,6 +201,7 @@ GRANT EXECUTE ON FUNCTION
     app.appeal_by_source(uuid, text, text),
     app.report_by_source(uuid, text, text),
     app.note_request(text, text, bytea),
+    app.note_request_image(text, text, uuid),
     app.notify(text, text),
     app.rows_of_object(uuid),
     app.is_held(uuid),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from worker.serving.app import build_app
 from worker.serving.checker import Checker
 from worker.serving.keys import Keys
 from worker.serving.metrics import HttpMetrics
-from worker.serving.service import Service
+from worker.serving.service import Service, WaitingPlaces
 from worker.storage.s3 import S3Storage
 from worker.telemetry.metrics import Metrics
 
@@ -37,6 +38,8 @@ _log = structlog.get_logger(__name__)
 
 #: Beside a forward pass the device thread does nothing that takes long.
 _MARGIN_S = 10.0
+#: Objects that are fetched at once.
+_STORAGE_THREADS = 16
 
 
 class Heartbeat:
@@ -75,11 +78,17 @@ def run_serve(
             keys=keys,
             checker=stack.enter_context(closing(checker)),
             storage=storage,
+            storage_threads=stack.enter_context(ThreadPoolExecutor(_STORAGE_THREADS, "storage")),
+            ledger_threads=stack.enter_context(
+                ThreadPoolExecutor(settings.postgres.pool_size, "ledger")
+            ),
+            buckets=set(settings.s3.buckets) - {settings.moderation.evidence_bucket},
             metrics=metrics,
             http_metrics=HttpMetrics(metrics.registry),
             max_bytes=settings.intake.max_bytes,
             in_flight_bytes=settings.intake.in_flight_bytes,
             alive=heartbeat.is_alive,
+            waiting=WaitingPlaces(http.requests // 2),
             uploads=None if engine is None else _build_uploads(engine, settings, storage),
         )
         _log.info("serve_ready", host=http.host, port=http.port, ledger=http.ledger)
@@ -154,5 +163,5 @@ def _build_uploads(engine: Engine, settings: Settings, storage: Storage) -> Uplo
         ledger=ledger,
         publisher=CeleryPublisher(build_celery(settings), ledger),
         storage=storage,
-        buckets=settings.s3.buckets,
+        buckets=set(settings.s3.buckets) - {settings.moderation.evidence_bucket},
     )

@@ -56,7 +56,7 @@ class _Ticket(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Holds at most `capacity` waiting items and hands them out in batches.
 
-    A future that was cancelled before its batch began is dropped.
+    A future that was cancelled before its batch began is dropped, and takes no place.
     """
 
     def __init__(self, *, max_batch: int, max_wait_s: float, capacity: int) -> None:
@@ -79,6 +79,8 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             if self._closed:
                 raise BatcherClosed
+            if len(self._waiting) >= self._capacity:
+                self._forget_cancelled()
             if len(self._waiting) >= self._capacity:
                 raise BatcherFull
             self._waiting.append(ticket)
@@ -160,6 +162,9 @@ class Batcher(Generic[Item, Result]):
                 if len(batch) >= self._max_batch or left_s <= 0 or self._closed:
                     return batch
                 self._changed.wait(left_s)
+
+    def _forget_cancelled(self) -> None:
+        self._waiting = deque(one for one in self._waiting if not one.future.cancelled())
 
     def _take_into(self, batch: list[_Ticket[Item, Result]]) -> None:
         held: deque[_Ticket[Item, Result]] = deque()

@@ -36,7 +36,7 @@ def build_app(service: Service) -> FastAPI:
         requests=service.settings.requests,
         max_bytes=service.max_bytes,
         in_flight_bytes=service.in_flight_bytes,
-        timeout_s=service.settings.timeout_s,
+        timeout_s=service.settings.timeout_s / 2,
         local_only=not service.keys.required,
         metrics=service.http_metrics,
     )

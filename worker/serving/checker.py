@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from detection.evidence import DOCUMENT, make_evidence
 from worker.scoring.device.inference_request import InferenceRequest
 from worker.scoring.score_record import score_record
-from worker.serving.problems import CheckTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
 
     from worker.decoding.pool import Decoded, DecodePool
+    from worker.ledger.interface import ImageFacts
     from worker.scoring.device.inference_request import ScoredRequest
     from worker.scoring.device_thread import InferenceThread
     from worker.telemetry.metrics import Metrics
@@ -54,50 +54,40 @@ class Checker:
     ) -> dict[str, Any]:
         """Return the record of an image: its score, what it is, and on demand its evidence.
 
-        Raises `CheckTimeout` after `wait_s`, an `ImageRejected` or another `PermanentError` for
-        what cannot be checked, and a `TransientError` for what can be tried again.
+        Decoding is waited for at most `wait_s`; a caller that is cancelled leaves nothing behind.
+        Raises an `ImageRejected` or another `PermanentError` for what cannot be checked, and a
+        `TransientError` for what can be tried again.
         """
-        try:
-            async with asyncio.timeout(wait_s):
-                return await self._check(data, declared_type, wait_s, evidence=evidence)
-        except TimeoutError as error:
-            raise CheckTimeout from error
-
-    async def _check(
-        self, data: bytes, declared_type: str | None, wait_s: float, *, evidence: bool
-    ) -> dict[str, Any]:
         future = self._threads.submit(self._decode, data, declared_type, wait_s)
         try:
-            decoding = await asyncio.wrap_future(future)
+            decoded = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             future.add_done_callback(_give_back)
             raise
-        with decoding as decoded:
-            facts = decoded.facts
-            scored = await asyncio.wrap_future(
-                self._device.submit(
-                    InferenceRequest(
-                        sha256=facts.sha256,
-                        sample=decoded.sample,
-                        submitted_at=time.monotonic(),
-                    )
+        scoring: Future[ScoredRequest[InferenceRequest]] | None = None
+        try:
+            scoring = self._device.submit(
+                InferenceRequest(
+                    sha256=decoded.facts.sha256,
+                    sample=decoded.sample,
+                    submitted_at=time.monotonic(),
                 )
             )
-            version = scored.scorer.model_version
-            record = score_record(scored.score, model_version=version)
-            record["image"] = {
-                "sha256": facts.sha256,
-                "size": facts.size,
-                "format": facts.format,
-                "width": facts.width,
-                "height": facts.height,
-            }
+            scored = await asyncio.wrap_future(scoring)
+            record = _record(scored, decoded.facts)
             if evidence:
                 pixels = decoded.frame(scored.score.frame)
                 files = await asyncio.wrap_future(
                     self._threads.submit(make_evidence, pixels, scored.score)
                 )
                 record["evidence"] = _written(files)
+        finally:
+            # The device may still have the pixels of a request that was cancelled.
+            if scoring is None or scoring.done():
+                _release(decoded)
+            else:
+                scoring.add_done_callback(lambda _: _release(decoded))
+        version = scored.scorer.model_version
         self._metrics.verdicts.labels(record["label"], version, scored.request.role).inc()
         return record
 
@@ -109,8 +99,24 @@ class Checker:
 def _give_back(future: Future[Decoded]) -> None:
     """Release what was decoded for a request that waits no more."""
     if not future.cancelled() and future.exception() is None:
-        with future.result():
-            pass
+        _release(future.result())
+
+
+def _release(decoded: Decoded) -> None:
+    with decoded:
+        pass
+
+
+def _record(scored: ScoredRequest[InferenceRequest], facts: ImageFacts) -> dict[str, Any]:
+    image = {
+        "sha256": facts.sha256,
+        "size": facts.size,
+        "format": facts.format,
+        "width": facts.width,
+        "height": facts.height,
+    }
+    version = scored.scorer.model_version
+    return score_record(scored.score, model_version=version) | {"image": image}
 
 
 def _written(files: Mapping[str, bytes]) -> dict[str, Any]:

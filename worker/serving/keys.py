@@ -19,6 +19,8 @@ from detection.errors import SettingsError
 from worker.serving.problems import RequestRefused
 
 if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
     from worker.settings import Http
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -34,7 +36,10 @@ class Keys:
     def __init__(self, settings: Http) -> None:
         self._sources: list[tuple[str, str]] = []
         for source, digests in settings.keys.items():
-            for digest in digests.get_secret_value().split():
+            known = digests.get_secret_value().split()
+            if not known:
+                raise SettingsError(f"{_SETTING}: source {source!r} has no digest of a key")
+            for digest in known:
                 if not _DIGEST.fullmatch(digest):
                     raise SettingsError(
                         f"{_SETTING}: source {source!r} has a digest that is not 64 hexadecimal"
@@ -89,12 +94,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_local_host(header: str) -> bool:
-    """Say whether a `Host` header names this machine by a loopback name.
+#: What proxies add; a request with one of these is not this machine's own.
+_PROXIED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
-    A page of another site that had its name point here would have its own name in it.
+
+def is_local(headers: Headers) -> bool:
+    """Say whether a program on this machine asks, and no page of another site through a browser.
+
+    A page that had its name point here would have its own name as `Host`; one that asks a loopback
+    name has its own `Origin`, and `Sec-Fetch-Site` says so (Fetch Metadata). What a proxy passes on
+    is somebody else's.
     """
+    if any(name in headers for name in _PROXIED):
+        return False
+    if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+        return False
+    origin = headers.get("origin")
+    return _names_loopback(f"//{headers.get('host', '')}") and (
+        origin is None or _names_loopback(origin)
+    )
+
+
+def _names_loopback(url: str) -> bool:
     try:
-        return is_loopback(urlsplit(f"//{header}").hostname or "")
+        return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
         return False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 
 from detection.intake.errors import TooManyBytes
-from worker.serving.keys import is_local_host
+from worker.serving.keys import is_local
 from worker.serving.problems import Busy, RequestRefused, problem_of
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: What multipart puts around a file of the largest size.
 _AROUND_BYTES = 64 * 1024
 HOOKS = "/hooks/"
+#: Where a request's scope has its `Body`.
+BODY = "unlatent.body"
 #: Answered however much is under way: they say how it stands.
 PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
 
@@ -28,9 +30,7 @@ class Limits:
     """Refuses what is too much before it is read.
 
     A body has at most `max_bytes` and comes within `timeout_s`; all that are under way together
-    have at most `in_flight_bytes`. With `local_only` the `Host` of a request must be a loopback
-    name: without keys, pages of other sites must not be able to ask through a browser on this
-    machine.
+    have at most `in_flight_bytes`. With `local_only` only programs on this machine are answered.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class Limits:
                 await self._refuse(refusal, scope, receive, send_noting)
                 return
             self._left -= 1
-            body = _Body(receive, self, until=begun + self._timeout_s)
+            body = Body(receive, self, until=begun + self._timeout_s)
+            scope[BODY] = body
             try:
                 await self._app(scope, body.receive, send_noting)
             finally:
@@ -97,11 +98,12 @@ class Limits:
             await problem_of(refusal)(scope, receive, send)
 
     def _refusal(self, headers: Headers) -> Exception | None:
-        if self._local_only and not is_local_host(headers.get("host", "")):
+        if self._local_only and not is_local(headers):
             return RequestRefused(
-                "Without keys only requests to a loopback name are answered.",
+                "Without keys only programs on this machine are answered: no page of another site,"
+                " and nothing that a proxy passes on.",
                 status=403,
-                reason="host_refused",
+                reason="not_local",
             )
         size = headers.get("content-length", "")
         if size.isdecimal() and int(size) > self._max_bytes + _AROUND_BYTES:
@@ -120,8 +122,8 @@ class Limits:
         return TooManyBytes(f"The file has more than {self._max_bytes} bytes, the limit.")
 
 
-class _Body:
-    """The body of one request as it comes in."""
+class Body:
+    """The bytes of one request: its body as it comes in, and what was fetched for it."""
 
     def __init__(self, receive: Receive, limits: Limits, *, until: float) -> None:
         self._receive = receive
@@ -143,7 +145,10 @@ class _Body:
                 "The body did not come in time.", status=408, reason="request_timeout"
             ) from error
         self._whole = not message.get("more_body", False)
-        came = len(message.get("body", b""))
-        self.size += came
-        self._limits.take(came, size=self.size)
+        self.add(len(message.get("body", b"")))
         return message
+
+    def add(self, more_bytes: int) -> None:
+        """Count more bytes as this request's; raises `TooManyBytes` or `Busy`."""
+        self.size += more_bytes
+        self._limits.take(more_bytes, size=self.size)

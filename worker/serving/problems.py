@@ -93,7 +93,7 @@ def problem_of(error: Exception) -> Response:  # noqa: PLR0911 - one return a ki
             _log.warning("request_failed", error=f"{type(error).__name__}: {error}")
         return problem(503, reason, str(error))
     if isinstance(error, ClientDisconnect):
-        return problem(400, "disconnected", "The connection ended before the request did.")
+        return problem(499, "disconnected", "The connection ended before the request did.")
     if isinstance(error, HTTPException):
         detail = "There is no such page." if error.status_code == 404 else str(error.detail)
         reason = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")

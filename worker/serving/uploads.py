@@ -1,8 +1,8 @@
 """The ledger behind HTTP: uploads in, where they stand out, and what people say of them.
 
-A source sees its own uploads only. Everything may be asked again: an upload is its bucket, key and
-version or etag, so the same request is the same image, and an `Idempotency-Key` only tells a client
-that it used one key for two different requests.
+A source sees its own uploads only. An upload is its bucket, key and version or etag, so what names
+all of these may be sent again. Where storage is asked which object is meant, an `Idempotency-Key`
+makes a repeated request the same image also when the object was replaced meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sqlalchemy import exc, select, text
 from detection.score import distance_words
 from worker.database.engine import LedgerUnavailable, transaction
 from worker.ingest.events import EventFieldInvalid, Ignored, parse
+from worker.ingest.shapes import fields
 from worker.ledger.interface import Removal, Role, State, UnknownImage, Upload
 from worker.ledger.tables import Image, VerdictRow
 from worker.queue.publisher import QueueUnavailable
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from worker.queue.publisher import Publisher
     from worker.storage.interface import Storage
 
+_UNKNOWN = "This source has no image with this id."
 #: SQLSTATEs (PostgreSQL's manual, appendix A) that our functions raise, as HTTP's status.
 _REFUSALS = {"P0002": 404, "55000": 409}
 
@@ -76,14 +78,21 @@ class Uploads:
         """
         upload = self.read(told, source=source)
         if idempotency_key is not None:
-            self._claim(idempotency_key, told, source=upload.source)
+            known = self._note(idempotency_key, told, source=upload.source)
+            if known is not None:
+                return self._accepted([known])[0]
         if not upload.etag and not upload.version_id:
             upload = self._identified(upload)
-        return self.register([upload])[0]
+        accepted = self.register([upload])[0]
+        if isinstance(accepted, RequestRefused):
+            raise accepted
+        if idempotency_key is not None:
+            self._note_image(idempotency_key, accepted.image_id, source=upload.source)
+        return accepted
 
     def read(self, told: Mapping[str, Any], *, source: str | None) -> Upload:
         """Return the upload that a body tells of; raises `EventError` or `RequestRefused`."""
-        named = told.get("source")
+        named = fields.text(dict(told), "source")
         if source is not None and named not in {None, source}:
             raise RequestRefused(
                 f"The key is of source {source!r}, the upload names another.",
@@ -99,26 +108,36 @@ class Uploads:
             raise EventFieldInvalid("a removal is no upload")
         return event
 
-    def register(self, uploads: Sequence[Upload]) -> list[Accepted]:
-        """Commit uploads with an etag or a version, and send their messages."""
+    def register(self, uploads: Sequence[Upload]) -> list[Accepted | RequestRefused]:
+        """Commit uploads with an etag or a version, and send their messages.
+
+        An object that another source has announced before is refused: it is that source's image.
+        """
         registered = self._ledger.register(uploads)
-        fresh = {one.image_id: one for one in registered if one.unpublished}
-        traced = {
-            one.image_id: upload.traceparent
+        fresh = {
+            one.image_id: replace(one, traceparent=upload.traceparent)
             for one, upload in zip(registered, uploads, strict=True)
+            if one.unpublished
         }
         # Without the broker the rows are committed all the same: the sweeper publishes them.
         with suppress(QueueUnavailable):
             if fresh:
-                self._publisher.publish(
-                    [replace(one, traceparent=traced[one.image_id]) for one in fresh.values()]
+                self._publisher.publish(list(fresh.values()))
+        rows = self._rows([one.image_id for one in registered if not one.created])
+        answers: list[Accepted | RequestRefused] = []
+        for one, upload in zip(registered, uploads, strict=True):
+            state, source = rows.get(one.image_id, (State.PENDING, upload.source))
+            if source == upload.source:
+                answers.append(Accepted(image_id=one.image_id, state=state))
+            else:
+                answers.append(
+                    RequestRefused(
+                        "Another source has announced this object.",
+                        status=409,
+                        reason="other_source",
+                    )
                 )
-        known = [one.image_id for one in registered if not one.created]
-        states = self._states(known) if known else {}
-        return [
-            Accepted(image_id=one.image_id, state=states.get(one.image_id, State.PENDING))
-            for one in registered
-        ]
+        return answers
 
     def find(self, image_id: UUID, *, source: str | None) -> dict[str, Any]:
         """Return where an image stands, with its latest verdict; raises `UnknownImage`."""
@@ -127,7 +146,7 @@ class Uploads:
                 select(Image.state, Image.reason, Image.detail).where(*_seen(image_id, source))
             ).one_or_none()
             if image is None:
-                raise UnknownImage
+                raise UnknownImage(_UNKNOWN)
             latest = (
                 select(VerdictRow.__table__)
                 .where(VerdictRow.image_id == image_id, VerdictRow.role == Role.CHAMPION)
@@ -157,23 +176,32 @@ class Uploads:
             found = select(Image.source).where(*_seen(image_id, source))
             named = connection.execute(found).scalar()
             if named is None:
-                raise UnknownImage
+                raise UnknownImage(_UNKNOWN)
             values = {"image": image_id, "source": named, "note": note}
             return connection.execute(call, values).scalar()
 
-    def _claim(self, key: str, told: Mapping[str, Any], *, source: str) -> None:
-        """Note a request under its key; raises `RequestRefused` if another one has it."""
+    def _note(self, key: str, told: Mapping[str, Any], *, source: str) -> UUID | None:
+        """Note a request under its key; return what the same request became before.
+
+        Raises `RequestRefused` if another request has the key.
+        """
         wanted = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
-        note = text("SELECT app.note_request(:source, :key, :sha256)")
+        note = text("SELECT sha256, image_id FROM app.note_request(:source, :key, :sha256)")
         with transaction(self._engine) as connection:
             values = {"source": source, "key": key, "sha256": wanted}
-            known = connection.execute(note, values).scalar()
-        if known != wanted:
+            known = connection.execute(note, values).one()
+        if known.sha256 != wanted:
             raise RequestRefused(
                 "This Idempotency-Key was used for a different request.",
                 status=422,
                 reason="idempotency_key_reused",
             )
+        return cast("UUID | None", known.image_id)
+
+    def _note_image(self, key: str, image_id: UUID, *, source: str) -> None:
+        note = text("SELECT app.note_request_image(:source, :key, :image)")
+        with transaction(self._engine) as connection:
+            connection.execute(note, {"source": source, "key": key, "image": image_id})
 
     def _identified(self, upload: Upload) -> Upload:
         """Ask storage which object of that key is meant."""
@@ -190,10 +218,17 @@ class Uploads:
             content_type=upload.content_type or facts.content_type,
         )
 
-    def _states(self, images: Sequence[UUID]) -> dict[UUID, str]:
+    def _accepted(self, images: Sequence[UUID]) -> list[Accepted]:
+        rows = self._rows(images)
+        return [Accepted(image_id=one, state=rows[one][0]) for one in images]
+
+    def _rows(self, images: Sequence[UUID]) -> dict[UUID, tuple[str, str]]:
+        """Return state and source of images."""
+        if not images:
+            return {}
         with transaction(self._engine) as connection:
-            rows = connection.execute(select(Image.id, Image.state).where(Image.id.in_(images)))
-            return {row.id: row.state for row in rows}
+            asked = select(Image.id, Image.state, Image.source).where(Image.id.in_(images))
+            return {row.id: (row.state, row.source) for row in connection.execute(asked)}
 
 
 def _seen(image_id: UUID, source: str | None) -> list[Any]:

@@ -42,7 +42,13 @@ def rig(settings: Settings, engine: Engine, pool: DecodePool) -> Iterator[Rig]:
             buckets=settings.s3.buckets,
         )
         with http_service(
-            pool, storage=storage, uploads=uploads, keys=keys, host="10.0.0.7", timeout_s=20
+            pool,
+            storage=storage,
+            uploads=uploads,
+            buckets=settings.s3.buckets,
+            keys=keys,
+            host="10.0.0.7",
+            timeout_s=20,
         ) as rig:
             rig.client.headers["Authorization"] = "Bearer web-key"
             yield rig

@@ -97,6 +97,6 @@ def test_people_are_heard(client: Client, engine: Engine, settings: Settings) ->
     client.report(image_id, "looks generated")
     with engine.connect() as connection:
         row = connection.execute(text("SELECT appeal_id, note FROM app.appeals")).one()
-        reports = text("SELECT count(*) FROM app.reviews WHERE queue = 'report'")
+        reports = text("SELECT count(*) FROM app.audit_log WHERE action = 'request_review'")
         assert connection.scalar(reports) == 1
     assert tuple(row) == (appeal_id, "It is my photograph.")

@@ -13,6 +13,7 @@ from tests.support.serving.http_service import in_thread
 from worker.ledger.interface import State
 from worker.ledger.tables import Image
 from worker.queue.broker_state import RedisBrokerState
+from worker.serving.problems import MEDIA_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 OTHER = {"Authorization": "Bearer app-key"}
+LINES = {"Content-Type": "application/jsonl"}
 
 
 @pytest.fixture
@@ -104,11 +106,63 @@ def test_one_key_is_one_request(
     assert first.json()["id"] == again.json()["id"]
     other = rig.client.post("/v1/images", json=upload("dog.jpg"), headers=key)
     assert (other.status_code, other.json()["reason"]) == (422, "idempotency_key_reused")
-    elsewhere = rig.client.post("/v1/images", json=upload("dog.jpg"), headers=key | OTHER)
+    elsewhere = rig.client.post("/v1/images", json=upload("bird.jpg"), headers=key | OTHER)
     assert elsewhere.status_code == 202
-    superuser.execute("UPDATE app.request_keys SET at = now() - interval '25 hours'")
+    superuser.execute(
+        "INSERT INTO app.request_keys (source, key, sha256, at) SELECT 'web', 'old' || n, '',"
+        " now() - interval '30 hours' FROM generate_series(1, 20) n"
+    )
+    superuser.execute("UPDATE app.request_keys SET at = at - interval '25 hours'")
     later = rig.client.post("/v1/images", json=upload("dog.jpg"), headers=key)
     assert later.status_code == 202
+
+
+def test_a_repeated_key_is_the_same_image_also_of_a_replaced_object(
+    rig: Rig, upload: Callable[..., dict[str, Any]], s3_client: Any
+) -> None:
+    """The object that a key meant was replaced meanwhile: the repeat answers the first image."""
+    told, key = upload("a.jpg", etag=None), {"Idempotency-Key": "once"}
+    ids = []
+    for body, headers in ((b"one", key), (b"two", key), (b"two", {})):
+        s3_client.put_object(Bucket=told["bucket"], Key="a.jpg", Body=body)
+        ids.append(rig.client.post("/v1/images", json=told, headers=headers).json()["id"])
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_an_object_is_of_the_source_that_announced_it_first(
+    rig: Rig, upload: Callable[..., dict[str, Any]]
+) -> None:
+    """Another source is not told about it, neither by one upload nor in a batch."""
+    assert rig.client.post("/v1/images", json=upload()).status_code == 202
+    other = rig.client.post("/v1/images", json=upload(), headers=OTHER)
+    assert (other.status_code, other.json()["reason"]) == (409, "other_source")
+    assert "id" not in other.json()
+    lines = f"{json.dumps(upload())}\n{json.dumps(upload('b.jpg'))}"
+    answer = rig.client.post("/v1/batches", content=lines, headers=OTHER | LINES)
+    told = [json.loads(line) for line in answer.text.splitlines()]
+    assert [one.get("reason") for one in told] == ["other_source", None]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/images", "/v1/images/{id}/appeals", "/v1/images/{id}/reports"]
+)
+def test_a_body_is_read_after_the_key_and_within_its_limit(
+    path: str, rig: Rig, scored: Callable[..., UUID]
+) -> None:
+    """Without a key nothing of a body is said; with one, what is no JSON or too long is refused."""
+    address = path.format(id=scored(0.99))
+    kind = {"Content-Type": "application/json"}
+    wrong = rig.client.post(address, content=b"{", headers={"Authorization": "Bearer no"} | kind)
+    assert wrong.status_code == 401
+    for body, headers, status in (
+        (b"{", kind, 422),
+        (b"[" * 5000, kind, 422),
+        (b'{"text": "\\u0000"}', kind, 422),
+        (b"x" * 70_000, kind, 413),
+        (b"{}", {"Content-Type": "text/plain"}, 415),
+    ):
+        answer = rig.client.post(address, content=body, headers=headers)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (status, MEDIA_TYPE), body
 
 
 @pytest.mark.parametrize(
@@ -179,9 +233,10 @@ def test_a_batch_loses_nothing_to_a_bad_line(
         json.dumps(upload("b.jpg", etag=None)),
         "",
         json.dumps(upload("c.jpg", source="app")),
+        json.dumps(upload("c.jpg", source=[])),
         json.dumps(upload("d.jpg")),
     ]
-    answer = rig.client.post("/v1/batches", content="\n".join(lines))
+    answer = rig.client.post("/v1/batches", content="\n".join(lines), headers=LINES)
     told = [json.loads(line) for line in answer.text.splitlines()]
     assert answer.status_code == 200
     assert [one.get("reason") for one in told] == [
@@ -189,10 +244,11 @@ def test_a_batch_loses_nothing_to_a_bad_line(
         "not_json",
         "invalid_field",
         "other_source",
+        "invalid_field",
         None,
     ]
-    assert [row(engine, told[at]["id"]).key for at in (0, 4)] == ["a.jpg", "d.jpg"]
-    too_many = rig.client.post("/v1/batches", content="{}\n" * 1001)
+    assert [row(engine, told[at]["id"]).key for at in (0, 5)] == ["a.jpg", "d.jpg"]
+    too_many = rig.client.post("/v1/batches", content="{}\n" * 1001, headers=LINES)
     assert (too_many.status_code, too_many.json()["reason"]) == (413, "event_too_large")
 
 
@@ -215,6 +271,21 @@ def test_an_appeal_reaches_moderators_and_is_closed_by_them(
     assert moderator.value("SELECT queue FROM moderation.review_queue") == "appeal"
     moderator.value("SELECT moderation.close_appeal(%s, 'overturned', 'real_original')", appeal)
     assert rig.client.post(f"/v1/images/{image_id}/appeals", json={}).status_code == 201
+
+
+def test_an_appeal_stays_an_appeal_when_the_image_is_reported(
+    rig: Rig, scored: Callable[..., UUID], desk: Callable[..., Any]
+) -> None:
+    """Whoever decided is not handed the appeal against them by a report or another request."""
+    image_id = scored(0.99)
+    party = desk("web")
+    party.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image_id)
+    assert rig.client.post(f"/v1/images/{image_id}/appeals", json={}).status_code == 201
+    assert rig.client.post(f"/v1/images/{image_id}/reports", json={}).status_code == 202
+    desk("web").value("SELECT moderation.request_review(%s)", image_id)
+    assert party.value("SELECT queue FROM moderation.review_queue") == "appeal"
+    assert party.rows("SELECT * FROM moderation.claim_next(1)") == []
+    assert len(desk("web").rows("SELECT * FROM moderation.claim_next(1)")) == 1
 
 
 def test_a_report_puts_an_image_before_moderators(

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from worker.serving.app import build_app
 from worker.serving.keys import Keys
 from worker.serving.metrics import HttpMetrics
-from worker.serving.service import Service
+from worker.serving.service import Service, WaitingPlaces
 from worker.settings import Http
 
 PAGE = Path(__file__).parents[3] / "docs" / "openapi.json"
@@ -26,11 +26,15 @@ def render() -> str:
         keys=Keys(http),
         checker=nothing,
         storage=nothing,
+        storage_threads=nothing,
+        ledger_threads=nothing,
+        buckets=(),
         metrics=nothing,
         http_metrics=HttpMetrics(CollectorRegistry()),
         max_bytes=1,
         in_flight_bytes=1,
         alive=lambda: True,
+        waiting=WaitingPlaces(1),
         uploads=cast("Any", object()),
     )
     return json.dumps(build_app(service).openapi(), indent=1, ensure_ascii=False) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,13 @@ from worker.serving.app import build_app
 from worker.serving.checker import Checker
 from worker.serving.keys import Keys
 from worker.serving.metrics import HttpMetrics
-from worker.serving.service import Service
+from worker.serving.service import Service, WaitingPlaces
 from worker.settings import Http, Scoring
 from worker.storage.memory import MemoryStorage
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from fastapi import FastAPI
 
@@ -53,6 +53,8 @@ def http_service(
     storage: Storage | None = None,
     uploads: Uploads | None = None,
     in_flight_bytes: int = 2**30,
+    buckets: Collection[str] = ("uploads",),
+    alive: Callable[[], bool] = lambda: True,
     **settings: object,
 ) -> Iterator[Rig]:
     """Yield a service with these settings of its section `http`; batches hold one image."""
@@ -67,16 +69,21 @@ def http_service(
     )
     device.start()
     checker = Checker(decoder=pool, device=device, metrics=metrics, requests=http.requests)
+    threads = ThreadPoolExecutor(4)
     service = Service(
         settings=http,
         keys=Keys(http),
         checker=checker,
         storage=storage or MemoryStorage(["uploads"]),
+        storage_threads=threads,
+        ledger_threads=threads,
+        buckets=buckets,
         metrics=metrics,
         http_metrics=HttpMetrics(metrics.registry),
         max_bytes=LIMITS.max_bytes,
         in_flight_bytes=in_flight_bytes,
-        alive=lambda: True,
+        alive=alive,
+        waiting=WaitingPlaces(http.requests // 2),
         uploads=uploads,
     )
     app = build_app(service)
@@ -87,6 +94,7 @@ def http_service(
     finally:
         device.stop()
         checker.close()
+        threads.shutdown()
 
 
 class Gate:

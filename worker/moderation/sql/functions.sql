@@ -111,12 +111,16 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, app, pg_temp AS $$
         ELSE jsonb_build_object('saw', app.what_is_shown(image)) END
 $$;
 
--- Puts an image before the moderators, again if need be.
+-- Puts an image before the moderators, again if need be. While an appeal is open it waits as that,
+-- whatever else is asked of it: who was appealed against must not be given it.
 CREATE OR REPLACE FUNCTION app.queue_image(image app.images, its_queue text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, app, pg_temp AS $$
 DECLARE
     verdict app.verdicts := app.current_verdict(image.id);
 BEGIN
+    IF (app.open_appeal_of(image.id)).id IS NOT NULL THEN
+        its_queue := 'appeal';
+    END IF;
     INSERT INTO app.reviews AS r (
         image_id, source, queue, verdict_id, uncertainty, reach, rank_at
     ) VALUES (

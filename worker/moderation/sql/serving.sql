@@ -39,20 +39,31 @@ BEGIN
 END
 $$;
 
--- Notes which request a client sent under a key; returns the SHA-256 of the one that has the key, this
--- one or an earlier one. Keys go after a day: every new one takes some of the old ones with it.
+-- Notes which request a client sent under a key; returns the row that has the key, of this request or
+-- of an earlier one. Keys go after a day: every new one takes some of the old ones with it.
 CREATE OR REPLACE FUNCTION app.note_request(its_source text, its_key text, its_sha256 bytea)
-RETURNS bytea
+RETURNS app.request_keys
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+DECLARE
+    found_key app.request_keys;
 BEGIN
+    INSERT INTO app.request_keys AS k (source, key, sha256)
+    VALUES (its_source, its_key, its_sha256)
+    ON CONFLICT (source, key) DO UPDATE SET sha256 = excluded.sha256, image_id = NULL, at = now()
+    WHERE k.at < now() - interval '1 day';
     DELETE FROM app.request_keys k WHERE (k.source, k.key) IN (
         SELECT o.source, o.key FROM app.request_keys o WHERE o.at < now() - interval '1 day'
         ORDER BY o.at LIMIT 10 FOR UPDATE SKIP LOCKED
     );
-    INSERT INTO app.request_keys (source, key, sha256) VALUES (its_source, its_key, its_sha256)
-    ON CONFLICT DO NOTHING;
-    RETURN (
-        SELECT k.sha256 FROM app.request_keys k WHERE k.source = its_source AND k.key = its_key
-    );
+    SELECT * INTO found_key FROM app.request_keys k
+    WHERE k.source = its_source AND k.key = its_key;
+    RETURN found_key;
 END
+$$;
+
+-- Notes which image the request under a key became.
+CREATE OR REPLACE FUNCTION app.note_request_image(its_source text, its_key text, image uuid)
+RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, app, pg_temp AS $$
+    UPDATE app.request_keys SET image_id = image WHERE source = its_source AND key = its_key
 $$;

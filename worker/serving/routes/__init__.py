@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from worker.serving import answers
 from worker.serving.problems import MEDIA_TYPE
 
@@ -28,3 +30,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"description": _SAID[status], "content": {MEDIA_TYPE: {"schema": schema}}}
         for status in statuses
     }
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the description of a body of JSON, which a route reads by itself."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
 from worker.serving import answers
-from worker.serving.inputs import Source, image_of, service_of, wait_s
+from worker.serving.inputs import Source, answering, image_of, service_of, wait_s
+from worker.serving.problems import RequestRefused
 from worker.serving.routes import problems
 
 router = APIRouter()
@@ -57,9 +58,15 @@ async def check(
 ) -> JSONResponse:
     """Score one image; the fields are those of `unlatent check --format jsonl`."""
     del source  # whose it is changes nothing
-    limit_s = wait_s(request)
-    data, declared = await image_of(request)
-    record = await service_of(request).checker.check(
-        data, declared_type=declared, wait_s=limit_s, evidence=evidence
-    )
+    if evidence and request.headers.get("content-type", "").startswith("application/json"):
+        raise RequestRefused(
+            "Evidence shows the picture: it is answered for images that the request holds.",
+            status=422,
+            reason="request_invalid",
+        )
+    async with answering(request):
+        data, declared = await image_of(request)
+        record = await service_of(request).checker.check(
+            data, declared_type=declared, wait_s=wait_s(request), evidence=evidence
+        )
     return JSONResponse(record)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import structlog
 from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from detection.errors import UnlatentError
 from detection.score import Label
-from worker.serving.inputs import image_of, service_of, wait_s
+from worker.serving.inputs import answering, service_of, wait_s
 from worker.serving.routes import problems
 
 _log = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ _BODY = {
     responses={
         200: {"description": "Store it."},
         406: {"description": "Refuse it: the label is `generated`, or the check failed."},
-        **problems(401, 408, 413, 503),
+        **problems(401, 422),
     },
 )
 async def pictrs(request: Request, key: str) -> Response:
@@ -42,13 +43,22 @@ async def pictrs(request: Request, key: str) -> Response:
     """
     service = service_of(request)
     service.keys.source_of(key)
+    declared = request.headers.get("content-type")
     try:
-        data, declared = await image_of(request)
-        record = await service.checker.check(data, declared_type=declared, wait_s=wait_s(request))
-    except UnlatentError as error:
+        async with answering(request):
+            record = await service.checker.check(
+                await request.body(), declared_type=declared, wait_s=wait_s(request)
+            )
+    except Exception as error:  # noqa: BLE001 - whatever it is, the settings say what it means
         stored = service.settings.hooks_fail_open
         outcome = "failed_open" if stored else "failed_closed"
-        _log.warning("hook_check_failed", outcome=outcome, error=f"{type(error).__name__}: {error}")
+        foreseen = isinstance(error, UnlatentError | ClientDisconnect)
+        _log.warning(
+            "hook_check_failed",
+            outcome=outcome,
+            error=f"{type(error).__name__}: {error}",
+            exc_info=None if foreseen else error,
+        )
     else:
         stored = record["label"] != Label.GENERATED
         outcome = "stored" if stored else "refused"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from detection.errors import PermanentError
@@ -17,9 +16,9 @@ from worker.ingest.events import EventFieldInvalid, EventTooLarge
 from worker.ingest.shapes import fields
 from worker.ledger.interface import State, Upload
 from worker.serving import answers
-from worker.serving.inputs import Source, service_of
+from worker.serving.inputs import Source, in_threads, json_of, service_of
 from worker.serving.problems import RequestRefused, problem_of
-from worker.serving.routes import problems
+from worker.serving.routes import body_of, problems
 
 if TYPE_CHECKING:
     from worker.serving.uploads import Accepted, Uploads
@@ -32,6 +31,7 @@ _LOOK_S = 0.25
 MAX_LINES = 1000
 MAX_BATCH_BYTES = 4 * 2**20
 _JSON_LINES = "application/jsonl"
+_LINES = frozenset({_JSON_LINES, "application/x-ndjson"})
 _BATCH = {
     "requestBody": {
         "required": True,
@@ -52,22 +52,29 @@ def uploads_of(request: Request) -> Uploads:
     return cast("Uploads", service_of(request).uploads)
 
 
+def note_of(said: answers.Note) -> str | None:
+    """Return a text that the ledger can hold; raises `EventFieldInvalid` for another."""
+    return fields.text({"text": said.text}, "text", limit=4 * 4000)
+
+
 @router.post(
     "/v1/images",
     operation_id="add_image",
     summary="Take an upload into the ledger.",
+    openapi_extra=body_of(answers.NewImage),
     status_code=202,
     response_model=answers.Accepted,
-    responses=problems(401, 403, 404, 408, 409, 413, 422, 503),
+    responses=problems(401, 403, 404, 408, 409, 413, 415, 422, 503),
 )
 async def add(
     request: Request,
     source: Source,
-    upload: answers.NewImage,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JSONResponse:
     """Answer 202 once the upload is committed: from then on it ends in a terminal state."""
-    accepted = await run_in_threadpool(
+    upload = await json_of(request, answers.NewImage)
+    accepted = await in_threads(
+        service_of(request).ledger_threads,
         uploads_of(request).add,
         upload.model_dump(exclude_none=True),
         source=source,
@@ -89,34 +96,40 @@ async def get(
     source: Source,
     image_id: UUID,
     wait: Annotated[
-        float, Query(ge=0, le=60, description="Seconds to wait for a terminal state.")
+        float,
+        Query(
+            ge=0,
+            le=60,
+            description="Seconds to wait for a terminal state, at most the time of an answer.",
+        ),
     ] = 0.0,
 ) -> JSONResponse:
     """Answer at once, or as soon as the image is no longer pending, or after `wait` seconds."""
-    uploads = uploads_of(request)
-    until = time.monotonic() + min(wait, service_of(request).settings.timeout_s)
-    while True:
-        found = await run_in_threadpool(uploads.find, image_id, source=source)
-        left_s = until - time.monotonic()
-        if found["state"] != State.PENDING or left_s <= 0:
-            return JSONResponse(found)
-        await asyncio.sleep(min(_LOOK_S, left_s))
+    service, uploads = service_of(request), uploads_of(request)
+    until = time.monotonic() + min(wait, service.settings.timeout_s)
+    with service.waiting as may_wait:
+        while True:
+            found = await in_threads(service.ledger_threads, uploads.find, image_id, source=source)
+            left_s = until - time.monotonic()
+            if found["state"] != State.PENDING or left_s <= 0 or not may_wait:
+                return JSONResponse(found)
+            await asyncio.sleep(min(_LOOK_S, left_s))
 
 
 @router.post(
     "/v1/images/{image_id}/appeals",
     operation_id="appeal",
     summary="Open an appeal against what was said of an image.",
+    openapi_extra=body_of(answers.Note),
     status_code=201,
     response_model=answers.Appeal,
-    responses=problems(401, 404, 408, 409, 413, 422, 503),
+    responses=problems(401, 404, 408, 409, 413, 415, 422, 503),
 )
-async def appeal(
-    request: Request, source: Source, image_id: UUID, note: answers.Note
-) -> JSONResponse:
+async def appeal(request: Request, source: Source, image_id: UUID) -> JSONResponse:
     """Put the image before somebody who did not decide it."""
-    uploads = uploads_of(request)
-    opened = await run_in_threadpool(uploads.appeal, image_id, note.text, source=source)
+    said = note_of(await json_of(request, answers.Note))
+    threads, uploads = service_of(request).ledger_threads, uploads_of(request)
+    opened = await in_threads(threads, uploads.appeal, image_id, said, source=source)
     return JSONResponse({"appeal_id": str(opened)}, 201)
 
 
@@ -124,13 +137,16 @@ async def appeal(
     "/v1/images/{image_id}/reports",
     operation_id="report",
     summary="Have a person look at an image.",
+    openapi_extra=body_of(answers.Note),
     status_code=202,
     response_class=Response,
-    responses=problems(401, 404, 408, 409, 413, 422, 503),
+    responses=problems(401, 404, 408, 409, 413, 415, 422, 503),
 )
-async def report(request: Request, source: Source, image_id: UUID, note: answers.Note) -> Response:
-    """Put the image into the queue `report`."""
-    await run_in_threadpool(uploads_of(request).report, image_id, note.text, source=source)
+async def report(request: Request, source: Source, image_id: UUID) -> Response:
+    """Put the image into the queue `report`; one with an open appeal stays in that queue."""
+    said = note_of(await json_of(request, answers.Note))
+    threads, uploads = service_of(request).ledger_threads, uploads_of(request)
+    await in_threads(threads, uploads.report, image_id, said, source=source)
     return Response(status_code=202)
 
 
@@ -140,15 +156,21 @@ async def report(request: Request, source: Source, image_id: UUID, note: answers
     summary="Take many uploads into the ledger.",
     openapi_extra=_BATCH,
     response_class=Response,
-    responses=problems(401, 408, 413, 422, 503),
+    responses=problems(401, 408, 413, 415, 422, 503),
 )
 async def add_batch(request: Request, source: Source) -> Response:
     """Commit the uploads of all lines that can be used, in one transaction."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _LINES:
+        raise RequestRefused(
+            f"The content type must be {_JSON_LINES}.", status=415, reason="request_invalid"
+        )
     body = await request.body()
     lines = [line for line in body.split(b"\n") if line.strip()]
     if len(body) > MAX_BATCH_BYTES or len(lines) > MAX_LINES:
         raise EventTooLarge(f"a batch has at most {MAX_LINES} lines and {MAX_BATCH_BYTES} bytes")
-    told = await run_in_threadpool(_take, uploads_of(request), lines, source)
+    threads, uploads = service_of(request).ledger_threads, uploads_of(request)
+    told = await in_threads(threads, _take, uploads, lines, source)
     written = b"".join(json.dumps(one).encode() + b"\n" for one in told)
     return Response(written, media_type=_JSON_LINES)
 
@@ -157,7 +179,15 @@ def _take(uploads: Uploads, lines: list[bytes], source: str | None) -> list[dict
     read = [_read(uploads, line, source) for line in lines]
     found = [one for one in read if isinstance(one, Upload)]
     accepted = iter(uploads.register(found) if found else ())
-    return [_written(next(accepted)) if isinstance(one, Upload) else one for one in read]
+    return [_answered(next(accepted)) if isinstance(one, Upload) else one for one in read]
+
+
+def _answered(outcome: Accepted | RequestRefused) -> dict[str, Any]:
+    return _problem(outcome) if isinstance(outcome, RequestRefused) else _written(outcome)
+
+
+def _problem(error: Exception) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads(bytes(problem_of(error).body)))
 
 
 def _read(uploads: Uploads, line: bytes, source: str | None) -> Upload | dict[str, Any]:
@@ -167,7 +197,7 @@ def _read(uploads: Uploads, line: bytes, source: str | None) -> Upload | dict[st
         if not upload.etag and not upload.version_id:
             raise EventFieldInvalid("in a batch an upload needs its etag or its version_id")
     except (PermanentError, RequestRefused) as error:
-        return cast("dict[str, Any]", json.loads(bytes(problem_of(error).body)))
+        return _problem(error)
     return upload
 
 

@@ -22,7 +22,7 @@ from worker.decoding.pool import Decoded
 from worker.ledger.interface import ImageFacts
 from worker.scoring.memory import MemoryScorer
 from worker.serving.checker import Checker
-from worker.serving.problems import MEDIA_TYPE, CheckTimeout
+from worker.serving.problems import MEDIA_TYPE
 from worker.storage.memory import MemoryStorage
 from worker.telemetry.metrics import Metrics
 
@@ -141,14 +141,23 @@ def test_a_body_that_does_not_come_gives_its_place_back(pool: DecodePool) -> Non
     [
         ({"json": {"bucket": "other", "key": "a.png"}}, 403, "address_not_allowed"),
         ({"json": {"bucket": "uploads", "key": "none.png"}}, 404, "object_missing"),
-        ({"json": {"bucket": "uploads"}}, 422, "invalid_field"),
+        ({"json": {"bucket": "uploads"}}, 422, "request_invalid"),
         ({"json": {"bucket": "uploads", "key": "a", "url": "http://x"}}, 422, "request_invalid"),
-        ({"json": ["uploads"]}, 422, "invalid_field"),
+        ({"json": ["uploads"]}, 422, "request_invalid"),
         (
             {"content": b"{", "headers": {"Content-Type": "application/json"}},
             422,
-            "not_json",
+            "request_invalid",
         ),
+        (
+            {
+                "content": b'{"bucket": "uploads", "key": "a", "\\ud800": 1}',
+                "headers": {"Content-Type": "application/json"},
+            },
+            422,
+            "request_invalid",
+        ),
+        ({"json": {"bucket": "evidence", "key": "a.png"}}, 403, "address_not_allowed"),
         ({"files": {"picture": ("a.png", b"x", "image/png")}}, 422, "request_invalid"),
         ({"data": {"image": "text"}, "files": {"x": b""}}, 422, "request_invalid"),
         (
@@ -164,6 +173,15 @@ def test_a_malformed_request_is_told_what_is_wrong(
     """What names no image is answered by a problem, whatever shape it has."""
     answer = serve().client.post("/v1/check", **request_)  # type: ignore[arg-type]
     assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+
+
+def test_no_evidence_of_an_object_is_shown(serve: Callable[..., Rig]) -> None:
+    """Who can name an object gets its score, and no picture of it."""
+    storage = MemoryStorage(["uploads"])
+    storage.put("uploads", "a.png", grey(), content_type="image/png")
+    client = serve(storage=storage).client
+    answer = client.post("/v1/check?evidence=1", json={"bucket": "uploads", "key": "a.png"})
+    assert (answer.status_code, answer.json()["reason"]) == (422, "request_invalid")
 
 
 def test_evidence_comes_on_demand(serve: Callable[..., Rig]) -> None:
@@ -212,6 +230,53 @@ def test_an_answer_that_takes_too_long_is_given_up(
     gate.opened.set()
     assert first.result(60).status_code == 200
     eventually(lambda: pool.budget.used_bytes == 0, timeout_s=60, what="an empty budget")
+
+
+def test_given_up_requests_take_no_place(serve: Callable[..., Rig], pool: DecodePool) -> None:
+    """However many gave up while a batch ran, the next request waits for its turn and gets it.
+
+    What the device still holds of a request that gave up stays in the budget.
+    """
+    gate = Gate()
+    rig = serve(scorer=MemoryScorer(before=gate), requests=2, timeout_s=60)
+    gate.arm()
+    held = rig.client.post("/v1/check", content=grey(1), headers={"Prefer": "wait=1"})
+    assert held.json()["reason"] == "timeout"
+    assert gate.reached.is_set()
+    assert pool.budget.used_bytes == 80 * 64 * 3
+    for value in (2, 3, 4):
+        answer = rig.client.post("/v1/check", content=grey(value), headers={"Prefer": "wait=1"})
+        assert answer.json()["reason"] == "timeout"
+    last = in_thread(rig.client.post, "/v1/check", content=grey(5))
+    gate.opened.set()
+    assert last.result(60).status_code == 200
+    eventually(lambda: pool.budget.used_bytes == 0, timeout_s=60, what="an empty budget")
+
+
+def test_slow_storage_counts_into_the_time_of_an_answer(serve: Callable[..., Rig]) -> None:
+    """An object that storage does not give in time ends as 503 as soon as the time is over."""
+    asked, given = threading.Event(), threading.Event()
+
+    class SlowStorage(MemoryStorage):
+        """Gives objects once it is told to."""
+
+        def fetch(self, *arguments: Any, **options: Any) -> bytes:
+            asked.set()
+            assert given.wait(60)
+            return super().fetch(*arguments, **options)
+
+    rig = serve(storage=SlowStorage(["uploads"]))
+    told = {"bucket": "uploads", "key": "a.png"}
+    answer = rig.client.post("/v1/check", json=told, headers={"Prefer": "wait=1"})
+    given.set()
+    assert asked.is_set()
+    assert (answer.status_code, answer.json()["reason"]) == (503, "timeout")
+
+
+def test_a_stuck_device_is_told_to_probes(serve: Callable[..., Rig]) -> None:
+    """`/healthz` answers 503 once the device thread makes no progress."""
+    assert serve().client.get("/healthz").status_code == 200
+    assert serve(alive=lambda: False).client.get("/healthz").status_code == 503
 
 
 def test_what_the_detector_fails_on_costs_its_own_request(serve: Callable[..., Rig]) -> None:
@@ -266,7 +331,7 @@ def test_what_is_decoded_too_late_is_given_back() -> None:
         requests=1,
     )
     with closing(checker):
-        with pytest.raises(CheckTimeout):
-            asyncio.run(checker.check(b"x", wait_s=0.05))
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(checker.check(b"x", wait_s=60), 0.05))
         released.set()
     assert budget.used_bytes == 0

@@ -6,9 +6,10 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.datastructures import Headers
 
 from detection.errors import SettingsError
-from worker.serving.keys import Keys, is_local_host, new_key
+from worker.serving.keys import Keys, is_local, new_key
 from worker.serving.problems import RequestRefused
 from worker.settings import Http
 
@@ -68,28 +69,54 @@ def test_new_keys_are_long_and_never_the_same() -> None:
     assert Keys(Http(keys={"web": told})).source_of(key) == "web"
 
 
+HERE = {"host": "127.0.0.1:8700"}
+
+
 @pytest.mark.parametrize(
-    ("header", "local"),
+    ("headers", "local"),
     [
-        ("localhost", True),
-        ("localhost:8700", True),
-        ("127.0.0.1:8700", True),
-        ("[::1]:8700", True),
-        ("evil.example", False),
-        ("localhost.evil.example:8700", False),
-        ("", False),
-        ("[", False),
+        ({"host": "localhost"}, True),
+        ({"host": "localhost:8700"}, True),
+        ({"host": "[::1]:8700"}, True),
+        (HERE, True),
+        (HERE | {"origin": "http://localhost:3000"}, True),
+        (HERE | {"sec-fetch-site": "none"}, True),
+        ({"host": "evil.example"}, False),
+        ({"host": "localhost.evil.example:8700"}, False),
+        ({"host": ""}, False),
+        ({"host": "["}, False),
+        ({}, False),
+        (HERE | {"origin": "https://evil.example"}, False),
+        (HERE | {"origin": "null"}, False),
+        (HERE | {"sec-fetch-site": "cross-site"}, False),
+        (HERE | {"x-forwarded-for": "203.0.113.7"}, False),
+        (HERE | {"forwarded": "for=203.0.113.7"}, False),
+        (HERE | {"via": "1.1 proxy"}, False),
     ],
 )
-def test_host_headers_are_told_apart(header: str, local: bool) -> None:  # noqa: FBT001 - a table
-    """Only loopback names and addresses are this machine."""
-    assert is_local_host(header) is local
+def test_requests_of_this_machine_are_told_from_others(
+    headers: dict[str, str],
+    local: bool,  # noqa: FBT001 - a table
+) -> None:
+    """Loopback names are this machine; other names and origins and proxies' requests are not."""
+    assert is_local(Headers(headers)) is local
 
 
-def test_a_page_of_another_site_cannot_ask_through_a_browser(serve: Callable[..., Rig]) -> None:
-    """Without keys, a request under another host's name is refused."""
-    answer = serve().client.post("/v1/check", content=b"x", headers={"Host": "evil.example"})
-    assert (answer.status_code, answer.json()["reason"]) == (403, "host_refused")
+@pytest.mark.parametrize(
+    "headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Via": "1.1 proxy"}]
+)
+def test_without_keys_only_this_machine_is_answered(
+    headers: dict[str, str], serve: Callable[..., Rig]
+) -> None:
+    """A page of another site, by whatever name, and a proxy's request are refused."""
+    answer = serve().client.post("/v1/check", content=b"x", headers=headers)
+    assert (answer.status_code, answer.json()["reason"]) == (403, "not_local")
+
+
+def test_a_source_without_a_digest_is_refused() -> None:
+    """A secret that is empty by mistake opens nothing to everybody."""
+    with pytest.raises(SettingsError, match="'web' has no digest"):
+        Keys(Http(keys={"web": " "}))
 
 
 def test_the_key_is_asked_for_before_the_body(serve: Callable[..., Rig]) -> None:

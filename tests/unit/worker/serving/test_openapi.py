@@ -17,7 +17,10 @@ def test_every_route_needs_a_key_and_describes_its_problems() -> None:
     for path, operations in json.loads(render())["paths"].items():
         for operation in operations.values():
             assert "security" in operation or "{key}" in path
-            problems = [
-                answer for status, answer in operation["responses"].items() if status == "503"
-            ]
-            assert [list(one["content"]) for one in problems] == [["application/problem+json"]]
+            kinds = {
+                status: list(answer.get("content", ()))
+                for status, answer in operation["responses"].items()
+                if status >= "400" and status != "406"  # the hook's word for a refusal
+            }
+            assert kinds.pop("401") == ["application/problem+json"]
+            assert all(kind == ["application/problem+json"] for kind in kinds.values())
