@@ -49,8 +49,8 @@ def unlatent(tmp_path: Path) -> Iterator[Unlatent]:
 
 def _moderate_at_once(unlatent: Unlatent, told: str, folder: Path) -> None:
     """After `up` a person reviews, and connects as it says, without another step or secret."""
-    for command in ("verdicts", "review", "reasons"):
-        done = unlatent(command)
+    for command in (["verdicts"], ["review", "list"], ["reasons"]):
+        done = unlatent(*command)
         assert done.returncode == 0, done.stderr
         assert done.stderr == f"using the local stack in {folder}\n"
     assert "real_original" in done.stdout
