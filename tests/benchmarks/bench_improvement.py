@@ -1,9 +1,10 @@
 """`make bench-improvement DATA=… RUN=… FAMILY=… [TAEF2=…]`: what learning from a new family gains.
 
 The champion is a fold of `unlatent bundle --run RUN`: trained without one autoencoder family and
-without one source of photographs. It is calibrated on photographs of that source and on prompts
-that the fold held back, then taught on a part of what the fold left out; both are compared on the
-rest, of which neither has seen an image. Prints one JSON object; the gate's page is in OUT.
+without one source of photographs; the head of a backbone is fitted again from the features that the
+run keeps. It is calibrated on photographs of that source and on prompts that the fold held back,
+then taught on a part of what the fold left out; both are compared on the rest, of which neither has
+seen an image. Prints one JSON object; the gate's page is in OUT.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.bundle import load_bundle
+from training.bundles.backbone_build import feature_head, with_head
 from training.bundles.challenger import ChallengerOrigin, ChallengerRecipe, calibrate_challenger
+from training.bundles.recipe import RECIPES, BundleTrainingRun
+from training.bundles.writer import write_bundle
 from training.data.folds import HELD_PROMPTS, load_folds
 from training.data.manifest import load_manifest
 from training.data.selection import CollectPolicy, Split, split_of
@@ -53,7 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     champion = champion_of(fold, entries, options.run, options.out / "champion")
     outcome = run_on_folder(
-        listed([entry for entry in entries if fold.left_out(entry)], options.out / "data"),
+        listed(
+            [entry for entry in entries if fold.left_out(entry)],
+            options.data,
+            options.out / "data",
+        ),
         champion,
         options.out / "turn",
         ChallengerRecipe().at_most(options.steps),
@@ -66,8 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
         on_progress=show_progress,
     )
     decision = asdict(outcome.decision)
+    sides = Counter(
+        split_of(entry.group, SHARES)
+        for entry in entries
+        if entry.generated and fold.left_out(entry)
+    )
     record = {
         "fold": fold.name,
+        "generated": {side.value: count for side, count in sides.items()},
         "champion": champion.model_version,
         "challenger": outcome.bundle.model_version,
         "report": str(outcome.report),
@@ -99,20 +114,34 @@ def champion_of(fold: Fold, entries: Sequence[Entry], run: Path, folder: Path) -
         key=lambda entry: hash_fraction(entry.path.name),
     )
     chosen = [*reals, *held[: len(reals)]]
-    draft = load_bundle(run / fold.name / "draft")
+    draft = draft_of(fold, entries, run, folder.with_name("draft"))
     origin = ChallengerOrigin(
         snapshot_digest="", families=families, data_licence="none", facts={"fold": fold.name}
     )
     return calibrate_challenger(folder, draft, {}, chosen, origin)
 
 
-def listed(entries: Sequence[Entry], folder: Path) -> Path:
-    """Write a manifest of images where they lie."""
+def draft_of(fold: Fold, entries: Sequence[Entry], run: Path, folder: Path) -> Bundle:
+    """Return what the fold trained: networks that the run keeps, or a head on its features."""
+    recipe = RECIPES[json.loads((run / "recipe.json").read_text("utf-8"))["name"]]
+    if recipe.backbone is None:
+        return load_bundle(run / fold.name / "draft")
+    training_run = BundleTrainingRun(entries, run, recipe)
+    head, backbone = feature_head(training_run)
+    training, _ = fold.divide(entries)
+    return write_bundle(folder, training_run, {"backbone": with_head(head, backbone, training)})
+
+
+def listed(entries: Sequence[Entry], data: Path, folder: Path) -> Path:
+    """Write a manifest of some of the images of `data`, which `folder` links to."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = ["path\tlabel\tset\tfamily\tgroup"] + [
-        "\t".join((str(one.path.absolute()), one.label, one.set, one.family, one.group))
-        for one in entries
-    ]
+    link = folder / "images"
+    if not link.exists():
+        link.symlink_to(data.absolute())
+    rows = ["path\tlabel\tset\tfamily\tgroup"]
+    for one in entries:
+        path = (Path(link.name) / one.path.relative_to(data)).as_posix()
+        rows.append(f"{path}\t{one.label}\t{one.set}\t{one.family}\t{one.group}")
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 

@@ -56,13 +56,7 @@ def build_backbone_bundle(
             " on images that a head without their family and source has scored"
         )
     training_run.generator()
-    backbone = training_run.backbone()
-    rows = FormCache(
-        training_run.run_dir / "forms" / "backbone",
-        feature_reader(backbone, training_run.device),
-        recipe.augmentation,
-    )
-    head = HeadBranch("backbone", rows, recipe.head)
+    head, backbone = feature_head(training_run)
     policy = LabelPolicy(steady=recipe.steady)
     entries, calibration = training_run.entries, recipe.calibration
     results = cross_fit(head, entries, folds, calibration)
@@ -74,7 +68,7 @@ def build_backbone_bundle(
         "pooled": pooled_figures(results, policy),
         "thumbnail_auc": _thumbnail_auc(training_run, folds),
     }
-    released_backbone = _released(head, backbone, entries)
+    released_backbone = with_head(head, backbone, entries)
     metrics["max_novelty"] = released_backbone.config.max_novelty
     provenance = _provenance(training_run, data_licence)
     return write_bundle(
@@ -95,8 +89,19 @@ def build_backbone_bundle(
     )
 
 
-def _released(head: HeadBranch, backbone: Backbone, entries: Sequence[Entry]) -> Backbone:
-    """Give the backbone the head of all images, and what it takes to know their like."""
+def feature_head(training_run: BundleTrainingRun) -> tuple[HeadBranch, Backbone]:
+    """Return the head on features that the run keeps, and the backbone that computes them."""
+    recipe, backbone = training_run.recipe, training_run.backbone()
+    rows = FormCache(
+        training_run.run_dir / "forms" / "backbone",
+        feature_reader(backbone, training_run.device),
+        recipe.augmentation,
+    )
+    return HeadBranch("backbone", rows, recipe.head), backbone
+
+
+def with_head(head: HeadBranch, backbone: Backbone, entries: Sequence[Entry]) -> Backbone:
+    """Give the backbone a head that learns from `entries`, and what it takes to know their like."""
     fitted, known = head.head(entries), head.familiarity(entries)
     released = Backbone(
         replace(
