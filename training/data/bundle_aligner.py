@@ -1,4 +1,4 @@
-"""The aligner that most bundles carry: a round trip through its own generator's autoencoder."""
+"""Aligners of generators: a round trip through the autoencoder of a bundle or of a preset."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from training.data.aligners import AutoencoderReconstruction
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from detection.generators.generator import Generator
+
 
 def bundle_aligner(bundle: Bundle, *, device: str = "cpu") -> AutoencoderReconstruction:
     """Build the aligner, named after the bundle; raises `BundleError` without a generator in it."""
@@ -20,6 +22,13 @@ def bundle_aligner(bundle: Bundle, *, device: str = "cpu") -> AutoencoderReconst
     if reference is None or reference.folder is None:
         raise BundleError(f"{bundle.folder} holds no generator: it cannot make pairs")
     generator = load_generator_folder(bundle.path(reference.folder), predictor=False)
+    return generator_aligner(bundle.manifest.name, generator, device=device)
+
+
+def generator_aligner(
+    name: str, generator: Generator, *, device: str = "cpu"
+) -> AutoencoderReconstruction:
+    """Build the aligner of an autoencoder; on a GPU it computes in bfloat16."""
     generator.eval().requires_grad_(requires_grad=False).to(device)
 
     def round_trip(images: Tensor) -> Tensor:
@@ -28,4 +37,4 @@ def bundle_aligner(bundle: Bundle, *, device: str = "cpu") -> AutoencoderReconst
             restored = generator.decode(generator.encode(images.to(device) * 2 - 1))
         return restored.float().cpu() / 2 + 0.5
 
-    return AutoencoderReconstruction(bundle.manifest.name, round_trip, generator.factor)
+    return AutoencoderReconstruction(name, round_trip, generator.factor)

@@ -63,7 +63,8 @@ def check(
     _refuse_what_is_not_there(paths, files)
     if evidence is not None:
         _make_folder(evidence)
-    detector = _load(bundle or settings.scoring.bundle, device or settings.scoring.device)
+    scoring = settings.scoring
+    detector = _load(bundle or scoring.bundle, device or scoring.device, scoring.generators)
     counts = _Counts(files=len(files))
     limits = intake_limits(settings.intake)
     try:
@@ -138,7 +139,7 @@ def _make_folder(folder: Path) -> None:
         raise SettingsError(f"--evidence {folder}: {error.strerror}") from error
 
 
-def _load(bundle: str, device: str) -> Detector:
+def _load(bundle: str, device: str, generators: Path | None) -> Detector:
     import torch
 
     from detection.detector import Detector
@@ -151,7 +152,7 @@ def _load(bundle: str, device: str) -> Detector:
         raise SettingsError(f"no device named {device!r}: auto, cpu or cuda") from error
     if known.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError("this machine has no CUDA device: use --device cpu")
-    return Detector.load(bundle, device=device)
+    return Detector.load(bundle, device=device, generators=generators)
 
 
 def _record(checked: ScoredFile, model_version: str) -> dict[str, Any]:

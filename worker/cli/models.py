@@ -224,8 +224,10 @@ def verify(
 ) -> None:
     """Check every file's hash, load the networks and score the bundle's golden image."""
     from detection.detector import Detector
+    from worker.settings import load_settings
 
-    detector = Detector.load(bundle, device=device)
+    generators = load_settings().scoring.generators
+    detector = Detector.load(bundle, device=device, generators=generators)
     detector.self_check()
     files = len(detector.bundle.manifest.files)
     typer.echo(

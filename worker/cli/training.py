@@ -10,13 +10,17 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli.common.progress import show_progress
+from worker.cli.presets import DEFAULT_PINS, Pins, Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from detection.bundle import Bundle
-    from training.bundles.recipe import BundleTrainingRun
+    from training.bundles.preset_generator import PresetGenerator, PresetPlace
+    from training.bundles.recipe import BundleRecipe, BundleTrainingRun
+    from training.data.aligners import AutoencoderReconstruction
     from training.data.manifest import Entry
+    from training.evaluation.calibration import CalibrationKind
     from training.evaluation.shortcut_features import SourceFile
     from training.retraining.folder_run import FolderRunOptions
     from worker.cli.common.progress import Report
@@ -34,6 +38,31 @@ RecipeName = Annotated[
         help="`small` is the shipped bundle's: a head on a frozen pretrained network;"
         " `lare-aligned` trains the two branches that look for traces of a decoder; `broad` does"
         " it with pairs by further small autoencoders of its own, and of procedural images."
+    ),
+]
+GeneratorPreset = Annotated[
+    str | None,
+    typer.Option(
+        help="Preset whose networks compute the error maps, in place of a generator of our own;"
+        " `unlatent presets list` names them."
+    ),
+]
+AlignerPresets = Annotated[
+    str,
+    typer.Option(
+        help="Presets, separated by commas, whose autoencoders make the pairs in turn;"
+        " without any the generator's own does."
+    ),
+]
+GeneratorsFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder that holds presets by their names; else the hub's cache."),
+]
+Conditioning = Annotated[
+    Path | None,
+    typer.Option(
+        help="Safetensors that `unlatent presets condition` wrote; else they are computed by the"
+        " preset's text encoders."
     ),
 ]
 BackboneWeights = Annotated[
@@ -101,6 +130,12 @@ def bundle(
     out: BundleOut = None,
     run: BundleRun = None,
     recipe: RecipeName = "small",
+    generator: GeneratorPreset = None,
+    aligners: AlignerPresets = "",
+    generators: GeneratorsFolder = None,
+    conditioning: Conditioning = None,
+    variant: Variant = None,
+    pins: Pins = DEFAULT_PINS,
     backbone_weights: BackboneWeights = None,
     taef2: BundleTaef2 = None,
     licence: Licence = "not stated",
@@ -115,59 +150,52 @@ def bundle(
     The manifest has the columns path, label (real or generated), set, and optionally family, kind,
     source and group; folds.tsv beside it states the folds.
     """
-    from training.bundles.recipe import RECIPES, BundleTrainingRun, write_recipe
+    from training.bundles.preset_generator import PresetPlace
     from training.bundles.smoke import draw_images, smoke_recipe
-    from training.data.taef2 import taef2_aligner
     from training.fit.data_parallel import process_group
-    from training.fit.stay_positive import HEAD_LOOP
 
     _configure_logs()
     if smoke == (data is not None):
         raise typer.BadParameter("either --data names the images, or --smoke draws some")
-    _refuse_ignored(recipe, taef2, backbone_weights, stay_positive=stay_positive, folds=folds)
-    resolved = replace(
-        RECIPES[recipe],
-        calibration=calibration,
-        positive_head_loop=HEAD_LOOP if stay_positive else None,
-        steady=steady,
-    )
-    if smoke:
-        resolved = smoke_recipe(resolved)
+    decoders = taef2 is not None or stay_positive or not folds
+    _refuse_ignored(recipe, backbone_weights, presets=bool(generator or aligners), traces=decoders)
     base = Path("out/smoke" if smoke else "out")
     out, run = out or base / "bundle", run or base / "run"
     entries = [] if data is None else _usable_entries(data)
+    place = PresetPlace(pins=pins, generators=generators, variant=variant)
     with process_group("cpu") as leads:
         if not leads:
             return
-        run.mkdir(parents=True, exist_ok=True)
-        write_recipe(resolved, run / "recipe.json")
+        parts = _presets(place, generator, aligners, conditioning)
+        resolved = _resolved(
+            recipe, parts, calibration=calibration, stay_positive=stay_positive, steady=steady
+        )
+        if smoke:
+            resolved = smoke_recipe(resolved)
         if data is None:
             data = run / "images"
             entries = draw_images(data)
-        aligners = [] if taef2 is None else [taef2_aligner(taef2)]
-        training_run = BundleTrainingRun(
-            entries, run, resolved, aligners, backbone_weights=backbone_weights
-        )
+        training_run = _training_run(resolved, entries, run, parts, taef2, backbone_weights)
         released = _build(training_run, out, data, licence=licence, folds=folds)
     typer.echo(f"{released.folder}: model version {released.model_version}")
 
 
 def _refuse_ignored(
-    recipe: str,
-    taef2: Path | None,
-    backbone_weights: Path | None,
-    *,
-    stay_positive: bool,
-    folds: bool,
+    recipe: str, backbone_weights: Path | None, *, presets: bool, traces: bool
 ) -> None:
     """Refuse the options that a recipe would ignore."""
     from training.bundles.recipe import RECIPES
 
     headed = RECIPES[recipe].backbone is not None
-    if headed and (taef2 is not None or stay_positive or not folds):
+    if headed and traces:
         raise typer.BadParameter(
             f"--taef2, --stay-positive and --no-folds are for the other recipes: `{recipe}` makes"
             " no pairs, has no aligned head, and rests its thresholds on the folds"
+        )
+    if headed and presets:
+        raise typer.BadParameter(
+            f"--generator and --aligners are for the other recipes: `{recipe}` computes no error"
+            " maps and makes no pairs"
         )
     if not headed and backbone_weights is not None:
         raise typer.BadParameter(f"--backbone-weights is not for --recipe {recipe}")
@@ -178,6 +206,63 @@ def _configure_logs() -> None:
     from worker.telemetry.logs import configure
 
     configure(load_settings().observability)
+
+
+def _presets(
+    place: PresetPlace, generator: str | None, aligners: str, conditioning: Path | None
+) -> tuple[PresetGenerator | None, list[AutoencoderReconstruction]]:
+    """Load the presets that a run is made on; raises `PresetError` naming what is missing."""
+    from detection.generators.presets import find_preset
+    from training.bundles.preset_generator import load_preset_generator
+
+    chosen = None
+    if generator:
+        chosen = load_preset_generator(find_preset(generator), place, conditioning=conditioning)
+    names = [name for name in aligners.split(",") if name]
+    return chosen, [place.aligner(find_preset(name), device="cpu") for name in names]
+
+
+def _resolved(
+    recipe: str,
+    parts: tuple[PresetGenerator | None, list[AutoencoderReconstruction]],
+    *,
+    calibration: CalibrationKind,
+    stay_positive: bool,
+    steady: bool,
+) -> BundleRecipe:
+    """Return the recipe with what the options change of it."""
+    from training.bundles.recipe import RECIPES
+    from training.fit.stay_positive import HEAD_LOOP
+
+    chosen, aligners = parts
+    resolved = replace(
+        RECIPES[recipe],
+        calibration=calibration,
+        positive_head_loop=HEAD_LOOP if stay_positive else None,
+        steady=steady,
+        aligners=tuple(one.name for one in aligners),
+    )
+    return resolved if chosen is None else resolved.on_preset(chosen)
+
+
+def _training_run(
+    recipe: BundleRecipe,
+    entries: Sequence[Entry],
+    run: Path,
+    parts: tuple[PresetGenerator | None, list[AutoencoderReconstruction]],
+    taef2: Path | None,
+    backbone_weights: Path | None,
+) -> BundleTrainingRun:
+    from training.bundles.recipe import BundleTrainingRun, write_recipe
+    from training.data.taef2 import taef2_aligner
+
+    run.mkdir(parents=True, exist_ok=True)
+    write_recipe(recipe, run / "recipe.json")
+    chosen, aligners = parts
+    made = [*aligners, *([] if taef2 is None else [taef2_aligner(taef2)])]
+    return BundleTrainingRun(
+        entries, run, recipe, made, backbone_weights=backbone_weights, preset=chosen
+    )
 
 
 def _usable_entries(data: Path) -> list[Entry]:
@@ -306,8 +391,10 @@ def evaluate(
     """
     from detection.detector import Detector
     from training.evaluation.quality.run import evaluate_bundle as run_evaluation
+    from worker.settings import load_settings
 
-    detector = Detector.load(bundle, device=device)
+    generators = load_settings().scoring.generators
+    detector = Detector.load(bundle, device=device, generators=generators)
     with show_progress() as report:
         quality = run_evaluation(detector, data, out, limit=limit, on_progress=report)
     for warning in quality.warnings:

@@ -316,6 +316,8 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
         (["--recipe", "small", "--no-folds"], "are for the other recipes"),
         (["--recipe", "small", "--stay-positive"], "are for the other recipes"),
         (["--recipe", "small", "--taef2", "somewhere"], "are for the other recipes"),
+        (["--recipe", "small", "--generator", "sd15"], "computes no error maps"),
+        (["--recipe", "small", "--aligners", "taesd"], "computes no error maps"),
         (["--recipe", "broad", "--backbone-weights", "here"], "is not for --recipe broad"),
     ],
 )

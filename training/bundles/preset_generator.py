@@ -1,0 +1,160 @@
+"""A published generator in a bundle's training: its lare branch's networks, and makers of pairs.
+
+The weights stay where they are, under a folder of presets or in the hub's cache. The bundle names
+the preset, its revision and the sha256 of every file that was used, and carries the conditioning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from detection.bundle import GeneratorReference, sha256_of
+from detection.generators.presets import (
+    LARE,
+    Preset,
+    PresetError,
+    find_folder,
+    load_preset,
+    pinned_revision,
+)
+from detection.lare import LareConfig
+from training.bundles.conditioning import compute_conditioning
+from training.data.bundle_aligner import generator_aligner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from detection.generators.generator import Generator
+    from training.data.aligners import AutoencoderReconstruction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresetPlace:
+    """Where presets lie: folders by their names under `generators`, else the hub's cache.
+
+    `pins` is the file of the revisions; `variant` chooses among the weight files ("fp16").
+    """
+
+    pins: Path
+    generators: Path | None = None
+    variant: str | None = None
+
+    def folder(self, preset: Preset) -> Path | None:
+        """Return the preset's own folder, None for the hub's cache."""
+        return None if self.generators is None else self.generators / preset.name
+
+    def revision(self, preset: Preset) -> str | None:
+        """Return the recorded revision, None where there is none."""
+        return pinned_revision(preset, self.pins)
+
+    def aligner(self, preset: Preset, *, device: str) -> AutoencoderReconstruction:
+        """Build the aligner that sends images through the preset's autoencoder.
+
+        Raises `PresetError` naming preset, repository, revision and folder.
+        """
+        generator = load_preset(
+            preset,
+            folder=self.folder(preset),
+            revision=self.revision(preset),
+            variant=self.variant,
+            predictor=False,
+        )
+        return generator_aligner(preset.name, generator, device=device)
+
+
+@dataclass(slots=True, kw_only=True)
+class PresetGenerator:
+    """The generator that a bundle's error maps are computed with; `conditioning` by name.
+
+    Raises `PresetError` for a preset without a predictor or without a recorded revision.
+    """
+
+    preset: Preset
+    place: PresetPlace
+    conditioning: Mapping[str, Tensor]
+    _loaded: Generator | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        name = self.preset.name
+        if LARE not in self.preset.capabilities:
+            raise PresetError(f"preset {name} has no predictor: its bundle could not score")
+        if self.place.revision(self.preset) is None:
+            raise PresetError(
+                f"preset {name} ({self.preset.repository}) has no revision, which its bundle names:"
+                f" `unlatent presets pin {name}` records one in {self.place.pins}"
+            )
+
+    def load(self) -> Generator:
+        """Load autoencoder and predictor, once; raises `PresetError` as `load_preset` does."""
+        if self._loaded is None:
+            generator = load_preset(
+                self.preset,
+                folder=self.place.folder(self.preset),
+                revision=self.place.revision(self.preset),
+                conditioning=self.conditioning,
+                variant=self.place.variant,
+            )
+            self._loaded = generator.eval().requires_grad_(requires_grad=False)
+        return self._loaded
+
+    def reference(self) -> GeneratorReference:
+        """Name the preset with the sha256 of every file that loading it reads."""
+        place, preset = self.place, self.preset
+        revision = place.revision(preset)
+        folder = find_folder(
+            preset,
+            folder=place.folder(preset),
+            revision=revision,
+            variant=place.variant,
+        )
+        patterns = preset.patterns(predictor=True, variant=place.variant)
+        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
+        used = [name for name in names if any(fnmatch(name, one) for one in patterns)]
+        for part in ("vae", preset.predictor):
+            weights = f"{part}/*.safetensors"
+            if not any(fnmatch(name, weights) for name in used):
+                # A part in one file of another name.
+                used += [name for name in names if fnmatch(name, weights)]
+        return GeneratorReference(
+            preset=preset.name,
+            revision=revision,
+            variant=place.variant,
+            files={name: sha256_of(folder / name) for name in used},
+        )
+
+
+def load_preset_generator(
+    preset: Preset, place: PresetPlace, *, conditioning: Path | None = None
+) -> PresetGenerator:
+    """Load a preset for training, with its conditioning from a file or by its text encoders.
+
+    Raises `PresetError` naming preset, repository, revision and folder.
+    """
+    if conditioning is not None:
+        tensors = _read(conditioning)
+    else:
+        tensors = compute_conditioning(
+            preset,
+            side=LareConfig().side,
+            folder=place.folder(preset),
+            revision=place.revision(preset),
+            variant=place.variant,
+        )
+    chosen = PresetGenerator(preset=preset, place=place, conditioning=tensors)
+    chosen.load()
+    return chosen
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise PresetError(f"the conditioning in {file} cannot be read: {error}") from error
