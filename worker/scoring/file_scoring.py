@@ -1,7 +1,8 @@
-"""Scoring files without any service: find, decode ahead in a thread, batch, score, in order."""
+"""Scoring files without any service: find, decode ahead in threads, batch, score, in order."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,20 +85,25 @@ def _decode_ahead(
     files: Iterable[Path], limits: IntakeLimits, *, ahead: int
 ) -> Iterator[ScoredFile]:
     remaining = iter(files)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as thread:
+    with ThreadPoolExecutor(_decoders(), thread_name_prefix="decode") as threads:
         futures: deque[Future[ScoredFile]] = deque(
-            thread.submit(_decode, file, limits) for file in islice(remaining, ahead)
+            threads.submit(_decode, file, limits) for file in islice(remaining, ahead)
         )
         try:
             while futures:
                 decoded = futures.popleft().result()
                 futures.extend(
-                    thread.submit(_decode, file, limits) for file in islice(remaining, 1)
+                    threads.submit(_decode, file, limits) for file in islice(remaining, 1)
                 )
                 yield decoded
-        finally:  # who stops early waits for one file and not for all that were to come
+        finally:  # who stops early waits for a few files and not for all that were to come
             for future in futures:
                 future.cancel()
+
+
+def _decoders() -> int:
+    """Return how many large photographs are decoded at once; codecs let other threads run."""
+    return min(4, os.cpu_count() or 1)
 
 
 def _decode(file: Path, limits: IntakeLimits) -> ScoredFile:
