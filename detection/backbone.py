@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: Side of the surroundings that a cell of the map is judged by, in cells of the finest stage.
+SURROUNDINGS = 7
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
     """A timm architecture by name, the stages that are read, and the view that it sees.
@@ -89,36 +93,35 @@ class Backbone(nn.Module):
         """Map views (B, 3, H, W), floats of 8-bit values, to logits, maps and novelties.
 
         They are (B,), (B, h, w) and (B,). The logit is the log-odds of all generated classes
-        against all real ones. A map says where on the view it comes from, and the logit is its
-        mean: a class's score is linear in the features, means are linear in the feature maps, and a
-        standard deviation is the mean of (f - m)^2 / s. Classes count by their share of their side,
-        as in the logit's gradient.
-        (Class activation maps, Zhou et al., CVPR 2016, with a term for the spread.)
+        against all real ones. A map says what the head makes of each part of the view: at every
+        cell of the finest stage the log-odds by the means and standard deviations of the cell's
+        surroundings alone, `SURROUNDINGS` cells a side, shifted so that its mean is the logit.
         """
         stages = self._stages(views)
         finest = max(stages, key=lambda one: one.shape[-1]).shape[-2:]
-        contributions = torch.zeros(len(views), *finest, device=views.device)
         # Not in half precision: the logit is a sum over thousands of features.
         with torch.autocast(views.device.type, enabled=False):
             statistics = [_statistics(one) for one in stages]
             features = torch.cat([torch.cat(one, dim=1) for one in statistics], dim=1)
-            scores = self.head(features)
-            real, generated = scores.split([len(self.config.real), len(self.config.generated)], 1)
-            logits = generated.logsumexp(1) - real.logsumexp(1)
-            pull = torch.cat([-real.softmax(1), generated.softmax(1)], dim=1)
-            weights = (pull @ self.head.weight).split(
+            logits = self._odds(self.head(features))
+            weights = self.head.weight.split(
                 [one.shape[1] for one in stages for _ in range(2)], dim=1
             )
-            parts = zip(stages, statistics, weights[::2], weights[1::2], strict=True)
-            for one, (mean, spread), of_mean, of_spread in parts:
-                cells = one.shape[-2] * one.shape[-1]
-                deviation = (one - mean[..., None, None]).square() / spread[..., None, None]
-                part = torch.einsum("bchw,bc->bhw", one, of_mean)
-                part += torch.einsum("bchw,bc->bhw", deviation, of_spread) * cells / (cells - 1)
-                contributions += functional.interpolate(part[:, None], finest)[:, 0]
-        # The biases, and how evenly the classes of a side share it, have no place in the picture.
-        contributions += (logits - contributions.mean((1, 2)))[:, None, None]
+            scores = self.head.bias[:, None, None]
+            for one, of_mean, of_spread in zip(stages, weights[::2], weights[1::2], strict=True):
+                mean, spread = _around(one, SURROUNDINGS * one.shape[-1] // finest[-1])
+                part = torch.einsum("bchw,kc->bkhw", mean, of_mean)
+                part += torch.einsum("bchw,kc->bkhw", spread, of_spread)
+                scores = scores + functional.interpolate(part, finest)
+            contributions = self._odds(scores)
+            contributions += (logits - contributions.mean((1, 2)))[:, None, None]
         return logits, contributions, novelty(features, self.centre, self.spread)
+
+    def _odds(self, scores: Tensor) -> Tensor:
+        """Turn the scores of the classes (B, K, …) into log-odds of the generated ones (B, …)."""
+        real, generated = scores.split([len(self.config.real), len(self.config.generated)], 1)
+        odds: Tensor = generated.logsumexp(1) - real.logsumexp(1)
+        return odds
 
     def _stages(self, views: Tensor) -> list[Tensor]:
         self.network.forward_features((views - self.config.mean) / self.config.scale)
@@ -142,6 +145,23 @@ def novelty(features: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation over space of (B, C, h, w): (B, C) each."""
     return features.mean((2, 3)), features.var((2, 3)).clamp_min(1e-12).sqrt()
+
+
+def _around(features: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of every cell's surroundings of (B, C, h, w), each so.
+
+    They are a square of `side` cells, made odd and 3 at least, as much of it as lies on the map.
+    """
+    side = max(3, side | 1)
+
+    def mean(values: Tensor) -> Tensor:
+        return functional.avg_pool2d(values, side, 1, side // 2, count_include_pad=False)
+
+    ones = torch.ones_like(features[:1, :1])
+    cells = functional.avg_pool2d(ones, side, 1, side // 2) * side**2
+    centre = mean(features)
+    variance = (mean(features.square()) - centre.square()) * cells / (cells - 1).clamp_min(1)
+    return centre, variance.clamp_min(1e-12).sqrt()
 
 
 def build_network(architecture: str) -> nn.Module:

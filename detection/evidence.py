@@ -202,9 +202,10 @@ def _contributions_layer(
     return {
         "kind": "contributions",
         "caption": (
-            "Colours: where on the picture that comes from. Red speaks for a generator, blue for a"
-            f" camera. The average over the square, {score.branches['backbone']:+.2f}, is what"
-            " counted. Outside the coloured square nothing was looked at for this."
+            "Colours: what each part of the picture looks like with its surroundings alone. Red"
+            " speaks for a generator, blue for a camera. The average over the square,"
+            f" {score.branches['backbone']:+.2f}, is what counted. Outside the coloured square"
+            " nothing was looked at for this."
         ),
         "file": CONTRIBUTIONS,
         "width": coloured.width,

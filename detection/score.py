@@ -72,8 +72,8 @@ class Score:
     the label was taken (for example "fpr=0.01"); `error_map` is the LaRE map, float32 (h, w), mean
     over latent channels, or None when the bundle has no lare branch; `tiles` are what the aligned
     branch read, their logits' mean being its own, and empty without that branch. `contributions`,
-    float32 (h, w), says where on the centre square the backbone branch's logit comes from, which is
-    its mean, or is None without that branch.
+    float32 (h, w), says what the backbone branch makes of each part of the centre square, its mean
+    being the branch's logit, or is None without that branch.
 
     `unsure` at the point of `generated` means that a mild re-encoding flipped the label, and the
     probability is that of the weakest copy. Where `outside` says why the thresholds do not hold for

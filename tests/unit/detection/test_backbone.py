@@ -73,8 +73,20 @@ def test_the_contributions_average_to_the_logit(backbone: Backbone) -> None:
     assert contributions.std() > 0
 
 
-def test_the_map_is_the_classes_pull_on_the_feature_maps(backbone: Backbone) -> None:
-    """It is what numpy makes of the stages: each class by its share of its side, upsampled."""
+def around(features: np.ndarray, side: int) -> np.ndarray:
+    """Means and spreads (2 C, h, w) of the squares about the cells of (C, h, w), cell by cell."""
+    channels, height, width = features.shape
+    found, reach = np.zeros((2 * channels, height, width)), side // 2
+    for y, x in np.ndindex(height, width):
+        rows = slice(max(0, y - reach), y + reach + 1)
+        square = features[:, rows, max(0, x - reach) : x + reach + 1]
+        found[:channels, y, x] = square.mean((1, 2))
+        found[channels:, y, x] = square.std((1, 2), ddof=1)
+    return found
+
+
+def test_the_map_is_the_heads_word_on_each_cells_surroundings(backbone: Backbone) -> None:
+    """It is what numpy makes of the stages: log-odds by squares of 7 fine cells, 3 coarse ones."""
     batch = views(1)
     network, head = backbone.network, backbone.head
     hidden, maps = network.bn1(network.conv_stem((batch - 127) / 128)), []
@@ -82,20 +94,13 @@ def test_the_map_is_the_classes_pull_on_the_feature_maps(backbone: Backbone) -> 
         hidden = stage(hidden)
         if number in {1, 3}:
             maps.append(hidden[0].double().numpy())
-    rows = [part for one in maps for part in (one.mean((1, 2)), one.std((1, 2), ddof=1))]
-    weight, bias = head.weight.double().numpy(), head.bias.double().numpy()
-    odds = np.exp(weight @ np.concatenate(rows) + bias)
-    pull = np.concatenate([-odds[:2] / odds[:2].sum(), odds[2:] / odds[2:].sum()]) @ weight
-    drawn, start = np.zeros((16, 16)), 0
-    for one in maps:
-        channels, cells = len(one), one[0].size
-        of_mean, of_spread = pull[start : start + channels], pull[start + channels :][:channels]
-        start += 2 * channels
-        mean, spread = one.mean((1, 2)), one.std((1, 2), ddof=1)
-        deviation = (one - mean[:, None, None]) ** 2 / spread[:, None, None]
-        part = np.tensordot(of_mean, one, 1)
-        part += np.tensordot(of_spread, deviation, 1) * cells / (cells - 1)
-        drawn += np.kron(part, np.ones((16 // len(part), 16 // len(part))))
+    rows = [
+        np.kron(around(one, side), np.ones((1, 16 // one.shape[1], 16 // one.shape[1])))
+        for one, side in zip(maps, (7, 3), strict=True)
+    ]
+    scores = np.tensordot(head.weight.double().numpy(), np.concatenate(rows), 1)
+    odds = np.exp(scores + head.bias.double().numpy()[:, None, None])
+    drawn = np.log(odds[2:].sum(0) / odds[:2].sum(0))
     found = backbone(batch)[1][0].numpy()
     np.testing.assert_allclose(found - found.mean(), drawn - drawn.mean(), rtol=1e-3, atol=1e-3)
 
