@@ -123,6 +123,12 @@ def test_a_bundle_is_trained_on_a_preset_and_scored_with_it(
         main()
     assert not done.value.code, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["branches"].keys() == {"lare", "aligned"}
+    monkeypatch.setattr(sys, "argv", ["unlatent", "models", "verify", str(bundle.folder)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code, capsys.readouterr().err
+    assert capsys.readouterr().out.startswith(bundle.model_version)
+    monkeypatch.setattr(sys, "argv", ["unlatent", *options, picture])
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(SystemExit) as done:
         main()
