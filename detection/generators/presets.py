@@ -38,15 +38,17 @@ class PresetError(SettingsError):
 class Preset:
     """A published generator.
 
-    `predictor` is the folder of the noise predictor inside the repository, empty where there is
-    none; `conditioning` names the constant tensors the predictor is called with. A `gated`
-    repository is only served to accounts that accepted its terms.
+    `autoencoder` and `predictor` are their folders inside the repository. Without the first the
+    repository is itself one autoencoder, without the second there is no predictor. `conditioning`
+    names the constant tensors the predictor is called with. A `gated` repository is only served to
+    accounts that accepted its terms.
     """
 
     name: str
     repository: str
     licence: str
     gated: bool = False
+    autoencoder: str = "vae"
     predictor: str = ""
     prediction: str = ""
     conditioning: tuple[str, ...] = ()
@@ -58,7 +60,7 @@ class Preset:
 
     def patterns(self, *, predictor: bool, variant: str | None) -> list[str]:
         """Name the repository's files that loading needs, as glob patterns."""
-        folders = ["vae/"] if self.predictor else [""]
+        folders = [f"{self.autoencoder}/"] if self.autoencoder else [""]
         files = ["scheduler/scheduler_config.json"] if predictor else []
         folders += [f"{self.predictor}/"] if predictor else []
         weights = f"diffusion_pytorch_model.{variant}" if variant else "diffusion_pytorch_model"
@@ -139,10 +141,24 @@ PRESETS: dict[str, Preset] = {
             prediction=FLOW,
             conditioning=_POOLED,
         ),
-        Preset(name="taesd", repository="madebyollin/taesd", licence="MIT"),
-        Preset(name="taesdxl", repository="madebyollin/taesdxl", licence="MIT"),
-        Preset(name="taesd3", repository="madebyollin/taesd3", licence="MIT"),
-        Preset(name="taef1", repository="madebyollin/taef1", licence="MIT"),
+        Preset(
+            name="flux2",
+            repository="black-forest-labs/FLUX.2-dev",
+            licence="FLUX [dev] Non-Commercial License",
+            gated=True,
+        ),
+        Preset(name="qwen", repository="Qwen/Qwen-Image", licence="Apache-2.0"),
+        Preset(name="wan", repository="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", licence="Apache-2.0"),
+        Preset(
+            name="cascade",
+            repository="stabilityai/stable-cascade",
+            licence="Stable Cascade Non-Commercial Community License",
+            autoencoder="vqgan",
+        ),
+        Preset(name="taesd", repository="madebyollin/taesd", licence="MIT", autoencoder=""),
+        Preset(name="taesdxl", repository="madebyollin/taesdxl", licence="MIT", autoencoder=""),
+        Preset(name="taesd3", repository="madebyollin/taesd3", licence="MIT", autoencoder=""),
+        Preset(name="taef1", repository="madebyollin/taef1", licence="MIT", autoencoder=""),
     )
 }
 

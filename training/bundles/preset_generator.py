@@ -118,7 +118,7 @@ class PresetGenerator:
         patterns = preset.patterns(predictor=True, variant=place.variant)
         names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
         used = [name for name in names if any(fnmatch(name, one) for one in patterns)]
-        for part in ("vae", preset.predictor):
+        for part in (preset.autoencoder, preset.predictor):
             weights = f"{part}/*.safetensors"
             if not any(fnmatch(name, weights) for name in used):
                 # A part in one file of another name.

@@ -32,6 +32,7 @@ from detection.generators.presets import (
 )
 from detection.lare import lare_map
 from tests.support.bundles.tiny_bundle import tiny_autoencoder
+from tests.support.generators.autoencoder_references import build
 from tests.support.generators.tiny_families import FAMILIES, POOLED, TEXT, flux, save_family
 
 if TYPE_CHECKING:
@@ -231,6 +232,34 @@ def test_a_tiny_autoencoder_may_be_the_folder_itself(tmp_path: Path) -> None:
     generator = load_preset(find_preset("taesd"), folder=tmp_path)
     assert generator.capabilities == ("reconstruct",)
     assert generator.decode(generator.encode(VIEWS)).shape == VIEWS.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "folder"),
+    [
+        ("flux2", "flux2", "vae"),
+        ("qwen", "qwen", "vae"),
+        ("wan", "wan-2.1", "vae"),
+        ("cascade", "stage-a", "vqgan"),
+    ],
+)
+def test_a_preset_without_a_predictor_reconstructs(
+    tmp_path: Path, name: str, reference: str, folder: str
+) -> None:
+    """Its repository has a predictor that is not fetched; only the autoencoder's folder is."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    build(reference).save_pretrained(tmp_path / folder)
+    (tmp_path / "transformer").mkdir()
+    preset = find_preset(name)
+    generator = load_preset(preset, folder=tmp_path)
+    assert generator.capabilities == preset.capabilities == ("reconstruct",)
+    with torch.inference_mode():
+        assert generator.decode(generator.encode(VIEWS)).shape == VIEWS.shape
+    names = [f"{folder}/config.json", f"{folder}/diffusion_pytorch_model.safetensors"]
+    more = ["transformer/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
+    patterns = preset.patterns(predictor=False, variant=None)
+    assert list(filter_repo_objects([*names, *more], allow_patterns=patterns)) == names
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
