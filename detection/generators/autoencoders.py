@@ -298,13 +298,9 @@ def latent_space(network: Any) -> LatentSpace:
     """Return the adapter of an autoencoder; raises `SettingsError` naming a class without one."""
     name = type(network).__name__
     if name not in ADAPTERS:
-        raise SettingsError(f"{name} is not supported: {refusal_of_autoencoder(name)}")
+        reason = REFUSED_AUTOENCODERS.get(name, f"known are {', '.join(ADAPTERS)}")
+        raise SettingsError(f"{name} is not supported: {reason}")
     return ADAPTERS[name](network)
-
-
-def refusal_of_autoencoder(name: str) -> str:
-    """Say why the autoencoders of class `name` cannot be used."""
-    return REFUSED_AUTOENCODERS.get(name, f"known are {', '.join(ADAPTERS)}")
 
 
 def _halvings(widths: Sequence[object]) -> int:
