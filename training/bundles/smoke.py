@@ -65,6 +65,7 @@ def smoke_recipe(recipe: BundleRecipe) -> BundleRecipe:
         view_copies=1,
         partial_noise_images=4,
         sampled_images=2,
+        autoencoders=tuple(replace(spec, widths=(16, 16)) for spec in recipe.autoencoders),
         shaders=min(recipe.shaders, 4),
         backbone=backbone,
     )
