@@ -14,21 +14,26 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 def fold_batch_norms(network: nn.Module) -> None:
     """Fold, in place, every batch norm that is known to act on a convolution's output and no more.
 
-    Known are neighbours in an `nn.Sequential`, and `bnN` after `convN`, as residual blocks name
-    them here and in torchvision. `network` must be in evaluation mode and is of no use for training
-    afterwards; its state dict no longer loads weights as they were trained.
+    Known are neighbours in an `nn.Sequential`, `bnN` after `convN`, as residual blocks name them
+    here and in torchvision, and what a module states in `norms`, by the names of its convolutions.
+    `network` must be in evaluation mode and is of no use for training afterwards; its state dict no
+    longer loads weights as they were trained.
     """
     for module in network.modules():
         children = dict(module.named_children())
-        for first, second in _neighbours(module, list(children)):
+        stated: Mapping[str, str] = getattr(module, "norms", {})
+        for first, second in (*_neighbours(module, list(children)), *stated.items()):
             convolution, norm = children[first], children.get(second)
-            if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+            # Unless it is stated, a convolution of another class may do more than convolve.
+            if type(convolution) is not nn.Conv2d and first not in stated:
+                continue
+            if isinstance(convolution, nn.Conv2d) and type(norm) is nn.BatchNorm2d:
                 setattr(module, first, fuse_conv_bn_eval(convolution, norm))
                 setattr(module, second, nn.Identity())
 

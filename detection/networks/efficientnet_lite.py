@@ -8,6 +8,7 @@ of timm and torchvision, and the compiler, into each process that scores.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,10 +30,12 @@ _EPSILON = 1e-3
 class EfficientNetLite0(nn.Module):
     """Images (B, 3, H, W) to feature maps (B, 1280, H/32, W/32), sides rounded up."""
 
+    norms: ClassVar = {"conv_stem": "bn1", "conv_head": "bn2"}
+
     def __init__(self) -> None:
         super().__init__()
         self.conv_stem = _SameConv2d(3, 32, 3, stride=2, bias=False)
-        self.bn1 = _NormReLU6(32, _EPSILON)
+        self.bn1 = nn.BatchNorm2d(32, _EPSILON)
         channels, stages = 32, []
         for kernel, stride, expansion, outputs, count in _STAGES:
             blocks: list[nn.Module] = []
@@ -47,7 +50,7 @@ class EfficientNetLite0(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
         self.conv_head = nn.Conv2d(channels, 1280, 1, bias=False)
-        self.bn2 = _NormReLU6(1280, _EPSILON)
+        self.bn2 = nn.BatchNorm2d(1280, _EPSILON)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # as the paper's own code begins
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
@@ -55,14 +58,12 @@ class EfficientNetLite0(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to the last feature maps (B, 1280, h, w)."""
-        hidden = self.blocks(self.bn1(self.conv_stem(images)))
-        features: Tensor = self.bn2(self.conv_head(hidden))
-        return features
+        hidden = self.blocks(_relu6(self.bn1(self.conv_stem(images))))
+        return _relu6(self.bn2(self.conv_head(hidden)))
 
 
-class _NormReLU6(nn.BatchNorm2d):
-    def forward(self, hidden: Tensor) -> Tensor:
-        return functional.relu6(super().forward(hidden), inplace=True)
+def _relu6(hidden: Tensor) -> Tensor:
+    return functional.relu6(hidden, inplace=True)
 
 
 class _SameConv2d(nn.Conv2d):
@@ -86,33 +87,39 @@ def _depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
 
 
 class _DepthwiseSeparable(nn.Module):
+    norms: ClassVar = {"conv_dw": "bn1", "conv_pw": "bn2"}
+
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
         self.conv_dw = _depthwise(inputs, kernel, 1)
-        self.bn1 = _NormReLU6(inputs, _EPSILON)
+        self.bn1 = nn.BatchNorm2d(inputs, _EPSILON)
         self.conv_pw = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs, _EPSILON)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        narrow: Tensor = self.bn2(self.conv_pw(self.bn1(self.conv_dw(hidden))))
+        filtered = _relu6(self.bn1(self.conv_dw(hidden)))
+        narrow: Tensor = self.bn2(self.conv_pw(filtered))
         return narrow
 
 
 class _InvertedResidual(nn.Module):
     """Expand, filter each channel, project; a shortcut where shapes allow (Sandler, CVPR 2018)."""
 
+    norms: ClassVar = {"conv_pw": "bn1", "conv_dw": "bn2", "conv_pwl": "bn3"}
+
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = inputs * expansion
         self.conv_pw = nn.Conv2d(inputs, wide, 1, bias=False)
-        self.bn1 = _NormReLU6(wide, _EPSILON)
+        self.bn1 = nn.BatchNorm2d(wide, _EPSILON)
         self.conv_dw = _depthwise(wide, kernel, stride)
-        self.bn2 = _NormReLU6(wide, _EPSILON)
+        self.bn2 = nn.BatchNorm2d(wide, _EPSILON)
         self.conv_pwl = nn.Conv2d(wide, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs, _EPSILON)
         self._shortcut = stride == 1 and inputs == outputs
 
     def forward(self, hidden: Tensor) -> Tensor:
-        wide = self.bn2(self.conv_dw(self.bn1(self.conv_pw(hidden))))
-        narrow: Tensor = self.bn3(self.conv_pwl(wide))
+        wide = _relu6(self.bn1(self.conv_pw(hidden)))
+        filtered = _relu6(self.bn2(self.conv_dw(wide)))
+        narrow: Tensor = self.bn3(self.conv_pwl(filtered))
         return narrow + hidden if self._shortcut else narrow

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.functional import relu6
 
 from detection.backbone import Backbone, BackboneConfig, to_views, whole_view
 from detection.detector import Detector
@@ -50,7 +51,7 @@ def test_features_are_means_and_spreads_of_the_stages(backbone: Backbone) -> Non
     batch = views(3)
     maps = []
     network = backbone.network
-    hidden = network.bn1(network.conv_stem((batch - 127) / 128))
+    hidden = relu6(network.bn1(network.conv_stem((batch - 127) / 128)))
     for number, stage in enumerate(network.blocks):
         hidden = stage(hidden)
         if number in {1, 3}:
@@ -89,7 +90,7 @@ def test_the_map_is_the_heads_word_on_each_cells_surroundings(backbone: Backbone
     """It is what numpy makes of the stages: log-odds by squares of 7 fine cells, 3 coarse ones."""
     batch = views(1)
     network, head = backbone.network, backbone.head
-    hidden, maps = network.bn1(network.conv_stem((batch - 127) / 128)), []
+    hidden, maps = relu6(network.bn1(network.conv_stem((batch - 127) / 128))), []
     for number, stage in enumerate(network.blocks):
         hidden = stage(hidden)
         if number in {1, 3}:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from detection.backbone import build_network
+from detection.networks.batch_norm_folding import fold_batch_norms
 from detection.networks.efficientnet_lite import EfficientNetLite0
 
 
@@ -57,6 +58,20 @@ def test_every_stage_computes_what_timms_does(published: nn.Module, shape: tuple
     for ours, theirs in zip(maps[network], maps[published], strict=True):
         assert theirs.std() > 0.01
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_every_norm_can_be_folded(published: nn.Module) -> None:
+    """Folded into the convolutions, no norm is left and the maps stay, odd sides included."""
+    network = EfficientNetLite0().eval().requires_grad_(requires_grad=False)
+    network.load_state_dict(published.state_dict())
+    views = torch.randn(2, 3, 97, 131, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = network.forward_features(views)
+        fold_batch_norms(network)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+        largest = (network.forward_features(views) - expected).abs().max()
+        assert expected.std() > 0.01
+        assert largest < 1e-4 * expected.abs().max()
 
 
 def test_random_weights_are_as_large_as_timms() -> None:
