@@ -30,7 +30,10 @@ class Problem(ServiceError):
 
 
 class Busy(Problem):
-    """The service has no capacity at the moment (status 503); nothing was done.
+    """The service cannot answer at the moment (status 503).
+
+    With `reason` "busy" nothing was done; otherwise something that it needs was away, and it may
+    have been.
 
     `retry_after` is the time in seconds that the service asks callers to wait, or None.
     """

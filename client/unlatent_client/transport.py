@@ -64,8 +64,9 @@ class Transport:
     ) -> Any:
         """Send a request until it is answered; return the JSON of the answer, None without a body.
 
-        A request that was not sent, or was answered with 503, is tried again. So is one whose
-        connection broke, where it is `repeatable`. The last try begins within `retry_s` of the
+        A request that was not sent, or was turned away because the service was full, is tried
+        again. So is one whose connection broke or that got another 503, where it is `repeatable`:
+        it may have been done. The last try begins within `retry_s` of the
         first one, at most the client's own limit. The service may hold a request for `wait_s`.
         Raises `Problem`, `Busy`, `Unreachable` and `UnexpectedAnswer`.
         """
@@ -76,6 +77,8 @@ class Transport:
             try:
                 return self._once(method, path, query, body, headers, wait_s)
             except Busy as busy:
+                if busy.reason != "busy" and not repeatable:
+                    raise
                 delay_s = _delay(tries, busy.retry_after)
                 error: Busy | _Broken = busy
             except _Broken as broken:

@@ -1,4 +1,4 @@
-"""Count by day, let rows go, send webhooks to several endpoints, and note keys of requests.
+"""Count by day, let rows go that are no longer needed, and send webhooks to several endpoints.
 
 The counts themselves are kept by triggers of worker/moderation/sql/counts.sql, which count what is
 there when they are installed first. A verdict keeps the number of the lease in which it was given,
@@ -84,7 +84,6 @@ def upgrade() -> None:
     count_by_day()
     add_webhook_endpoints()
     let_rows_go()
-    note_request_keys()
 
 
 def add_indexes() -> None:
@@ -218,23 +217,6 @@ def let_rows_go() -> None:
     op.execute(REFUSE_CHANGE.format(exception=PRUNING))
 
 
-def note_request_keys() -> None:
-    """Remember for a day which request a client sent under which key."""
-    op.create_table(
-        "request_keys",
-        sa.Column("source", sa.Text(), nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
-        sa.Column("sha256", sa.LargeBinary(), nullable=False),
-        sa.Column("image_id", sa.Uuid(), nullable=True),
-        sa.Column(
-            "at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
-        ),
-        sa.PrimaryKeyConstraint("source", "key", name=op.f("pk_request_keys")),
-        schema="app",
-    )
-    op.create_index("ix_request_keys_at", "request_keys", ["at"], schema="app")
-
-
 def downgrade() -> None:
     """Undo. The views read the columns; `unlatent migrate` makes them again.
 
@@ -248,7 +230,6 @@ def downgrade() -> None:
         "FOREIGN KEY (lease_id) REFERENCES app.leases (id) NOT VALID"
     )
     op.execute(REFUSE_CHANGE.format(exception=""))
-    op.drop_table("request_keys", schema="app")
     op.drop_table("prune_cursors", schema="app")
     op.execute("DELETE FROM app.outbox WHERE endpoint <> 'main'")
     op.drop_column("outbox", "message_id", schema="app")

@@ -150,7 +150,7 @@ def _preview_lines(engine: Engine, digest: str) -> Iterator[str]:
     if not seen.images:
         yield (
             "change of tiers: not known, it has judged no image in shadow in the last 30 days"
-            f" (unlatent models challenge {digest[:12]})"
+            f" (unlatent models challenge {digest[:12]} --reason …)"
         )
         return
     moved = sum(change.images for change in seen.changes)

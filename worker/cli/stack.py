@@ -102,7 +102,7 @@ def _run_everything(stack: LocalStack, settings: Settings) -> None:
     """Run the service over the stack until `down`, or until an exception ends it."""
     stack.start_commands(settings, *stack.commands)
     _tell_of_console(stack)
-    typer.echo("worker    and serve are loading their model; Ctrl-C stops everything, data stay")
+    typer.echo("worker    is loading its model, serve too; Ctrl-C stops everything, data stay")
     news: dict[str, Callable[[], bool]] = {
         "worker    takes uploads": lambda: stack.worker.up,
         f"serve     answers POST {stack.serve.address}v1/check": lambda: stack.serve.answers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,7 +86,11 @@ def _decode_ahead(
     files: Iterable[Path], limits: IntakeLimits, *, ahead: int
 ) -> Iterator[ScoredFile]:
     remaining = iter(files)
-    with ThreadPoolExecutor(_decoders(), thread_name_prefix="decode") as threads:
+    with (
+        # Decoding ignores warnings for a while, which is the process's and no thread's own.
+        warnings.catch_warnings(action="ignore"),
+        ThreadPoolExecutor(_decoders(), thread_name_prefix="decode") as threads,
+    ):
         futures: deque[Future[ScoredFile]] = deque(
             threads.submit(_decode, file, limits) for file in islice(remaining, ahead)
         )

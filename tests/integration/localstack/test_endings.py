@@ -69,7 +69,7 @@ def _ended(up: subprocess.Popen[str], stack: LocalStack) -> tuple[int, str]:
 def _processes(stack: LocalStack) -> list[Process]:
     found = [Process.read(pidfile) for pidfile in stack.folder.glob("*.pid")]
     processes = [process for process in found if process is not None]
-    assert len(processes) == 7
+    assert len(processes) == 8
     return processes
 
 

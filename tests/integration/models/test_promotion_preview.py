@@ -118,5 +118,5 @@ def test_without_shadow_verdicts_nothing_is_claimed(models: Callable[..., Result
     """A model that judged nothing says so, with the command that lets it judge."""
     assert models("preview", "m2").stdout == (
         "change of tiers: not known, it has judged no image in shadow in the last 30 days"
-        " (unlatent models challenge m2)\n"
+        " (unlatent models challenge m2 --reason …)\n"
     )

@@ -83,11 +83,11 @@ class Service:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self.planned.append((status, raw, {"Content-Type": kind, **named}))
 
-    def plan_busy(self, retry_after: str | None, times: int = 1) -> None:
-        """Plan answers of a service without capacity."""
+    def plan_busy(self, retry_after: str | None, times: int = 1, *, reason: str = "busy") -> None:
+        """Plan answers of a service without capacity, or with another reason for 503."""
         headers = {} if retry_after is None else {"Retry_After": retry_after}
         for _ in range(times):
-            self.plan(503, {"status": 503, "reason": "busy", "detail": "full"}, **headers)
+            self.plan(503, {"status": 503, "reason": reason, "detail": "full"}, **headers)
 
 
 @pytest.fixture

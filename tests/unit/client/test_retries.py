@@ -131,6 +131,9 @@ def test_what_may_have_been_done_is_not_repeated(
     service.plan(502, "<h1>bad gateway</h1>")
     with Client(service.url) as client, pytest.raises(Unreachable, match="502"):
         ask(client)
+    service.plan_busy("1", reason="unavailable")
+    with Client(service.url) as client, pytest.raises(Busy):
+        ask(client)
     assert waits == [1.0]
 
 

@@ -108,7 +108,7 @@ def _csv_cell(value: object) -> str:
             return escape_formula(escape_controls(value))
         case bool() | Mapping() | list() | tuple():
             return json.dumps(value, default=_plain)
-        case int() | float():
+        case int() | float() | Decimal():
             return str(value)
         case _:
             return escape_formula(escape_controls(str(_plain(value))))

@@ -73,8 +73,9 @@ def test_csv_holds_no_formula_of_somebody_else(
     capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     """A text that a spreadsheet would calculate is marked as text; a negative number is none."""
-    print_rows([{"a": text, "b": -1.5}], ("a", "b"), Format.CSV)
-    assert capsys.readouterr().out == f"a,b\n'{text},-1.5\n"
+    row = {"a": text, "b": -1.5, "c": Decimal("-1.53")}
+    print_rows([row], ("a", "b", "c"), Format.CSV)
+    assert capsys.readouterr().out == f"a,b,c\n'{text},-1.5,-1.53\n"
 
 
 def test_a_table_is_aligned_and_harmless(capsys: pytest.CaptureFixture[str]) -> None:
