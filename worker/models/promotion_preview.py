@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _TIERS = text(f"""
     WITH pairs AS MATERIALIZED (
         SELECT p.*, i.source FROM ({PAIRS_OF_CHALLENGER}) p JOIN app.images i ON i.id = p.image_id
+        -- What an earlier champion said is no part of what would change now.
+        WHERE p.champion_version = coalesce(
+            (SELECT c.model_version FROM app.champion c ORDER BY c.id DESC LIMIT 1),
+            p.champion_version
+        )
     ), sources AS MATERIALIZED (
         SELECT s.source, o.review, o.flag, o.flag_high
         FROM (SELECT DISTINCT source FROM pairs) s, LATERAL app.policy_of(s.source) o

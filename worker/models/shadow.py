@@ -32,10 +32,10 @@ def _pairs(chosen: str) -> str:
     """Return the query of both verdicts of the images that a query of shadow verdicts chooses."""
     return f"""
         SELECT s.image_id, s.label AS challenger, s.score, c.label AS champion,
-            c.score AS champion_score
+            c.score AS champion_score, c.model_version AS champion_version
         FROM ({chosen}) s
         JOIN LATERAL (
-            SELECT label, score FROM app.verdicts x
+            SELECT label, score, model_version FROM app.verdicts x
             WHERE x.image_id = s.image_id AND x.role = 'champion'
                 AND x.model_version <> s.model_version
             ORDER BY x.scored_at DESC, x.id DESC LIMIT 1

@@ -39,7 +39,7 @@ JUDGE = text("""
     SELECT image_id, id, v.version, v.role, v.score, v.label, '{}', 'b', 'fpr=0.01', 0.5, 'cpu',
         'float32', now() - v.age
     FROM lease, (VALUES
-        ('m1', 'champion', CAST(:before AS float8), CAST(:before_label AS text), interval '0'),
+        (:champion, 'champion', CAST(:before AS float8), CAST(:before_label AS text), interval '0'),
         ('m2', 'shadow', :after, :after_label, CAST(:age AS interval))
     ) v (version, role, score, label, age)
     RETURNING image_id
@@ -60,10 +60,15 @@ MOVED = {("allow", "flag"): 3, ("flag", "review"): 2, ("allow", "review"): 4}
 def judge(engine: Engine) -> Callable[..., None]:
     """Put both verdicts of images into the ledger."""
 
-    def insert(rows: list[tuple[str, tuple[float, str], tuple[float, str]]], age: str) -> None:
+    def insert(
+        rows: list[tuple[str, tuple[float, str], tuple[float, str]]],
+        age: str,
+        champion: str = "m1",
+    ) -> None:
         with engine.begin() as connection:
             for source, before, after in rows:
                 values = {"source": source, "age": age, "before": before[0], "after": after[0]}
+                values |= {"champion": champion}
                 labels = {"before_label": before[1], "after_label": after[1]}
                 connection.execute(JUDGE, values | labels)
 
@@ -100,6 +105,7 @@ def test_a_preview_counts_the_tiers_that_would_change(
     """Both verdicts count under the policy of the source; the promotion says it, too."""
     judge(JUDGED, "1 day")
     judge([("web", (0.1, "real"), (0.95, "generated"))], "40 days")  # no recent past
+    judge([("web", (0.1, "real"), (0.95, "generated"))], "1 day", champion="m0")  # not in force
     seen = preview_promotion(engine, "m2")
     assert seen.images == len(JUDGED)
     assert {(one.before, one.after): one.images for one in seen.changes} == MOVED
