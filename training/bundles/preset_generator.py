@@ -6,6 +6,7 @@ the preset, its revision and the sha256 of every file that was used, and carries
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
@@ -80,17 +81,33 @@ class PresetGenerator:
     preset: Preset
     place: PresetPlace
     conditioning: Mapping[str, Tensor]
+    #: As it was recorded when training began; a record that changes meanwhile changes nothing.
+    revision: str = field(init=False)
     _loaded: Generator | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         name = self.preset.name
         if LARE not in self.preset.capabilities:
             raise PresetError(f"preset {name} has no predictor: its bundle could not score")
-        if self.place.revision(self.preset) is None:
+        revision = self.place.revision(self.preset)
+        if revision is None:
             raise PresetError(
                 f"preset {name} ({self.preset.repository}) has no revision, which its bundle names:"
                 f" `unlatent presets pin {name}` records one in {self.place.pins}"
             )
+        self.revision = revision
+
+    @property
+    def identity(self) -> str:
+        """Name all that error maps depend on: preset, revision, variant and conditioning."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.conditioning.items()):
+            digest.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
+        variant = f" {self.place.variant}" if self.place.variant else ""
+        return (
+            f"{self.preset.name}@{self.revision[:12]}{variant}"
+            f" (conditioning {digest.hexdigest()[:12]})"
+        )
 
     def load(self) -> Generator:
         """Load autoencoder and predictor, once; raises `PresetError` as `load_preset` does."""
@@ -98,7 +115,7 @@ class PresetGenerator:
             generator = load_preset(
                 self.preset,
                 folder=self.place.folder(self.preset),
-                revision=self.place.revision(self.preset),
+                revision=self.revision,
                 conditioning=self.conditioning,
                 variant=self.place.variant,
             )
@@ -108,11 +125,10 @@ class PresetGenerator:
     def reference(self) -> GeneratorReference:
         """Name the preset with the sha256 of every file that loading it reads."""
         place, preset = self.place, self.preset
-        revision = place.revision(preset)
         folder = find_folder(
             preset,
             folder=place.folder(preset),
-            revision=revision,
+            revision=self.revision,
             variant=place.variant,
         )
         patterns = preset.patterns(predictor=True, variant=place.variant)
@@ -125,7 +141,7 @@ class PresetGenerator:
                 used += [name for name in names if fnmatch(name, weights)]
         return GeneratorReference(
             preset=preset.name,
-            revision=revision,
+            revision=self.revision,
             variant=place.variant,
             files={name: sha256_of(folder / name) for name in used},
         )

@@ -111,7 +111,8 @@ class BundleRecipe:
     #: With it the bundle's branch is a head on this frozen backbone, without it are the others.
     backbone: BackboneConfig | None = None
     head: HeadRecipe = field(default_factory=HeadRecipe)
-    #: Presets: the generator of the lare branch in place of one of our own, and makers of pairs.
+    #: Presets: the generator of the lare branch in place of one of our own, by all that its error
+    #: maps depend on, and makers of pairs.
     generator: str = ""
     aligners: tuple[str, ...] = ()
 
@@ -119,7 +120,7 @@ class BundleRecipe:
         """Return the recipe for a preset's error maps; loads the preset to learn their shape."""
         channels, _, _ = preset.load().latent_shape(self.lare.side)
         egre = replace(self.egre, map_channels=channels)
-        return replace(self, generator=preset.preset.name, egre=egre)
+        return replace(self, generator=preset.identity, egre=egre)
 
 
 #: The recipes by name: that of the shipped bundle, a head on a pretrained backbone; the two

@@ -26,7 +26,7 @@ from tests.support.generators.autoencoder_references import REFERENCES, build
 from tests.support.generators.tiny_families import save_family
 from tests.support.images.labelled_folder import write_folder
 from training.bundles import recipe as recipe_module
-from training.bundles.preset_generator import PresetPlace, load_preset_generator
+from training.bundles.preset_generator import PresetGenerator, PresetPlace, load_preset_generator
 from training.bundles.recipe import RECIPES, BundleRecipe, BundleTrainingRun, write_recipe
 from training.bundles.writer import write_bundle
 from training.data.augmentation import AugmentationConfig
@@ -227,3 +227,27 @@ def test_a_run_on_another_generator_is_not_continued(tmp_path: Path) -> None:
     del begun["generator"], begun["aligners"]
     file.write_text(json.dumps(begun))
     write_recipe(plain, file)
+
+
+def test_a_run_is_of_one_revision_variant_and_conditioning(tmp_path: Path) -> None:
+    """Each of them gives other error maps: a run folder takes none of them for another's.
+
+    A record that is moved while training goes on changes nothing of it.
+    """
+    place = place_of(tmp_path, "sd15")
+    constants = {"prompt": torch.ones(1, 4)}
+
+    def made(place: PresetPlace, value: float = 1.0) -> PresetGenerator:
+        conditioning = {"prompt": constants["prompt"] * value}
+        return PresetGenerator(preset=find_preset("sd15"), place=place, conditioning=conditioning)
+
+    first, other = made(place), made(place, value=2.0)
+    variant = made(replace(place, variant="fp16"))
+    pins = {"sd15": {"repository": PRESETS["sd15"].repository, "revision": "b" * 40}}
+    place.pins.write_text(json.dumps(pins))
+    moved = made(place)
+    assert (
+        first.identity == made(replace(place, pins=place_of(tmp_path / "x", "sd15").pins)).identity
+    )
+    assert len({one.identity for one in (first, other, variant, moved)}) == 4
+    assert (first.revision, moved.revision) == (REVISION, "b" * 40)
