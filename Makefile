@@ -142,9 +142,10 @@ fuzz-events: venv ## Parse EVENTS=1000000 events mutated in the order of SEED=1;
 fuzz-images: venv ## Decode COUNT=50000 mutated images in the real pool: nothing may crash or hang
 	$(BIN)/python -m tests.fuzz.images --count $(or $(COUNT),50000) --seed $(or $(SEED),1)
 
-dist: venv ## Build wheel and source distribution into dist/
+dist: venv ## Build wheels and source distributions, the client's too, into dist/
 	rm -rf dist
 	$(BIN)/python -m hatchling build --directory dist
+	cd client && ../$(BIN)/python -m hatchling build --directory ../dist
 
 # The day bounds what the tool itself depends on.
 CYCLONEDX := $(BIN)/uv tool run --quiet --python $(BIN)/python --exclude-newer 2026-11-30 \

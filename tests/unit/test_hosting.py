@@ -90,11 +90,12 @@ def test_a_release_gives_each_job_the_least() -> None:
     jobs = release["jobs"]
     assert {name: job["permissions"] for name, job in jobs.items()} == {
         "build": {"contents": "read"},
+        "bills": {"contents": "read"},
         "publish": {"contents": "read", "id-token": "write"},
         "announce": {"contents": "write"},
     }
     assert jobs["publish"]["environment"]["name"] == "pypi"
-    assert (jobs["publish"]["needs"], jobs["announce"]["needs"]) == ("build", "publish")
+    assert (jobs["publish"]["needs"], jobs["announce"]["needs"]) == ("build", ["publish", "bills"])
     text = (WORKFLOWS / "release.yml").read_text()
     assert "secrets." not in text
     assert not re.search(r"(?i)password|api.token", text)
@@ -106,11 +107,13 @@ def test_a_release_gives_each_job_the_least() -> None:
 
 def test_a_release_publishes_what_was_built_and_used() -> None:
     """The job that builds runs targets that exist and the test of installing; tools are hashed."""
-    build, publish, _ = workflow("release")["jobs"].values()
+    build, bills, publish, _ = workflow("release")["jobs"].values()
     ran = [step.get("run", "") for step in build["steps"]]
-    (targets,) = [line.split()[1:] for line in ran if line.startswith("make ")]
     makefile = (REPOSITORY / "Makefile").read_text()
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    for job, target in ((build, "dist"), (bills, "sbom")):
+        made = [one["run"] for one in job["steps"] if one.get("run", "").startswith("make ")]
+        assert made == [f"make {target}"]
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert ".venv/bin/pytest -m full tests/unit/test_packaging.py" in ran
     assert "--require-hashes --requirement deploy/publish.lock" in publish["steps"][-1]["run"]
     pinned = re.findall(
