@@ -25,7 +25,7 @@ def test_the_lines_of_the_page_work(settings: Settings, tmp_path: Path, s3_clien
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines()]
     assert len(lines) == 13
-    assert all(line.startswith("curl -fsS ") for line in lines)
+    assert all(line.startswith("curl --fail-with-body -sS ") for line in lines)
     photograph = PHOTOGRAPHS[0].path.read_bytes()
     (tmp_path / "photo.jpg").write_bytes(photograph)
     bucket = settings.s3.buckets[0]

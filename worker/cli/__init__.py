@@ -24,6 +24,15 @@ _OF_TRAINING = frozenset(
     {"accelerate", "matplotlib", "scipy", "sklearn", "tensorboard", "transformers"}
 )
 
+#: Modules that the extra `service` does not bring either.
+_EXTRAS = {
+    "fastapi": "http",
+    "jinja2": "console",
+    "multipart": "http",
+    "python_multipart": "http",
+    "uvicorn": "http",
+}
+
 #: Modules of this package whose `commands` become commands of `unlatent`.
 MODULES = (
     "stack",
@@ -90,7 +99,7 @@ def main() -> None:
     try:
         build_app()(obj=context)
     except UnlatentError as error:
-        _fail(context, str(error))
+        _fail(context, f"{error}{context.hint(error)}")
     except ModuleNotFoundError as error:
         _fail(context, _not_installed(error))
     except Exception as error:  # noqa: BLE001 - the last line of defence of a command line
@@ -99,7 +108,7 @@ def main() -> None:
 
 def _not_installed(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
-    extra = "training" if package in _OF_TRAINING else "service"
+    extra = _EXTRAS.get(package, "training" if package in _OF_TRAINING else "service")
     return f"package {package} is not installed: pip install 'unlatent[{extra}]' brings it"
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
-from detection.errors import SettingsError
+from detection.errors import PermanentError, SettingsError, TransientError
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from detection.errors import UnlatentError
     from worker.localstack import LocalStack
     from worker.settings import Settings
 
@@ -23,6 +24,11 @@ DEFAULT_STACK = Path("var/stack")
 #: What `unlatent up` sets beside addresses; the environment may say otherwise.
 BUCKETS = "UNLATENT_S3__BUCKETS"
 EVIDENCE_BUCKET = "UNLATENT_MODERATION__EVIDENCE_BUCKET"
+#: What says where services are.
+ADDRESSES = frozenset(
+    {"UNLATENT_POSTGRES__URL", "UNLATENT_REDIS__URL", "UNLATENT_S3__ENDPOINT_URL"}
+    | {"UNLATENT_S3__ACCESS_KEY_ID"}
+)
 
 
 @dataclass(slots=True)
@@ -31,6 +37,8 @@ class Context:
 
     stack_option: Path | None = None
     traceback: bool = False
+    #: Neither the environment names an address nor a local stack runs.
+    _unaddressed: bool = False
     _settings: Settings | None = None
 
     @property
@@ -62,8 +70,16 @@ class Context:
                 self._settings = _without_hidden_evidence(self._settings)
         return self._settings
 
+    def hint(self, error: UnlatentError) -> str:
+        """Say what to do about a service that was looked for where nobody said that it is."""
+        if not self._unaddressed or not isinstance(error, TransientError | PermanentError):
+            return ""
+        return " (no address is set and no local stack runs: `unlatent up`, or `unlatent config`)"
+
     def _stack_in_use(self) -> Path | None:
         from worker.settings import environment_names
+
+        self._unaddressed = not environment_names() & ADDRESSES
 
         env_file = self.stack_folder / "stack.env"
         if not env_file.exists():
@@ -82,6 +98,7 @@ class Context:
                 message = f"the local stack in {self.stack_folder} is down: `unlatent up` first"
                 raise SettingsError(message)
             return None
+        self._unaddressed = False
         return env_file
 
 

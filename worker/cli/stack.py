@@ -57,6 +57,11 @@ def up(
 
     chosen = cli.of(context)
     stack = chosen.local_stack()
+    if everything and any(command.running for command in stack.commands):
+        raise SettingsError(
+            f"the service in {chosen.stack_folder} runs already: `unlatent status` shows it,"
+            " `unlatent down` ends it"
+        )
     settings = load_settings()
     evidence = settings.moderation.evidence_bucket or EVIDENCE_BUCKET
     buckets = tuple(dict.fromkeys((*settings.s3.buckets, evidence)))
@@ -194,7 +199,7 @@ def status(context: typer.Context) -> None:
     chosen = cli.of(context)
     stack = chosen.local_stack()
     if not stack.exists:
-        typer.echo(f"no local stack in {chosen.stack_folder}")
+        typer.echo(f"no local stack in {chosen.stack_folder}: `unlatent up` starts one")
         raise typer.Exit(1)
     for server in stack.servers:
         process = server.process

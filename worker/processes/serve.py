@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 
+from detection.errors import SettingsError
 from worker.decoding.pool import DecodePool
 from worker.models.loading import load_detector
 from worker.scoring.device_thread import InferenceThread
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from worker.scoring.device.inference_request import InferenceRequest, ScoredRequest
     from worker.scoring.interface import Scorer
     from worker.serving.uploads import Uploads
-    from worker.settings import Scoring, Settings
+    from worker.settings import Http, Scoring, Settings
     from worker.storage.interface import Storage
 
     Device = InferenceThread[InferenceRequest, ScoredRequest[InferenceRequest]]
@@ -65,6 +67,8 @@ def run_serve(
     http = settings.http
     keys = Keys(http)
     with ExitStack() as stack:
+        # Before the model loads: a port that is taken is better known at once.
+        port = stack.enter_context(closing(_bind(http)))
         pool = stack.enter_context(closing(DecodePool(settings.intake)))
         pool.start()
         storage = stack.enter_context(closing(S3Storage(settings.s3)))
@@ -92,10 +96,8 @@ def run_serve(
             uploads=None if engine is None else _build_uploads(engine, settings, storage),
         )
         _log.info("serve_ready", host=http.host, port=http.port, ledger=http.ledger)
-        uvicorn.run(
+        config = uvicorn.Config(
             build_app(service),
-            host=http.host,
-            port=http.port,
             # No header may change the address that a request came from.
             proxy_headers=False,
             server_header=False,
@@ -103,6 +105,23 @@ def run_serve(
             access_log=False,
             timeout_graceful_shutdown=int(http.timeout_s) + 1,
         )
+        uvicorn.Server(config).run(sockets=[port])
+
+
+def _bind(http: Http) -> socket.socket:
+    """Take the port; whoever connects before the model is loaded is refused."""
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    port = socket.socket(family, socket.SOCK_STREAM)
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        port.bind((http.host, http.port))
+    except OSError as error:
+        port.close()
+        raise SettingsError(
+            f"{http.host}:{http.port} cannot be listened on ({error.strerror or error}): set"
+            " UNLATENT_HTTP__HOST or UNLATENT_HTTP__PORT"
+        ) from error
+    return port
 
 
 def _open_ledger(stack: ExitStack, settings: Settings) -> Engine | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from worker.serving.limits import Limits
-from worker.serving.problems import answer_errors
+from worker.serving.problems import RequestRefused, answer_errors
 from worker.serving.routes import check, hooks, images, probes
 
 if TYPE_CHECKING:
@@ -44,4 +44,16 @@ def build_app(service: Service) -> FastAPI:
         app.include_router(router)
     if service.uploads is not None:
         app.include_router(images.router)
+    else:
+        for path in ("/v1/images", "/v1/images/{rest:path}", "/v1/batches"):
+            app.add_api_route(path, no_ledger, methods=["GET", "POST"], include_in_schema=False)
     return app
+
+
+async def no_ledger() -> None:
+    """Say why there are no uploads here."""
+    raise RequestRefused(
+        "This service takes no uploads: UNLATENT_HTTP__LEDGER is false.",
+        status=404,
+        reason="no_ledger",
+    )

@@ -106,3 +106,19 @@ def test_a_death_without_a_log(stack: LocalStack, up: subprocess.Popen[str]) -> 
     assert code == 1
     assert error.startswith("unlatent: bridge ended by itself with exit code -9; its log is ")
     assert not any(process.running for process in processes)
+
+
+def test_a_second_one_leaves_the_first_alone(stack: LocalStack, up: subprocess.Popen[str]) -> None:
+    """`up --all` beside one that runs ends with an error, and everything goes on."""
+    processes = _processes(stack)
+    second = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "--stack", str(stack.folder), "up", "--all"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "runs already: `unlatent status` shows it" in second.stderr
+    assert all(process.running for process in processes)
+    assert up.poll() is None

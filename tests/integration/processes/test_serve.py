@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -85,6 +86,17 @@ def test_sigterm_answers_what_was_asked(bare: Settings) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert answer.result(60).status == 200
         server.process.wait(60)
+
+
+def test_a_port_that_is_taken_is_named_at_once(bare: Settings) -> None:
+    """It ends with one line that says which setting to change, before any model is loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with ServeProcess(bare, port=port, module="worker", arguments=["serve"]) as server:
+            assert server.process.wait(60) == 1
+            *_, last = server.log.read_text().splitlines()
+    assert last.startswith(f"unlatent: 127.0.0.1:{port} cannot be listened on")
+    assert "UNLATENT_HTTP__PORT" in last
 
 
 def test_an_address_that_others_reach_needs_keys(bare: Settings) -> None:

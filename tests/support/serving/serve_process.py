@@ -29,7 +29,7 @@ class ServeProcess(WorkerProcess):
     ) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        changed = settings.http.model_copy(update={"port": port, **http})
+        changed = settings.http.model_copy(update={"port": port} | http)
         super().__init__(
             settings.model_copy(update={"http": changed}), module=module, arguments=arguments
         )

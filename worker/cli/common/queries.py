@@ -37,7 +37,7 @@ def engine(
     """
     from sqlalchemy import exc
 
-    from worker.database.engine import build_engine
+    from worker.database.engine import LedgerUnavailable, build_engine
 
     postgres = cli.of(context).settings().postgres
     if pool_size is not None:
@@ -53,6 +53,8 @@ def engine(
         hint = getattr(getattr(error.orig, "diag", None), "message_hint", None)
         if message == "permission denied for schema app":
             hint = "this is an operator's command, and asks as the service's login"
+        if isinstance(error, exc.OperationalError) and getattr(error.orig, "sqlstate", "") is None:
+            raise LedgerUnavailable(message) from error  # nothing that the server said
         raise SettingsError(f"{message} ({hint})" if hint else message) from error
     finally:
         built.dispose()

@@ -375,7 +375,7 @@ def test_presets_are_listed_shown_and_verified(
 ) -> None:
     """A local folder is verified by sending an image through it; without a pin it says so."""
     assert run(monkeypatch, "presets", "list") == 0
-    assert capsys.readouterr().out.count("not pinned") == 9
+    assert capsys.readouterr().out.count("not pinned") == 13
     assert run(monkeypatch, "presets", "show", "sd3") == 0
     shown = capsys.readouterr().out
     assert "gated: True" in shown

@@ -287,6 +287,14 @@ def test_slow_storage_counts_into_the_time_of_an_answer(serve: Callable[..., Rig
     assert (answer.status_code, answer.json()["reason"]) == (503, "timeout")
 
 
+@pytest.mark.parametrize("path", ["/v1/images", "/v1/images/42", "/v1/batches"])
+def test_a_service_without_a_ledger_says_so(path: str, serve: Callable[..., Rig]) -> None:
+    """Uploads are answered 404 with the setting that is missing, not as a wrong address."""
+    answer = serve().client.post(path, json={})
+    assert (answer.status_code, answer.json()["reason"]) == (404, "no_ledger")
+    assert "UNLATENT_HTTP__LEDGER" in answer.json()["detail"]
+
+
 def test_a_stuck_device_is_told_to_probes(serve: Callable[..., Rig]) -> None:
     """`/healthz` answers 503 once the device thread makes no progress."""
     assert serve().client.get("/healthz").status_code == 200
