@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING, Self
 
@@ -130,9 +131,12 @@ def test_the_commands_move_the_pointers(
         models("promote", first, "--reason", "hope")
     models("promote", first[:12], "--reason", "the first", "--force")
     assert models("challenge", second, "--reason", "try") == f"shadow {second}\n"
-    listed = models("list")
-    assert f"{first}  first  s3://" in listed
-    assert [line.split()[-1] for line in listed.splitlines()[-2:]] == ["champion", "shadow"]
+    listed = json.loads(models("list", "--format", "json"))[-2:]
+    assert [(one["model_version"], one["name"], one["role"]) for one in listed] == [
+        (first, "first", "champion"),
+        (second, "second", "shadow"),
+    ]
+    assert all(one["uri"].startswith("s3://") for one in listed)
     assert "images judged by both: 0" in models("shadow")
     pass_gate(engine, second, first)
     assert models("promote", second, "--reason", "better") == f"champion {second}\n"
