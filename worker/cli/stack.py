@@ -57,11 +57,8 @@ def up(
 
     chosen = cli.of(context)
     stack = chosen.local_stack()
-    if everything and any(command.running for command in stack.commands):
-        raise SettingsError(
-            f"the service in {chosen.stack_folder} runs already: `unlatent status` shows it,"
-            " `unlatent down` ends it"
-        )
+    if everything:
+        _refuse_second(stack)
     settings = load_settings()
     evidence = settings.moderation.evidence_bucket or EVIDENCE_BUCKET
     buckets = tuple(dict.fromkeys((*settings.s3.buckets, evidence)))
@@ -94,6 +91,14 @@ def up(
         elif console:
             stack.start_commands(given, stack.console)
             _tell_of_console(stack)
+
+
+def _refuse_second(stack: LocalStack) -> None:
+    if any(command.running for command in stack.commands):
+        raise SettingsError(
+            f"the service in {stack.folder} runs already: `unlatent status` shows it,"
+            " `unlatent down` ends it"
+        )
 
 
 def _tell_of_console(stack: LocalStack) -> None:
