@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from worker.ingest.rejected import RejectedEntries
     from worker.ingest.waiting import WaitingEvent, WaitingEvents
     from worker.settings import S3
-    from worker.storage.interface import Storage
+    from worker.storage.interface import ObjectFacts, Storage
 
 _log = structlog.get_logger(__name__)
 
@@ -174,18 +174,8 @@ class Completion:
         if isinstance(event, Removal) or event.etag or event.version_id:
             return event
         facts = self._storage.head(event.bucket, event.key)
-        etag = facts.etag
-        if etag is None and facts.version_id is None:
-            # What storage does not tell apart, events may: their order, else their time.
-            moment = event.uploaded_at.isoformat() if event.uploaded_at else str(since)
-            etag = stand_in_of_event(event.sequencer or moment)
-        return replace(
-            event,
-            etag=etag,
-            version_id=facts.version_id,
-            size=facts.size,
-            content_type=event.content_type or facts.content_type,
-        )
+        moment = event.uploaded_at.isoformat() if event.uploaded_at else str(since)
+        return identified(event, facts, moment=moment)
 
     def _put_off(self, member: bytes, waiting: WaitingEvent, error: Exception) -> None:
         if isinstance(error, NotAsked):
@@ -203,6 +193,23 @@ class Completion:
             attempts=waiting.attempts + asked,
             delay_s=delay_s,
         )
+
+
+def identified(upload: Upload, facts: ObjectFacts, *, moment: str) -> Upload:
+    """Return an upload with what storage says of its object.
+
+    What storage does not tell apart, events may: their order, else the `moment` that they name.
+    """
+    etag = facts.etag
+    if etag is None and facts.version_id is None:
+        etag = stand_in_of_event(upload.sequencer or moment)
+    return replace(
+        upload,
+        etag=etag,
+        version_id=facts.version_id,
+        size=facts.size,
+        content_type=upload.content_type or facts.content_type,
+    )
 
 
 def written_event(event: Upload | Removal) -> bytes:

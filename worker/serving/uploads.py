@@ -17,13 +17,13 @@ from sqlalchemy import exc, select, text
 
 from detection.score import distance_words
 from worker.database.engine import LedgerUnavailable, transaction
+from worker.ingest.completion import identified
 from worker.ingest.events import EventFieldInvalid, Ignored, parse
 from worker.ingest.shapes import fields
 from worker.ledger.interface import Removal, Role, State, UnknownImage, Upload
 from worker.ledger.tables import Image, VerdictRow
 from worker.queue.publisher import QueueUnavailable
 from worker.serving.problems import RequestRefused
-from worker.storage.etags import stand_in_of_event
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -206,17 +206,8 @@ class Uploads:
     def _identified(self, upload: Upload) -> Upload:
         """Ask storage which object of that key is meant."""
         facts = self._storage.head(upload.bucket, upload.key)
-        etag = facts.etag
-        if etag is None and facts.version_id is None:
-            moment = facts.modified_at.isoformat() if facts.modified_at else str(facts.size)
-            etag = stand_in_of_event(upload.sequencer or moment)
-        return replace(
-            upload,
-            etag=etag,
-            version_id=facts.version_id,
-            size=facts.size,
-            content_type=upload.content_type or facts.content_type,
-        )
+        moment = facts.modified_at.isoformat() if facts.modified_at else str(facts.size)
+        return identified(upload, facts, moment=moment)
 
     def _accepted(self, images: Sequence[UUID]) -> list[Accepted]:
         rows = self._rows(images)
