@@ -10,28 +10,27 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from tests.support.upload_site import Site, png
 from tests.support.waiting import eventually
-from worker.database.engine import downgrade, migrate
+from worker.database.engine import change_schema, connect, downgrade, migrate
 from worker.ledger.interface import State
 
 if TYPE_CHECKING:
     from tests.support.faults.accounting import Accounts
     from tests.support.faults.process_crew import Crew
-    from worker.localstack import LocalStack
     from worker.settings import Settings
 
 #: What a later release may do before its code runs: see the first migration.
-EXPANSION = """
-    ALTER TABLE app.images ADD COLUMN later text, ADD COLUMN later_count int NOT NULL DEFAULT 0;
-    ALTER TABLE app.leases ADD COLUMN later text;
-    ALTER TABLE app.verdicts ADD COLUMN later jsonb NOT NULL DEFAULT '{}';
-    ALTER TABLE app.images ADD CONSTRAINT later CHECK (later_count >= 0) NOT VALID;
-    CREATE TABLE app.later (id bigint PRIMARY KEY, image_id uuid REFERENCES app.images);
-"""
+EXPANSION = (
+    "SET LOCAL ROLE unlatent_owner",
+    "ALTER TABLE app.images ADD COLUMN later text, ADD COLUMN later_count int NOT NULL DEFAULT 0",
+    "ALTER TABLE app.leases ADD COLUMN later text",
+    "ALTER TABLE app.verdicts ADD COLUMN later jsonb NOT NULL DEFAULT '{}'",
+    "ALTER TABLE app.images ADD CONSTRAINT later CHECK (later_count >= 0) NOT VALID",
+    "CREATE TABLE app.later (id bigint PRIMARY KEY, image_id uuid REFERENCES app.images)",
+)
 
 
 #: The last schema that today's worker cannot use: it has no place for a challenger.
@@ -45,8 +44,6 @@ def test_the_schema_and_the_workers_change_under_load(
     crew: Crew,
     accounts: Accounts,
     settings: Settings,
-    stack: LocalStack,
-    database: str,
 ) -> None:
     """A worker too early, the migration, a schema ahead of the code, and a worker replaced."""
     assert settings.postgres.owner_url is not None
@@ -66,9 +63,15 @@ def test_the_schema_and_the_workers_change_under_load(
     first = crew.worker()
     eventually(lambda: bool(first.events("verdict_stored")), timeout_s=90, what="a first verdict")
     upload(20)
-    with psycopg.connect(stack.postgres.dsn(database), autocommit=True) as superuser:
-        superuser.execute("SET ROLE unlatent_owner")
-        superuser.execute(EXPANSION)
+    engine = connect(owner, application_name="expansion")
+
+    def expand() -> None:
+        with engine.begin() as connection:
+            for statement in EXPANSION:
+                connection.exec_driver_sql(statement)
+
+    change_schema(expand)
+    engine.dispose()
     second = crew.worker().wait_until_ready()
     upload(20)
     first.process.send_signal(signal.SIGTERM)

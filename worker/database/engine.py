@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -15,12 +15,14 @@ from sqlalchemy import create_engine, event, exc
 from detection.errors import SettingsError, TransientError, UnlatentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from alembic.config import Config
     from sqlalchemy import Connection, Engine, ExceptionContext
 
     from worker.settings import Postgres
+
+_T = TypeVar("_T")
 
 BOOTSTRAP_SQL = Path(__file__).parents[1] / "bootstrap.sql"
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
@@ -202,17 +204,23 @@ def migrate(url: str, revision: str = "head") -> bool:
     """Bring the schema at `url` (the owner's or a superuser's) up to `revision`.
 
     Returns False for the schema of a newer release, which is left as it is: migrations only add, so
-    that this release works on it while one goes back. A migration that met a lock of the service
-    at work, or crossed it, is tried again: each is one transaction, after statements that may be
-    repeated.
+    that this release works on it while one goes back.
+    """
+    return change_schema(lambda: _upgrade(url, revision))
+
+
+def change_schema(change: Callable[[], _T]) -> _T:
+    """Run a change of the schema; again, if it met a lock of the service at work, or crossed one.
+
+    So a change is one transaction, after statements that may be repeated.
     """
     for _ in range(_MIGRATION_TRIES - 1):
         try:
-            return _upgrade(url, revision)
+            return change()
         except exc.OperationalError as error:
             if not isinstance(error.orig, (errors.DeadlockDetected, errors.LockNotAvailable)):
                 raise
-    return _upgrade(url, revision)
+    return change()
 
 
 def _upgrade(url: str, revision: str) -> bool:
