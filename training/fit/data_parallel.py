@@ -59,6 +59,9 @@ def process_group(device: str) -> Iterator[bool]:
     if not distributed.is_torchelastic_launched():
         yield True
         return
+    # An optimizer's first step imports it. Of a group that was there before, torch 2.15 keeps the
+    # threads of gloo beyond its end, and a process that ends with them may abort.
+    import torch._dynamo
     from accelerate import PartialState
 
     on_cpu = torch.device(device).type == "cpu"

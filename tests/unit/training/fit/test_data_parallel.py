@@ -55,7 +55,10 @@ def last_figures(folder: Path) -> dict[str, float]:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
-    """They resume what one process left, share a batch of nine, and get weights and loss of one."""
+    """They resume what one process left, share a batch of nine, and get weights and loss of one.
+
+    Neither ends with threads of the group: these may abort a process that ends.
+    """
 
     def kill(done: int) -> None:
         if done == 6:
@@ -70,9 +73,10 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert launched.returncode == 0, launched.stderr
+    assert launched.returncode == 0, launched.stdout + launched.stderr
     assert "training_resumed" in launched.stdout
-    assert (tmp_path / "shared" / "helped").is_file()
+    for name in ("led", "helped"):
+        assert "gloo" not in (tmp_path / "shared" / name).read_text()
 
     whole = fit(network(), Points(), CONFIG, tmp_path / "whole")
     step, shared = read_checkpoint(tmp_path / "shared" / CHECKPOINT)
