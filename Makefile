@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices bench-peers clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices bench-additions bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,10 @@ bench-quality: venv ## Measure BUNDLE on DATA=<folder> of labelled images: table
 bench-peers: venv ## Score the images of DATA with the shipped detector and its peers, by folds: one table in OUT
 	$(BIN)/python -m tests.benchmarks.detector.bench_peers --data "$(DATA)" \
 		$(if $(TAEF2),--taef2 "$(TAEF2)") $(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit "$(LIMIT)")
+
+bench-additions: venv ## Measure by the folds of DATA what LaRE's error map and a second view would add: one table in OUT
+	$(BIN)/python -m tests.benchmarks.detector.bench_additions --data "$(DATA)" \
+		$(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit "$(LIMIT)")
 
 bench-splices: venv ## Measure on LIMIT photographs of DATA whether BUNDLE's evidence points at a pasted patch
 	$(BIN)/python -m tests.benchmarks.detector.bench_splices --data "$(DATA)" \

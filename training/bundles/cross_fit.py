@@ -93,15 +93,37 @@ def unseen_auc(
     branch: HeadBranch, entries: Sequence[Entry], folds: Sequence[Fold], form: str
 ) -> list[dict[str, float]]:
     """State the AUC against photographs of each fold's head on what it left out, in one form."""
-    areas = []
+    return [
+        _interval(auc(one.logits, one.generated, groups=one.groups))
+        for one in unseen_logits(branch, entries, folds, form)
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnseenLogits:
+    """What a fold's head says of N photographs and generated images that it left out: (N,) each."""
+
+    logits: NDArray[np.float64]
+    generated: NDArray[np.bool_]
+    groups: NDArray[np.str_]
+
+
+def unseen_logits(
+    branch: HeadBranch, entries: Sequence[Entry], folds: Sequence[Fold], form: str
+) -> list[UnseenLogits]:
+    """Fit each fold's head and score what the fold leaves out, in one form."""
+    found = []
     for fold in folds:
         training, tested = fold.divide(entries)
         tested = [entry for entry in tested if entry.generated or entry.photograph]
-        logits = branch.logits(branch.head(training), tested, form)
-        generated = np.array([entry.generated for entry in tested])
-        groups = np.array([entry.group for entry in tested])
-        areas.append(_interval(auc(logits, generated, groups=groups)))
-    return areas
+        found.append(
+            UnseenLogits(
+                logits=branch.logits(branch.head(training), tested, form),
+                generated=np.array([entry.generated for entry in tested]),
+                groups=np.array([entry.group for entry in tested]),
+            )
+        )
+    return found
 
 
 def calibrate(variants: ScoredVariants, calibration: CalibrationKind = "temperature") -> Calibrated:

@@ -127,14 +127,15 @@ def auc_gain(
     others: NDArray[np.float64],
     generated: NDArray[np.bool_],
     *,
+    groups: NDArray[np.str_] | None = None,
     seed: int = 0,
 ) -> Interval:
     """What `values` gain in AUC over `others`, with a stratified bootstrap interval.
 
-    The bootstrap is paired: both are taken on the same drawn images.
+    The bootstrap is paired: both are taken on the same drawn images. `groups` as in `auc`.
     """
     wins = _wins(values, generated) - _wins(others, generated)
-    return _mean_win(wins, seed, _group_numbers(generated, None))
+    return _mean_win(wins, seed, _group_numbers(generated, groups))
 
 
 def recall_at(

@@ -40,19 +40,28 @@ if TYPE_CHECKING:
 EARLY_STAGE = "blocks.1"
 
 
-def early_features(bundle: Bundle) -> Callable[[Tensor], Tensor]:
-    """Return what maps 8-bit values (B, 3, H, W) to unit features (B, C, h, w) of an early stage.
+def frozen_backbone(bundle: Bundle, stages: tuple[str, ...]) -> Backbone:
+    """Load the network of a bundle's backbone branch, to read the stages named.
 
     Raises `BundleError` for a bundle without a backbone.
     """
     config = bundle.manifest.backbone
     if config is None:
         raise BundleError(f"{bundle.folder} has no backbone to compare pictures with")
-    backbone = Backbone(replace(config, stages=(EARLY_STAGE,)))
+    backbone = Backbone(replace(config, stages=stages))
     stored = load_file(bundle.path("backbone.safetensors"))
     weights = {name: one.float() for name, one in stored.items() if name.startswith("network.")}
     backbone.load_state_dict(backbone.state_dict() | weights)
     backbone.eval().requires_grad_(requires_grad=False)
+    return backbone
+
+
+def early_features(bundle: Bundle) -> Callable[[Tensor], Tensor]:
+    """Return what maps 8-bit values (B, 3, H, W) to unit features (B, C, h, w) of an early stage.
+
+    Raises `BundleError` for a bundle without a backbone.
+    """
+    backbone = frozen_backbone(bundle, (EARLY_STAGE,))
 
     def read(values: Tensor) -> Tensor:
         (found,) = backbone._stages(values)
