@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import exc, text
 
 from detection.errors import UnlatentError
 from worker.database.engine import LedgerUnavailable, transaction
+from worker.database.refusals import read_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-    import psycopg
     from sqlalchemy import Connection, Engine
-
-#: SQLSTATEs (PostgreSQL's manual, appendix A) that our functions raise, as HTTP's status.
-_STATUS = {"42501": 403, "P0002": 404, "02000": 404, "55000": 409, "22023": 422}
-#: What values that are no uuid, number or time are refused with.
-_DATA = "22"
 
 
 class Refused(UnlatentError):
@@ -96,20 +91,7 @@ def open_desk(engine: Engine, *, caller: str | None = None) -> Iterator[Desk]:
                 )
             yield Desk(connection)
     except (exc.DBAPIError, LedgerUnavailable) as error:
-        # The driver counts refusals for an object's state among the errors of operation.
-        cause = error.__cause__ if isinstance(error, LedgerUnavailable) else error
-        refused = _refused(cause) if isinstance(cause, exc.DBAPIError) else None
-        if refused is None:
+        refusal = read_refusal(error)
+        if refusal is None:
             raise
-        raise refused from error
-
-
-def _refused(error: exc.DBAPIError) -> Refused | None:
-    state = getattr(error.orig, "sqlstate", None)
-    if state is None:
-        return None
-    status = _STATUS.get(state, 422 if state.startswith(_DATA) else None)
-    if status is None:
-        return None
-    told = cast("psycopg.Error", error.orig).diag  # as it has an SQLSTATE
-    return Refused(told.message_primary or str(error.orig), hint=told.message_hint, status=status)
+        raise Refused(refusal.message, hint=refusal.hint, status=refusal.status) from error

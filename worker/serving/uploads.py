@@ -17,6 +17,7 @@ from sqlalchemy import exc, select, text
 
 from detection.score import distance_words
 from worker.database.engine import LedgerUnavailable, transaction
+from worker.database.refusals import read_refusal
 from worker.ingest.completion import identified
 from worker.ingest.events import EventFieldInvalid, Ignored, parse
 from worker.ingest.shapes import fields
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    import psycopg
     from sqlalchemy import Engine
 
     from worker.ledger.interface import Ledger
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from worker.storage.interface import Storage
 
 _UNKNOWN = "This source has no image with this id."
-#: SQLSTATEs (PostgreSQL's manual, appendix A) that our functions raise, as HTTP's status.
-_REFUSALS = {"P0002": 404, "55000": 409}
+#: What the database refuses for the image that is asked for; the rest would be a fault of ours.
+_PASSED_ON = (404, 409)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,12 +252,8 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except (exc.DBAPIError, LedgerUnavailable) as error:
-        # The driver counts refusals for an object's state among the errors of operation.
-        cause = error.__cause__ if isinstance(error, LedgerUnavailable) else error
-        driver = cast("psycopg.Error | None", getattr(cause, "orig", None))
-        status = _REFUSALS.get(getattr(driver, "sqlstate", None) or "")
-        if driver is None or status is None:
+        refusal = read_refusal(error)
+        if refusal is None or refusal.status not in _PASSED_ON:
             raise
-        words = driver.diag.message_primary or str(driver)
-        reason = "conflict" if status == 409 else UnknownImage.reason
-        raise RequestRefused(words, status=status, reason=reason) from error
+        reason = "conflict" if refusal.status == 409 else UnknownImage.reason
+        raise RequestRefused(refusal.message, status=refusal.status, reason=reason) from error
