@@ -9,34 +9,27 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles, tile_origins
-from detection.applicability import inapplicable_reason, novelty_reason
-from detection.backbone import Backbone, to_views, whole_view
+from detection.applicability import inapplicable_reason
+from detection.branches import load_branches
 from detection.bundle import Arithmetic, Bundle, BundleError, load_bundle
-from detection.bundle_generator import load_lare
-from detection.egre import Egre
 from detection.errors import PermanentError, UnlatentError
 from detection.fusion import accusation_distance, assign_label
-from detection.lare import center_crop_resize, lare_map, to_minus_one_one
-from detection.networks.batch_norm_folding import fold_batch_norms
 from detection.reencoding import mild_copies
-from detection.score import Label, Score, TileLogit
+from detection.score import Label, Score
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-_Network = TypeVar("_Network", bound=nn.Module)
+    from detection.branches import Reading
+
+_Shown = TypeVar("_Shown")
 
 #: Smallest side of an image that can be scored, in pixels.
 MIN_SIDE = 64
-#: Tiles and views that pass through a network at once: bounds memory, not results. A CPU's caches
-#: hold the activations of few.
-CHUNK, CPU_CHUNK = 32, 8
 GOLDEN_TOLERANCE = 2e-3
 
 
@@ -63,28 +56,14 @@ class Detector:
         device: str = "cpu",
         generators: Path | None = None,
     ) -> None:
-        """Build the networks of a verified bundle on `device`.
+        """Build the branches of a verified bundle on `device`.
 
         `generators` holds the folders of presets that a bundle may name instead of carrying a
         generator; without it they come from the hub's cache on this machine.
         """
-        manifest = bundle.manifest
         self.bundle = bundle
         self.device = device
-        self._chunk = CPU_CHUNK if torch.device(device).type == "cpu" else CHUNK
-        self._egre: Egre | None = None
-        self._aligned: AlignedNet | None = None
-        if manifest.egre and (lare := load_lare(bundle, generators=generators)):
-            self._generator = self._place(lare.generator)
-            self._noises = lare.noises.to(device)
-            self._egre = self._place(_load(Egre(manifest.egre), bundle.path("egre.safetensors")))
-        if manifest.aligned:
-            network = AlignedNet(manifest.aligned)
-            self._aligned = self._place(_load(network, bundle.path("aligned.safetensors")))
-        self._backbone: Backbone | None = None
-        if manifest.backbone:
-            backbone = Backbone(manifest.backbone)
-            self._backbone = self._place(_load(backbone, bundle.path("backbone.safetensors")))
+        self.branches = load_branches(bundle, device=device, generators=generators)
 
     @classmethod
     def load(
@@ -149,28 +128,12 @@ class Detector:
     def _score_once(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
         if not images:
             return []
-        branches: list[dict[str, float]] = [{} for _ in images]
-        maps: list[NDArray[np.float32] | None] = [None] * len(images)
-        tiles: list[tuple[TileLogit, ...]] = [()] * len(images)
-        contributions: list[NDArray[np.float32] | None] = [None] * len(images)
-        outside: list[str | None] = [None] * len(images)
         with torch.inference_mode():
-            if self._egre is not None:
-                for index, (logit, error) in enumerate(self._score_lare(images)):
-                    branches[index]["lare"] = logit
-                    maps[index] = error
-            if self._aligned is not None:
-                for index, (logit, read) in enumerate(self._score_aligned(images)):
-                    branches[index]["aligned"] = logit
-                    tiles[index] = read
-            if self._backbone is not None:
-                most = self._backbone.config.max_novelty
-                for index, (logit, part, novelty) in enumerate(self._score_backbone(images)):
-                    branches[index]["backbone"] = logit
-                    contributions[index] = part
-                    outside[index] = novelty_reason(novelty, most)
-        seen = zip(branches, maps, tiles, contributions, outside, strict=True)
-        return [self._verdict(*one) for one in seen]
+            read = {name: branch.read(images) for name, branch in self.branches.items()}
+        return [
+            self._verdict({name: readings[index] for name, readings in read.items()})
+            for index in range(len(images))
+        ]
 
     def _apply_applicability(self, image: NDArray[np.uint8], score: Score) -> Score:
         """Judge nothing that the thresholds do not hold for, whatever the score says of it.
@@ -199,67 +162,8 @@ class Detector:
             distance=weakest.distance,
         )
 
-    def _score_lare(
-        self, images: Sequence[NDArray[np.uint8]]
-    ) -> list[tuple[float, NDArray[np.float32]]]:
-        config = self.bundle.manifest.lare
-        assert config is not None and self._egre is not None  # noqa: PT018, S101  # caller's branch
-        results = []
-        for start in range(0, len(images), self._chunk):
-            chunk = images[start : start + self._chunk]
-            stacked = [center_crop_resize(image, config.side) for image in chunk]
-            views = self._move(to_minus_one_one(np.stack(stacked)))
-            with self._autocast():
-                maps = lare_map(self._generator, views, self._noises, config.step)
-                logits = self._egre(views, maps).float()
-            errors = maps.mean(dim=1).float().cpu().numpy()
-            results += list(zip(logits.cpu().tolist(), errors, strict=True))
-        return results
-
-    def _score_aligned(
-        self, images: Sequence[NDArray[np.uint8]]
-    ) -> list[tuple[float, tuple[TileLogit, ...]]]:
-        config = self.bundle.manifest.aligned
-        assert config is not None  # noqa: S101  # as above
-        cut = [cut_tiles(image, config) for image in images]
-        counts = [len(part) for part in cut]
-        logits = self._tile_logits(torch.cat(cut))
-        read = [
-            _tiles(image, part.tolist(), config)
-            for image, part in zip(images, logits.split(counts), strict=True)
-        ]
-        return list(zip(aggregate(logits, counts).tolist(), read, strict=True))
-
-    def _score_backbone(
-        self, images: Sequence[NDArray[np.uint8]]
-    ) -> list[tuple[float, NDArray[np.float32], float]]:
-        assert self._backbone is not None  # noqa: S101  # as above
-        results = []
-        for start in range(0, len(images), self._chunk):
-            chunk = images[start : start + self._chunk]
-            stacked = [whole_view(image, self._backbone.config) for image in chunk]
-            with self._autocast():
-                seen = self._backbone(self._move(to_views(np.stack(stacked))))
-            logits, parts, novelties = (one.cpu() for one in seen)
-            results += list(zip(logits.tolist(), parts.numpy(), novelties.tolist(), strict=True))
-        return results
-
-    def _tile_logits(self, tiles: Tensor) -> Tensor:
-        assert self._aligned is not None  # noqa: S101  # the callers' branch
-        logits = []
-        for chunk in tiles.split(self._chunk):
-            with self._autocast():
-                logits.append(self._aligned(self._move(chunk)).float().cpu())
-        return torch.cat(logits)
-
-    def _verdict(
-        self,
-        branches: dict[str, float],
-        error_map: NDArray[np.float32] | None,
-        tiles: tuple[TileLogit, ...],
-        contributions: NDArray[np.float32] | None,
-        outside: str | None,
-    ) -> Score:
+    def _verdict(self, readings: Mapping[str, Reading]) -> Score:
+        branches = {name: reading.logit for name, reading in readings.items()}
         manifest = self.bundle.manifest
         for name, value in branches.items():
             if not math.isfinite(value):
@@ -279,53 +183,16 @@ class Detector:
             decided_by=manifest.fusion.decided_by(branches, generated=label is not Label.REAL),
             operating_point=point.name,
             prior=policy.prior,
-            error_map=error_map,
-            tiles=tiles,
-            contributions=contributions,
-            outside=outside,
+            # Each of these is what one branch shows.
+            error_map=_first(reading.error_map for reading in readings.values()),
+            tiles=tuple(tile for reading in readings.values() for tile in reading.tiles),
+            contributions=_first(reading.contributions for reading in readings.values()),
+            outside=_first(reading.outside for reading in readings.values()),
         )
 
-    def _place(self, network: _Network) -> _Network:
-        network.eval().requires_grad_(False)
-        fold_batch_norms(network)
-        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
-        return network
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, memory_format=torch.channels_last)
-
-    def _autocast(self) -> torch.autocast:
-        device = torch.device(self.device).type
-        return torch.autocast(device, torch.bfloat16, enabled=self.arithmetic == "bfloat16")
-
-
-def _load(network: _Network, file: Path) -> _Network:
-    weights = {name: value.float() for name, value in load_file(file).items()}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise BundleError(
-            f"{file} does not fit the architecture in bundle.json: {error}"
-        ) from error
-    return network
-
-
-def _tiles(
-    image: NDArray[np.uint8], logits: Sequence[float], config: AlignedConfig
-) -> tuple[TileLogit, ...]:
-    """Say where on the image each tile lies; what was mirrored to fill one is no part of it."""
-    height, width = image.shape[:2]
-    origins = tile_origins(height, width, tile=config.tile, max_tiles=config.max_tiles)
-    return tuple(
-        TileLogit(
-            top=top,
-            left=left,
-            height=min(config.tile, height),
-            width=min(config.tile, width),
-            logit=logit,
-        )
-        for (top, left), logit in zip(origins, logits, strict=True)
-    )
+def _first(shown: Iterable[_Shown | None]) -> _Shown | None:
+    return next((one for one in shown if one is not None), None)
 
 
 def _check(image: NDArray[np.uint8]) -> None:

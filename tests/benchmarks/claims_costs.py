@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from detection.bundle import load_bundle
-from detection.detector import Detector
 from detection.generators.generator import noise_bank
 from detection.lare import lare_map
+from training.bundles.challenger import lare_of
 from training.data.diffusion_sampling import denoise
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ DIRE_PASSES = 20
 
 def embedded_generator(name: str) -> tuple[Generator, Tensor]:
     """Load a bundle's generator and noise bank (E, C, h, w)."""
-    detector = Detector(load_bundle(name))
-    return detector._generator, detector._noises
+    lare = lare_of(load_bundle(name))
+    assert lare is not None
+    return lare.generator, lare.noises
 
 
 def processor_s(work: Callable[[], Any]) -> float:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles
+from detection.branches import LareBranch
 from detection.bundle import load_bundle
 from detection.detector import Detector
 from detection.egre import Egre, EgreConfig
@@ -237,12 +238,19 @@ def webp_false_positives(bench: Bench) -> Found:
     return ", ".join(shown), figures
 
 
+def _lare_branch(bench: Bench) -> LareBranch:
+    branch = bench.detector.branches["lare"]
+    assert isinstance(branch, LareBranch)
+    return branch
+
+
 def ensembles(bench: Bench) -> Found:
     """AUC of the released lare branch with the whole noise bank and with one noise of it."""
-    whole = bench.detector._noises
+    branch = _lare_branch(bench)
+    whole = branch.noises
     figures: dict[str, Any] = {}
     for count in (1, len(whole)):
-        bench.detector._noises = whole[:count]
+        branch.noises = whole[:count]
         scored = score_tier(bench.detector, bench.tested, "clean")
         area = auc(scored.logits.branches["lare"], scored.logits.generated)
         figures[str(count)] = asdict(area)
@@ -310,7 +318,7 @@ def error_map(bench: Bench) -> Found:
     """EGRE with its error map, and with zeros in its place."""
     config, recipe = bench.detector.bundle.manifest.lare, AugmentationConfig()
     assert config is not None
-    generator, noises = bench.detector._generator, bench.detector._noises
+    generator, noises = _lare_branch(bench).generator, _lare_branch(bench).noises
     crop = config.side * 7 // 8
 
     def items(entries: Sequence[Entry], seed: int) -> list[Any]:

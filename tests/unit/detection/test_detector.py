@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from detection.branches import AlignedBranch
 from detection.bundle import BundleError, BundleManifest, load_bundle, write_manifest
 from detection.detector import Detector, ImageTooSmall, NotFinite
 from detection.fusion import at_prior
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from detection.aligned import AlignedNet
     from detection.score import Score
 
 #: Largest difference of one image's logits between two batches, float32 on a CPU.
@@ -36,6 +38,13 @@ def image(height: int, width: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(height * 10_007 + width)
     coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3))
     return np.kron(coarse, np.ones((8, 8, 1)))[:height, :width].astype(np.uint8)
+
+
+def aligned_network(detector: Detector) -> AlignedNet:
+    """The network of a detector's aligned branch."""
+    branch = detector.branches["aligned"]
+    assert isinstance(branch, AlignedBranch)
+    return branch.network
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +171,10 @@ def test_tile_logits_average_to_the_aligned_logit(detector: Detector) -> None:
 def test_tiles_cost_no_second_pass(folder: Path) -> None:
     """The network reads each tile that a score tells of once."""
     detector = Detector.load(folder)
-    assert detector._aligned is not None
     passed: list[int] = []
-    detector._aligned.register_forward_hook(lambda _net, given, _out: passed.append(len(given[0])))
+    aligned_network(detector).register_forward_hook(
+        lambda _net, given, _out: passed.append(len(given[0]))
+    )
     scores = detector.score([image(260, 190), image(64, 64)])
     assert [len(score.tiles) for score in scores] == [4, 1]
     assert sum(passed) == 5
@@ -212,9 +222,8 @@ def test_bfloat16_stays_near_float32(folder: Path) -> None:
 def test_what_is_no_number_is_no_verdict(folder: Path) -> None:
     """An overflow names the branch; nothing is labelled, least of all real."""
     detector = Detector.load(folder)
-    assert detector._aligned is not None
     with torch.no_grad():
-        detector._aligned.head.bias.fill_(torch.inf)
+        aligned_network(detector).head.bias.fill_(torch.inf)
     with pytest.raises(NotFinite, match="the aligned branch gives inf on cpu in float32"):
         detector.score([image(64, 64)])
 
@@ -223,9 +232,8 @@ def test_a_device_that_computes_otherwise_fails_the_self_check(folder: Path) -> 
     """A network whose weights were hit gives the golden image another logit, and says so."""
     detector = Detector.load(folder)
     detector.self_check()
-    assert detector._aligned is not None
     with torch.no_grad():
-        detector._aligned.head.bias.add_(0.5)
+        aligned_network(detector).head.bias.add_(0.5)
     with pytest.raises(BundleError, match=r"golden image of tiny gets .* from the aligned branch"):
         detector.self_check()
 
