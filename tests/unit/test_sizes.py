@@ -18,7 +18,6 @@ EXCEPTIONS = {
     "training/bundles/cards.py backbone_card",
     "training/bundles/cards.py bundle_card",
     "training/bundles/recipe.py BundleTrainingRun",
-    "training/evaluation/calibration.py operating_points",
     "worker/localstack/stack.py LocalStack",
 }
 

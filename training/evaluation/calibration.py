@@ -236,22 +236,21 @@ def operating_points(
     """
     weights = np.ones(len(generated)) if weights is None else weights
     order = np.argsort(fused[~generated])[::-1]
-    reals, counted = fused[~generated][order], weights[~generated][order]
-    if not len(reals):
+    if not len(order):
         raise CalibrationError("no real images to place a threshold on")
-    whole = np.ones(len(reals), dtype=bool)
-    fair = whole if audited is None else ~audited[~generated][order]
-    places = np.arange(len(reals))
-    fakes, fakes_counted = fused[generated], weights[generated]
+    whole = np.ones(len(order), dtype=bool)
+    photographs = _Photographs(
+        fused=fused[~generated][order],
+        weights=weights[~generated][order],
+        whole=whole,
+        fair=whole if audited is None else ~audited[~generated][order],
+    )
     points = []
     for target in targets:
-        allowed = min(int(target * len(reals)), len(reals) - 1)
-        while allowed and not _supports(_rates(places < allowed, counted, whole, fair), target):
-            allowed -= 1
-        threshold = max(0.0, float(np.nextafter(reals[allowed], np.inf)))
+        threshold = photographs.threshold(target)
         if others is not None and len(others):
             threshold = max(threshold, _above_share(others, OTHERS_FACTOR * target))
-        rates = _rates(reals >= threshold, counted, whole, fair)
+        rates = photographs.rates(photographs.fused >= threshold)
         supported = _supports(rates, target)
         points.append(
             OperatingPoint(
@@ -260,17 +259,47 @@ def operating_points(
                 measured=rates[0].measured,
                 low=min(rate.low for rate in rates),
                 high=max(rate.high for rate in rates),
-                reals=len(reals),
+                reals=len(order),
                 others_flagged=None if others is None else int((others >= threshold).sum()),
                 others=0 if others is None else len(others),
-                recall=float(fakes_counted[fakes >= threshold].sum() / fakes_counted.sum())
-                if len(fakes)
-                else 0.0,
+                recall=_recall(fused[generated], weights[generated], threshold),
                 supported=supported,
                 needs_reals=None if supported else reals_needed(target),
             )
         )
     return tuple(points)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Photographs:
+    """Photographs by falling logit (N,), and which of them rates are to hold for."""
+
+    fused: Floats
+    weights: Floats
+    whole: Flags
+    fair: Flags
+
+    def rates(self, flagged: Flags) -> list[FlaggedRate]:
+        """State each group's rate when some (N,) are flagged; of no image, nothing is known."""
+        return [
+            flagged_rate(flagged[group], self.weights[group])
+            if group.any()
+            else FlaggedRate(measured=0.0, low=0.0, high=1.0)
+            for group in (self.whole, self.fair)
+        ]
+
+    def threshold(self, target: float) -> float:
+        """Find the least threshold, not below even odds, that the target allows and supports."""
+        places = np.arange(len(self.fused))
+        allowed = min(int(target * len(places)), len(places) - 1)
+        while allowed and not _supports(self.rates(places < allowed), target):
+            allowed -= 1
+        return max(0.0, float(np.nextafter(self.fused[allowed], np.inf)))
+
+
+def _recall(fakes: Floats, weights: Floats, threshold: float) -> float:
+    """Return the share of the weight of generated images (N,) at a threshold and above."""
+    return float(weights[fakes >= threshold].sum() / weights.sum()) if len(fakes) else 0.0
 
 
 def _above_share(values: Floats, share: float) -> float:
@@ -285,16 +314,6 @@ def reals_needed(target: float) -> int:
     while clopper_pearson(0, total)[1] > SUPPORT_FACTOR * target:
         total = total + max(1, total // 100)
     return total
-
-
-def _rates(flagged: Flags, weights: Floats, *groups: Flags) -> list[FlaggedRate]:
-    """Return the rate of each group of photographs; of none, nothing is known."""
-    return [
-        flagged_rate(flagged[group], weights[group])
-        if group.any()
-        else FlaggedRate(measured=0.0, low=0.0, high=1.0)
-        for group in groups
-    ]
 
 
 def _supports(rates: Sequence[FlaggedRate], target: float) -> bool:
