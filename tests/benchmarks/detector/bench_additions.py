@@ -112,10 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     digests = {entry.path: sha256_of(entry.path) for entry in everything}
     entries = limit_per_set(everything, digests, options.limit)
     folds = load_folds(options.data, entries)
-    readers = build_readers(load_bundle(options.bundle))
+    bundle = load_bundle(options.bundle)
+    readers = build_readers(bundle)
+    kept = options.out / "forms" / bundle.model_version
     caches = {
-        name: FormCache(options.out / "forms" / name, read, AugmentationConfig())
-        for name, read in readers.items()
+        name: FormCache(kept / name, read, AugmentationConfig()) for name, read in readers.items()
     }
     record = measure(caches, entries, folds)
     record |= {"limit": options.limit, "processor_ms": costs_ms(readers)}

@@ -103,7 +103,8 @@ def peers(bundle: Bundle, taef2: Path | None, out: Path) -> Iterator[Peer]:
     """Build the rows of the table one after another."""
 
     def cached(name: str, read: Reader) -> FormCache:
-        return FormCache(out / "forms" / name, read, AugmentationConfig())
+        kept = out / "forms" / bundle.model_version / name
+        return FormCache(kept, read, AugmentationConfig())
 
     def own(title: str, name: str, read: Reader, learnt: str = "nothing") -> Peer:
         branch = OwnDirection(name, cached(name, read), HeadRecipe())
