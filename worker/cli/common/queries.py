@@ -85,12 +85,14 @@ def print_rows(
         _print(connection.execute(text(query), values or {}), format_)
 
 
-def print_operator_rows(context: typer.Context, query: str, *, format_: rows.Format) -> None:
+def print_operator_rows(
+    context: typer.Context, query: str, *, format_: rows.Format, **values: object
+) -> None:
     """Run one statement as the operator and print its rows."""
     from sqlalchemy import text
 
     with engine(context, as_operator=True) as asked, asked.begin() as connection:
-        _print(connection.execute(text(query)), format_)
+        _print(connection.execute(text(query), values), format_)
 
 
 def _print(result: CursorResult[Any], format_: rows.Format) -> None:

@@ -30,8 +30,8 @@ WITH latest AS (SELECT DISTINCT ON (source) * FROM app.policies ORDER BY source,
         SELECT source FROM latest WHERE source IS NOT NULL UNION SELECT source FROM stopped
         UNION ALL SELECT NULL
     )
-SELECT p.id, coalesce(n.source, '(every other)') AS source, p.review, p.flag, p.flag_high,
-    p.audit_share, p.min_flag_share, p.max_flag_share, p.reason,
+SELECT p.id, coalesce(n.source, CAST(:every_other AS text)) AS source,
+    p.review, p.flag, p.flag_high, p.audit_share, p.min_flag_share, p.max_flag_share, p.reason,
     b.opened_at AS flagging_stopped_since, b.flag_share AS stopped_at_share,
     b.images AS stopped_at_images
 FROM named n
@@ -47,7 +47,9 @@ ORDER BY n.source NULLS LAST
 @policy.command("list")
 def list_policies(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     """List the policies in force, and the sources where flagging is stopped."""
-    queries.print_operator_rows(context, _IN_FORCE, format_=format_)
+    # Words are for people: a program could take them for the name of a source.
+    every_other = "(every other)" if format_ is Format.TABLE else None
+    queries.print_operator_rows(context, _IN_FORCE, format_=format_, every_other=every_other)
 
 
 @policy.command()
