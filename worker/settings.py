@@ -155,6 +155,17 @@ class Scoring(Section):
     max_deaths_in_window: int = Field(default=40, ge=1)
 
 
+class Hub(Section):
+    """Where `unlatent models pull` and `push` find bundles; `token` is an access token of the hub.
+
+    A hub that is silent for `timeout_s` counts as away.
+    """
+
+    endpoint: HttpUrl = "https://huggingface.co"
+    token: SecretStr | None = None
+    timeout_s: float = Field(default=60.0, gt=0)
+
+
 class Queue(Section):
     """Celery over Redis."""
 
@@ -408,6 +419,7 @@ class Settings(BaseSettings):
     sqs: Sqs = Sqs()
     intake: Intake = Intake()
     scoring: Scoring = Scoring()
+    hub: Hub = Hub()
     queue: Queue = Queue()
     observability: Observability = Observability()
     tracing: Tracing = Tracing()

@@ -30,6 +30,7 @@ commands.add_typer(models, name="models")
 
 Bundle = Annotated[str, typer.Argument(help="Embedded bundle's name, or a bundle's folder.")]
 Digest = Annotated[str, typer.Argument(help="A registered model version, or how it begins.")]
+Address = Annotated[str, typer.Argument(help="hf://owner/name@revision.")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
 By = Annotated[str, typer.Option(help="Who, for the audit; the database login is noted too.")]
 
@@ -247,6 +248,50 @@ def export(
         raise SettingsError(f"{folder} exists already: name a new folder")
     shutil.copytree(loaded.folder, folder)
     typer.echo(f"{load_bundle(folder).model_version}  {folder}")
+
+
+@models.command()
+def pull(
+    address: Address,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New folder for it.", show_default="one in var/bundles"),
+    ] = None,
+    pins: Annotated[
+        Path, typer.Option(help="File that keeps the commits that were pulled.")
+    ] = Path("var/bundles.json"),
+) -> None:
+    """Download a bundle from a hub, check every hash, and print its model version and folder.
+
+    A revision that is a commit is pinned: without a revision, that commit is pulled again.
+    """
+    from worker.models.hub import HubAddress, HubBundles
+    from worker.models.hub_pins import HubPins
+    from worker.settings import load_settings
+
+    hub = HubBundles(load_settings().hub)
+    pulled = hub.pull(HubAddress.parse(address), HubPins(pins), out)
+    if not pulled.pinned:
+        typer.echo(f"not pinned, {address} may change: this is {pulled.address}", err=True)
+    typer.echo(f"{pulled.bundle.model_version}  {pulled.bundle.folder}")
+
+
+@models.command()
+def push(
+    bundle: Bundle,
+    address: Address,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the repository, a private one, if it is missing.")
+    ] = False,
+) -> None:
+    """Commit a verified bundle to a hub, with its card as the page; print the commit's address."""
+    from detection.bundle import load_bundle
+    from worker.models.hub import HubAddress, HubBundles
+    from worker.settings import load_settings
+
+    hub = HubBundles(load_settings().hub)
+    pushed = hub.push(load_bundle(bundle), HubAddress.parse(address), create=create)
+    typer.echo(pushed)
 
 
 @commands.command()

@@ -22,7 +22,7 @@ from worker.models.registry import ModelVersion
 from worker.storage.s3 import open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from worker.settings import Settings
     from worker.storage.interface import Storage
@@ -85,7 +85,7 @@ class BundleStore:
         if hashlib.sha256(raw).hexdigest() != digest:
             raise BundleError(f"{uri}/{BUNDLE_FILE} is not that of model version {digest}")
         folder.mkdir()
-        for name in _listed(raw, uri):
+        for name in listed_files(raw, uri):
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(self._read(uri, name, max_bytes=_MAX_FILE_BYTES))
@@ -130,7 +130,11 @@ def _of_version(bundle: Bundle, digest: str, address: object) -> Bundle:
     return bundle
 
 
-def _listed(raw: bytes, uri: str) -> Iterable[str]:
+def listed_files(raw: bytes, uri: str) -> list[str]:
+    """Return the names that a `bundle.json` from elsewhere lists, none of them outside its folder.
+
+    Raises `BundleError`, which names `uri`.
+    """
     try:
         names = list(json.loads(raw)["files"])
     except (ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,105 @@
+"""The page of a bundle on a hub: its card below the front matter that the hub reads.
+
+The front matter follows https://huggingface.co/docs/hub/model-cards; `model-index` holds what the
+bundle's manifest states, each figure with its 95 % interval in its name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from huggingface_hub import EvalResult
+
+    from detection.bundle import Bundle, BundleManifest
+
+CARD = "card.md"
+_TASK = "image-classification"
+_TAGS = ["ai-generated-image-detection", "image-forensics", "latent-diffusion", "safetensors"]
+
+
+def hub_page(bundle: Bundle, repository: str) -> str:
+    """Write the `README.md` of a bundle: front matter, how to pull it, and its card."""
+    from huggingface_hub import ModelCardData
+
+    manifest = bundle.manifest
+    data = ModelCardData(
+        license="other",
+        license_name="terms-of-the-weights",
+        license_link=_terms(manifest),
+        library_name="unlatent",
+        pipeline_tag=_TASK,
+        tags=_TAGS,
+        model_name=manifest.name,
+        eval_results=list(_results(manifest)),
+    )
+    card = (
+        bundle.path(CARD).read_text("utf-8") if CARD in manifest.files else f"# {manifest.name}\n"
+    )
+    lines = [
+        "---",
+        data.to_yaml(),
+        "---",
+        "",
+        f"Model version `{bundle.model_version}`, for [unlatent](https://pypi.org/project/unlatent/):",
+        "",
+        "```",
+        f"unlatent models pull hf://{repository}@REVISION --out FOLDER",
+        "unlatent check --bundle FOLDER PATH…",
+        "```",
+        "",
+        card,
+    ]
+    return "\n".join(lines)
+
+
+def _terms(manifest: BundleManifest) -> str:
+    """Name the file that states the terms of the weights; the card names those of the data."""
+    licences = sorted(name for name in manifest.files if name.upper().startswith("LICENSE"))
+    return licences[0] if licences else CARD
+
+
+def _results(manifest: BundleManifest) -> Iterator[EvalResult]:
+    for point in manifest.operating_points:
+        if not point.supported:
+            continue
+        at = ("operating-points", point.name, f"{point.reals} photographs")
+        rate = {"value": point.measured, "low": point.low, "high": point.high}
+        yield _result(*at, "false_positive_rate", "False-positive rate", rate)
+        yield _result(*at, "recall", "Recall", {"value": point.recall})
+    for form, part in manifest.metrics.get("calibration", {}).items():
+        yield from _auc("calibration", form, "Generator families that it trained on", part)
+    for fold in manifest.metrics.get("unseen", ()):
+        left_out = ", ".join(fold.get("families", ()))
+        for form, part in (fold.get("forms") or fold.get("tiers") or {}).items():
+            yield from _auc(f"without {left_out}", form, f"Trained without {left_out}", part)
+
+
+def _auc(config: str, split: str, name: str, part: Any) -> Iterator[EvalResult]:
+    figure = part.get("auc") if isinstance(part, dict) else None
+    if isinstance(figure, dict) and figure.keys() >= {"value", "low", "high"}:
+        yield _result(config, split, f"{name}, form {split}", "roc_auc", "AUC", figure)
+
+
+def _result(
+    config: str, split: str, name: str, metric: str, words: str, figure: Mapping[str, float]
+) -> EvalResult:
+    """Write one figure; results of one configuration and split stand under one data set."""
+    from huggingface_hub import EvalResult
+
+    interval = (
+        f" (95 % interval {figure['low']:.4g} to {figure['high']:.4g})" if "low" in figure else ""
+    )
+    return EvalResult(
+        task_type=_TASK,
+        task_name="Detection of generated images",
+        dataset_type="unlatent-manifest",
+        dataset_config=config,
+        dataset_split=split,
+        dataset_name=name,
+        metric_type=metric,
+        metric_name=f"{words}{interval}",
+        metric_value=round(figure["value"], 6),
+    )
