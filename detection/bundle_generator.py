@@ -59,20 +59,51 @@ def load_lare(bundle: Bundle, *, generators: Path | None = None) -> LareComponen
 
 
 def load_bundle_generator(
-    bundle: Bundle, conditioning: Mapping[str, Tensor], *, generators: Path | None = None
+    bundle: Bundle,
+    conditioning: Mapping[str, Tensor],
+    *,
+    generators: Path | None = None,
+    predictor: bool = True,
 ) -> Generator:
     """Load the generator of a bundle, whether or not it has a lare branch.
 
+    `predictor=False` loads the autoencoder alone. Raises as `verify_bundle_generator` does.
+    """
+    folder = verify_bundle_generator(bundle, generators=generators, predictor=predictor)
+    reference = bundle.manifest.generator
+    if reference is None or reference.preset is None:
+        return load_generator_folder(folder, conditioning, predictor=predictor)
+    generator = load_preset(
+        find_preset(reference.preset),
+        folder=folder,
+        revision=reference.revision,
+        conditioning=conditioning,
+        variant=reference.variant,
+        predictor=predictor,
+    )
+    if not predictor:
+        return generator
+    if missing := required_conditioning(generator.predictor) - conditioning.keys():
+        names = ", ".join(sorted(missing))
+        raise BundleError(f"{bundle.folder}: its constants lack the conditioning {names}")
+    return generator
+
+
+def verify_bundle_generator(
+    bundle: Bundle, *, generators: Path | None = None, predictor: bool = True
+) -> Path:
+    """Return the folder of a bundle's generator, with every file as the bundle was made with it.
+
     A named preset is read from the folder of its name under `generators`, else from the hub's cache
-    on this machine; nothing is fetched. Raises `BundleError` when a file is missing or is not the
-    one that the bundle was made with, and `PresetError`; both name the preset, its repository, the
-    revision and the folder looked in.
+    on this machine; nothing is fetched. Without `predictor` only its autoencoder is looked at.
+    Raises `BundleError` when a file is missing or is not the one that the bundle was made with, and
+    `PresetError`; both name the preset, its repository, the revision and the folder looked in.
     """
     reference = bundle.manifest.generator
     if reference is None:
         raise BundleError(f"{bundle.folder} has no generator")
     if reference.folder is not None:
-        return load_generator_folder(bundle.path(reference.folder), conditioning)
+        return bundle.path(reference.folder)
     preset = find_preset(reference.preset or "")
     if LARE not in preset.capabilities:
         raise BundleError(f"{bundle.folder}: preset {preset.name} has no predictor to score with")
@@ -81,22 +112,15 @@ def load_bundle_generator(
         folder=None if generators is None else generators / preset.name,
         revision=reference.revision,
         variant=reference.variant,
+        predictor=predictor,
         local_files_only=True,
     )
     for name, sha256 in sorted(reference.files.items()):
+        if not (predictor or name.startswith(f"{preset.autoencoder}/")):
+            continue
         where = describe(preset, reference.revision, folder)
         if not (folder / name).is_file():
             raise BundleError(f"{where}: {name} is missing, which {bundle.folder} was made with")
         if sha256_of(folder / name) != sha256:
             raise BundleError(f"{where}: {name} is not the file {bundle.folder} was made with")
-    generator = load_preset(
-        preset,
-        folder=folder,
-        revision=reference.revision,
-        conditioning=conditioning,
-        variant=reference.variant,
-    )
-    if missing := required_conditioning(generator.predictor) - conditioning.keys():
-        names = ", ".join(sorted(missing))
-        raise BundleError(f"{bundle.folder}: its constants lack the conditioning {names}")
-    return generator
+    return folder

@@ -356,10 +356,13 @@ class Training(Section):
 
     A trigger that is not set never starts a run; `tick_s` is how often beat asks. Shares are of the
     groups of images; `shaders` procedural images join the photographs of a run for the aligned
-    branch; `batch_size` is of reconstructions and, unless set, the device's. Checkpoints
-    and scores of a run lie in `work_dir`, so that it resumes; on another machine it only takes
-    longer. A challenger in shadow becomes champion by itself `promote_after_s` after it entered,
-    once it judged `promote_min_images`; never without the former.
+    branch; `batch_size` is of reconstructions and, unless set, the device's. The autoencoders of
+    the presets `aligners` make the pairs, without any the champion's own; presets lie in folders
+    under `UNLATENT_SCORING__GENERATORS`, else in the hub's cache at the revisions that the file
+    `pins` records. Checkpoints and scores of a run lie in `work_dir`, so that it resumes; on
+    another machine it only takes longer. A challenger in shadow becomes champion by itself
+    `promote_after_s` after it entered, once it judged `promote_min_images`; never without the
+    former.
     """
 
     sources: tuple[str, ...] = Field(default=(), examples=[["web"]])
@@ -374,6 +377,9 @@ class Training(Section):
     max_per_uploader: int = Field(default=50, ge=1)
     max_per_moderator: int = Field(default=200, ge=1)
     shaders: int = Field(default=0, ge=0)
+    aligners: tuple[str, ...] = Field(default=(), examples=[["sd15", "taesd"]])
+    pins: Path = Path("var/presets.json")
+    variant: str | None = Field(default=None, examples=["fp16"])
     shard_images: int = Field(default=32, ge=1)
     batch_size: int | None = Field(default=None, ge=1, examples=[8])
     max_probe_auc: float = Field(default=0.6, ge=0.5, le=1)

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         ChallengerRecipe().at_most(options.steps),
         FolderRunOptions(
             data_licence="the terms of the folder's images",
-            aligner=None if options.taef2 is None else taef2_aligner(options.taef2),
+            aligners=[] if options.taef2 is None else [taef2_aligner(options.taef2)],
             shares=SHARES,
             despite_audit=True,
         ),

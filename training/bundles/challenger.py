@@ -113,12 +113,13 @@ def fine_tune(
     run_dir: Path,
     *,
     device: str = "cpu",
+    generators: Path | None = None,
     on_step: Callable[[str, int], None] | None = None,
 ) -> dict[str, TrainedBranch]:
     """Teach the champion's branches on the training side; returns each branch by its file's name.
 
-    Resumes from `run_dir`. `on_step` receives the file's name and the steps done. Raises
-    `TrainingDiverged` when a loss stops being finite.
+    Resumes from `run_dir`. `on_step` receives the file's name and the steps done. `generators` is
+    as `Detector` takes it. Raises `TrainingDiverged` when a loss stops being finite.
     """
     built = networks(champion)
     backbone = built.pop(BACKBONE, None)
@@ -128,7 +129,7 @@ def fine_tune(
         files,
         recipe.sampling,
         run_dir,
-        lare=lare_of(champion, device) if EGRE in built else None,
+        lare=lare_of(champion, device, generators) if EGRE in built else None,
         backbone=backbone if isinstance(backbone, Backbone) else None,
         aligned=ALIGNED in built,
         device=device,
@@ -173,9 +174,11 @@ def networks(bundle: Bundle) -> dict[str, nn.Module]:
     return built
 
 
-def lare_of(champion: Bundle, device: str = "cpu") -> LareComponents | None:
+def lare_of(
+    champion: Bundle, device: str = "cpu", generators: Path | None = None
+) -> LareComponents | None:
     """Load what a bundle makes error maps and partial-noise images with, or None."""
-    lare = load_lare(champion)
+    lare = load_lare(champion, generators=generators)
     if lare is not None:
         lare.generator.eval().requires_grad_(requires_grad=False).to(device)
     return lare
@@ -274,6 +277,7 @@ def calibrate_challenger(
     origin: ChallengerOrigin,
     *,
     device: str = "cpu",
+    generators: Path | None = None,
 ) -> Bundle:
     """Fit fusion and operating points to the calibration side, and write the challenger's bundle.
 
@@ -288,10 +292,11 @@ def calibrate_challenger(
         champion,
         weights,
         card="",
+        generators=generators,
         fusion=draft_fusion(champion.manifest.fusion.weights),
         operating_points=(DRAFT_POINT,),
     )
-    forms = score_variants(Detector(draft, device=device), entries)
+    forms = score_variants(Detector(draft, device=device, generators=generators), entries)
     fusion = _fused(forms, "isotonic" if champion.manifest.fusion.isotonic else "temperature")
     points = _supported_points(forms, fusion)
     figures = _figures(forms, fusion)
@@ -308,6 +313,7 @@ def calibrate_challenger(
         champion,
         weights,
         card=challenger_card(champion, points, provenance, figures),
+        generators=generators,
         fusion=fusion,
         operating_points=points,
         metrics={"challenger": {"calibration": figures, **origin.facts}},

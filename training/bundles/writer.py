@@ -117,6 +117,7 @@ def derive_bundle(
     weights: Mapping[str, Mapping[str, Tensor]],
     *,
     card: str,
+    generators: Path | None = None,
     **changes: Any,  # fields of the manifest
 ) -> Bundle:
     """Write a bundle that is the champion but for some files of weights and manifest fields.
@@ -130,7 +131,8 @@ def derive_bundle(
         save_file(to_float16(tensors), folder / name)
     (folder / "card.md").write_text(card, encoding="utf-8")
     changes |= {"schema_version": SCHEMA_VERSION, "intake_versions": (INTAKE_VERSION,)}
-    return _with_golden(folder, champion.manifest.model_copy(update=changes))
+    manifest = champion.manifest.model_copy(update=changes)
+    return _with_golden(folder, manifest, generators=generators)
 
 
 def _with_golden(

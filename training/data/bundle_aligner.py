@@ -7,22 +7,49 @@ from typing import TYPE_CHECKING
 import torch
 
 from detection.bundle import Bundle, BundleError
-from detection.generators.loading import load_generator_folder
+from detection.bundle_generator import load_bundle_generator, verify_bundle_generator
 from training.data.aligners import AutoencoderReconstruction
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from torch import Tensor
 
     from detection.generators.generator import Generator
+    from training.data.aligners import Aligner
 
 
-def bundle_aligner(bundle: Bundle, *, device: str = "cpu") -> AutoencoderReconstruction:
-    """Build the aligner, named after the bundle; raises `BundleError` without a generator in it."""
-    reference = bundle.manifest.generator
-    if reference is None or reference.folder is None:
-        raise BundleError(f"{bundle.folder} holds no generator: it cannot make pairs")
-    generator = load_generator_folder(bundle.path(reference.folder), predictor=False)
+def bundle_aligner(
+    bundle: Bundle, *, device: str = "cpu", generators: Path | None = None
+) -> AutoencoderReconstruction:
+    """Build the aligner, named after the bundle, whose generator may be a preset.
+
+    Raises `BundleError` without a generator, and as `load_bundle_generator` does.
+    """
+    if bundle.manifest.generator is None:
+        raise BundleError(f"{bundle.folder} has no generator: it cannot make pairs")
+    generator = load_bundle_generator(bundle, {}, generators=generators, predictor=False)
     return generator_aligner(bundle.manifest.name, generator, device=device)
+
+
+def pair_aligners(
+    champion: Bundle,
+    named: Sequence[Aligner],
+    *,
+    device: str = "cpu",
+    generators: Path | None = None,
+) -> list[Aligner]:
+    """Return the makers of pairs of a run: those named, else the champion's own autoencoder.
+
+    A preset that the champion is scored with is verified before the pairs are made, which takes
+    long. Raises as `bundle_aligner` does.
+    """
+    if not named:
+        return [bundle_aligner(champion, device=device, generators=generators)]
+    if champion.manifest.generator is not None:
+        verify_bundle_generator(champion, generators=generators)
+    return list(named)
 
 
 def generator_aligner(

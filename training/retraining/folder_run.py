@@ -13,7 +13,7 @@ import structlog
 
 from training.bundles.challenger import require_calibration
 from training.data.alignment import AlignmentConfig, batch_for
-from training.data.bundle_aligner import bundle_aligner
+from training.data.bundle_aligner import pair_aligners
 from training.data.manifest import load_manifest
 from training.data.originals import read_original
 from training.data.samples import check_images
@@ -25,7 +25,7 @@ from training.retraining.run_state import RunPlan
 from training.retraining.stages import STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -58,12 +58,14 @@ class FolderRunResult:
 class FolderRunOptions:
     """Options of a turn: which pairs are made, the shares of the groups, what the audit may do.
 
-    Without an aligner pairs are made by the champion's own autoencoder; of `shaders` procedural
-    images, too. `despite_audit` teaches what the audit refuses; the bundle and the page say so.
+    Without `aligners` pairs are made by the champion's own autoencoder; of `shaders` procedural
+    images, too. `generators` holds the folders of presets that the champion may name.
+    `despite_audit` teaches what the audit refuses; the bundle and the page say so.
     """
 
     data_licence: str
-    aligner: Aligner | None = None
+    aligners: Sequence[Aligner] = ()
+    generators: Path | None = None
     shares: CollectPolicy = field(default_factory=CollectPolicy)
     alignment_limits: AuditLimits | None = None
     shaders: int = 0
@@ -117,7 +119,12 @@ class _FolderState:
         return [*images, *series(self._options.shaders)]
 
     def aligners(self) -> list[Aligner]:
-        return [self._options.aligner or bundle_aligner(self._champion, device=self.plan.device)]
+        return pair_aligners(
+            self._champion,
+            self._options.aligners,
+            device=self.plan.device,
+            generators=self.plan.generators,
+        )
 
     def features(self) -> tuple[Features, str]:
         features = BundleFeatures(self._champion, device=self.plan.device)
@@ -195,6 +202,7 @@ def run_on_folder(
         alignment=AlignmentConfig(batch_size=batch_for(device)),
         audit_limits=options.alignment_limits,
         gate_limits=options.gate_limits,
+        generators=options.generators,
         on_progress=on_progress,
     )
     state = _FolderState(data, champion, out, plan, options)

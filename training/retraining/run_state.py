@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 class RunPlan:
     """How a challenger is made and judged, wherever the images lie.
 
-    `most_images` bounds how many images are trained on; `on_progress` receives the part of the
-    work, how much is done and how much there is.
+    `most_images` bounds how many images are trained on; `generators` holds the folders of presets
+    that a bundle may name; `on_progress` receives the part of the work, how much is done and how
+    much there is.
     """
 
     recipe: ChallengerRecipe
@@ -40,6 +41,7 @@ class RunPlan:
     audit_limits: AuditLimits | None = None
     gate_limits: GateLimits | None = None
     most_images: int | None = None
+    generators: Path | None = None
     on_progress: Callable[[str, int, int], None] = lambda *_: None
 
 

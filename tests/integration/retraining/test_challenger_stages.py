@@ -27,7 +27,7 @@ from worker.retraining.runs import Ending, Runs
 from worker.retraining.scheduled_promotion import promote_when_due
 from worker.retraining.stage_runner import run_stages
 from worker.retraining.stages import stages_of
-from worker.retraining.wiring import load_alignment_models
+from worker.retraining.wiring import load_alignment_models, preset_place
 from worker.settings import child_environment
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ def test_a_champion_with_a_backbone_is_taught_through_every_stage(
     folder = tmp_path / "champion"
     champion = build_tiny_bundle(folder, branches=("backbone",), generator=True)
     context = build_run_context(engine, storage, settings.s3.buckets[0], tmp_path)
-    context = replace(context, load_models=lambda: load_alignment_models(champion, "cpu"))
+    models = load_alignment_models(champion, "cpu", preset_place(settings))
+    context = replace(context, load_models=lambda: models)
     assert loop(lenient(context)) in {Ending.FINISHED, Ending.REFUSED}
     register = run_row(engine).stages["register"]
     challenger = context.bundle_access.of(register["model_version"])

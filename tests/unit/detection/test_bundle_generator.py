@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from detection.bundle import Bundle, BundleError, GeneratorReference, sha256_of, write_manifest
+from detection.bundle import BundleError, GeneratorReference, write_manifest
 from detection.detector import Detector
 from detection.generators.presets import PresetError
+from tests.support.bundles.preset_bundle import REVISION, build_preset_bundle
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-REVISION = "0" * 40
 IMAGE = np.random.default_rng(0).integers(0, 256, (96, 80, 3), dtype=np.uint8)
-
-
-def named(folder: Path, generators: Path, preset: str = "sd15") -> Bundle:
-    """Take the generator out of a tiny bundle, to `generators`, and name it as a preset."""
-    bundle = build_tiny_bundle(folder)
-    shutil.move(folder / "generator", generators / preset)
-    files = {
-        path.relative_to(generators / preset).as_posix(): sha256_of(path)
-        for path in (generators / preset).rglob("*")
-        if path.is_file()
-    }
-    reference = GeneratorReference(preset=preset, revision=REVISION, files=files)
-    return write_manifest(folder, bundle.manifest.model_copy(update={"generator": reference}))
 
 
 def test_a_named_preset_scores_as_the_same_generator_inside_would(tmp_path: Path) -> None:
     """Where the weights lie makes no difference, and the golden image stays golden."""
     inside = Detector(build_tiny_bundle(tmp_path / "inside")).score([IMAGE])[0]
-    bundle = named(tmp_path / "tiny", tmp_path / "generators")
+    bundle = build_preset_bundle(tmp_path / "tiny", tmp_path / "generators")
     detector = Detector(bundle, generators=tmp_path / "generators")
     detector.self_check()
     assert dict(detector.score([IMAGE])[0].branches) == pytest.approx(dict(inside.branches))
@@ -45,7 +31,7 @@ def test_a_named_preset_scores_as_the_same_generator_inside_would(tmp_path: Path
 
 def test_a_bundle_pins_the_weights_it_does_not_carry(tmp_path: Path) -> None:
     """Another revision's files, or a missing one, are refused by name."""
-    bundle = named(tmp_path / "tiny", tmp_path / "generators")
+    bundle = build_preset_bundle(tmp_path / "tiny", tmp_path / "generators")
     config = tmp_path / "generators" / "sd15" / "unet" / "config.json"
     config.write_text(config.read_text() + " ")
     with pytest.raises(BundleError, match=r"unet/config\.json is not the file") as refusal:
@@ -61,7 +47,7 @@ def test_a_preset_that_is_not_on_this_machine_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither in the folder named nor in the hub's cache: preset, repository, revision, place."""
-    bundle = named(tmp_path / "tiny", tmp_path / "generators")
+    bundle = build_preset_bundle(tmp_path / "tiny", tmp_path / "generators")
     with pytest.raises(PresetError, match=r"sd15 .*no such folder") as refusal:
         Detector(bundle, generators=tmp_path / "elsewhere")
     assert str(tmp_path / "elsewhere" / "sd15") in str(refusal.value)
@@ -72,7 +58,7 @@ def test_a_preset_that_is_not_on_this_machine_is_named(
 
 def test_conditioning_comes_from_the_bundle(tmp_path: Path) -> None:
     """What the predictor is called with was computed beforehand; without it nothing is served."""
-    bundle = named(tmp_path / "tiny", tmp_path / "generators")
+    bundle = build_preset_bundle(tmp_path / "tiny", tmp_path / "generators")
     constants = load_file(bundle.path("constants.safetensors"))
     del constants["conditioning.encoder_hidden_states"]
     save_file(constants, bundle.path("constants.safetensors"))
@@ -83,7 +69,7 @@ def test_conditioning_comes_from_the_bundle(tmp_path: Path) -> None:
 
 def test_a_preset_without_a_predictor_cannot_score(tmp_path: Path) -> None:
     """An autoencoder alone has no latent reconstruction error."""
-    bundle = named(tmp_path / "tiny", tmp_path / "generators", preset="taesd")
+    bundle = build_preset_bundle(tmp_path / "tiny", tmp_path / "generators", preset="taesd")
     with pytest.raises(BundleError, match="taesd has no predictor"):
         Detector(bundle, generators=tmp_path / "generators")
 

@@ -214,6 +214,26 @@ def test_what_a_preset_lacks_is_named_before_the_hours_go_by(tmp_path: Path) -> 
     assert "no preset named 'sd9'" in said("--aligners", "sd9")
 
 
+def test_train_takes_its_makers_of_pairs_from_presets(tmp_path: Path) -> None:
+    """`unlatent train --aligners` looks under --generators, else under that of the settings."""
+    options = ["train", "--data", str(write_folder(tmp_path / "data", each=2))]
+    options += ["--out", str(tmp_path / "out"), "--aligners", "taesd,sd3"]
+
+    def said(*more: str, **settings: str) -> str:
+        done = CliRunner().invoke(commands, [*options, *more], env=settings)
+        assert isinstance(done.exception, PresetError)
+        return str(done.exception)
+
+    build("tiny").save_pretrained(tmp_path / "generators" / "taesd")
+    missing = said("--generators", str(tmp_path / "generators"))
+    assert PRESETS["sd3"].repository in missing
+    assert str(tmp_path / "generators" / "sd3") in missing
+    missing = said(UNLATENT_SCORING__GENERATORS=str(tmp_path / "others"))
+    assert PRESETS["taesd"].repository in missing
+    assert str(tmp_path / "others" / "taesd") in missing
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_on_another_generator_is_not_continued(tmp_path: Path) -> None:
     """Its error maps and pairs would be taken for this generator's."""
     file, plain = tmp_path / "recipe.json", RECIPES["lare-aligned"]

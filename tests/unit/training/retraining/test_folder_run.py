@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.bundle import load_bundle
+from detection.bundle import BundleError, load_bundle
+from detection.generators.presets import PRESETS, PresetError, find_preset
+from tests.support.bundles.preset_bundle import REVISION, build_preset_bundle
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
+from tests.support.generators.autoencoder_references import build
 from tests.support.processes.challenge_process import LIMITS, tiny_recipe
+from training.bundles.preset_generator import PresetPlace
 from training.data.aligners import AutoencoderReconstruction
 from training.data.selection import CollectPolicy
 from training.data.shaders import renderings
-from training.data.shards import FolderStore, load_dataset
+from training.data.shards import FolderStore, load_dataset, read_samples
 from training.evaluation.promotion_gate import GateLimits
 from training.evaluation.shortcut_audit import DatasetRefused
 from training.retraining.folder_run import FolderRunOptions, run_on_folder
@@ -102,7 +106,7 @@ def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> No
     mirror = AutoencoderReconstruction("mirror", lambda images: images, 8)
     options = FolderRunOptions(
         data_licence="none",
-        aligner=mirror,
+        aligners=[mirror],
         shares=CollectPolicy(evaluation=0.2, calibration=0.6),
         alignment_limits=replace(LIMITS, tone_levels=-1.0),
         despite_audit=True,
@@ -135,3 +139,82 @@ def test_terms_are_kept_and_a_refusal_of_the_audit_is_said(tmp_path: Path) -> No
     page = outcome.report.read_text("utf-8")
     assert "taught although the audit refused" in page
     assert "images missing, unreadable or too small: 3" in page
+
+
+def no_progress(_part: str, _done: int, _total: int) -> None:
+    """Say nothing."""
+
+
+@pytest.mark.timeout(600)
+def test_a_champion_on_a_preset_is_taught_with_pairs_by_each_named_autoencoder(
+    tmp_path: Path,
+) -> None:
+    """Both branches are taught, and the challenger scores with the same files of the same preset.
+
+    Every photograph has a reconstruction by each autoencoder, and no two of them are equal.
+    """
+    generators = tmp_path / "generators"
+    champion = build_preset_bundle(tmp_path / "champion", generators)
+    build("tiny").save_pretrained(generators / "taesd")
+    build("kl-16").save_pretrained(generators / "sd3" / "vae")
+    place = PresetPlace(pins=tmp_path / "pins.json", generators=generators)
+    options = FolderRunOptions(
+        data_licence="none",
+        aligners=[place.aligner(find_preset(name), device="cpu") for name in ("taesd", "sd3")],
+        generators=generators,
+        shares=CollectPolicy(evaluation=0.2, calibration=0.6),
+        alignment_limits=LIMITS,
+        gate_limits=GATE,
+    )
+    outcome = run_on_folder(
+        labelled(tmp_path / "data", reals=60, fakes=16),
+        champion,
+        tmp_path / "out",
+        tiny_recipe(steps=2),
+        options,
+        on_progress=no_progress,
+    )
+    assert outcome.bundle.manifest.generator == champion.manifest.generator
+    assert not (outcome.bundle.folder / "generator").exists()
+    for name in ("aligned", "egre"):
+        before, after = (
+            (one.folder / f"{name}.safetensors").read_bytes() for one in (champion, outcome.bundle)
+        )
+        assert before != after
+    store = FolderStore(tmp_path / "out" / "dataset")
+    dataset = load_dataset(store)
+    assert dataset.aligners == ("taesd", "sd3")
+    for sample in read_samples(store, dataset):
+        if sample.label == "real":
+            assert sample.reconstructions.keys() == {"taesd", "sd3"}
+            assert len({sample.image, *sample.reconstructions.values()}) == 3
+
+
+def test_what_a_champions_preset_lacks_is_named_before_pairs_are_made(tmp_path: Path) -> None:
+    """Preset, repository, revision and folder; its own autoencoder makes pairs where it is whole.
+
+    Pairs by another autoencoder do not hide that the champion could not score.
+    """
+    generators = tmp_path / "generators"
+    champion = build_preset_bundle(tmp_path / "champion", generators)
+    data = labelled(tmp_path / "data", reals=2, fakes=2)
+    named = ("sd15", PRESETS["sd15"].repository, REVISION, str(generators / "sd15"))
+    mirror = AutoencoderReconstruction("mirror", lambda images: images, 8)
+    options = FolderRunOptions(data_licence="none", generators=generators)
+
+    def said(error: type[Exception], options: FolderRunOptions) -> str:
+        with pytest.raises(error) as refusal:
+            run_on_folder(
+                data, champion, tmp_path / "out", tiny_recipe(), options, on_progress=no_progress
+            )
+        assert not (tmp_path / "out" / "dataset").exists()
+        return str(refusal.value)
+
+    (generators / "sd15" / "unet" / "config.json").unlink()
+    missing = said(BundleError, replace(options, aligners=[mirror]))
+    assert all(word in missing for word in (*named, "unet/config.json is missing"))
+    (generators / "sd15" / "vae" / "config.json").unlink()
+    missing = said(BundleError, options)
+    assert all(word in missing for word in (*named, "vae/config.json is missing"))
+    elsewhere = replace(options, generators=tmp_path / "elsewhere")
+    assert "there is no such folder" in said(PresetError, elsewhere)
