@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from detection.fusion import select_operating_point
+from training.bundles.smoke import is_smoke
 from training.evaluation.scoring import CALIBRATION_TIERS, RAW
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ def bundle_card(
     lines = [
         f"# The bundle `{recipe.name}`",
         "",
-        "A latent-diffusion detector that fits a CPU: the lare branch (LaRE², arXiv 2403.17465) on",
-        "an autoencoder and a predictor of our own, and the aligned branch (arXiv 2410.11835) on",
-        "tiles at native resolution, fused and calibrated. Every figure below was computed by",
-        "`unlatent bundle` when it wrote this file; intervals are 95 %.",
+        *_smoke_lines(recipe),
+        *_method_lines(recipe),
         "",
         "## Operating points",
         "",
@@ -75,8 +74,7 @@ def bundle_card(
         "",
         "## Limits",
         "",
-        "* Trained on few images, on a CPU. It is a real detector within the figures above and",
-        "  nothing beyond them: no ground for a sanction by itself.",
+        *_reach_lines(recipe),
         "* Families seen in training: " + ", ".join(provenance.seen_families) + ".",
         "* Not measured: GANs, pixel-space diffusion, inpainted parts of photographs, drawings.",
         (
@@ -94,6 +92,46 @@ def bundle_card(
     return "\n".join(lines)
 
 
+def _method_lines(recipe: BundleRecipe) -> list[str]:
+    if recipe.generator:
+        networks = [
+            f"the autoencoder and the predictor of the preset {recipe.generator}, which it names",
+            "and does not carry, and the aligned branch (arXiv 2410.11835) on",
+        ]
+    else:
+        networks = [
+            "an autoencoder and a predictor of our own, and the aligned branch",
+            "(arXiv 2410.11835) on",
+        ]
+    pairs = ", ".join(recipe.aligners)
+    return [
+        "A latent-diffusion detector: the lare branch (LaRE², arXiv 2403.17465) on",
+        *networks,
+        "tiles at native resolution, fused and calibrated. Every figure below was computed by",
+        "`unlatent bundle` when it wrote this file; intervals are 95 %.",
+        *(["", f"Pairs were made by the autoencoders of presets: {pairs}."] if pairs else []),
+    ]
+
+
+def _smoke_lines(recipe: BundleRecipe) -> list[str]:
+    if not is_smoke(recipe):
+        return []
+    return [
+        "**A smoke run: tiny networks, trained for a few steps on drawings. It shows that an",
+        "installation can train, it judges nothing, and no figure below says anything of images.**",
+        "",
+    ]
+
+
+def _reach_lines(recipe: BundleRecipe) -> list[str]:
+    if is_smoke(recipe):
+        return ["* It is no detector: see the top of this page."]
+    return [
+        "* Trained on few images. It is a real detector within the figures above and nothing",
+        "  beyond them: no ground for a sanction by itself.",
+    ]
+
+
 def backbone_card(
     recipe: BundleRecipe,
     metrics: Mapping[str, Any],
@@ -109,6 +147,7 @@ def backbone_card(
     lines = [
         f"# The bundle `{recipe.name}`",
         "",
+        *_smoke_lines(recipe),
         (
             f"A detector of generated images that fits a CPU: `{backbone.architecture}`, trained on"
             f" ImageNet and frozen, sees the picture's centre square at {backbone.side} pixels; a"
@@ -144,8 +183,7 @@ def backbone_card(
         "",
         "## Limits",
         "",
-        "* Trained on few images. It is a real detector within the figures above and nothing",
-        "  beyond them: no ground for a sanction by itself.",
+        *_reach_lines(recipe),
         "* Families seen in training: " + ", ".join(provenance.seen_families) + ".",
         "* It sees the centre square alone: what lies beside it in a long picture decides nothing.",
         "* The generator in the bundle makes pairs for retraining; it takes no part in the score.",
@@ -299,9 +337,13 @@ def _unseen_lines(recipe: BundleRecipe, folds: Sequence[Mapping[str, Any]]) -> l
         *title,
         (
             f"Each fold trains from scratch for {recipe.fold_steps} steps (the released network:"
-            f" {recipe.aligned_loop.steps}) without one family and one source. The generator is"
-            " that of the bundle: it learnt from photographs alone, those of the source left out"
-            " among them."
+            f" {recipe.aligned_loop.steps}) without one family and one source. "
+            + (
+                "The generator is the preset, which was published with whatever it learnt from."
+                if recipe.generator
+                else "The generator is that of the bundle: it learnt from photographs alone, those"
+                " of the source left out among them."
+            )
         ),
         "",
         (

@@ -30,6 +30,7 @@ EACH = 24
 #: Side of the view of the backbone, and of the lare branch.
 BACKBONE_SIDE, LARE_SIDE = 128, 64
 STEPS = 4
+_SUFFIX = "-smoke"
 #: Sources of photographs by the seed of their renderings.
 SOURCES = {"drawn-a": 1, "drawn-b": 2, "drawn-c": 3}
 #: Families of generators by the filter that doubles their images.
@@ -51,7 +52,7 @@ def smoke_recipe(recipe: BundleRecipe) -> BundleRecipe:
         backbone = replace(backbone, side=BACKBONE_SIDE, shrink_to=BACKBONE_SIDE)
     return replace(
         recipe,
-        name=f"{recipe.name}-smoke",
+        name=f"{recipe.name}{_SUFFIX}",
         validation=0.5,
         calibration_sources=0.5,
         lare=replace(recipe.lare, side=LARE_SIDE),
@@ -69,6 +70,11 @@ def smoke_recipe(recipe: BundleRecipe) -> BundleRecipe:
         shaders=min(recipe.shaders, 4),
         backbone=backbone,
     )
+
+
+def is_smoke(recipe: BundleRecipe) -> bool:
+    """Say whether a recipe is one of `smoke_recipe`."""
+    return recipe.name.endswith(_SUFFIX)
 
 
 def draw_images(folder: Path) -> list[Entry]:

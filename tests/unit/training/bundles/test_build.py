@@ -13,6 +13,7 @@ from detection.fusion import LabelPolicy
 from training.bundles.build import ScoredVariants, _calibration_figures, fusion_gain
 from training.bundles.cards import bundle_card
 from training.bundles.recipe import BundleRecipe
+from training.bundles.smoke import smoke_recipe
 from training.data.manifest import Entry
 from training.evaluation.calibration import Logits, fit_fusion, operating_points
 from training.evaluation.scoring import CALIBRATION_TIERS, RAW, Scored
@@ -48,8 +49,8 @@ def test_a_branch_alone_gains_nothing() -> None:
     assert (gain["value"], gain["low"], gain["high"]) == (0, 0, 0)
 
 
-def test_every_row_of_the_card_fills_its_header() -> None:
-    """Tables are rectangular, and the gain stands in the seen and in the unseen one."""
+def card(recipe: BundleRecipe) -> tuple[str, str]:
+    """Write the card of a recipe's bundle on the drawn images; returns it and the better branch."""
     logits = drawn()
     entries = tuple(
         Entry(
@@ -74,12 +75,18 @@ def test_every_row_of_the_card_fills_its_header() -> None:
         snapshot_digest="", code_revision="", recipe="", seen_families=("alpha",), data_licence=""
     )
     text = bundle_card(
-        BundleRecipe(),
+        recipe,
         {"calibration": figures, "unseen": unseen},
         points,
         LabelPolicy(),
         provenance,
     )
+    return text, figures["clean"]["fusion_gain"]["best_branch"]
+
+
+def test_every_row_of_the_card_fills_its_header() -> None:
+    """Tables are rectangular, and the gain stands in the seen and in the unseen one."""
+    text, best = card(BundleRecipe())
     columns = 0
     for line in text.splitlines():
         if not line.startswith("|"):
@@ -87,5 +94,22 @@ def test_every_row_of_the_card_fills_its_header() -> None:
             continue
         columns = columns or line.count("|")
         assert line.count("|") == columns, line
-    best = figures["clean"]["fusion_gain"]["best_branch"]
     assert text.count(f"over {best} |") == 4
+
+
+def test_the_card_names_the_generator_that_the_bundle_is_on() -> None:
+    """A preset and its makers of pairs, or networks of our own; a smoke run is no detector."""
+    own, _ = card(BundleRecipe())
+    named, _ = card(BundleRecipe(generator="sd15@0123 fp16", aligners=("taesd@4567", "sd3@89ab")))
+    smoke, _ = card(smoke_recipe(BundleRecipe()))
+    assert "predictor of our own" in own
+    assert "it learnt from photographs alone" in own
+    assert "the preset sd15@0123 fp16" in named
+    assert "presets: taesd@4567, sd3@89ab." in named
+    assert "of our own" not in named
+    assert "it learnt from photographs alone" not in named
+    assert "real detector" in own
+    assert "real detector" in named
+    assert "A smoke run" not in own + named
+    assert "A smoke run" in smoke
+    assert "real detector" not in smoke
