@@ -25,7 +25,7 @@ from detection.generators.presets import (
 )
 from detection.lare import LareConfig
 from training.bundles.conditioning import compute_conditioning
-from training.data.bundle_aligner import generator_aligner
+from training.data.bundle_aligner import digest_of, generator_aligner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,8 @@ class PresetPlace:
     def aligner(self, preset: Preset, *, device: str) -> AutoencoderReconstruction:
         """Build the aligner that sends images through the preset's autoencoder.
 
-        Raises `PresetError` naming preset, repository, revision and folder.
+        Its version is the recorded revision, or else stands for the files in the folder. Raises
+        `PresetError` naming preset, repository, revision and folder.
         """
         generator = load_preset(
             preset,
@@ -68,7 +69,37 @@ class PresetPlace:
             variant=self.variant,
             predictor=False,
         )
-        return generator_aligner(preset.name, generator, device=device)
+        version = " ".join(filter(None, (self._version(preset), self.variant)))
+        return generator_aligner(preset.name, generator, version=version, device=device)
+
+    def _version(self, preset: Preset) -> str:
+        if revision := self.revision(preset):
+            return revision[:12]
+        return f"files {digest_of(self.hashes(preset, revision=None, predictor=False))}"
+
+    def hashes(
+        self, preset: Preset, *, revision: str | None, predictor: bool = True
+    ) -> dict[str, str]:
+        """Return the sha256 of every file that loading the preset reads, by its path in the folder.
+
+        Raises `PresetError` as `load_preset` does.
+        """
+        folder = find_folder(
+            preset,
+            folder=self.folder(preset),
+            revision=revision,
+            variant=self.variant,
+            predictor=predictor,
+        )
+        patterns = preset.patterns(predictor=predictor, variant=self.variant)
+        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
+        used = [name for name in names if any(fnmatch(name, one) for one in patterns)]
+        for part in (preset.autoencoder, *([preset.predictor] if predictor else [])):
+            weights = f"{part}/*.safetensors" if part else "*.safetensors"
+            if not any(fnmatch(name, weights) for name in used):
+                # A part in one file of another name.
+                used += [name for name in names if fnmatch(name, weights)]
+        return {name: sha256_of(folder / name) for name in used}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,26 +155,11 @@ class PresetGenerator:
 
     def reference(self) -> GeneratorReference:
         """Name the preset with the sha256 of every file that loading it reads."""
-        place, preset = self.place, self.preset
-        folder = find_folder(
-            preset,
-            folder=place.folder(preset),
-            revision=self.revision,
-            variant=place.variant,
-        )
-        patterns = preset.patterns(predictor=True, variant=place.variant)
-        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
-        used = [name for name in names if any(fnmatch(name, one) for one in patterns)]
-        for part in (preset.autoencoder, preset.predictor):
-            weights = f"{part}/*.safetensors"
-            if not any(fnmatch(name, weights) for name in used):
-                # A part in one file of another name.
-                used += [name for name in names if fnmatch(name, weights)]
         return GeneratorReference(
-            preset=preset.name,
+            preset=self.preset.name,
             revision=self.revision,
-            variant=place.variant,
-            files={name: sha256_of(folder / name) for name in used},
+            variant=self.place.variant,
+            files=self.place.hashes(self.preset, revision=self.revision),
         )
 
 

@@ -38,8 +38,10 @@ from detection.generators.loading import load_generator_folder
 from detection.generators.noise_schedule import noise_schedule_from_scheduler
 from detection.lare import LareConfig, center_crop_resize
 from training.bundles.head_branch import HeadRecipe
-from training.data.aligners import AutoencoderReconstruction, to_tensor
+from training.data.aligners import to_tensor
+from training.data.alignment import attach_pairs, batch_for
 from training.data.augmentation import AugmentationConfig
+from training.data.bundle_aligner import generator_aligner
 from training.data.diffusion_sampling import PartialNoise, sample
 from training.data.manifest import GENERATED, Entry
 from training.data.samples import Sample, load_samples
@@ -159,6 +161,8 @@ class BundleTrainingRun:
     backbone_weights: Path | None = None
     #: The generator of the lare branch, without which one of our own is trained.
     preset: PresetGenerator | None = None
+    #: Receives the part of the work, how much of it is done and how much there is.
+    on_progress: Callable[[str, int, int], None] = lambda *_: None
     _samples: dict[Path, Sample] = field(default_factory=dict)
 
     def samples(self, entries: Iterable[Entry]) -> list[Sample]:
@@ -254,35 +258,28 @@ class BundleTrainingRun:
 
     def pairs(self, samples: Sequence[Sample]) -> None:
         """Stage 2: attach each photograph's reconstructions, making those that are not stored."""
+        photographs = [one for one in samples if not one.entry.generated]
         for aligner in self._all_aligners():
-            folder = self.run_dir / "pairs" / aligner.name
-            folder.mkdir(parents=True, exist_ok=True)
-            for one in samples:
-                if one.entry.generated or aligner.name in one.reconstructions:
-                    continue
-                file = folder / f"{one.entry.set}__{one.entry.path.stem}.npy"
-                if not file.is_file():
-                    _store(file, aligner.reconstruct([one.pixels])[0])
-                one.reconstructions[aligner.name] = np.load(file)
+            attach_pairs(
+                photographs,
+                aligner,
+                self.run_dir / "pairs" / aligner.name,
+                batch_size=batch_for(self.device),
+                on_progress=self.on_progress,
+            )
 
     def _all_aligners(self) -> list[Aligner]:
         own = [
-            self._round_trip(
-                spec.name, Generator(self._autoencoder(spec, self.run_dir / "own" / spec.name))
+            generator_aligner(
+                spec.name,
+                Generator(self._autoencoder(spec, self.run_dir / "own" / spec.name)),
+                device=self.device,
             )
             for spec in self.recipe.autoencoders
         ]
-        return [*self.aligners, *own] or [self._round_trip(EMBEDDED, self.generator())]
-
-    def _round_trip(self, name: str, generator: Generator) -> Aligner:
-        generator.eval().requires_grad_(requires_grad=False).to(self.device)
-
-        def round_trip(images: Tensor) -> Tensor:
-            with torch.autocast(self.device, torch.bfloat16):
-                restored = generator.decode(generator.encode(images.to(self.device) * 2 - 1))
-            return restored.float().cpu() / 2 + 0.5
-
-        return AutoencoderReconstruction(name, round_trip, generator.factor)
+        if self.aligners or own:
+            return [*self.aligners, *own]
+        return [generator_aligner(EMBEDDED, self.generator(), device=self.device)]
 
     def views(self) -> list[LareSample]:
         """Stage 3: augmented views with error maps of every image, stored as they are made."""
@@ -419,17 +416,11 @@ def _own(stem: str, set_: str, group: str, origin: str) -> Entry:
 
 def _encode(autoencoder: Any, views: np.ndarray, device: str) -> Tensor:
     latents = []
-    with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16):
         for start in range(0, len(views), 16):
             images = to_tensor(list(views[start : start + 16])).to(device) * 2 - 1
             latents.append(autoencoder.encode(images).latent_dist.mode().float().cpu())
     return torch.cat(latents)
-
-
-def _store(file: Path, image: np.ndarray) -> None:
-    aside = file.with_suffix(".part.npy")
-    np.save(aside, image)
-    aside.replace(file)
 
 
 def _finished(network: _Network, file: Path, train: Callable[[], dict[str, Tensor]]) -> _Network:

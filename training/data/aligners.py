@@ -29,6 +29,10 @@ class Aligner(Protocol):
     def name(self) -> str:
         """Name of the generator and of the kind of reconstruction."""
 
+    @property
+    def identity(self) -> str:
+        """All that its reconstructions depend on: stored ones are not taken for another's."""
+
     def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         """Reconstruct RGB images, uint8 (H, W, 3) of one size, to the same size and order."""
 
@@ -41,7 +45,7 @@ def to_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
 def to_images(tensor: Tensor) -> list[NDArray[np.uint8]]:
     """Round float (B, 3, H, W) in [0, 1] to RGB uint8 (H, W, 3) images."""
     rounded = (tensor.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return list(rounded.permute(0, 2, 3, 1).contiguous().numpy())
+    return list(rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
 def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
@@ -55,12 +59,19 @@ def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
 class AutoencoderReconstruction:
     """Encode and decode, no denoising.
 
-    `round_trip` maps float (B, 3, H, W) in [0, 1] to the same, sides multiples of `factor`.
+    `round_trip` maps float (B, 3, H, W) in [0, 1] to the same, sides multiples of `factor`;
+    `version` tells apart autoencoders of one name.
     """
 
     name: str
     round_trip: Callable[[Tensor], Tensor]
     factor: int
+    version: str = ""
+
+    @property
+    def identity(self) -> str:
+        """The name, and the version where there is one."""
+        return f"{self.name}@{self.version}" if self.version else self.name
 
     def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         """Reconstruct RGB images, uint8 (H, W, 3) of one size, to the same size and order."""

@@ -1,7 +1,9 @@
-"""Building an aligned data set: each real image through every aligner, into shards, resumably.
+"""Building pairs in batches, resumably: each real image through every aligner.
 
-A shard is a function of its originals and of the aligners alone. Its record is stored after it, so
-that a run that was killed skips what it finished and ends with the same digest.
+A data set of the retraining loop lies in shards, the pairs of a bundle's training in one file a
+photograph and aligner. A shard is a function of its originals and of the aligners alone. Its record
+is stored after it, so that a run that was killed skips what it finished and ends with the same
+digest.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import numpy as np
 import structlog
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,16 +22,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from training.data.manifest import REAL
 from training.data.originals import Unreadable
 from training.data.shards import Dataset, SampleFiles, Shard, record_name, save_dataset, write_shard
+from training.files import written_aside
 from training.oom import retry_in_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from training.data.aligners import Aligner
     from training.data.originals import Original
+    from training.data.samples import Sample
     from training.data.shards import Store
 
 _log = structlog.get_logger(__name__)
+_Image = TypeVar("_Image", "Original", "Sample")
 
 
 #: Images a forward pass: a GPU wants many, a CPU's caches hold few (`make bench-pairs`).
@@ -114,8 +121,41 @@ def build_pairs(
     return dataset
 
 
+def attach_pairs(
+    photographs: Sequence[Sample],
+    aligner: Aligner,
+    folder: Path,
+    *,
+    batch_size: int,
+    on_progress: Callable[[str, int, int], None],
+) -> None:
+    """Attach the reconstruction of each photograph, making those that are not in `folder`.
+
+    Photographs of one size go through the aligner together, `batch_size` a pass; a run that was
+    killed makes the rest. `on_progress` receives the part of the work, how many photographs have
+    their file and how many there are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {id(one): folder / f"{one.entry.set}__{one.entry.path.stem}.npy" for one in photographs}
+    missing = [one for one in photographs if not files[id(one)].is_file()]
+    part, began, made = f"pairs by {aligner.name}", time.monotonic(), 0
+    for batch in _same_shape(missing, batch_size):
+        images = retry_in_halves(aligner.reconstruct, [one.pixels for one in batch])
+        for one, image in zip(batch, images, strict=True):
+            with written_aside(files[id(one)]) as aside, aside.open("wb") as file:
+                np.save(file, image)
+        made += len(batch)
+        on_progress(part, len(photographs) - len(missing) + made, len(photographs))
+    if made:
+        rate = round(made / (time.monotonic() - began), 2)
+        _log.info("pairs_stored", aligner=aligner.identity, images=made, images_per_s=rate)
+    for one in photographs:
+        if aligner.name not in one.reconstructions:
+            one.reconstructions[aligner.name] = np.load(files[id(one)])
+
+
 def _plan(part: Sequence[Source], aligners: Sequence[Aligner]) -> str:
-    listed = [[source.key for source in part], [aligner.name for aligner in aligners]]
+    listed = [[source.key for source in part], [one.identity for one in aligners]]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
@@ -147,7 +187,7 @@ def _build(
             _log.warning("original_unreadable", key=source.key, error=str(error))
     made: dict[str, dict[str, bytes]] = {original.key: {} for original in originals}
     for aligner in aligners:
-        for batch in _batches([one for one in originals if one.label == REAL], batch_size):
+        for batch in _same_shape([one for one in originals if one.label == REAL], batch_size):
             images = retry_in_halves(aligner.reconstruct, [original.pixels for original in batch])
             for original, image in zip(batch, images, strict=True):
                 made[original.key][aligner.name] = original.coding.encode(image)
@@ -169,11 +209,11 @@ def _build(
     return write_shard(store, name, samples, unreadable=unreadable)
 
 
-def _batches(originals: Sequence[Original], size: int) -> Iterator[list[Original]]:
-    """Group originals of one shape, because only those go through a network together."""
-    shapes: dict[tuple[int, ...], list[Original]] = {}
-    for original in originals:
-        shapes.setdefault(original.pixels.shape, []).append(original)
+def _same_shape(images: Sequence[_Image], size: int) -> Iterator[list[_Image]]:
+    """Group images of one shape, because only those go through a network together."""
+    shapes: dict[tuple[int, ...], list[_Image]] = {}
+    for image in images:
+        shapes.setdefault(image.pixels.shape, []).append(image)
     for members in shapes.values():
         for start in range(0, len(members), size):
             yield members[start : start + size]

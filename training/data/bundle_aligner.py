@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import torch
 
-from detection.bundle import Bundle, BundleError
+from detection.bundle import Bundle, BundleError, GeneratorReference
 from detection.bundle_generator import load_bundle_generator, verify_bundle_generator
 from training.data.aligners import AutoencoderReconstruction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -30,7 +32,21 @@ def bundle_aligner(
     if bundle.manifest.generator is None:
         raise BundleError(f"{bundle.folder} has no generator: it cannot make pairs")
     generator = load_bundle_generator(bundle, {}, generators=generators, predictor=False)
-    return generator_aligner(bundle.manifest.name, generator, device=device)
+    version = _version(bundle, bundle.manifest.generator)
+    return generator_aligner(bundle.manifest.name, generator, version=version, device=device)
+
+
+def _version(bundle: Bundle, reference: GeneratorReference) -> str:
+    """Digest the hashes of a generator's files: bundles taught further share their generator."""
+    within = f"{reference.folder}/"
+    own = {name: sha for name, sha in bundle.manifest.files.items() if name.startswith(within)}
+    return digest_of(reference.files or own)
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """Return twelve digits that stand for files by name and sha256."""
+    listed = json.dumps(sorted(hashes.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 
 def pair_aligners(
@@ -53,9 +69,9 @@ def pair_aligners(
 
 
 def generator_aligner(
-    name: str, generator: Generator, *, device: str = "cpu"
+    name: str, generator: Generator, *, version: str = "", device: str = "cpu"
 ) -> AutoencoderReconstruction:
-    """Build the aligner of an autoencoder; on a GPU it computes in bfloat16."""
+    """Build the aligner of an autoencoder: float32 on a CPU, bfloat16 arithmetic on a GPU."""
     generator.eval().requires_grad_(requires_grad=False).to(device)
 
     def round_trip(images: Tensor) -> Tensor:
@@ -64,4 +80,4 @@ def generator_aligner(
             restored = generator.decode(generator.encode(images.to(device) * 2 - 1))
         return restored.float().cpu() / 2 + 0.5
 
-    return AutoencoderReconstruction(name, round_trip, generator.factor)
+    return AutoencoderReconstruction(name, round_trip, generator.factor, version)

@@ -60,7 +60,7 @@ def sample(
     generator: Generator, count: int, *, shape: tuple[int, int, int], seed: int, passes: int = 50
 ) -> list[NDArray[np.uint8]]:
     """Generate `count` RGB images from noise latents of `shape` (C, h, w)."""
-    noise = noise_bank((count, *shape), seed=seed)
+    noise = noise_bank((count, *shape), seed=seed).to(next(generator.parameters()).device)
     schedule = generator.schedule
     start = (schedule.steps - 1) if schedule is not None else 0
     with torch.inference_mode():
@@ -77,6 +77,11 @@ class PartialNoise:
     step: int = 250
     passes: int = 4
     seed: int = 0
+
+    @property
+    def identity(self) -> str:
+        """The name, and how the noise is added and taken away."""
+        return f"{self.name} (step {self.step}, {self.passes} passes, seed {self.seed})"
 
     def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         """Reconstruct RGB images, uint8 (H, W, 3) of one size, to the same size and order."""

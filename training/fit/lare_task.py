@@ -72,7 +72,7 @@ def with_maps(
 
     def maps_of(stack: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         stacked = to_minus_one_one(np.stack(stack)).to(device)
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16):
             maps = lare_map(generator, stacked, noises.to(device), config.step)
         return list(maps.cpu().numpy())
 

@@ -76,6 +76,7 @@ def bundle(
     stay_positive: StayPositive = False,
     steady: Steady = False,
     smoke: Smoke = False,
+    device: Device = "cpu",
 ) -> None:
     """Train, calibrate and write a bundle from images of one's own; takes hours on a CPU.
 
@@ -90,14 +91,15 @@ def bundle(
         raise typer.BadParameter("either --data names the images, or --smoke draws some")
     decoders = taef2 is not None or stay_positive or not folds
     _refuse_ignored(recipe, backbone_weights, presets=bool(generator or aligners), traces=decoders)
+    _refuse_without_presets(variant, pins, aligners, generator, conditioning)
     base = Path("out/smoke" if smoke else "out")
     out, run = out or base / "bundle", run or base / "run"
     entries = [] if data is None else _usable_entries(data)
     place = _place(pins, generators, variant)
-    with process_group("cpu") as leads:
+    with process_group(device) as leads:
         if not leads:
             return
-        parts = _presets(place, generator, aligners, conditioning)
+        parts = _presets(place, generator, aligners, conditioning, device)
         resolved = _resolved(
             recipe, parts, calibration=calibration, stay_positive=stay_positive, steady=steady
         )
@@ -107,6 +109,7 @@ def bundle(
             data = run / "images"
             entries = draw_images(data)
         training_run = _training_run(resolved, entries, run, parts, taef2, backbone_weights)
+        training_run.device = device
         released = _build(training_run, out, data, licence=licence, folds=folds)
     typer.echo(f"{released.folder}: model version {released.model_version}")
 
@@ -132,6 +135,20 @@ def _refuse_ignored(
         raise typer.BadParameter(f"--backbone-weights is not for --recipe {recipe}")
 
 
+def _refuse_without_presets(
+    variant: str | None,
+    pins: Path,
+    aligners: str,
+    generator: str | None = None,
+    conditioning: Path | None = None,
+) -> None:
+    """Refuse the options on presets where no preset is named that they could be of."""
+    if conditioning is not None and not generator:
+        raise typer.BadParameter("--conditioning is of a --generator, and none is named")
+    if (variant is not None or pins != DEFAULT_PINS) and not (generator or aligners):
+        raise typer.BadParameter("--variant and --pins are of presets, and no option names one")
+
+
 def _configure_logs() -> None:
     from worker.settings import load_settings
     from worker.telemetry.logs import configure
@@ -140,7 +157,11 @@ def _configure_logs() -> None:
 
 
 def _presets(
-    place: PresetPlace, generator: str | None, aligners: str, conditioning: Path | None
+    place: PresetPlace,
+    generator: str | None,
+    aligners: str,
+    conditioning: Path | None,
+    device: str,
 ) -> tuple[PresetGenerator | None, list[AutoencoderReconstruction]]:
     """Load the presets that a run is made on; raises `PresetError` naming what is missing."""
     from detection.generators.presets import find_preset
@@ -149,7 +170,7 @@ def _presets(
     chosen = None
     if generator:
         chosen = load_preset_generator(find_preset(generator), place, conditioning=conditioning)
-    return chosen, _preset_aligners(place, aligners, device="cpu")
+    return chosen, _preset_aligners(place, aligners, device=device)
 
 
 def _place(pins: Path, generators: Path | None, variant: str | None) -> PresetPlace:
@@ -188,7 +209,7 @@ def _resolved(
         calibration=calibration,
         positive_head_loop=HEAD_LOOP if stay_positive else None,
         steady=steady,
-        aligners=tuple(one.name for one in aligners),
+        aligners=tuple(one.identity for one in aligners),
     )
     return resolved if chosen is None else resolved.on_preset(chosen)
 
@@ -239,7 +260,8 @@ def _build(
 
     found = load_folds(data, training_run.entries) if folds else []
     build = build_bundle if training_run.recipe.backbone is None else build_backbone_bundle
-    return build(training_run, out, data_licence=licence, folds=found)
+    with show_progress() as training_run.on_progress:
+        return build(training_run, out, data_licence=licence, folds=found)
 
 
 @commands.command()
@@ -272,6 +294,7 @@ def train(
     from training.retraining.folder_run import FolderRunOptions
 
     _configure_logs()
+    _refuse_without_presets(variant, pins, aligners)
     with process_group(device) as leads:
         if not leads:
             return

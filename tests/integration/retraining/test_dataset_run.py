@@ -66,7 +66,8 @@ class Imitator:
     """An aligner that lays a faint pattern over the picture, moved by some pixels."""
 
     def __init__(self, moved: int = 0) -> None:
-        self.name, self._moved = "imitator", moved
+        self.name = self.identity = "imitator"
+        self._moved = moved
 
     def reconstruct(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         """Lay it over."""

@@ -166,7 +166,7 @@ def test_pairs_are_made_by_each_named_autoencoder(
 
 
 def test_without_aligners_the_presets_own_autoencoder_makes_pairs(tmp_path: Path) -> None:
-    """No generator of our own is trained beside a preset."""
+    """No generator of our own is trained beside a preset; on a CPU pairs are float32's."""
     place = place_of(tmp_path / "generators", "sd15")
     save_file(
         save_family(tmp_path / "generators" / "sd15", "sd15"), tmp_path / "constants.safetensors"
@@ -177,7 +177,15 @@ def test_without_aligners_the_presets_own_autoencoder_makes_pairs(tmp_path: Path
     entries = load_manifest(write_folder(tmp_path / "data", each=1))
     run = BundleTrainingRun(entries, tmp_path / "run", TINY.on_preset(chosen), preset=chosen)
     run.pairs(run.samples(entries))
-    assert len(list((tmp_path / "run" / "pairs" / "embedded").iterdir())) == 2
+    files = list((tmp_path / "run" / "pairs" / "embedded").iterdir())
+    assert len(files) == 2
+    for file in files:
+        picture = Image.open(tmp_path / "data" / f"{file.stem.partition('__')[2]}.jpg")
+        view = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.inference_mode():
+            restored = chosen.load().decode(chosen.load().encode(view))
+        expected = ((restored[0] + 1) * 127.5).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(np.load(file), expected, atol=0.51)
     assert not (tmp_path / "run" / "generator").exists()
 
 
@@ -188,10 +196,10 @@ def test_what_a_preset_lacks_is_named_before_the_hours_go_by(tmp_path: Path) -> 
     options = ["bundle", "--data", data, "--run", str(tmp_path / "run"), "--pins", str(place.pins)]
     options += ["--recipe", "lare-aligned", "--generators", str(place.generators)]
     conditioning = tmp_path / "constants.safetensors"
-    options += ["--conditioning", str(conditioning)]
 
     def said(*more: str) -> str:
-        done = CliRunner().invoke(commands, [*options, *more])
+        given = ["--conditioning", str(conditioning)] if "--generator" in more else []
+        done = CliRunner().invoke(commands, [*options, *given, *more])
         assert isinstance(done.exception, PresetError)
         assert not (tmp_path / "run").exists()
         return str(done.exception)
@@ -212,6 +220,29 @@ def test_what_a_preset_lacks_is_named_before_the_hours_go_by(tmp_path: Path) -> 
     for word in (PRESETS["taesd"].repository, str(tmp_path / "generators" / "taesd")):
         assert word in missing
     assert "no preset named 'sd9'" in said("--aligners", "sd9")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--conditioning", "constants.safetensors"], "--conditioning"),
+        (["--conditioning", "constants.safetensors", "--aligners", "taesd"], "--conditioning"),
+        (["--variant", "fp16"], "--variant and --pins"),
+        (["--pins", "pins.json"], "--variant and --pins"),
+    ],
+)
+def test_options_on_presets_need_a_preset(tmp_path: Path, options: list[str], named: str) -> None:
+    """Nothing that was asked for is silently left undone, by `bundle` and by `train`."""
+    data = ["--data", str(write_folder(tmp_path / "data", each=2)), "--out", str(tmp_path / "out")]
+    calls = [["bundle", *data, "--recipe", "lare-aligned", "--run", str(tmp_path / "run")]]
+    if "--conditioning" not in options:
+        calls.append(["train", *data])
+    for call in calls:
+        done = CliRunner().invoke(commands, [*call, *options], env={"COLUMNS": "200"})
+        assert done.exit_code == 2
+        assert f"{named} " in done.output
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_train_takes_its_makers_of_pairs_from_presets(tmp_path: Path) -> None:
@@ -247,6 +278,29 @@ def test_a_run_on_another_generator_is_not_continued(tmp_path: Path) -> None:
     del begun["generator"], begun["aligners"]
     file.write_text(json.dumps(begun))
     write_recipe(plain, file)
+
+
+def test_the_makers_of_pairs_of_a_run_are_of_one_version(tmp_path: Path) -> None:
+    """By the recorded revision and the variant, without a record by the files in the folder."""
+    folder = tmp_path / "generators" / "taesd"
+    build("tiny").save_pretrained(folder)
+    build("tiny").save_pretrained(folder, variant="fp16")
+
+    def identity(place: PresetPlace) -> str:
+        return place.aligner(find_preset("taesd"), device="cpu").identity
+
+    unpinned = place_of(tmp_path / "generators")
+    by_files = identity(unpinned)
+    assert by_files.startswith("taesd@files ")
+    assert identity(unpinned) == by_files
+    pinned = place_of(tmp_path / "generators", "taesd")
+    assert identity(pinned) == f"taesd@{REVISION[:12]}"
+    assert identity(replace(pinned, variant="fp16")) == f"taesd@{REVISION[:12]} fp16"
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    changed = {name: value + 1 for name, value in tensors.items()}
+    save_file(changed, weights, metadata={"format": "pt"})
+    assert identity(place_of(tmp_path / "generators")) not in {by_files, "taesd"}
 
 
 def test_a_run_is_of_one_revision_variant_and_conditioning(tmp_path: Path) -> None:

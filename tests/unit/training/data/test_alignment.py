@@ -7,6 +7,7 @@ import json
 import tarfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from training.data.alignment import AlignmentConfig, build_pairs
+from training.data.alignment import AlignmentConfig, attach_pairs, build_pairs
+from training.data.manifest import Entry
 from training.data.originals import Original, Unreadable, lossless, read_original
+from training.data.samples import Sample
 from training.data.shaders import render
 from training.data.shards import (
     DatasetError,
@@ -29,7 +32,6 @@ from training.data.shards import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -65,7 +67,7 @@ class Broken:
 class Darker:
     """An aligner that takes one grey level off and counts its calls."""
 
-    name = "darker"
+    name = identity = "darker"
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -282,3 +284,48 @@ def test_a_generated_image_has_no_partner(tmp_path: Path) -> None:
     assert fake.reconstructions == {}
     assert not real.entry.generated
     assert aligner.sizes == [1]
+
+
+def test_pairs_of_a_bundles_training_are_made_in_batches_and_once(tmp_path: Path) -> None:
+    """Images of one size share a pass, what has its file is only read, and progress counts both."""
+    sizes = [(64, 64), (64, 96), (64, 64), (64, 96), (64, 64)]
+    photographs = [
+        Sample(
+            Entry(path=Path(f"{number}.png"), label="real", set="lake", family="", group=""),
+            render("clouds", number, height=height, width=width),
+            lossy=False,
+        )
+        for number, (height, width) in enumerate(sizes)
+    ]
+    first, second = Darker(), Darker()
+    heard: list[tuple[str, int, int]] = []
+
+    def attach(samples: Sequence[Sample], aligner: Darker) -> None:
+        attach_pairs(
+            samples,
+            aligner,
+            tmp_path / "pairs",
+            batch_size=2,
+            on_progress=lambda *values: heard.append(values),
+        )
+
+    attach(photographs[:1], first)
+    photographs[0].reconstructions.clear()
+    attach(photographs, second)
+    assert first.sizes == [1]
+    assert second.sizes == [2, 2]
+    assert heard == [("pairs by darker", done, of) for done, of in ((1, 1), (3, 5), (5, 5))]
+    for sample in photographs:
+        made = sample.reconstructions["darker"]
+        assert np.array_equal(made, np.where(sample.pixels > 0, sample.pixels - 1, sample.pixels))
+
+
+def test_a_finished_shard_is_not_taken_for_another_versions(tmp_path: Path) -> None:
+    """An aligner of the same name and of other weights makes its pairs again."""
+    store = FolderStore(tmp_path)
+    build_pairs(sources(3), [Darker()], store, config=CONFIG)
+    same, other = Darker(), Darker()
+    other.identity = "darker@2"
+    build_pairs(sources(3), [same], store, config=CONFIG)
+    build_pairs(sources(3), [other], store, config=CONFIG)
+    assert (sum(same.sizes), sum(other.sizes)) == (0, 3)
