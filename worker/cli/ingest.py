@@ -1,4 +1,4 @@
-"""`unlatent submit`, `reconcile`, `retry`, `rescore`: how uploads enter and re-enter."""
+"""`unlatent submit`, `rejected`, `reconcile`, `retry`, `rescore`: how uploads enter again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 from detection.errors import SettingsError
 from worker.cli import context as cli
+from worker.cli.common.rows import Format, FormatOption, print_rows
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -89,13 +90,20 @@ def submit(
 
 
 def _stored(what: str, services: Services) -> ObjectFacts:
-    """Ask for the object that `what` names, uploading it first when it is a file."""
+    """Ask for the object that `what` names, uploading it first when it is a file.
+
+    A file whose name would be refused is not uploaded.
+    """
+    from worker.ingest.events import EventFieldInvalid, reason_to_ignore
+
     if what.startswith(S3_SCHEME):
         bucket, _, key = what.removeprefix(S3_SCHEME).partition("/")
         if not key:
             raise SettingsError(f"{what} names no object: s3://bucket/key")
         return services.storage.head(bucket, key)
     path = Path(what)
+    if (reason := reason_to_ignore(path.name)) is not None:
+        raise EventFieldInvalid(f"{path.name!r} is not the name of an image ({reason})")
     try:
         body = path.read_bytes()
     except OSError as error:
@@ -104,6 +112,27 @@ def _stored(what: str, services: Services) -> ObjectFacts:
     # A name of its own: two files of one name are two uploads.
     key = f"submitted/{uuid4()}/{path.name}"
     return services.storage.put(services.settings.s3.buckets[0], key, body, content_type=kind)
+
+
+@commands.command()
+def rejected(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 20,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """List what the bridge refused, the newest first: when, why, and the entry's beginning."""
+    import redis
+
+    from worker.ingest.rejected import read_rejected
+    from worker.queue.publisher import QueueUnavailable
+
+    settings = cli.of(context).settings().redis
+    try:
+        with redis.Redis.from_url(settings.url.get_secret_value(), socket_timeout=5) as client:
+            notes = read_rejected(client, settings, limit=limit)
+    except redis.RedisError as error:
+        raise QueueUnavailable(f"Redis does not answer: {error}") from error
+    print_rows(notes, ("at", "reason", "error", "entry"), format_)
 
 
 @commands.command()

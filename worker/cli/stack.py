@@ -227,6 +227,7 @@ def _tell_of_uploads(settings: Settings) -> None:
     from sqlalchemy import text
 
     from worker.database.engine import build_engine, transaction
+    from worker.ingest.rejected import rejected_key
 
     engine = build_engine(settings.postgres, application_name="unlatent-cli")
     try:
@@ -240,9 +241,11 @@ def _tell_of_uploads(settings: Settings) -> None:
     keys = settings.redis
     with redis.Redis.from_url(keys.url.get_secret_value()) as client:
         announced = client.llen(f"{keys.key_prefix}{keys.ingest_key}")
-        refused = client.llen(f"{keys.key_prefix}{keys.ingest_key}:rejected")
+        refused = client.llen(rejected_key(keys))
     when = "no verdict yet" if last is None else f"last verdict {last:%Y-%m-%d %H:%M:%S %Z}"
     typer.echo(f"uploads   {announced} announced, {waiting} waiting, {refused} refused; {when}")
+    if refused:
+        typer.echo("          `unlatent rejected` lists what was refused, and why")
 
 
 def _warn_of_thresholds(settings: Settings) -> None:

@@ -28,7 +28,7 @@ from worker.ingest.completion import Completion, written_event
 from worker.ingest.entries import EntryReader, groups
 from worker.ingest.events import MAX_ENTRY_BYTES
 from worker.ingest.registrar import Registrar
-from worker.ingest.rejected import RejectedEntries
+from worker.ingest.rejected import RejectedEntries, rejected_key
 from worker.ingest.waiting import WaitingEvents
 from worker.telemetry.tracer import NO_TRACER
 
@@ -133,7 +133,7 @@ class Bridge:
         )
         self._rejected = RejectedEntries(
             redis,
-            f"{self._ingest}:rejected",
+            rejected_key(settings),
             longest=settings.rejected_max,
             kept_bytes=KEPT_BYTES,
             metrics=metrics,

@@ -51,6 +51,7 @@ __all__ = [
     "own_event",
     "parse",
     "parse_records",
+    "reason_to_ignore",
 ]
 
 #: S3 sends at most 64 KB an event, queues carry at most 256 KB; a producer's own is far smaller.
@@ -104,10 +105,15 @@ def _unless_foreign(event: Event | Refused) -> Event | Refused:
     """Ignore what is certainly no image; the worker looks at the bytes of everything else."""
     if not isinstance(event, Upload):
         return event
-    if event.key.endswith("/"):
-        return Ignored(reason="folder")
-    claim = foreign_claim(declared_type=event.content_type, key=event.key)
-    return event if claim is None else Ignored(reason=claim)
+    reason = reason_to_ignore(event.key, declared_type=event.content_type)
+    return event if reason is None else Ignored(reason=reason)
+
+
+def reason_to_ignore(key: str, *, declared_type: str | None = None) -> str | None:
+    """Say why an object of this key is certainly no image; None where only its bytes can tell."""
+    if key.endswith("/"):
+        return "folder"
+    return foreign_claim(declared_type=declared_type, key=key)
 
 
 def _events(value: object, envelopes: int) -> list[Event | Refused]:

@@ -16,12 +16,25 @@ from redis.exceptions import OutOfMemoryError
 from worker.storage.interface import StorageUnreadable
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from redis import Redis
 
     from detection.errors import PermanentError
+    from worker import settings
     from worker.ingest.bridge_metrics import BridgeMetrics
 
 _log = structlog.get_logger(__name__)
+
+
+def rejected_key(settings: settings.Redis) -> str:
+    """Return the key of the list."""
+    return f"{settings.key_prefix}{settings.ingest_key}:rejected"
+
+
+def read_rejected(redis: Redis, settings: settings.Redis, *, limit: int) -> list[dict[str, Any]]:
+    """Return the newest notes: `at` (ISO 8601), `reason`, `error` and the entry's beginning."""
+    return [json.loads(note) for note in redis.lrange(rejected_key(settings), 0, limit - 1)]
 
 
 class RejectedEntries:

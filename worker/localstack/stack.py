@@ -8,6 +8,7 @@ import hmac
 import importlib.resources
 import json
 import secrets
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -230,7 +231,7 @@ class LocalStack:
             _write_private(
                 self.env_file,
                 "".join(
-                    f"{name}={value}\n"
+                    f"{name}={shlex.quote(value)}\n"  # for shells, and for the settings' reader
                     for name, value in (self.environment() | dict(settings or {})).items()
                 ),
             )

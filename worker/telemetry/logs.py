@@ -59,7 +59,12 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
         ]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), _hide_secret_fields],
+        foreign_pre_chain=[
+            *shared,
+            structlog.stdlib.ExtraAdder(),
+            _drop_coloured_message,
+            _hide_secret_fields,
+        ],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             *render,
@@ -99,6 +104,12 @@ def _shows_colours(stream: TextIO) -> bool:
 
 def leave_logging_alone(**_: object) -> None:
     """Receive `celery.signals.setup_logging`: a connected receiver stops Celery's own set-up."""
+
+
+def _drop_coloured_message(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    # uvicorn gives its messages once more, with marks for a terminal.
+    event.pop("color_message", None)
+    return event
 
 
 def _hide_secret_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -92,6 +93,48 @@ def test_from_file_to_message_and_back(
     printed = unlatent(environment, "retry", "--reason", "not_an_image", "--since", "2020-01-01")
     assert printed == "reopened 1"
     assert redis_client.llen(prefix + queues.SCORE) == 2
+
+
+def test_a_file_that_is_no_image_by_its_name_is_not_uploaded(
+    environment: dict[str, str], settings: Settings, s3_client: Any, tmp_path: Path
+) -> None:
+    """`submit` refuses the name before anything is stored."""
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"bytes")
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "submit", str(clip)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "unlatent: 'clip.mp4' is not the name of an image (extension)\n"
+    assert "Contents" not in s3_client.list_objects_v2(Bucket=settings.s3.buckets[0])
+
+
+def test_what_the_bridge_refused_is_listed_with_its_reason(
+    environment: dict[str, str], settings: Settings, redis_client: Redis
+) -> None:
+    """`rejected` shows the newest first, as many as are wanted."""
+    ingest = settings.redis.key_prefix + settings.redis.ingest_key
+    assert unlatent(environment, "rejected", "--format", "json") == "[]"
+    redis_client.rpush(ingest, b"no event", b'{"v": 99}')
+    bridge = subprocess.Popen([sys.executable, "-m", "worker", "bridge"], env=environment)
+    try:
+        eventually(lambda: redis_client.llen(f"{ingest}:rejected") == 2, what="two refusals")
+    finally:
+        bridge.send_signal(signal.SIGTERM)
+        assert bridge.wait(timeout=30) == 0
+    listed = json.loads(unlatent(environment, "rejected", "--format", "json"))
+    assert [(row["reason"], row["entry"]) for row in listed] == [
+        ("unknown_version", '{"v": 99}'),
+        ("not_json", "no event"),
+    ]
+    table = unlatent(environment, "rejected", "--limit", "1").splitlines()
+    assert len(table) == 2
+    assert "unknown_version" in table[1]
 
 
 def test_reconcile_and_rescore(

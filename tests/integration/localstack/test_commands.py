@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 from worker.cli.context import Context
 from worker.localstack import LocalStack
 from worker.scoring.evidence import evidence_bucket
-from worker.settings import load_settings
+from worker.settings import Settings, load_settings
 from worker.storage.s3 import S3Storage
 
 if TYPE_CHECKING:
@@ -47,6 +49,16 @@ def unlatent(tmp_path: Path) -> Iterator[Unlatent]:
         stack.delete()
 
 
+def _in_a_shell(env_file: Path, settings: Settings) -> None:
+    """A shell that sources the file has the very settings that are read from it."""
+    script = f"set -eua; . {shlex.quote(str(env_file))}; exec env -0"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    found = dict(line.partition("=")[::2] for line in done.stdout.split("\0"))
+    assert json.loads(found["UNLATENT_S3__BUCKETS"]) == list(settings.s3.buckets)
+    assert found["UNLATENT_REDIS__URL"] == settings.redis.url.get_secret_value()
+    assert found["UNLATENT_POSTGRES__URL"] == settings.postgres.url.get_secret_value()
+
+
 def _moderate_at_once(unlatent: Unlatent, told: str, folder: Path) -> None:
     """After `up` a person reviews, and connects as it says, without another step or secret."""
     for command in (["verdicts"], ["review", "list"], ["reasons"]):
@@ -68,6 +80,7 @@ def _moderate_at_once(unlatent: Unlatent, told: str, folder: Path) -> None:
     ) as connection:
         assert connection.execute("SELECT lead FROM moderation.me").fetchall() == [(True,)]
     settings = load_settings(folder / "stack.env")
+    _in_a_shell(folder / "stack.env", settings)
     bucket = evidence_bucket(settings)  # which raises for one that may not be written to
     assert bucket is not None
     assert f"evidence is kept in {bucket}" in told

@@ -61,6 +61,18 @@ ROLES = {
             "python-multipart", "sqlalchemy", "structlog", "typer", "uvicorn",
         },
     ),
+    "up --all": (
+        "local",
+        [
+            "worker.cli", "worker.localstack.stack", "worker.processes.serve",
+            "worker.processes.console",
+        ],
+        {
+            "boto3", "fastapi", "jinja2", "numpy", "opentelemetry-api", "pillow",
+            "prometheus-client", "psycopg", "pydantic-settings", "python-multipart", "rich",
+            "sqlalchemy", "structlog", "typer", "uvicorn",
+        },
+    ),
     "detector": ("service", ["detection.detector"], {"numpy", "pillow", "safetensors", "torch"}),
     "trainer": (
         "training",

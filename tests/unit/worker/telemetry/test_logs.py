@@ -56,6 +56,16 @@ def test_events_and_records_share_one_format(stream: io.StringIO) -> None:
     }
 
 
+def test_a_message_is_not_repeated_for_terminals(stream: io.StringIO) -> None:
+    """What uvicorn adds to a record for a terminal with colours stays out of the line."""
+    logs.configure(Observability(), stream=stream)
+    coloured = {"color_message": "Finished \x1b[36m%d\x1b[0m"}
+    logging.getLogger("uvicorn.error").warning("Finished %d", 7, extra=coloured)
+    (line,) = lines(stream)
+    assert line.keys() == {"event", "level", "logger", "timestamp"}
+    assert line["event"] == "Finished 7"
+
+
 def test_bound_context_reaches_every_line(stream: io.StringIO) -> None:
     """What a task binds stands in its own lines and in those of libraries."""
     logs.configure(Observability(), stream=stream)
