@@ -3,7 +3,8 @@
 Each addition is measured by the folds of DATA (`training.data.folds`) against the recipe alone, on
 the same pictures and with a paired bootstrap. Additions are LaRE's error map by the generator of
 the bundle, of one noise and of its whole bank, which enters the head as EGRE has it: aligned to
-every stage that is read; and a second view, a crop at native resolution, asked whether it agrees.
+every stage that is read; as a control a map of fine detail in its place, for which no generator is
+needed; and a second view, a crop at native resolution, asked whether it agrees.
 The generator was trained on images of every fold, which flatters the map. Rows are kept in OUT, so
 that a run that was killed goes on. Writes `additions.json` and `additions.md` there.
 """
@@ -83,6 +84,7 @@ ARMS = (
     Arm(title="the recipe alone", readers=("features",)),
     Arm(title="and LaRE's map, one noise", readers=("features", "map-1")),
     Arm(title="and LaRE's map, the whole bank", readers=("features", "map-all")),
+    Arm(title="and a map of detail", readers=("features", "detail")),
     Arm(title="mean of both views", readers=("features", "crop"), combine=np.mean),
     Arm(title="the lower of both views", readers=("features", "crop"), combine=np.min),
 )
@@ -143,6 +145,7 @@ def build_readers(bundle: Bundle) -> dict[str, Reader]:
         "features": view_reader(backbone),
         "map-1": map_reader(backbone, lare, 1),
         "map-all": map_reader(backbone, lare, len(lare.noises)),
+        "detail": detail_reader(backbone),
         "crop": crop_reader(backbone),
     }
 
@@ -169,11 +172,7 @@ def crop_reader(backbone: Backbone) -> Reader:
 
 
 def map_reader(backbone: Backbone, lare: LareComponents, noises: int) -> Reader:
-    """Return what reads how the error map lies on the features, and the map itself.
-
-    The row is of every stage the means of its channels weighted by the map, and of the map's own
-    channels the mean and the standard deviation. The map and the view show the same square.
-    """
+    """Return what reads how LaRE's error map lies on the features; both show the same square."""
 
     def read(pictures: Sequence[Pixels]) -> list[Rows]:
         squares = np.stack([center_crop_resize(one, lare.config.side) for one in pictures])
@@ -181,10 +180,22 @@ def map_reader(backbone: Backbone, lare: LareComponents, noises: int) -> Reader:
             maps = lare_map(
                 lare.generator, to_minus_one_one(squares), lare.noises[:noises], lare.config.step
             )
-            stages = backbone._stages(_views(backbone, pictures))
-            read = [_weighted(one, maps.mean(dim=1, keepdim=True)) for one in stages]
-            read += [maps.mean((2, 3)), maps.std((2, 3))]
-        return list(torch.cat(read, dim=1).numpy())
+            return _aligned(backbone, _views(backbone, pictures), maps)
+
+    return read
+
+
+def detail_reader(backbone: Backbone) -> Reader:
+    """Return what reads how fine detail lies on the features: the view's squared high pass."""
+
+    def read(pictures: Sequence[Pixels]) -> list[Rows]:
+        views = _views(backbone, pictures)
+        with torch.inference_mode():
+            detail = views / 127.5 - functional.avg_pool2d(
+                views / 127.5, 3, 1, 1, count_include_pad=False
+            )
+            maps = functional.avg_pool2d(detail.square().mean(dim=1, keepdim=True), 8)
+            return _aligned(backbone, views, maps)
 
     return read
 
@@ -336,6 +347,17 @@ def _centre(picture: Pixels, side: int) -> Pixels:
     square = min(side, height, width)
     top, left = (height - square) // 2, (width - square) // 2
     return picture[top : top + square, left : left + square]
+
+
+def _aligned(backbone: Backbone, views: Tensor, maps: Tensor) -> list[Rows]:
+    """Read how maps (B, C, h, w) lie on the stages of views (B, 3, H, W): a row a picture.
+
+    The row is of every stage the means of its channels weighted by the map, and of the map's own
+    channels the mean and the standard deviation.
+    """
+    error = maps.mean(dim=1, keepdim=True)
+    read = [_weighted(one, error) for one in backbone._stages(views)]
+    return list(torch.cat([*read, maps.mean((2, 3)), maps.std((2, 3))], dim=1).numpy())
 
 
 def _weighted(stage: Tensor, error: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ def test_readers_see_the_same_square(tmp_path: Path) -> None:
     widths = {name: len(read([picture])[0]) for name, read in readers.items()}
     # A map adds a mean a channel, and mean and spread of its own four.
     assert widths["map-1"] == widths["map-all"] == widths["features"] // 2 + 8
+    assert widths["detail"] == widths["features"] // 2 + 2
     assert not np.array_equal(readers["map-1"]([picture])[0], readers["map-all"]([picture])[0])
     assert BACKBONE.side == 64
     without = build_tiny_bundle(tmp_path / "without", branches=("backbone",))
@@ -86,7 +87,7 @@ def test_an_addition_that_tells_gains(tmp_path: Path) -> None:
     """What knows the label has AUC 1 and gains what noise lacks; noise gains nothing surely."""
     sets = ("lake", "street", "hill", "alpha1", "beta", "gamma")
     entries = load_manifest(write_folder(tmp_path / "data", each=4, sets=sets))
-    told = {"features": False, "map-1": True, "map-all": False, "crop": False}
+    told = {"features": False, "map-1": True, "map-all": False, "detail": False, "crop": False}
     caches = {name: FakeRows(tells=tells) for name, tells in told.items()}
     record = measure(caches, entries, make_folds(entries))  # type: ignore[arg-type]  # rows alone
     alone, one, *_ = record["arms"]
@@ -98,7 +99,14 @@ def test_an_addition_that_tells_gains(tmp_path: Path) -> None:
     record |= {"processor_ms": dict.fromkeys(told, 10.0)}
     table = [line for line in write_page(record, command="make").splitlines() if line[:1] == "|"]
     assert len(table) == 2 + len(ARMS)
-    assert [line.split("|")[2].strip() for line in table[2:]] == ["10", "10", "10", "20", "20"]
+    assert [line.split("|")[2].strip() for line in table[2:]] == [
+        "10",
+        "10",
+        "10",
+        "10",
+        "20",
+        "20",
+    ]
 
 
 def test_disagreement_is_looked_for_above_the_point_of_doubt() -> None:
