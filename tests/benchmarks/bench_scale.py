@@ -6,7 +6,8 @@ all of its events are in the ingest list to its last verdict. What is counted ov
 
 * processor seconds of each component with everything below it (/proc), by its images;
 * commands that Redis executed (INFO commandstats), by its images;
-* transactions that Postgres committed (pg_stat_database), by its images.
+* transactions that Postgres committed (pg_stat_database), by its images;
+* statements of the service (pg_stat_statements) but BEGIN and COMMIT, by its images.
 
 What the same processes use while nothing comes (polling, probes, metrics) is measured right before
 each round and taken off, so that a slow machine, on which a round lasts longer, says the same.
@@ -67,6 +68,7 @@ class Round:
     cpu_s_per_image: Mapping[str, float]
     redis_commands_per_image: float
     transactions_per_image: float
+    statements_per_image: float
     idle_cpu: Mapping[str, float]
     machine_busy: float
 
@@ -88,6 +90,7 @@ class Counted:
     seconds: float
     cpu_s: Mapping[str, float]
     commands: int
+    statements: int
     ticks: int
     busy_ticks: int
 
@@ -97,6 +100,7 @@ class Counted:
             seconds=self.seconds - other.seconds,
             cpu_s={name: self.cpu_s[name] - other.cpu_s[name] for name in self.cpu_s},
             commands=self.commands - other.commands,
+            statements=self.statements - other.statements,
             ticks=self.ticks - other.ticks,
             busy_ticks=self.busy_ticks - other.busy_ticks,
         )
@@ -141,6 +145,7 @@ class Fleet:
     def __enter__(self) -> Self:
         self._stack.start(buckets=(BUCKET,))
         self._exits.callback(self._stack.stop)
+        self._count_statements()
         migrate(self._stack.owner_url())
         self.settings = Settings.model_validate(
             {
@@ -168,7 +173,7 @@ class Fleet:
         self.redis = Redis.from_url(self._stack.redis.url)
         self._exits.callback(self.redis.close)
         self._bridge = self._exits.enter_context(
-            WorkerProcess(self._in_folder("bridge"), module="worker", arguments=["bridge"])
+            WorkerProcess(self.in_folder("bridge"), module="worker", arguments=["bridge"])
         )
         return self
 
@@ -181,7 +186,7 @@ class Fleet:
             processes = [
                 running.enter_context(
                     WorkerProcess(
-                        self._in_folder(f"worker-{workers}-{index}"),
+                        self.in_folder(f"worker-{workers}-{index}"),
                         module="tests.support.processes.sleeping_worker",
                         arguments=[str(self._device_s)],
                     )
@@ -190,7 +195,7 @@ class Fleet:
             ]
             for process in processes:
                 eventually(lambda one=process: one.ready, timeout_s=900, what="a ready worker")
-            events = [self._store(f"{workers}/{n}.jpg", file) for n, file in enumerate(files)]
+            events = [self.store(f"{workers}/{n}.jpg", file) for n, file in enumerate(files)]
             pids = {
                 "workers": [process.process.pid for process in processes],
                 "bridge": [self._bridge.process.pid],
@@ -198,7 +203,7 @@ class Fleet:
                 "redis": [self._stack.redis.process.pid],
                 "s3": [self._stack.s3.process.pid],
             }
-            verdicts = self._verdicts()
+            verdicts = self.verdicts()
             reported = self._transactions()
             quiet = self._counted(pids)
             transactions = self._transactions()
@@ -206,12 +211,11 @@ class Fleet:
             idle_transactions = (transactions - reported) / idle.seconds
             before = self._counted(pids)
             begun = time.monotonic()
-            settings = self.settings.redis
-            self.redis.rpush(settings.key_prefix + settings.ingest_key, *events)
+            self.announce(*events)
             allowed_per_s = workers / self._device_s
             deadline = begun + 900 + 50 * len(files) / allowed_per_s
             looks = 0
-            while self._verdicts() < verdicts + len(files):
+            while self.verdicts() < verdicts + len(files):
                 looks += 1
                 if time.monotonic() > deadline:
                     message = "verdicts are missing"
@@ -238,21 +242,35 @@ class Fleet:
             / images,
             transactions_per_image=(transactions - idle_transactions * (seconds + _REPORTING_S))
             / images,
+            # Each look is one of ours.
+            statements_per_image=(
+                spent.statements - looks - idle.statements / idle.seconds * seconds
+            )
+            / images,
             idle_cpu={name: idle.cpu_s[name] / idle.seconds for name in COMPONENTS},
             machine_busy=spent.busy_ticks / spent.ticks,
         )
 
-    def _in_folder(self, name: str) -> Settings:
+    def in_folder(self, name: str) -> Settings:
+        """Return the settings of a process with a folder of its own."""
         run_dir = self._folder / name / "run"
         observability = self.settings.observability.model_copy(update={"run_dir": run_dir})
         return self.settings.model_copy(update={"observability": observability})
 
-    def _store(self, key: str, body: bytes) -> str:
+    def announce(self, *events: str) -> None:
+        """Append events to the ingest list."""
+        settings = self.settings.redis
+        self.redis.rpush(settings.key_prefix + settings.ingest_key, *events)
+
+    def store(self, key: str, body: bytes, **more: object) -> str:
+        """Store an object; return the event that announces it, with `more` fields."""
         # Bytes behind an image's end: no verdict is reused.
         facts = self.storage.put(BUCKET, key, body + key.encode(), content_type="image/jpeg")
-        return json.dumps({"v": 1, "bucket": BUCKET, "key": key, "etag": facts.etag})
+        event = {"v": 1, "bucket": BUCKET, "key": key, "etag": facts.etag}
+        return json.dumps({**event, **more})
 
-    def _verdicts(self) -> int:
+    def verdicts(self) -> int:
+        """Count the verdicts."""
         with self.engine.begin() as connection:
             counting = select(func.count()).select_from(VerdictRow)
             return int(connection.execute(counting).scalar_one())
@@ -264,9 +282,28 @@ class Fleet:
             seconds=time.monotonic(),
             cpu_s={name: cpu_s(pids[name]) for name in COMPONENTS},
             commands=sum(int(one["calls"]) for one in statistics.values()),
+            statements=self._statements(),
             ticks=ticks,
             busy_ticks=busy_ticks,
         )
+
+    def _count_statements(self) -> None:
+        """Have Postgres count the statements of each role from now on."""
+        with psycopg.connect(self._stack.postgres.dsn(), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
+        self._stack.postgres.stop()
+        self._stack.postgres.start()
+        with psycopg.connect(self._stack.postgres.dsn("unlatent"), autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION pg_stat_statements")
+
+    def _statements(self) -> int:
+        with psycopg.connect(self._stack.postgres.dsn("unlatent"), autocommit=True) as connection:
+            row = connection.execute(
+                "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements "
+                "WHERE userid = 'unlatent_app'::regrole AND query !~ '^(BEGIN|COMMIT|ROLLBACK)'"
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def _transactions(self) -> int:
         time.sleep(_REPORTING_S)
@@ -281,7 +318,7 @@ class Fleet:
 def table(rounds: Sequence[Round]) -> str:
     """Return the rounds as the table of docs/deploy.md."""
     heads = ["workers", "images/s", "of what devices allow", *(f"{n} ms" for n in COMPONENTS)]
-    heads += ["Redis commands", "transactions", "idle cores", "machine busy"]
+    heads += ["Redis commands", "transactions", "statements", "idle cores", "machine busy"]
     lines = [heads, ["---:"] * len(heads), *map(_line, rounds)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -294,6 +331,7 @@ def _line(one: Round) -> list[str]:
         *(f"{1000 * one.cpu_s_per_image[name]:.1f}" for name in COMPONENTS),
         f"{one.redis_commands_per_image:.1f}",
         f"{one.transactions_per_image:.1f}",
+        f"{one.statements_per_image:.1f}",
         f"{sum(one.idle_cpu.values()):.2f}",
         f"{one.machine_busy:.0%}",
     ]

@@ -99,9 +99,11 @@ def reusable(
     intake_version: int = INTAKE_VERSION,
 ) -> Verdict | None:
     """Ask for the verdict of `verdict` again."""
-    return ledger.reusable_verdict(
-        sha256, model_version=model_version, intake_version=intake_version
+    found = ledger.reusable_verdicts(
+        [sha256], model_version=model_version, intake_version=intake_version
     )
+    assert found.keys() <= {sha256}
+    return found.get(sha256)
 
 
 def state(ledger: Ledger, image_id: UUID) -> State:
@@ -387,6 +389,32 @@ class LedgerContract:
         assert isinstance(second, HeldElsewhere)
         assert second.until == first.until
         assert (first.attempt, first.deaths, first.alone) == (1, 0, False)
+
+    def test_plain_images_are_leased_together(self, ledger: Ledger) -> None:
+        """Free images get a lease each, as if asked for alone; for all others the answer is None.
+
+        Others are the unknown, the ended, the held, the suspect, and the second of the same id.
+        """
+        plain, again, ended, held, died, dying = (
+            registered(ledger, f"{name}.jpg") for name in "abcdef"
+        )
+        taken_and_released(ledger, again, LeaseOutcome.UNREADABLE)
+        ledger.end(taken(ledger, ended), state=State.FAILED, reason="truncated", detail="")
+        taken(ledger, held)
+        taken(ledger, died, DEAD)
+        ledger.release(taken(ledger, died), outcome=LeaseOutcome.RELEASED)
+        taken(ledger, dying, DEAD)
+        asked = [plain, uuid4(), ended, again, held, died, dying, plain]
+        answers = ledger.lease_together(asked, worker="w", duration=LONG)
+        assert [n for n, answer in enumerate(answers) if answer is not None] == [0, 3]
+        first, second = (answer for answer in answers if answer is not None)
+        assert (first.image_id, first.upload) == (plain, upload("a.jpg"))
+        assert (first.attempt, first.deaths, first.alone, first.unreadable) == (1, 0, False, 0)
+        assert (second.attempt, second.unreadable) == (2, 1)
+        assert second.retried_for > timedelta(0)
+        assert isinstance(ledger.lease(plain, worker="other", duration=LONG), HeldElsewhere)
+        ledger.record([verdict(first)])
+        assert state(ledger, plain) is State.SCORED
 
     def test_an_unknown_image_is_an_error_of_its_own(self, ledger: Ledger) -> None:
         """A message for an id that the ledger never saw is refused, not retried."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from alembic.config import Config
     from sqlalchemy import Connection, Engine, ExceptionContext
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from worker.settings import Postgres
 
@@ -29,6 +31,8 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 #: How often a statement runs before it is prepared, on a direct connection.
 PREPARE_THRESHOLD = 5
+#: A connection that was used within so many seconds is not tried before it is used again.
+_TRUSTED_S = 1.0
 #: What a database's URL looks like.
 LIKE = "postgresql+psycopg://user:password@host:5432/database"
 #: What a statement of this release meets in a database that was migrated for an earlier one.
@@ -61,8 +65,8 @@ def build_engine(postgres: Postgres, *, application_name: str = "unlatent") -> E
     """Build the pool of one process; call it after fork or spawn, never before.
 
     Time-outs are the server's: a statement or a lock that takes longer fails, and the ledger
-    reports `LedgerUnavailable`. They bind transactions, not connections: a pooler in transaction
-    mode gives every transaction another connection to the server.
+    reports `LedgerUnavailable`. Behind a pooler they bind transactions, not connections: in
+    transaction mode it gives every transaction another connection to the server.
     """
     return connect(
         postgres.url.get_secret_value(),
@@ -98,12 +102,12 @@ def connect(
     }
     # One statement, and so one round trip, for all of them: SET LOCAL would take three.
     limit = "SELECT " + ", ".join(
-        f"set_config('{name}', '{round(value * 1000)}', true)" for name, value in timeouts_s.items()
+        f"set_config('{name}', '{round(value * 1000)}', {{local}})"
+        for name, value in timeouts_s.items()
     )
     try:
         engine = create_engine(
             url,
-            pool_pre_ping=True,  # hides a restart of Postgres from idle connections
             pool_size=pool_size,
             max_overflow=2,
             pool_timeout=10,
@@ -112,25 +116,56 @@ def connect(
         )
     except exc.ArgumentError as error:
         raise SettingsError(f"the database's URL is none: {error}; it is like {LIKE}") from error
-    event.listen(engine, "connect", partial(_set_prepare_threshold, prepare_threshold))
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(limit).close())
+    event.listen(engine, "connect", partial(_set_up, limit, prepare_threshold))
+    event.listen(engine, "begin", partial(_limit_transaction, limit))
+    event.listen(engine, "checkin", _note_use)
+    event.listen(engine, "checkout", _try_idle)
     event.listen(engine, "handle_error", _explained)
     return engine
 
 
-def _set_prepare_threshold(
-    wanted: int | None, connection: psycopg.Connection, _record: object
+def _set_up(
+    limit: str, wanted: int | None, connection: psycopg.Connection, record: ConnectionPoolEntry
 ) -> None:
-    if wanted is None:
+    """Find out what a new connection leads to, and set what then holds for all of its time."""
+    try:
         # A pooler makes up the process id that it tells its clients, as there is no such process.
-        try:
-            answer = connection.execute("SELECT pg_backend_pid()").fetchone()
-            connection.rollback()
-        except psycopg.Error:
-            connection.close()  # the pool has not heard of it yet
-            raise
-        wanted = PREPARE_THRESHOLD if answer == (connection.info.backend_pid,) else 0
+        answer = connection.execute("SELECT pg_backend_pid()").fetchone()
+        direct = answer == (connection.info.backend_pid,)
+        if direct:
+            connection.execute(limit.format(local="false"))
+        connection.commit()
+    except psycopg.Error:
+        connection.close()  # the pool has not heard of it yet
+        raise
+    record.info["direct"] = direct
+    if wanted is None:
+        wanted = PREPARE_THRESHOLD if direct else 0
     connection.prepare_threshold = wanted or None  # the driver's 0 prepares at once
+
+
+def _limit_transaction(limit: str, connection: Connection) -> None:
+    if not connection.info["direct"]:
+        connection.exec_driver_sql(limit.format(local="true")).close()
+
+
+def _note_use(_connection: psycopg.Connection | None, record: ConnectionPoolEntry) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _try_idle(
+    connection: psycopg.Connection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection
+) -> None:
+    """Hide a restart of Postgres from idle connections: the pool then opens new ones.
+
+    SQLAlchemy's own `pool_pre_ping` would add a transaction to each one, however busy the pool is.
+    """
+    if time.monotonic() - record.info.get("used_at", float("inf")) > _TRUSTED_S:
+        try:
+            connection.execute("SELECT 1")
+            connection.rollback()
+        except psycopg.Error as error:
+            raise exc.InvalidatePoolError from error
 
 
 def _explained(context: ExceptionContext) -> UnlatentError | None:

@@ -17,7 +17,7 @@ from detection.errors import PermanentError
 from detection.intake.version import INTAKE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -340,6 +340,16 @@ class Ledger(Protocol):
         because too many distinct images died in the window. Raises `UnknownImage`.
         """
 
+    def lease_together(
+        self, image_ids: Sequence[UUID], *, worker: str, duration: timedelta
+    ) -> list[Lease | None]:
+        """Take those images that nothing is to be said of; the answers are in their order.
+
+        That is a pending image without a death that nobody holds or looks at. For any other one,
+        and for an id that was named before, the answer is None, and `lease` says why. Waits for
+        nobody.
+        """
+
     def lease_for_rescore(
         self,
         image_id: UUID,
@@ -351,10 +361,10 @@ class Ledger(Protocol):
     ) -> Lease | AlreadyDone | HeldElsewhere:
         """Take a scored image that has no verdict of `model_version` yet."""
 
-    def reusable_verdict(
-        self, sha256: str, *, model_version: str, intake_version: int
-    ) -> Verdict | None:
-        """Return the verdict of the same bytes, read and scored by these versions, if any."""
+    def reusable_verdicts(
+        self, digests: Collection[str], *, model_version: str, intake_version: int
+    ) -> dict[str, Verdict]:
+        """Return by SHA-256 the verdicts of the same bytes, read and scored by these versions."""
 
     def record(self, verdicts: Sequence[Verdict]) -> None:
         """Upsert verdicts, end their images and close their leases, in one transaction.

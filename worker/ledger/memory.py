@@ -33,7 +33,7 @@ from worker.ledger.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from uuid import UUID
 
 
@@ -232,6 +232,21 @@ class _Leases(_Rows):
                 return AlreadyDone(image_id=image_id, state=State.QUARANTINED)
             return self._open_lease(image, duration)
 
+    def lease_together(
+        self, image_ids: Sequence[UUID], *, worker: str, duration: timedelta
+    ) -> list[Lease | None]:
+        """Take those images that nothing is to be said of; None for the others."""
+        del worker
+        with self._lock:
+            return [self._lease_if_plain(image_id, duration) for image_id in image_ids]
+
+    def _lease_if_plain(self, image_id: UUID, duration: timedelta) -> Lease | None:
+        image = self.images.get(image_id)
+        if image is None or image.state is not State.PENDING or image.deaths:
+            return None
+        answer = self._open_lease(image, duration)
+        return answer if isinstance(answer, Lease) else None
+
     def lease_for_rescore(
         self,
         image_id: UUID,
@@ -345,17 +360,18 @@ class _Leases(_Rows):
 class _Verdicts(_Rows):
     """What a worker asks once it has a verdict, or for one that the same bytes got before."""
 
-    def reusable_verdict(
-        self, sha256: str, *, model_version: str, intake_version: int
-    ) -> Verdict | None:
-        """Return the verdict of the same bytes, read and scored by these versions, if any."""
-        wanted = sha256, model_version, intake_version
+    def reusable_verdicts(
+        self, digests: Collection[str], *, model_version: str, intake_version: int
+    ) -> dict[str, Verdict]:
+        """Return by SHA-256 the verdicts of the same bytes, read and scored by these versions."""
+        found: dict[str, Verdict] = {}
         with self._lock:
             for (image_id, version), verdict in self.verdicts.items():
                 facts = self.images[image_id].facts
-                if facts and (facts.sha256, version, verdict.intake_version) == wanted:
-                    return verdict
-        return None
+                same = (version, verdict.intake_version) == (model_version, intake_version)
+                if facts and facts.sha256 in digests and same:
+                    found.setdefault(facts.sha256, verdict)
+        return found
 
     def record(self, verdicts: Sequence[Verdict]) -> None:
         """Store verdicts, end their images and close their leases."""

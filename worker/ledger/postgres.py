@@ -1,9 +1,10 @@
 """The ledger over Postgres: every method is one transaction, every clock is Postgres'.
 
 Rows of `images` are always locked in the order of their ids, so that overlapping batches wait for
-each other and never deadlock. What adds or withdraws rows of a key holds a lock on the key first:
-of two bridges, none misses what the other one does. An open lease is a row with `closed_at IS
-NULL`; a unique index makes two open leases of one image impossible, not merely unlikely.
+each other and never deadlock; leases taken together skip what is locked. What adds or withdraws
+rows of a key holds a lock on the key first: of two bridges, none misses what the other one does. An
+open lease is a row with `closed_at IS NULL`; a unique index makes two open leases of one image
+impossible, not merely unlikely.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, exists, func, or_, select, true, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import exists, func, or_, select, true, update
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from worker.database.engine import LedgerUnavailable, transaction
 from worker.ledger import provenance, statements
+from worker.ledger.batched_leases import open_leases
 from worker.ledger.identity import place
 from worker.ledger.interface import (
     NEVER_PUBLISHED_GRACE,
@@ -39,7 +41,7 @@ from worker.ledger.tables import Image, LeaseRow, VerdictRow
 from worker.ledger.tables_moderation import Erasure, Review
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime, timedelta
     from uuid import UUID
 
@@ -193,6 +195,14 @@ class _Leases(_Connected):
                 return AlreadyDone(image_id=image_id, state=State.QUARANTINED)
             return statements.open_lease(connection, image, deaths, worker, duration, Purpose.SCORE)
 
+    def lease_together(
+        self, image_ids: Sequence[UUID], *, worker: str, duration: timedelta
+    ) -> list[Lease | None]:
+        """Take those images that nothing is to be said of, with one statement; None for others."""
+        with transaction(self._engine) as connection:
+            taken = open_leases(connection, image_ids, worker=worker, duration=duration)
+        return [taken.pop(image_id, None) for image_id in image_ids]
+
     def lease_for_rescore(
         self,
         image_id: UUID,
@@ -289,23 +299,23 @@ class _Leases(_Connected):
 class _Verdicts(_Connected):
     """What a worker asks once it has a verdict, or for one that the same bytes got before."""
 
-    def reusable_verdict(
-        self, sha256: str, *, model_version: str, intake_version: int
-    ) -> Verdict | None:
-        """Return the verdict of the same bytes, read and scored by these versions, if any."""
+    def reusable_verdicts(
+        self, digests: Collection[str], *, model_version: str, intake_version: int
+    ) -> dict[str, Verdict]:
+        """Return by SHA-256 the verdicts of the same bytes, read and scored by these versions."""
         with transaction(self._engine) as connection:
-            row = connection.execute(
+            rows = connection.execute(
                 select(VerdictRow.__table__, *FACTS)
+                .ext(distinct_on(Image.sha256))
                 .join(Image, Image.id == VerdictRow.image_id)
                 .where(
-                    Image.sha256 == sha256,
+                    statements.among(Image.sha256, digests),
                     VerdictRow.model_version == model_version,
                     VerdictRow.intake_version == intake_version,
                 )
-                .order_by(VerdictRow.id)
-                .limit(1)
-            ).one_or_none()
-        return None if row is None else statements.verdict_of(row)
+                .order_by(Image.sha256, VerdictRow.id)
+            ).all()
+        return {row.sha256: statements.verdict_of(row) for row in rows}
 
     def record(self, verdicts: Sequence[Verdict]) -> None:
         """Store verdicts, end their images and close their leases; twins in a batch count once."""
@@ -315,7 +325,7 @@ class _Verdicts(_Connected):
         ordered = sorted(unique.values(), key=lambda verdict: verdict.image_id)
         ending = [v for v in ordered if v.role is Role.CHAMPION]
         with transaction(self._engine) as connection:
-            statements.lock_images(connection, [verdict.image_id for verdict in ordered])
+            kept = statements.lock_images(connection, [verdict.image_id for verdict in ordered])
             stored = insert(VerdictRow).values([statements.verdict_values(v) for v in ordered])
             connection.execute(
                 stored.on_conflict_do_update(
@@ -328,18 +338,10 @@ class _Verdicts(_Connected):
                 )
             )
             if ending:
-                connection.execute(
-                    update(Image)
-                    .where(Image.id == bindparam("image_id"), Image.state == State.PENDING)
-                    .values(
-                        state=State.SCORED,
-                        state_since=NOW,
-                        **{column.key: bindparam(f"new_{column.key}") for column in FACTS},
-                    ),
-                    [{"image_id": v.image_id, **statements.fact_values(v.facts)} for v in ending],
-                )
+                statements.end_as_scored(connection, {v.image_id: v.facts for v in ending})
+            stated = {v.image_id: v.facts.provenance for v in ordered if v.image_id in kept}
             provenance.store_provenance(
-                connection, {v.image_id: v.facts.provenance for v in ordered if v.facts.provenance}
+                connection, {image_id: one for image_id, one in stated.items() if one}
             )
             statements.close_lease(
                 connection, {verdict.lease_id for verdict in verdicts}, LeaseOutcome.SCORED

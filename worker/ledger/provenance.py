@@ -6,10 +6,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
-from worker.ledger.tables import Image
 from worker.ledger.tables_moderation import Provenance
 
 if TYPE_CHECKING:
@@ -22,14 +20,9 @@ if TYPE_CHECKING:
 
 
 def store_provenance(connection: Connection, found: Mapping[UUID, ProvenanceRecord]) -> None:
-    """Store the provenance of images that were not erased; what was stored before stays."""
-    if not found:
-        return
-    kept = connection.scalars(
-        select(Image.id).where(Image.id.in_(found), Image.erased_at.is_(None)).order_by(Image.id)
-    ).all()
-    if kept:
-        rows = [_row(image_id, found[image_id]) for image_id in kept]
+    """Store the provenance of images whose rows are locked; what was stored before stays."""
+    if found:
+        rows = [_row(image_id, record) for image_id, record in found.items()]
         connection.execute(insert(Provenance).values(rows).on_conflict_do_nothing())
 
 

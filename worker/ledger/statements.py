@@ -49,10 +49,16 @@ from worker.ledger.interface import (
 from worker.ledger.tables import Image, LeaseRow, ObjectRemoval
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Connection, Row, SQLColumnExpression
+    from sqlalchemy import (
+        ColumnElement,
+        Connection,
+        Row,
+        SQLColumnExpression,
+        TableValuedAlias,
+    )
     from sqlalchemy.orm import InstrumentedAttribute
 
     from worker.ledger.identity import Address
@@ -119,6 +125,15 @@ def in_chunks(values: Iterable[_T]) -> Iterator[list[_T]]:
 def among(column: InstrumentedAttribute[_T], values: Collection[_T]) -> ColumnElement[bool]:
     """Say that a column has one of these values: one parameter, however many they are."""
     return column == any_(literal(list(values), ARRAY(column.type)))
+
+
+def as_table(
+    columns: Sequence[InstrumentedAttribute[Any]], rows: Sequence[Mapping[str, Any]]
+) -> TableValuedAlias:
+    """Make a table of rows by column name, one parameter a column, however many rows there are."""
+    arrays = (literal([row[one.key] for row in rows], ARRAY(one.type)) for one in columns)
+    table = func.unnest(*arrays).table_valued(*(one.key for one in columns), name="given")
+    return table.render_derived()
 
 
 # Statements of register and withdraw --------------------------------------------------------------
@@ -203,7 +218,10 @@ def store_uploads(connection: Connection, rows: Iterable[KnownUpload]) -> bool:
     try:
         with connection.begin_nested():
             if added:
-                connection.execute(insert(Image), [_new_row(row) for row in added])
+                columns = (Image.id, *_UPLOAD, Image.state, Image.reason)
+                given = as_table(columns, [_new_row(row) for row in added])
+                names = [column.key for column in columns]
+                connection.execute(insert(Image).from_select(names, select(given)))
             if changed:
                 connection.execute(
                     update(Image)
@@ -279,14 +297,15 @@ def _rank(column: SQLColumnExpression[str | None]) -> ColumnElement[str]:
 # Statements of leases -----------------------------------------------------------------------------
 
 
-def lock_images(connection: Connection, image_ids: Collection[UUID]) -> None:
-    """Lock rows of images in the order of their ids."""
-    connection.execute(
-        select(Image.id)
+def lock_images(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
+    """Lock rows of images in the order of their ids; return those that were not erased."""
+    rows = connection.execute(
+        select(Image.id, Image.erased_at)
         .where(among(Image.id, image_ids))
         .order_by(Image.id)
         .with_for_update(key_share=True)
     )
+    return {row.id for row in rows if row.erased_at is None}
 
 
 def lock_image(connection: Connection, image_id: UUID) -> AnyRow:
@@ -384,9 +403,15 @@ def close_lease(
 ) -> None:
     """Close leases. One that was taken for dead and speaks after all was no death."""
     closed = {"closed_at": NOW, "outcome": outcome, "detail": truncate_detail(detail) or None}
+    ours = among(LeaseRow.id, lease_ids)
+    was_open = connection.execute(
+        update(LeaseRow).where(ours, LeaseRow.closed_at.is_(None)).values(**closed)
+    ).rowcount
+    if was_open == len(lease_ids):
+        return
     mistaken = connection.scalars(
         update(LeaseRow)
-        .where(LeaseRow.id.in_(lease_ids), LeaseRow.outcome == LeaseOutcome.DEATH)
+        .where(ours, LeaseRow.outcome == LeaseOutcome.DEATH)
         .values(**closed)
         .returning(LeaseRow.image_id)
     ).all()
@@ -396,10 +421,22 @@ def close_lease(
             .where(Image.id.in_(mistaken))
             .values(deaths=func.greatest(Image.deaths - 1, 0))
         )
+
+
+def end_as_scored(connection: Connection, learnt: Mapping[UUID, ImageFacts]) -> None:
+    """End pending images whose rows are locked, with what decoding learnt of them."""
+    facts = as_table(
+        (Image.id, *FACTS),
+        [{"id": image_id, **fact_columns(facts)} for image_id, facts in learnt.items()],
+    )
     connection.execute(
-        update(LeaseRow)
-        .where(LeaseRow.id.in_(lease_ids), LeaseRow.closed_at.is_(None))
-        .values(**closed)
+        update(Image)
+        .where(Image.id == facts.c.id, Image.state == State.PENDING)
+        .values(
+            state=State.SCORED,
+            state_since=NOW,
+            **{column.key: facts.c[column.key] for column in FACTS},
+        )
     )
 
 
@@ -457,11 +494,6 @@ def fact_columns(facts: ImageFacts) -> dict[str, Any]:
     columns["size_bytes"] = columns.pop("size")
     del columns["provenance"]
     return columns
-
-
-def fact_values(facts: ImageFacts) -> dict[str, Any]:
-    """Name the values of facts as bound parameters beside column names."""
-    return {f"new_{name}": value for name, value in fact_columns(facts).items()}
 
 
 #: Fields of a verdict that its row does not keep, or keeps under another name.

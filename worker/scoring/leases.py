@@ -17,6 +17,7 @@ import structlog
 
 from worker.backoff import backoff_s
 from worker.database.engine import LedgerUnavailable
+from worker.ledger.coalescing import Coalescer
 from worker.ledger.interface import (
     AlreadyDone,
     HeldElsewhere,
@@ -61,6 +62,10 @@ class Leases:
         self._close_patience_s = settings.queue.visibility_timeout_s
         self._metrics = metrics
         self._stopping = threading.Event()
+        self._together = Coalescer(
+            partial(ledger.lease_together, worker=worker, duration=self._duration),
+            every_s=settings.scoring.max_wait_s,
+        )
 
     def stop(self) -> None:
         """Stop waiting for a ledger that is away."""
@@ -72,6 +77,9 @@ class Leases:
         Returns None when there is nothing to do: the image is unknown, has ended, or is leased to
         another thread. Raises `LedgerUnavailable` when the ledger stays away.
         """
+        if model_version is None and (plain := self._take_plain(image_id)) is not None:
+            self._metrics.messages.labels("leased").inc()
+            return plain
         ask = partial(self._ledger.lease, image_id)
         if model_version is not None:
             ask = partial(self._ledger.lease_for_rescore, image_id, model_version=model_version)
@@ -94,6 +102,16 @@ class Leases:
             return None
         self._metrics.messages.labels("suspect" if answer.alone else "leased").inc()
         return answer
+
+    def _take_plain(self, image_id: UUID) -> Lease | None:
+        """Lease an image in one transaction with those of other threads, if it is none to ask of.
+
+        What fails for several may be one's fault, so each then asks by itself.
+        """
+        try:
+            return self._together.ask(image_id)
+        except LedgerUnavailable:
+            return None
 
     def take_for_shadow(self, image_id: UUID, *, model_version: str) -> Lease | None:
         """Lease a scored image for a challenger, at once or not at all."""

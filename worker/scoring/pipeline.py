@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 import structlog
 
 from detection.errors import PermanentError, TransientError
-from detection.intake.version import INTAKE_VERSION
 from worker.database.engine import SchemaOutdated
+from worker.ledger.coalescing import KnownVerdicts
 from worker.ledger.interface import Role
 from worker.scoring.check_telemetry import CheckTelemetry
 from worker.scoring.device.leased_request import LeasedRequest
@@ -85,6 +85,7 @@ class Pipeline:
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._ledger = ledger
+        self._known = KnownVerdicts(ledger, every_s=settings.scoring.max_wait_s)
         self._storage = storage
         self._decoder = decoder
         self._device = device
@@ -168,10 +169,9 @@ class Pipeline:
             decoding = self._decode(job, data)
         with decoding as decoded:
             del data  # the compressed bytes are not worth keeping beside the pixels
-            known = self._ledger.reusable_verdict(
+            known = self._known.find(
                 decoded.facts.sha256,
                 model_version=job.model_version or self._device.model_version,
-                intake_version=INTAKE_VERSION,
             )
             if known is not None:
                 self._reuse(job, known, decoded)

@@ -90,6 +90,28 @@ class TestPostgresLedger(LedgerContract):
                 assert sum(isinstance(answer, Lease) for answer in answers) == 1
                 assert sum(isinstance(answer, HeldElsewhere) for answer in answers) == 5
 
+    def test_of_batches_that_overlap_each_image_has_one_lease(self, ledger: Ledger) -> None:
+        """Six connections lease the same images in opposite orders: no deadlock, one lease each."""
+        images = [registered(ledger, f"{n}.jpg") for n in range(40)]
+        asked = [images, images[::-1], images[10:30], images[30:10:-1], images, images[::-1]]
+
+        def ask(image_ids: list[UUID]) -> list[Lease | None]:
+            return ledger.lease_together(image_ids, worker="w", duration=LONG)
+
+        with ThreadPoolExecutor(6) as pool:
+            answers = [one for some in pool.map(ask, asked) for one in some if one is not None]
+        assert sorted(lease.image_id for lease in answers) == sorted(images)
+
+    def test_a_locked_row_holds_up_no_batch(self, ledger: Ledger, engine: Engine) -> None:
+        """An image that somebody has locked is left out; its neighbours are leased at once."""
+        first, locked, last = (registered(ledger, f"{n}.jpg") for n in range(3))
+        with engine.begin() as holder:
+            holder.execute(
+                text("SELECT FROM app.images WHERE id = :image FOR UPDATE"), {"image": locked}
+            )
+            answers = ledger.lease_together([last, locked, first], worker="w", duration=LONG)
+        assert [one and one.image_id for one in answers] == [last, None, first]
+
     @pytest.mark.parametrize(
         "faulty",
         [
@@ -215,6 +237,35 @@ class TestPostgresLedger(LedgerContract):
                 return False
 
         eventually(leased, what="a lease")
+
+    def test_a_restart_while_connections_idle_is_hidden(
+        self, ledger: Ledger, stack: LocalStack, monkeypatch: pytest.MonkeyPatch,
+        pooler: PgBouncer | None,
+    ) -> None:  # fmt: skip
+        """A connection that has idled is tried first, so nobody meets one that a restart broke."""
+        assert ledger.backlog().pending == 0
+        stack.postgres.stop()
+        stack.postgres.start()
+        monkeypatch.setattr("worker.database.engine._TRUSTED_S", 0.0)
+        if pooler is None:
+            assert ledger.backlog().pending == 0
+
+    def test_a_busy_pool_asks_for_nothing_else(
+        self, ledger: Ledger, engine: Engine, pooler: PgBouncer | None
+    ) -> None:
+        """A transaction on a direct connection is BEGIN, its statements and COMMIT."""
+        if pooler is not None:
+            pytest.skip("behind a pooler a transaction sets its own limits")
+        sent: list[str] = []
+
+        def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            sent.append(statement)
+
+        ledger.last_read()
+        event.listen(engine, "before_cursor_execute", note)
+        ledger.last_read()
+        event.remove(engine, "before_cursor_execute", note)
+        assert len(sent) == 1
 
     def test_a_locked_row_is_a_transient_error(
         self, ledger: Ledger, engine: Engine, settings: Settings

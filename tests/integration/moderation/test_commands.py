@@ -342,8 +342,7 @@ def test_layers_open_in_a_browser_and_make_one_picture(
     image = scored(0.97, key="a.jpg", sha256="ab" * 32, distance=2.5, tiles=TILES)
     ledger, storage = PostgresLedger(engine), S3Storage(settings.s3)
     known = {"model_version": "model-1", "intake_version": INTAKE_VERSION}
-    verdict = ledger.reusable_verdict("ab" * 32, **known)
-    assert verdict is not None
+    verdict = ledger.reusable_verdicts(["ab" * 32], **known)["ab" * 32]
     files = make_evidence(np.full((480, 640, 3), 90, np.uint8), score_of(verdict))
     uri = store_evidence(files, verdict, storage=storage, ledger=ledger, bucket=bucket)
     for command in ("link", "evidence"):

@@ -158,10 +158,9 @@ def test_evidence_goes_with_all_its_layers(
     gone, stays = scored(sha256="ab" * 32, tiles=TILES), scored(sha256="cd" * 32, tiles=TILES)
     ledger = PostgresLedger(engine)
     for image, sha256 in ((gone, "ab" * 32), (stays, "cd" * 32)):
-        verdict = ledger.reusable_verdict(
-            sha256, model_version="model-1", intake_version=INTAKE_VERSION
-        )
-        assert verdict is not None
+        verdict = ledger.reusable_verdicts(
+            [sha256], model_version="model-1", intake_version=INTAKE_VERSION
+        )[sha256]
         for body in (b"earlier", b"later"):
             files = dict.fromkeys(names, body)
             uris[image] = store_evidence(

@@ -1,0 +1,79 @@
+"""Questions of many threads in one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.waiting import eventually
+from worker.ledger.coalescing import Coalescer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+THREADS = 6
+
+
+def test_threads_that_ask_at_once_share_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes before the next question is due goes with it; everybody gets its own answer."""
+    asked: list[list[int]] = []
+
+    def ask_all(items: Sequence[int]) -> list[int]:
+        asked.append(list(items))
+        return [10 * item for item in items]
+
+    coalescer: Coalescer[int, int] = Coalescer(ask_all, every_s=60.0)
+    waits: list[float] = []
+
+    def wait_for_all(seconds: float) -> None:
+        waits.append(seconds)
+        if seconds:
+            group = coalescer._open
+            eventually(lambda: group is not None and len(group.items) == THREADS, what="all")
+
+    monkeypatch.setattr("worker.ledger.coalescing.time.sleep", wait_for_all)
+    coalescer.ask(0)
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = list(pool.map(coalescer.ask, range(1, THREADS + 1)))
+    assert answers == [10 * item for item in range(1, THREADS + 1)]
+    assert asked[0] == [0]
+    assert sorted(asked[1]) == [1, 2, 3, 4, 5, 6]
+    assert len(asked) == 2
+    assert waits[0] == 0
+    assert 0 < waits[1] <= 60
+
+
+def test_a_slow_question_holds_up_no_later_one() -> None:
+    """While one question waits for its answer, others are asked and answered."""
+    go_on = Event()
+
+    def ask_all(items: Sequence[object]) -> list[str]:
+        if items == ["slow"]:
+            assert go_on.wait(10)
+        return ["answer"]
+
+    coalescer: Coalescer[str, str] = Coalescer(ask_all, every_s=0.0)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(coalescer.ask, "slow")
+        eventually(slow.running, what="the slow question")
+        assert coalescer.ask("quick") == "answer"
+        assert not slow.done()
+        go_on.set()
+        assert slow.result(10) == "answer"
+
+
+def test_an_error_reaches_everybody_of_its_question_and_nobody_else() -> None:
+    """A question that fails is answered with its error; the next one is asked as ever."""
+
+    def ask_all(items: Sequence[object]) -> list[int]:
+        if items == [1]:
+            raise ZeroDivisionError
+        return [2]
+
+    coalescer: Coalescer[int, int] = Coalescer(ask_all, every_s=0.0)
+    with pytest.raises(ZeroDivisionError):
+        coalescer.ask(1)
+    assert coalescer.ask(2) == 2
