@@ -8,7 +8,6 @@ artefacts are part of, and it frees the first layers from having to find it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,18 +20,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from detection.networks.branch_configs import AlignedConfig
+
 #: Gain on the high-pass residual, so that it enters with about the spread of the colours.
 RESIDUAL_GAIN = 4.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlignedConfig:
-    """Architecture and service view: stage widths and depths, tile side (pixels), most tiles."""
-
-    widths: tuple[int, ...] = (16, 48, 96, 192)
-    depths: tuple[int, ...] = (1, 2, 2, 2)
-    tile: int = 128
-    max_tiles: int = 12
 
 
 class AlignedNet(nn.Module):

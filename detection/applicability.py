@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detection.aligned import AlignedConfig, read_tiles
+from detection.aligned import read_tiles
+from detection.networks.branch_configs import AlignedConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,6 @@ and the standard deviation, over space, of the feature maps of several stages.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,33 +24,11 @@ from detection.networks.efficientnet_lite import EfficientNetLite0
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from detection.networks.branch_configs import BackboneConfig
+
 
 #: Side of the surroundings that a cell of the map is judged by, in cells of the finest stage.
 SURROUNDINGS = 7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackboneConfig:
-    """A timm architecture by name, the stages that are read, and the view that it sees.
-
-    `stages` are names of the architecture's modules. The view is square, `side` pixels; a larger
-    picture is first brought to `shrink_to` pixels by area averaging, and every one is saved as JPEG
-    of `quality` (4:2:0) once: what an upload was saved as before then hardly matters, to a score
-    nor to what can be learnt. Views enter as (x - `mean`) / `scale` of their 8-bit values. `real`
-    and `generated` name the classes of the head: kinds of real pictures, families of generators.
-    Above `max_novelty` a picture is too unlike what the head learnt from; None judges all.
-    """
-
-    architecture: str = "tf_efficientnet_lite0"
-    stages: tuple[str, ...] = ("blocks.4", "blocks.5", "blocks.6")
-    side: int = 320
-    shrink_to: int = 512
-    quality: int = 60
-    mean: float = 127.0
-    scale: float = 128.0
-    real: tuple[str, ...] = ("real:photograph",)
-    generated: tuple[str, ...] = ("generated:any",)
-    max_novelty: float | None = None
 
 
 class Backbone(nn.Module):

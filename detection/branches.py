@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles, tile_origins
+from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
 from detection.applicability import novelty_reason
 from detection.backbone import Backbone, to_views, whole_view
 from detection.bundle import Arithmetic, Bundle, BundleError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from detection.bundle_generator import LareComponents
+    from detection.networks.branch_configs import AlignedConfig
 
     Pixels = NDArray[np.uint8]
 

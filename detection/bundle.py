@@ -16,12 +16,14 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from detection.aligned import AlignedConfig  # pydantic resolves it at run time
-from detection.backbone import BackboneConfig  # pydantic resolves it at run time
-from detection.egre import EgreConfig  # pydantic resolves it at run time
 from detection.errors import SettingsError
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
-from detection.lare import LareConfig  # pydantic resolves it at run time
+from detection.networks.branch_configs import (
+    AlignedConfig,  # pydantic resolves it at run time
+    BackboneConfig,  # pydantic resolves it at run time
+    EgreConfig,  # pydantic resolves it at run time
+    LareConfig,  # pydantic resolves it at run time
+)
 
 #: 2 added `intake_versions` and `arithmetic`, 3 added `backbone` and what points say of other real
 #: pictures, 4 the classes of a backbone's head. Bundles of earlier schemas load with defaults, but

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detection.generators.generator import Generator
-    from detection.lare import LareConfig
+    from detection.networks.branch_configs import LareConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

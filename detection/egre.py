@@ -10,7 +10,6 @@ The logit comes from the concatenation [image feature, spatially refined, channe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,18 +22,7 @@ from detection.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EgreConfig:
-    """Backbone by name, attention heads, channels of the error map, and the ablation switch.
-
-    `use_map=False` replaces the map by zeros: the same network without LaRE, for measuring it.
-    """
-
-    backbone: str = "small"
-    heads: int = 4
-    map_channels: int = 4
-    use_map: bool = True
+    from detection.networks.branch_configs import EgreConfig
 
 
 class SmallBackbone(nn.Sequential):

@@ -7,7 +7,6 @@ posterior's mode, and the noise comes from a fixed bank that is the same for eve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,15 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from detection.generators.generator import Generator
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LareConfig:
-    """Stated view and step of the feature; defaults are the paper's (256 px, t = 200, 4 noises)."""
-
-    side: int = 256
-    step: int = 200
-    ensemble: int = 4
 
 
 def center_crop_resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

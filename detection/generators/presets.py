@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.errors import SettingsError
-from detection.generators.loading import GeneratorError, load_generator_folder
 from detection.generators.noise_schedule import EPSILON, FLOW, VELOCITY
 
 if TYPE_CHECKING:
@@ -186,6 +185,9 @@ def load_preset(
     `predictor=False` loads the autoencoder alone. Raises `PresetError` naming the preset, its
     repository, the revision and the folder looked in.
     """
+    # Not with the module: listing presets needs no torch.
+    from detection.generators.loading import GeneratorError, load_generator_folder
+
     predictor = predictor and bool(preset.predictor)
     _check_conditioning(preset, conditioning)
     folder = find_folder(

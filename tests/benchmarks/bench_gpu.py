@@ -30,7 +30,8 @@ from detection.bundle import load_bundle
 from detection.detector import Detector
 from detection.generators.generator import Generator, noise_bank
 from detection.generators.noise_schedule import noise_schedule_from_scheduler
-from detection.lare import LareConfig, lare_map
+from detection.lare import lare_map
+from detection.networks.branch_configs import LareConfig
 from worker.decoding.pool import DecodePool
 from worker.scoring.batcher import Batcher
 from worker.settings import Intake

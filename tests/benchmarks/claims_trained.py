@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles
+from detection.aligned import AlignedNet, aggregate, cut_tiles
 from detection.branches import LareBranch
 from detection.bundle import load_bundle
 from detection.detector import Detector
-from detection.egre import Egre, EgreConfig
+from detection.egre import Egre
 from detection.fusion import assign_label
 from detection.lare import to_minus_one_one
+from detection.networks.branch_configs import AlignedConfig, EgreConfig
 from detection.score import Label
 from training.bundles.recipe import BundleRecipe, BundleTrainingRun
 from training.data.augmentation import AugmentationConfig

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from detection.backbone import Backbone, BackboneConfig
+    from detection.backbone import Backbone
+    from detection.networks.branch_configs import BackboneConfig
     from training.data.augmentation import AugmentationConfig
     from training.data.manifest import Entry
     from training.data.samples import Sample

@@ -23,7 +23,7 @@ from detection.generators.presets import (
     load_preset,
     pinned_revision,
 )
-from detection.lare import LareConfig
+from detection.networks.branch_configs import LareConfig
 from training.bundles.conditioning import compute_conditioning
 from training.data.bundle_aligner import digest_of, generator_aligner
 

@@ -29,14 +29,15 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from detection.aligned import AlignedConfig, AlignedNet
-from detection.backbone import Backbone, BackboneConfig
-from detection.egre import Egre, EgreConfig
+from detection.aligned import AlignedNet
+from detection.backbone import Backbone
+from detection.egre import Egre
 from detection.errors import SettingsError
 from detection.generators.generator import Generator, noise_bank
 from detection.generators.loading import load_generator_folder
 from detection.generators.noise_schedule import noise_schedule_from_scheduler
-from detection.lare import LareConfig, center_crop_resize
+from detection.lare import center_crop_resize
+from detection.networks.branch_configs import AlignedConfig, BackboneConfig, EgreConfig, LareConfig
 from training.bundles.head_branch import HeadRecipe
 from training.data.aligners import to_tensor
 from training.data.alignment import attach_pairs, batch_for

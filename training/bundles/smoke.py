@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from detection.aligned import AlignedConfig
+from detection.networks.branch_configs import AlignedConfig
 from training.data.manifest import GENERATED, REAL, load_manifest
 from training.data.shaders import renderings
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from detection.generators.generator import Generator
-    from detection.lare import LareConfig
+    from detection.networks.branch_configs import LareConfig
     from training.data.augmentation import AugmentationConfig
     from training.data.manifest import Entry
 

@@ -154,7 +154,8 @@ def _try(generator: Generator, *, with_predictor: bool) -> list[str]:
     import torch
 
     from detection.generators.generator import noise_bank
-    from detection.lare import LareConfig, lare_map
+    from detection.lare import lare_map
+    from detection.networks.branch_configs import LareConfig
 
     config = LareConfig()
     view = noise_bank((1, 3, config.side, config.side), seed=0).clamp(-1, 1)

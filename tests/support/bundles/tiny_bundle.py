@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from detection.aligned import AlignedConfig, AlignedNet
-from detection.backbone import Backbone, BackboneConfig
+from detection.aligned import AlignedNet
+from detection.backbone import Backbone
 from detection.bundle import (
     PREPROCESSING_VERSION,
     SCHEMA_VERSION,
@@ -24,10 +24,10 @@ from detection.bundle import (
     write_manifest,
 )
 from detection.detector import Detector
-from detection.egre import Egre, EgreConfig
+from detection.egre import Egre
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
 from detection.generators.generator import noise_bank
-from detection.lare import LareConfig
+from detection.networks.branch_configs import AlignedConfig, BackboneConfig, EgreConfig, LareConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from detection.aligned import AlignedConfig
 from detection.generators.generator import Generator, noise_bank
 from detection.generators.noise_schedule import EPSILON, noise_schedule_from_scheduler
+from detection.networks.branch_configs import AlignedConfig
 from tests.benchmarks import bench_claims, claims_trained
 from tests.benchmarks.claims_costs import invert
 from tests.support.bundles.tiny_bundle import build_tiny_bundle, tiny_autoencoder, tiny_predictor

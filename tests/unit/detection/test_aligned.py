@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection.aligned import AlignedConfig, AlignedNet, aggregate, cut_tiles, tile_origins
+from detection.aligned import AlignedNet, aggregate, cut_tiles, tile_origins
+from detection.networks.branch_configs import AlignedConfig
 
 SMALL = AlignedConfig(widths=(4, 8), depths=(1, 1), tile=64, max_tiles=4)
 

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import relu6
 
-from detection.backbone import Backbone, BackboneConfig, to_views, whole_view
+from detection.backbone import Backbone, to_views, whole_view
 from detection.detector import Detector
 from detection.errors import SettingsError
+from detection.networks.branch_configs import BackboneConfig
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from detection.egre import ChannelRefinement, Egre, EgreConfig, SpatialRefinement
+from detection.egre import ChannelRefinement, Egre, SpatialRefinement
 from detection.errors import SettingsError
+from detection.networks.branch_configs import EgreConfig
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 MAPS = torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)) + 0.1

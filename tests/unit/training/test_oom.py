@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detection.lare import LareConfig
+from detection.networks.branch_configs import LareConfig
 from training.data.manifest import Entry
 from training.data.samples import Sample
 from training.evaluation.scoring import score_tier

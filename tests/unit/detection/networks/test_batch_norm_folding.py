@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from detection.aligned import AlignedConfig, AlignedNet
-from detection.egre import Egre, EgreConfig
+from detection.aligned import AlignedNet
+from detection.egre import Egre
 from detection.generators.generator import noise_bank
 from detection.networks.batch_norm_folding import fold_batch_norms
+from detection.networks.branch_configs import AlignedConfig, EgreConfig
 
 
 def lived_in(network: nn.Module) -> nn.Module:

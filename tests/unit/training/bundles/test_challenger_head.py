@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from detection.backbone import BackboneConfig
+from detection.networks.branch_configs import BackboneConfig
 from training.bundles.challenger_head import HeadSamples, head_of, teach_head
 from training.fit.softmax_head import SoftmaxHead
 

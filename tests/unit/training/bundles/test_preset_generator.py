@@ -15,13 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from detection.aligned import AlignedConfig
 from detection.bundle import load_bundle
 from detection.detector import Detector
-from detection.egre import EgreConfig
 from detection.errors import SettingsError
 from detection.generators.presets import PRESETS, PresetError, find_preset
-from detection.lare import LareConfig
+from detection.networks.branch_configs import AlignedConfig, EgreConfig, LareConfig
 from tests.support.generators.autoencoder_references import REFERENCES, build
 from tests.support.generators.tiny_families import save_family
 from tests.support.images.labelled_folder import write_folder

@@ -13,13 +13,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from detection.aligned import AlignedConfig
 from detection.bundle import load_bundle
 from detection.detector import Detector
-from detection.egre import EgreConfig
 from detection.errors import SettingsError
 from detection.generators.generator import noise_bank
-from detection.lare import LareConfig
+from detection.networks.branch_configs import AlignedConfig, EgreConfig, LareConfig
 from tests.support.bundles.tiny_bundle import BACKBONE
 from tests.support.images.labelled_folder import write_folder
 from training.bundles import recipe as recipe_module

@@ -15,7 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detection.aligned import AlignedNet
-from detection.egre import Egre, EgreConfig
+from detection.egre import Egre
+from detection.networks.branch_configs import EgreConfig
 from tests.support.bundles.tiny_bundle import ALIGNED, tiny_autoencoder, tiny_predictor
 from tests.support.processes.data_parallel_process import CONFIG, STEPS, Points, network
 from training.data.augmentation import AugmentationConfig

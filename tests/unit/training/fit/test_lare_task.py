@@ -10,7 +10,8 @@ import torch
 
 from detection.generators.generator import Generator, noise_bank
 from detection.generators.noise_schedule import EPSILON, NoiseSchedule
-from detection.lare import LareConfig, lare_map, to_minus_one_one
+from detection.lare import lare_map, to_minus_one_one
+from detection.networks.branch_configs import LareConfig
 from tests.support.bundles.tiny_bundle import tiny_autoencoder, tiny_predictor
 from training.data.augmentation import AugmentationConfig
 from training.data.manifest import Entry

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detection.aligned import AlignedConfig, AlignedNet
+from detection.aligned import AlignedNet
 from detection.generators.generator import noise_bank
+from detection.networks.branch_configs import AlignedConfig
 from training.fit.loop import LoopConfig
 from training.fit.stay_positive import HeadOnly, retrain_head
 

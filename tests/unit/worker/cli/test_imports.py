@@ -73,6 +73,15 @@ def test_moderation_imports_no_torch() -> None:
     assert tops(modules) & HEAVY == set()
 
 
+def test_lists_import_no_torch() -> None:
+    """Naming bundles and presets loads none, even without a registry."""
+    lines = ["models list", "presets list", "presets show sd15"]
+    modules, ends = imported(*lines)
+    assert ends == [f"{line} 0" for line in lines]
+    assert "detection.bundle" in modules
+    assert tops(modules) & HEAVY == set()
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     """An image with content."""
