@@ -42,22 +42,6 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _hide_secret_fields,
     ]
-    json = observability.log_format == "json"
-    render: list[Processor] = (
-        [
-            structlog.processors.format_exc_info,
-            _Bounded(structlog.processors.JSONRenderer(default=str)),
-        ]
-        if json
-        else [
-            _escape_control_fields,
-            _Bounded(
-                structlog.dev.ConsoleRenderer(
-                    colors=_shows_colours(stream or sys.stderr), exception_formatter=_traceback
-                )
-            ),
-        ]
-    )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             *shared,
@@ -67,7 +51,7 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
         ],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *render,
+            *_renderers(observability, stream or sys.stderr),
             _mask_line,  # type: ignore[list-item]  # after the renderer a line is text
         ],
     )
@@ -92,6 +76,18 @@ def configure(observability: Observability, *, stream: TextIO | None = None) -> 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _renderers(observability: Observability, stream: TextIO) -> list[Processor]:
+    if observability.log_format == "json":
+        return [
+            structlog.processors.format_exc_info,
+            _Bounded(structlog.processors.JSONRenderer(default=str)),
+        ]
+    lines = structlog.dev.ConsoleRenderer(
+        colors=_shows_colours(stream), exception_formatter=_traceback
+    )
+    return [_escape_control_fields, _Bounded(lines)]
 
 
 def _shows_colours(stream: TextIO) -> bool:
