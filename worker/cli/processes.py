@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +11,27 @@ from detection.errors import SettingsError
 from worker.cli import context as cli
 from worker.queue import names
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.settings import Settings
+
 commands = typer.Typer()
+
+
+@contextmanager
+def _start_step(name: str) -> Iterator[None]:
+    # Not imported with the command line: help needs no logs.
+    from worker.telemetry.start_steps import start_step
+
+    with start_step(name):
+        yield
+
+
+def _configure_logs(settings: Settings) -> None:
+    from worker.telemetry.logs import configure
+
+    configure(settings.observability)
 
 
 @commands.command()
@@ -27,10 +48,9 @@ def worker(
     if unknown or not wanted:
         message = f"--queues {queues!r}: choose from {', '.join(names.QUEUES)}"
         raise SettingsError(message)
-    from worker.processes.worker import run_worker
-    from worker.telemetry.logs import configure
-
-    configure(settings.observability)
+    _configure_logs(settings)
+    with _start_step("imports"):
+        from worker.processes.worker import run_worker
     raise typer.Exit(run_worker(settings, queues=wanted))
 
 
@@ -47,10 +67,9 @@ def bridge(
 ) -> None:
     """Move uploads from the ingest list to the ledger and the queue, until SIGTERM."""
     settings = cli.of(context).settings()
-    from worker.processes.bridge import run_bridge
-    from worker.telemetry.logs import configure
-
-    configure(settings.observability)
+    _configure_logs(settings)
+    with _start_step("imports"):
+        from worker.processes.bridge import run_bridge
     run_bridge(settings, name=name, sqs=sqs)
 
 
@@ -58,10 +77,9 @@ def bridge(
 def beat(context: typer.Context) -> None:
     """Send the scheduled messages; run exactly one of these."""
     settings = cli.of(context).settings()
-    from worker.processes.beat import run_beat
-    from worker.telemetry.logs import configure
-
-    configure(settings.observability)
+    _configure_logs(settings)
+    with _start_step("imports"):
+        from worker.processes.beat import run_beat
     run_beat(settings)
 
 
@@ -69,10 +87,9 @@ def beat(context: typer.Context) -> None:
 def trainer(context: typer.Context) -> None:
     """Take training runs, one at a time, until told to stop."""
     settings = cli.of(context).settings()
-    from worker.processes.trainer import run_trainer
-    from worker.telemetry.logs import configure
-
-    configure(settings.observability)
+    _configure_logs(settings)
+    with _start_step("imports"):
+        from worker.processes.trainer import run_trainer
     raise typer.Exit(run_trainer(settings))
 
 
@@ -80,10 +97,9 @@ def trainer(context: typer.Context) -> None:
 def console(context: typer.Context) -> None:
     """Serve the moderators' pages, until SIGTERM."""
     settings = cli.of(context).settings()
-    from worker.processes.console import run_console
-    from worker.telemetry.logs import configure
-
-    configure(settings.observability)
+    _configure_logs(settings)
+    with _start_step("imports"):
+        from worker.processes.console import run_console
     typer.echo(f"http://{settings.console.host}:{settings.console.port}/", err=True)
     run_console(settings)
 
@@ -95,10 +111,9 @@ def serve(context: typer.Context) -> None:
     `POST /v1/check` needs neither Postgres nor Redis: docs/api.md.
     """
     settings = cli.of(context).settings()
-    from worker.processes.serve import run_serve
-    from worker.telemetry.logs import configure
-
-    configure(settings.observability)
+    _configure_logs(settings)
+    with _start_step("imports"):
+        from worker.processes.serve import run_serve
     typer.echo(f"http://{settings.http.host}:{settings.http.port}/v1/check", err=True)
     run_serve(settings)
 

@@ -23,6 +23,7 @@ from worker.queue.app import build_app
 from worker.queue.publisher import CeleryPublisher
 from worker.storage.s3 import S3Storage
 from worker.telemetry.health import BRIDGE_ALIVE
+from worker.telemetry.start_steps import start_step
 from worker.telemetry.tracing import build_tracer
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def run_bridge(settings: Settings, *, name: str | None = None, sqs: str | None =
     alive.parent.mkdir(parents=True, exist_ok=True)
     alive.unlink(missing_ok=True)
     with ExitStack() as stack:
-        parts = _open_parts(stack, settings)
+        with start_step("services"):
+            parts = _open_parts(stack, settings)
         parts["name"] = name or f"{socket.gethostname()}-{os.getpid()}"
         if sqs is None:
             bridge = Bridge(**parts)

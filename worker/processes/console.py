@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -10,6 +10,7 @@ import uvicorn
 from worker.console.app import build_app
 from worker.console.identity import build_identity
 from worker.console.pictures import Pictures
+from worker.telemetry.start_steps import start_step
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 def run_console(settings: Settings) -> None:
     """Serve the console until SIGTERM or SIGINT."""
     console = settings.console
-    with (
-        closing(build_identity(console, settings.postgres)) as identity,
-        closing(Pictures.open(settings)) as pictures,
-    ):
+    with ExitStack() as stack:
+        with start_step("sign-in"):
+            identity = stack.enter_context(closing(build_identity(console, settings.postgres)))
+        with start_step("pictures"):
+            pictures = stack.enter_context(closing(Pictures.open(settings)))
+        with start_step("pages"):
+            app = build_app(identity, pictures)
         uvicorn.run(
-            build_app(identity, pictures),
+            app,
             host=console.host,
             port=console.port,
             # No header may change the address that a request came from: it says who is believed.

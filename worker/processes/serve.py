@@ -22,6 +22,7 @@ from worker.serving.metrics import HttpMetrics
 from worker.serving.service import Service, WaitingPlaces
 from worker.storage.s3 import S3Storage
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.start_steps import start_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,12 +71,15 @@ def run_serve(
         # Before the model loads: a port that is taken is better known at once.
         port = stack.enter_context(closing(_bind(http)))
         pool = stack.enter_context(closing(DecodePool(settings.intake)))
-        pool.start()
-        storage = stack.enter_context(closing(S3Storage(settings.s3)))
-        engine = _open_ledger(stack, settings)
+        with start_step("decoders"):
+            pool.start()
+        with start_step("services"):
+            storage = stack.enter_context(closing(S3Storage(settings.s3)))
+            engine = _open_ledger(stack, settings)
         metrics = Metrics()
         heartbeat = Heartbeat(limit_s=settings.scoring.forward_timeout_s + _MARGIN_S)
-        device = _start_device(stack, settings, engine, metrics, heartbeat, load_scorer)
+        with start_step("model"):
+            device = _start_device(stack, settings, engine, metrics, heartbeat, load_scorer)
         checker = Checker(decoder=pool, device=device, metrics=metrics, requests=http.requests)
         service = Service(
             settings=http,

@@ -14,6 +14,7 @@ from worker.queue.app import build_app
 from worker.settings import child_environment
 from worker.telemetry.health import TRAINER_ALIVE, Health, pulse
 from worker.telemetry.logs import leave_logging_alone
+from worker.telemetry.start_steps import start_step
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -36,23 +37,24 @@ def run_trainer(settings: Settings) -> int:
 
     signals.setup_logging.connect(leave_logging_alone)
     signals.worker_ready.connect(ready)
-    app = build_app(settings)
-    app.conf.update(
-        include=["worker.retraining.tasks"],
-        worker_pool_start_method="spawn",  # a forked process cannot use the device
-        worker_proc_alive_timeout=_SPAWN_TIMEOUT_S,
-        worker_max_tasks_per_child=1,
-    )
-    worker = app.Worker(
-        pool="prefork",
-        concurrency=1,
-        queues=[queues.TRAIN],
-        hostname=f"unlatent-trainer@{socket.gethostname()}",
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        quiet=True,
-    )
+    with start_step("tasks"):
+        app = build_app(settings)
+        app.conf.update(
+            include=["worker.retraining.tasks"],
+            worker_pool_start_method="spawn",  # a forked process cannot use the device
+            worker_proc_alive_timeout=_SPAWN_TIMEOUT_S,
+            worker_max_tasks_per_child=1,
+        )
+        worker = app.Worker(
+            pool="prefork",
+            concurrency=1,
+            queues=[queues.TRAIN],
+            hostname=f"unlatent-trainer@{socket.gethostname()}",
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+        )
     with pulse(settings.observability.run_dir / TRAINER_ALIVE):
         worker.start()
     return worker.exitcode or 0

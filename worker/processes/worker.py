@@ -49,6 +49,7 @@ from worker.storage.s3 import S3Storage
 from worker.telemetry.health import Health
 from worker.telemetry.logs import leave_logging_alone
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.start_steps import start_step
 from worker.telemetry.tracing import build_tracer
 
 if TYPE_CHECKING:
@@ -87,11 +88,14 @@ def run_worker(
 ) -> int:
     """Run a worker until it is told to stop; returns the exit status of the process."""
     with ExitStack() as stack:
-        shared = _open_shared(stack, settings)
-        storage = stack.enter_context(closing(S3Storage(settings.s3)))
+        with start_step("services"):
+            shared = _open_shared(stack, settings)
+            storage = stack.enter_context(closing(S3Storage(settings.s3)))
         pool = stack.enter_context(closing(DecodePool(settings.intake)))
-        pool.start()
-        device = _start_models(stack, shared, load_scorer)
+        with start_step("decoders"):
+            pool.start()
+        with start_step("model"):
+            device = _start_models(stack, shared, load_scorer)
         consumer = ConsumerControl([name for name in names.IMAGE_QUEUES if name in queues])
         breaker = StorageBreaker(
             storage,
@@ -105,8 +109,9 @@ def run_worker(
             shared, storage=storage, pool=pool, device=device, breaker=breaker
         )
         install_leak_free_qos()
-        app = build_app(settings)
-        _register_tasks(app, shared, pipeline)
+        with start_step("tasks"):
+            app = build_app(settings)
+            _register_tasks(app, shared, pipeline)
         metrics = shared.metrics
         metrics.watch("in_flight_bytes", "Decoded bytes in flight.", lambda: pool.budget.used_bytes)
         metrics.watch("paused", "1 while storage gives nothing.", lambda: breaker.is_open)

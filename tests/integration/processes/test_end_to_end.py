@@ -198,6 +198,9 @@ def platform(
         )
         assert worker.stop() == 0
         assert bridge.stop() == 0
+        # Both write to one log.
+        steps = {event["step"] for event in worker.events("start_step_ended")}
+        assert steps == {"imports", "services", "decoders", "model", "tasks"}
 
 
 def own_shape(facts: ObjectFacts) -> bytes:

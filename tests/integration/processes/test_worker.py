@@ -155,6 +155,8 @@ def test_beat_and_the_sweeper_replace_a_lost_message(
         assert worker.events("images_republished")
         assert (settings.observability.run_dir / BEAT_ALIVE).exists()
         assert beat.stop() == 0
+        steps = [event["step"] for event in beat.events("start_step_ended")]
+        assert steps == ["imports", "schedule"]
         assert worker.stop() == 0
 
 

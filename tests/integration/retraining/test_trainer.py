@@ -58,6 +58,9 @@ def test_two_beats_start_one_run_a_slot(engine: Engine, settings: Settings) -> N
             what="a run that ended",
         )
         trainer.stop()
+        # One of the beats writes to the same log.
+        steps = {event["step"] for event in trainer.events("start_step_ended")}
+        assert steps == {"imports", "tasks", "schedule"}
 
     (run,) = runs(engine)
     assert (run.state, run.trigger) == ("empty", "calendar")
