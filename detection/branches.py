@@ -35,7 +35,7 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 #: Tiles and views that pass through a network at once: bounds memory, not results. A CPU's caches
 #: hold the activations of few.
-CHUNK, CPU_CHUNK = 32, 8
+CHUNK, CPU_CHUNK = 32, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
