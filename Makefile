@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices bench-additions bench-peers clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices bench-additions bench-peers bench-waits bench-memory clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,6 +125,12 @@ bench-against: venv ## Compare `unlatent check` with REVISION=30a0aa0, in turns 
 
 bench-serve: venv ## Compare what an image costs by HTTP and through the worker, and its wait at 70 % load
 	$(BIN)/python -m tests.benchmarks.bench_serve
+
+bench-waits: venv ## Measure an upload's time at 70 % load and a priority upload's wait behind a crowd
+	$(BIN)/python -m tests.benchmarks.performance.bench_waits
+
+bench-memory: venv ## Measure the private memory of a worker and its decoders over IMAGES=10000 images
+	$(BIN)/python -m tests.benchmarks.performance.bench_memory --images $(or $(IMAGES),10000)
 
 bench-scale: venv ## Measure what an image costs every component with 1, 2, 4 and 8 workers
 	$(BIN)/python -m tests.benchmarks.bench_scale $(if $(OUT),--out "$(OUT)")

@@ -159,7 +159,9 @@ def main() -> None:
         f" image, batches of {chosen.max_batch}, {os.cpu_count()} processors\n"
         f"worker's path: {sum(worker_ms.values()):.1f} ms of processor time an image ("
         + ", ".join(f"{name} {spent:.1f}" for name, spent in worker_ms.items())
-        + f")\nserve: {served_ms:.1f} ms, {served_ms / sum(worker_ms.values()):.2f} of that,"
+        + f"); {round_.transactions_per_image:.1f} transactions and"
+        f" {round_.statements_per_image:.1f} statements of PostgreSQL\n"
+        f"serve: {served_ms:.1f} ms, {served_ms / sum(worker_ms.values()):.2f} of that,"
         f" {served_ms / worker_ms['workers']:.2f} of the worker process alone\n"
         f"at {LOAD:.0%} load: median {waits['p50']:.3f} s, p99 {waits['p99']:.3f} s,"
         f" {waits['p99'] / batch_s:.2f} of a full batch's {batch_s:g} s"
