@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.data.manifest import REAL
 from training.data.originals import Unreadable
+from training.data.selection import Split
 from training.data.shards import Dataset, SampleFiles, Shard, record_name, save_dataset, write_shard
 from training.files import written_aside
 from training.oom import retry_in_halves
@@ -55,10 +56,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentConfig:
-    """Images a shard and images a forward pass."""
+    """Images a shard and images a forward pass.
+
+    With `draw_codec` a photograph that is trained on and its partners are saved by one codec and
+    quality, drawn by its key; what calibrates and evaluates keeps its file.
+    """
 
     shard_images: int = 32
     batch_size: int = BATCH_ON_CPU
+    draw_codec: bool = False
 
 
 def batch_for(device: str) -> int:
@@ -95,10 +101,10 @@ def build_pairs(
     for number, start in enumerate(range(0, len(ordered), config.shard_images)):
         part = ordered[start : start + config.shard_images]
         name = f"shard-{number:05d}.tar"
-        plan = _plan(part, aligners)
+        plan = _plan(part, aligners, config)
         shard = _finished(store, name, plan)
         if shard is None:
-            shard = _build(part, aligners, store, name, config.batch_size)
+            shard = _build(part, aligners, store, name, config)
             record = _Finished(plan=plan, shard=shard)
             store.write(record_name(name), record.model_dump_json().encode())
             made += len(shard.keys)
@@ -154,8 +160,10 @@ def attach_pairs(
             one.reconstructions[aligner.name] = np.load(files[id(one)])
 
 
-def _plan(part: Sequence[Source], aligners: Sequence[Aligner]) -> str:
+def _plan(part: Sequence[Source], aligners: Sequence[Aligner], config: AlignmentConfig) -> str:
     listed = [[source.key for source in part], [one.identity for one in aligners]]
+    if config.draw_codec:
+        listed.append(["codec drawn"])
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
@@ -175,19 +183,23 @@ def _build(
     aligners: Sequence[Aligner],
     store: Store,
     name: str,
-    batch_size: int,
+    config: AlignmentConfig,
 ) -> Shard:
     originals: list[Original] = []
     unreadable: list[str] = []
     for source in part:
         try:
-            originals.append(source.read())
+            original = source.read()
         except Unreadable as error:
             unreadable.append(source.key)
             _log.warning("original_unreadable", key=source.key, error=str(error))
+            continue
+        paired = original.label == REAL and original.split == Split.TRAINING
+        originals.append(original.recoded() if config.draw_codec and paired else original)
     made: dict[str, dict[str, bytes]] = {original.key: {} for original in originals}
     for aligner in aligners:
-        for batch in _same_shape([one for one in originals if one.label == REAL], batch_size):
+        reals = [one for one in originals if one.label == REAL]
+        for batch in _same_shape(reals, config.batch_size):
             images = retry_in_halves(aligner.reconstruct, [original.pixels for original in batch])
             for original, image in zip(batch, images, strict=True):
                 made[original.key][aligner.name] = original.coding.encode(image)

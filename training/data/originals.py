@@ -1,14 +1,15 @@
 """Original files and how to save a reconstruction just like one of them.
 
 A pair must not differ by its files: a JPEG's partner gets the same quantisation tables, chroma
-layout and scan, anything else is kept losslessly on both sides. Metadata is dropped from both; a
+layout and scan, anything else is kept losslessly on both sides, unless both are saved again by a
+codec that is drawn for the pair. Metadata is dropped from both; a
 JPEG's coded picture is not touched by that.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from detection.errors import PermanentError
 from detection.intake.errors import ImageRejected
+from training.data.codecs import Codec, draw_codec
 from training.data.manifest import REAL
 from training.data.samples import as_served
 
@@ -84,8 +86,13 @@ class Original:
     weight: float = 1.0
     audited: bool = False
     pixels: Pixels
-    coding: Coding
+    coding: Coding | Codec
     data: bytes
+
+    def recoded(self) -> Original:
+        """Return it saved again, by a codec that its key alone draws, as its partners will be."""
+        codec = draw_codec(self.key)
+        return replace(self, coding=codec, data=codec.encode(self.pixels))
 
 
 def read_original(

@@ -1,9 +1,9 @@
 """Aligned data sets: WebDataset shards with a manifest, in a folder or a bucket.
 
-A shard is a plain tar file; a sample is `<key>.json`, `<key>.<label>.<png|jpg>` and, of a real
-image, one `<key>.<aligner>.<png|jpg>` an aligner. `dataset.json` lists every shard with its sha256
-and the keys in it; its digest names the data set for ever. A withdrawn image is cut out of its
-shard and leaves a tombstone, which makes a new digest that remembers the old one.
+A shard is a plain tar file; a sample is `<key>.json`, `<key>.<label>.<suffix>` and, of a real
+image, one `<key>.<aligner>.<suffix>` an aligner: png, jpg or webp. `dataset.json` lists every shard
+with its sha256 and the keys in it; its digest names the data set for ever. A withdrawn image is cut
+out of its shard and leaves a tombstone, which makes a new digest that remembers the old one.
 """
 
 from __future__ import annotations

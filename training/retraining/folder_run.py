@@ -59,8 +59,9 @@ class FolderRunOptions:
     """Options of a turn: which pairs are made, the shares of the groups, what the audit may do.
 
     Without `aligners` pairs are made by the champion's own autoencoder; of `shaders` procedural
-    images, too. `generators` holds the folders of presets that the champion may name.
-    `despite_audit` teaches what the audit refuses; the bundle and the page say so.
+    images, too. `draw_codec` is as `AlignmentConfig` has it. `generators` holds the folders of
+    presets that the champion may name. `despite_audit` teaches what the audit refuses; the bundle
+    and the page say so.
     """
 
     data_licence: str
@@ -69,6 +70,7 @@ class FolderRunOptions:
     shares: CollectPolicy = field(default_factory=CollectPolicy)
     alignment_limits: AuditLimits | None = None
     shaders: int = 0
+    draw_codec: bool = False
     despite_audit: bool = False
     gate_limits: GateLimits | None = None
 
@@ -199,7 +201,7 @@ def run_on_folder(
         recipe=recipe,
         device=device,
         data_licence=options.data_licence,
-        alignment=AlignmentConfig(batch_size=batch_for(device)),
+        alignment=AlignmentConfig(batch_size=batch_for(device), draw_codec=options.draw_codec),
         audit_limits=options.alignment_limits,
         gate_limits=options.gate_limits,
         generators=options.generators,

@@ -24,6 +24,7 @@ from worker.cli.common.training_options import (
     DataFolder,
     DespiteAudit,
     Device,
+    DrawCodec,
     EvaluationShare,
     Folds,
     GeneratorPreset,
@@ -278,6 +279,7 @@ def train(
     evaluation: EvaluationShare = 0.15,
     calibration: CalibrationShare = 0.15,
     shaders: Shaders = 0,
+    draw_codec: DrawCodec = False,
     despite_audit: DespiteAudit = False,
     licence: Licence = "not stated",
     device: Device = "cpu",
@@ -306,6 +308,7 @@ def train(
             generators=place.generators,
             shares=CollectPolicy(evaluation=evaluation, calibration=calibration),
             shaders=shaders,
+            draw_codec=draw_codec,
             despite_audit=despite_audit,
         )
         _train(data, champion, out, options, steps=steps, device=device)

@@ -77,6 +77,7 @@ def run_plan(training: Training, device: str) -> RunPlan:
         alignment=AlignmentConfig(
             shard_images=training.shard_images,
             batch_size=training.batch_size or batch_for(device),
+            draw_codec=training.draw_codec,
         ),
         audit_limits=AuditLimits(
             probe_auc=training.max_probe_auc,

@@ -123,6 +123,14 @@ CalibrationShare = Annotated[
 Shaders = Annotated[
     int, typer.Option(min=0, help="Procedural images to make pairs of, beside the folder's.")
 ]
+DrawCodec = Annotated[
+    bool,
+    typer.Option(
+        "--draw-codec",
+        help="Save both sides of a pair that is trained on by one codec (JPEG or WebP) and quality,"
+        " drawn for each photograph, in place of the photograph's own.",
+    ),
+]
 DespiteAudit = Annotated[
     bool,
     typer.Option(

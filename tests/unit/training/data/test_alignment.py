@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,11 +46,13 @@ class Rendered:
     key: str
     seed: int = 0
     side: int = 64
+    split: str = "training"
 
     def read(self) -> Original:
         """Render it."""
         pixels = render("clouds", self.seed, height=self.side, width=self.side)
-        return lossless(pixels, key=self.key, group=f"group-{self.seed}", source="shader")
+        made = lossless(pixels, key=self.key, group=f"group-{self.seed}", source="shader")
+        return replace(made, split=self.split)
 
 
 @dataclass(frozen=True)
@@ -329,3 +331,28 @@ def test_a_finished_shard_is_not_taken_for_another_versions(tmp_path: Path) -> N
     build_pairs(sources(3), [same], store, config=CONFIG)
     build_pairs(sources(3), [other], store, config=CONFIG)
     assert (sum(same.sizes), sum(other.sizes)) == (0, 3)
+
+
+def test_a_codec_is_drawn_for_a_pair_and_both_sides_are_saved_by_it(tmp_path: Path) -> None:
+    """JPEG and WebP of several qualities occur, and no property of a file tells the sides apart.
+
+    A second build draws the same, and what is not trained on keeps its own coding.
+    """
+    drawn = replace(CONFIG, draw_codec=True)
+    first = build_pairs(sources(24), [Darker()], FolderStore(tmp_path / "a"), config=drawn)
+    again = build_pairs(sources(24), [Darker()], FolderStore(tmp_path / "b"), config=drawn)
+    assert first.digest == again.digest
+    codings = set()
+    for sample in read_samples(FolderStore(tmp_path / "a"), first):
+        pair = [sample.image, sample.reconstructions["darker"]]
+        opened = [Image.open(io.BytesIO(data)) for data in pair]
+        kinds = {(one.format, str(getattr(one, "quantization", None))) for one in opened}
+        assert len(kinds) == 1
+        codings |= kinds
+        real, made = (np.asarray(one.convert("RGB")).astype(float).mean() for one in opened)
+        assert made < real  # the aligner's own work is in its file
+    assert {kind for kind, _ in codings} == {"JPEG", "WEBP"}
+    assert len(codings) > 5
+    kept = [replace(one, split="calibration") for one in sources(2)]
+    dataset = build_pairs(kept, [Darker()], FolderStore(tmp_path / "c"), config=drawn)
+    assert {one.suffix for one in read_samples(FolderStore(tmp_path / "c"), dataset)} == {"png"}
