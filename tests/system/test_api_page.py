@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.serving.page_lines import curl_lines, send
 from tests.support.serving.serve_process import ServeProcess
-from tests.support.system_packages import program
 from worker.demo.photographs import PHOTOGRAPHS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from worker.settings import Settings
 
-PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 KEY = "ul_of-the-page"
 
 
 def test_the_lines_of_the_page_work(settings: Settings, tmp_path: Path, s3_client: Any) -> None:
     """Each line, as it stands on the page, is answered with a status below 400."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = curl_lines("api.md")
     assert len(lines) == 13
-    assert all(line.startswith("curl --fail-with-body -sS ") for line in lines)
     photograph = PHOTOGRAPHS[0].path.read_bytes()
     (tmp_path / "photo.jpg").write_bytes(photograph)
     bucket = settings.s3.buckets[0]
@@ -38,21 +34,9 @@ def test_the_lines_of_the_page_work(settings: Settings, tmp_path: Path, s3_clien
     with ServeProcess(settings.model_copy(update={"http": changed})) as server:
         server.wait_until_ready()
         for line in lines:
-            answer = subprocess.run(
-                ["bash", "-c", line.replace('"uploads"', json.dumps(bucket))],
-                cwd=tmp_path,
-                env={
-                    "PATH": str(Path(program("curl")).parent) + ":/usr/bin:/bin",
-                    "URL": server.url,
-                    "KEY": KEY,
-                    "ID": image_id,
-                },
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert answer.returncode == 0, f"{line}\n{answer.stderr}"
+            environment = {"URL": server.url, "KEY": KEY, "ID": image_id}
+            answer = send(line, tmp_path, bucket=bucket, environment=environment)
             if '/v1/images"' in line:
-                image_id = json.loads(answer.stdout)["id"]
+                image_id = json.loads(answer)["id"]
             if "/v1/check" in line:
-                assert json.loads(answer.stdout)["image"]["size"] == len(photograph)
+                assert json.loads(answer)["image"]["size"] == len(photograph)
