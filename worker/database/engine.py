@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +32,8 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 #: How often a statement runs before it is prepared, on a direct connection.
 PREPARE_THRESHOLD = 5
-#: A connection that was used within so many seconds is not tried before it is used again.
+#: A connection that was used within so many seconds is tried before it is used again only if the
+#: server has said something.
 _TRUSTED_S = 1.0
 #: What a database's URL looks like.
 LIKE = "postgresql+psycopg://user:password@host:5432/database"
@@ -119,7 +121,7 @@ def connect(
     event.listen(engine, "connect", partial(_set_up, limit, prepare_threshold))
     event.listen(engine, "begin", partial(_limit_transaction, limit))
     event.listen(engine, "checkin", _note_use)
-    event.listen(engine, "checkout", _try_idle)
+    event.listen(engine, "checkout", _try_doubtful)
     event.listen(engine, "handle_error", _explained)
     return engine
 
@@ -153,19 +155,29 @@ def _note_use(_connection: psycopg.Connection | None, record: ConnectionPoolEntr
     record.info["used_at"] = time.monotonic()
 
 
-def _try_idle(
+def _try_doubtful(
     connection: psycopg.Connection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection
 ) -> None:
-    """Hide a restart of Postgres from idle connections: the pool then opens new ones.
+    """Hide a restart of Postgres from waiting connections: the pool then opens new ones.
 
-    SQLAlchemy's own `pool_pre_ping` would add a transaction to each one, however busy the pool is.
+    Tried is one that has waited for long, and one to which the server has said something
+    meanwhile. SQLAlchemy's own `pool_pre_ping` would add a transaction to each one, however busy
+    the pool is.
     """
-    if time.monotonic() - record.info.get("used_at", float("inf")) > _TRUSTED_S:
-        try:
+    waited_s = time.monotonic() - record.info.get("used_at", float("inf"))
+    try:
+        if waited_s > _TRUSTED_S or _was_told_something(connection):
             connection.execute("SELECT 1")
             connection.rollback()
-        except psycopg.Error as error:
-            raise exc.InvalidatePoolError from error
+    except psycopg.Error as error:
+        raise exc.InvalidatePoolError from error
+
+
+def _was_told_something(connection: psycopg.Connection) -> bool:
+    """Whether bytes of the server wait to be read, as a server sends when it ends a connection."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _explained(context: ExceptionContext) -> UnlatentError | None:
