@@ -1,4 +1,4 @@
-"""Leases of several images with one statement, for those of which nothing else is to be said.
+"""Leases of several images with one statement, of those that need no more than a lease.
 
 Suspects, images with an open lease, and images whose row somebody has locked are left out: each of
 them is leased alone (`PostgresLedger.lease`), where its deaths are counted and its lock is waited
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 #: with its lock; a lease that was opened meanwhile is what the unique index refuses.
 _OPEN = text("""
     WITH free AS (
-        SELECT i.* FROM app.images i
+        -- By name: a column that a later release adds must not change what a prepared plan returns.
+        SELECT i.id, i.state_since, i.bucket, i.key, i.version_id, i.etag, i.sequencer,
+            i.size_bytes, i.content_type, i.claimed_sha256, i.source, i.uploader, i.priority,
+            i.uploaded_at
+        FROM app.images i
         WHERE i.id = ANY (:images) AND i.state = 'pending' AND i.deaths = 0 AND NOT EXISTS (
             SELECT FROM app.leases l WHERE l.image_id = i.id AND l.closed_at IS NULL
         )
@@ -53,7 +57,7 @@ _OPEN = text("""
 def open_leases(
     connection: Connection, image_ids: Sequence[UUID], *, worker: str, duration: timedelta
 ) -> dict[UUID, Lease]:
-    """Open a lease of each image of which nothing else is to be said; returns them by image."""
+    """Lease the pending images without deaths, open lease or row lock; returns leases by image."""
     rows = connection.execute(
         _OPEN, {"images": list(image_ids), "worker": worker, "duration": duration}
     )

@@ -12,11 +12,15 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from detection.intake.version import INTAKE_VERSION
+from worker.database.engine import LedgerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from worker.ledger.interface import Ledger, Verdict
+
+#: The longest that anybody waits for others to join: a fraction of what a forward pass takes.
+MAX_EVERY_S = 0.02
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -44,7 +48,11 @@ class Coalescer(Generic[Item, Answer]):
         self._next_at = float("-inf")
 
     def ask(self, item: Item) -> Answer:
-        """Return the answer for one item; raises what `ask_all` raised for it and its company."""
+        """Return the answer for one item; raises what `ask_all` raises.
+
+        What fails for several items may be one's fault, so each is then asked for alone; but not
+        while the ledger is away, which is nobody's.
+        """
         with self._lock:
             group = self._open
             leads = group is None
@@ -54,14 +62,23 @@ class Coalescer(Generic[Item, Answer]):
             group.items.append(item)
         if leads:
             self._lead(group)
-        return group.answers.result()[place]
+        try:
+            return group.answers.result()[place]
+        except LedgerUnavailable:
+            raise
+        except Exception:
+            if len(group.items) == 1:
+                raise
+        return self._ask_all([item])[0]
 
     def _lead(self, group: _Group[Item, Answer]) -> None:
-        time.sleep(max(0.0, self._next_at - time.monotonic()))
-        with self._lock:
-            self._open = None
-            self._next_at = time.monotonic() + self._every_s
         try:
+            try:
+                time.sleep(max(0.0, self._next_at - time.monotonic()))
+            finally:
+                with self._lock:
+                    self._open = None
+                    self._next_at = time.monotonic() + self._every_s
             group.answers.set_result(self._ask_all(group.items))
         except BaseException as error:  # noqa: BLE001 - the askers raise it, this one too
             group.answers.set_exception(error)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import exists, func, or_, select, true, update
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy import ARRAY, Text, exists, func, literal, or_, select, true, update
+from sqlalchemy.dialects.postgresql import insert
 
 from worker.database.engine import LedgerUnavailable, transaction
 from worker.ledger import provenance, statements
@@ -303,18 +303,22 @@ class _Verdicts(_Connected):
         self, digests: Collection[str], *, model_version: str, intake_version: int
     ) -> dict[str, Verdict]:
         """Return by SHA-256 the verdicts of the same bytes, read and scored by these versions."""
+        listed = func.unnest(literal(sorted(digests), ARRAY(Text())))
+        wanted = listed.table_valued("sha256", name="wanted").render_derived()
+        # One after another, each ends at its first row: some bytes are uploaded very often.
+        first = (
+            select(VerdictRow.__table__, *FACTS)
+            .join(Image, Image.id == VerdictRow.image_id)
+            .where(
+                Image.sha256 == wanted.c.sha256,
+                VerdictRow.model_version == model_version,
+                VerdictRow.intake_version == intake_version,
+            )
+            .limit(1)
+            .lateral("first")
+        )
         with transaction(self._engine) as connection:
-            rows = connection.execute(
-                select(VerdictRow.__table__, *FACTS)
-                .ext(distinct_on(Image.sha256))
-                .join(Image, Image.id == VerdictRow.image_id)
-                .where(
-                    statements.among(Image.sha256, digests),
-                    VerdictRow.model_version == model_version,
-                    VerdictRow.intake_version == intake_version,
-                )
-                .order_by(Image.sha256, VerdictRow.id)
-            ).all()
+            rows = connection.execute(select(first).select_from(wanted.join(first, true()))).all()
         return {row.sha256: statements.verdict_of(row) for row in rows}
 
     def record(self, verdicts: Sequence[Verdict]) -> None:

@@ -17,7 +17,7 @@ import structlog
 
 from worker.backoff import backoff_s
 from worker.database.engine import LedgerUnavailable
-from worker.ledger.coalescing import Coalescer
+from worker.ledger.coalescing import MAX_EVERY_S, Coalescer
 from worker.ledger.interface import (
     AlreadyDone,
     HeldElsewhere,
@@ -64,7 +64,7 @@ class Leases:
         self._stopping = threading.Event()
         self._together = Coalescer(
             partial(ledger.lease_together, worker=worker, duration=self._duration),
-            every_s=settings.scoring.max_wait_s,
+            every_s=min(settings.scoring.max_wait_s, MAX_EVERY_S),
         )
 
     def stop(self) -> None:
@@ -104,10 +104,7 @@ class Leases:
         return answer
 
     def _take_plain(self, image_id: UUID) -> Lease | None:
-        """Lease an image in one transaction with those of other threads, if it is none to ask of.
-
-        What fails for several may be one's fault, so each then asks by itself.
-        """
+        """Lease a plain image with those of other threads; None for one to ask for alone."""
         try:
             return self._together.ask(image_id)
         except LedgerUnavailable:

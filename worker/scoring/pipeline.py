@@ -16,7 +16,7 @@ import structlog
 
 from detection.errors import PermanentError, TransientError
 from worker.database.engine import SchemaOutdated
-from worker.ledger.coalescing import KnownVerdicts
+from worker.ledger.coalescing import MAX_EVERY_S, KnownVerdicts
 from worker.ledger.interface import Role
 from worker.scoring.check_telemetry import CheckTelemetry
 from worker.scoring.device.leased_request import LeasedRequest
@@ -85,7 +85,7 @@ class Pipeline:
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._ledger = ledger
-        self._known = KnownVerdicts(ledger, every_s=settings.scoring.max_wait_s)
+        self._known = KnownVerdicts(ledger, every_s=min(settings.scoring.max_wait_s, MAX_EVERY_S))
         self._storage = storage
         self._decoder = decoder
         self._device = device

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.waiting import eventually
+from worker.database.engine import LedgerUnavailable
 from worker.ledger.coalescing import Coalescer
 
 if TYPE_CHECKING:
@@ -77,3 +78,41 @@ def test_an_error_reaches_everybody_of_its_question_and_nobody_else() -> None:
     with pytest.raises(ZeroDivisionError):
         coalescer.ask(1)
     assert coalescer.ask(2) == 2
+
+
+def test_what_fails_for_several_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One item at fault fails by itself; of a ledger that is away everybody hears at once."""
+    asked: list[list[int]] = []
+
+    def ask_all(items: Sequence[int]) -> list[int]:
+        asked.append(list(items))
+        if items == [0]:
+            return [0]
+        if 4 in items:
+            raise LedgerUnavailable
+        if 1 in items:
+            raise ZeroDivisionError
+        return list(items)
+
+    coalescer: Coalescer[int, int] = Coalescer(ask_all, every_s=60.0)
+
+    def wait_for(count: int) -> None:
+        def wait(seconds: float) -> None:
+            if seconds:
+                group = coalescer._open
+                eventually(lambda: group is not None and len(group.items) == count, what="all")
+
+        monkeypatch.setattr("worker.ledger.coalescing.time.sleep", wait)
+
+    wait_for(3)
+    coalescer.ask(0)
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(coalescer.ask, item) for item in (1, 2, 3)]
+        assert isinstance(answers[0].exception(10), ZeroDivisionError)
+        assert [answer.result(10) for answer in answers[1:]] == [2, 3]
+    assert sorted(map(len, asked)) == [1, 1, 1, 1, 3]
+    wait_for(2)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(coalescer.ask, item) for item in (4, 5)]
+        assert all(isinstance(answer.exception(10), LedgerUnavailable) for answer in answers)
+    assert len(asked[-1]) == 2
