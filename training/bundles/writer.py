@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from detection.bundle import (
     PREPROCESSING_VERSION,
     SCHEMA_VERSION,
+    SUFFIXES,
     Bundle,
     BundleManifest,
     BundleProvenance,
@@ -19,6 +20,7 @@ from detection.bundle import (
     write_manifest,
 )
 from detection.detector import Detector
+from detection.errors import SettingsError
 from detection.fusion import Fusion, LabelPolicy, OperatingPoint
 from detection.intake.version import INTAKE_VERSION
 
@@ -60,14 +62,14 @@ def write_bundle(
     provenance: BundleProvenance = DRAFT_PROVENANCE,
     texts: Mapping[str, str] | None = None,
 ) -> Bundle:
-    """Write a bundle, replacing what is in `folder`, and load it back.
+    """Write a bundle, replacing one in `folder`, and load it back.
 
     `networks` are the classifiers by the name of their file: `egre`, `aligned`, `backbone`. Weights
     are stored in half precision and computed with in float32; without `fusion` it is a draft;
     `texts` are the card and the licence by file name.
     """
     recipe = training_run.recipe
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder, training_run.run_dir)
     reference = _place_generator(folder, training_run)
     for name, network in networks.items():
         save_file(to_float16(network.state_dict()), folder / f"{name}.safetensors")
@@ -111,6 +113,21 @@ def _place_generator(folder: Path, training_run: BundleTrainingRun) -> Generator
     return GeneratorReference(folder="generator")
 
 
+def _clear(folder: Path, needed: Path) -> None:
+    """Remove the bundle in a folder, whole or half written, to make room for another one.
+
+    Raises `SettingsError`, and removes nothing, where the folder holds anything else, or `needed`.
+    """
+    if needed.resolve().is_relative_to(folder.resolve()):
+        raise SettingsError(f"{needed} lies where the bundle is written: name another --out")
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name != "generator" and entry.suffix not in SUFFIXES:
+            raise SettingsError(
+                f"{folder} holds {entry.name}, which is of no bundle: name another --out"
+            )
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def derive_bundle(
     folder: Path,
     champion: Bundle,
@@ -123,9 +140,10 @@ def derive_bundle(
     """Write a bundle that is the champion but for some files of weights and manifest fields.
 
     Its thresholds are measured anew, on files as this release reads them.
-    What is in `folder` is replaced; weights are stored as `write_bundle` stores them.
+    A bundle in `folder` is replaced; weights are stored as `write_bundle` stores them. Raises
+    `SettingsError` where the folder holds anything else, or the champion.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder, champion.folder)
     shutil.copytree(champion.folder, folder)
     for name, tensors in weights.items():
         save_file(to_float16(tensors), folder / name)

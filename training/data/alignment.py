@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from training.data.aligners import Aligner
     from training.data.originals import Original
     from training.data.samples import Sample
@@ -127,6 +129,10 @@ def build_pairs(
     return dataset
 
 
+def _digest(pixels: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
 def attach_pairs(
     photographs: Sequence[Sample],
     aligner: Aligner,
@@ -142,7 +148,7 @@ def attach_pairs(
     their file and how many there are.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {id(one): folder / f"{one.entry.set}__{one.entry.path.stem}.npy" for one in photographs}
+    files = {id(one): folder / f"{_digest(one.pixels)}.npy" for one in photographs}
     missing = [one for one in photographs if not files[id(one)].is_file()]
     part, began, made = f"pairs by {aligner.name}", time.monotonic(), 0
     for batch in _same_shape(missing, batch_size):
