@@ -359,11 +359,11 @@ class Training(Section):
     branch; `batch_size` is of reconstructions and, unless set, the device's. The autoencoders of
     the presets `aligners` make the pairs, without any the champion's own; presets lie in folders
     under `UNLATENT_SCORING__GENERATORS`, else in the hub's cache at the revisions that the file
-    `pins` records. With `draw_codec` both sides of a pair that is trained on are saved by one codec
-    and quality, drawn for the pair. Checkpoints and scores of a run lie in `work_dir`, so that it
-    resumes; on another machine it only takes longer. A challenger in shadow becomes champion by
-    itself `promote_after_s` after it entered, once it judged `promote_min_images`; never without
-    the former.
+    `pins` records. With `draw_codec` every image that is trained on is saved by a codec and quality
+    that are drawn for it, both sides of a pair by the same. Checkpoints and scores of a run lie in
+    `work_dir`, so that it resumes; on another machine it only takes longer. A challenger in shadow
+    becomes champion by itself `promote_after_s` after it entered, once it judged
+    `promote_min_images`; never without the former.
     """
 
     sources: tuple[str, ...] = Field(default=(), examples=[["web"]])

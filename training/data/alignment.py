@@ -60,8 +60,8 @@ class Source(Protocol):
 class AlignmentConfig:
     """Images a shard and images a forward pass.
 
-    With `draw_codec` a photograph that is trained on and its partners are saved by one codec and
-    quality, drawn by its key; what calibrates and evaluates keeps its file.
+    With `draw_codec` every image that is trained on, and a photograph's partners with it, is saved
+    by a codec and quality that its key draws; what calibrates and evaluates keeps its file.
     """
 
     shard_images: int = 32
@@ -200,8 +200,8 @@ def _build(
             unreadable.append(source.key)
             _log.warning("original_unreadable", key=source.key, error=str(error))
             continue
-        paired = original.label == REAL and original.split == Split.TRAINING
-        originals.append(original.recoded() if config.draw_codec and paired else original)
+        drawn = config.draw_codec and original.split == Split.TRAINING
+        originals.append(original.recoded() if drawn else original)
     made: dict[str, dict[str, bytes]] = {original.key: {} for original in originals}
     for aligner in aligners:
         reals = [one for one in originals if one.label == REAL]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 QUALITIES = (50, 95)
 #: Share of WebP among them.
 WEBP_SHARE = 1 / 3
+#: The longest side that WebP can hold, in pixels.
+WEBP_MAX_SIDE = 16383
 
 
 @dataclass(frozen=True, slots=True)

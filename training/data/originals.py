@@ -17,7 +17,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from detection.errors import PermanentError
 from detection.intake.errors import ImageRejected
-from training.data.codecs import Codec, draw_codec
+from training.data.codecs import WEBP_MAX_SIDE, Codec, draw_codec
 from training.data.manifest import REAL
 from training.data.samples import as_served
 
@@ -92,6 +92,8 @@ class Original:
     def recoded(self) -> Original:
         """Return it saved again, by a codec that its key alone draws, as its partners will be."""
         codec = draw_codec(self.key)
+        if max(self.pixels.shape) > WEBP_MAX_SIDE:
+            codec = replace(codec, kind="JPEG")
         return replace(self, coding=codec, data=codec.encode(self.pixels))
 
 

@@ -127,8 +127,8 @@ DrawCodec = Annotated[
     bool,
     typer.Option(
         "--draw-codec",
-        help="Save both sides of a pair that is trained on by one codec (JPEG or WebP) and quality,"
-        " drawn for each photograph, in place of the photograph's own.",
+        help="Save every image that is trained on by a codec (JPEG or WebP) and quality that are"
+        " drawn for it, both sides of a pair by the same, in place of its own.",
     ),
 ]
 DespiteAudit = Annotated[

@@ -47,12 +47,13 @@ class Rendered:
     seed: int = 0
     side: int = 64
     split: str = "training"
+    label: str = "real"
 
     def read(self) -> Original:
         """Render it."""
         pixels = render("clouds", self.seed, height=self.side, width=self.side)
         made = lossless(pixels, key=self.key, group=f"group-{self.seed}", source="shader")
-        return replace(made, split=self.split)
+        return replace(made, split=self.split, label=self.label)
 
 
 @dataclass(frozen=True)
@@ -353,6 +354,11 @@ def test_a_codec_is_drawn_for_a_pair_and_both_sides_are_saved_by_it(tmp_path: Pa
         assert made < real  # the aligner's own work is in its file
     assert {kind for kind, _ in codings} == {"JPEG", "WEBP"}
     assert len(codings) > 5
+    fakes = [replace(one, label="generated") for one in sources(24)]
+    dataset = build_pairs(fakes, [Darker()], FolderStore(tmp_path / "d"), config=drawn)
+    read = read_samples(FolderStore(tmp_path / "d"), dataset)
+    # What its file tells of a generated image, it tells of a photograph.
+    assert {one.suffix for one in read} == {"jpg", "webp"}
     kept = [replace(one, split="calibration") for one in sources(2)]
     dataset = build_pairs(kept, [Darker()], FolderStore(tmp_path / "c"), config=drawn)
     assert {one.suffix for one in read_samples(FolderStore(tmp_path / "c"), dataset)} == {"png"}
