@@ -1,4 +1,4 @@
-"""The branches of a bundle on one device: each reads a logit from pictures, and shows whence."""
+"""The branches of a bundle on one device: each reads a logit from pictures, and evidence for it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class LareBranch:
         self._config, self._placement = lare.config, placement
 
     def read(self, images: Sequence[Pixels]) -> list[Reading]:
-        """Read images; raises nothing of its own."""
+        """Read images and their error maps."""
         readings = []
         for chunk in self._placement.chunks(images):
             stacked = [center_crop_resize(image, self._config.side) for image in chunk]

@@ -59,8 +59,8 @@ def process_group(device: str) -> Iterator[bool]:
     if not distributed.is_torchelastic_launched():
         yield True
         return
-    # An optimizer's first step imports it. Of a group that was there before, torch 2.15 keeps the
-    # threads of gloo beyond its end, and a process that ends with them may abort.
+    # An optimizer's first step imports it. If a group exists by then, torch 2.15 leaves the threads
+    # of gloo running when the group is destroyed, and a process that exits with them may abort.
     import torch._dynamo
     from accelerate import PartialState
 

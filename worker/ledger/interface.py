@@ -343,11 +343,10 @@ class Ledger(Protocol):
     def lease_together(
         self, image_ids: Sequence[UUID], *, worker: str, duration: timedelta
     ) -> list[Lease | None]:
-        """Take those images that nothing is to be said of; the answers are in their order.
+        """Lease the pending images without deaths, open lease or row lock, in the order given.
 
-        That is a pending image without a death that nobody holds or looks at. For any other one,
-        and for an id that was named before, the answer is None, and `lease` says why. Waits for
-        nobody.
+        For any other image, and for an id that was named before, the answer is None, and `lease`
+        says why. Waits for nobody.
         """
 
     def lease_for_rescore(

@@ -235,7 +235,7 @@ class _Leases(_Rows):
     def lease_together(
         self, image_ids: Sequence[UUID], *, worker: str, duration: timedelta
     ) -> list[Lease | None]:
-        """Take those images that nothing is to be said of; None for the others."""
+        """Lease the pending images without deaths or open lease; None for the others."""
         del worker
         with self._lock:
             return [self._lease_if_plain(image_id, duration) for image_id in image_ids]

@@ -198,7 +198,7 @@ class _Leases(_Connected):
     def lease_together(
         self, image_ids: Sequence[UUID], *, worker: str, duration: timedelta
     ) -> list[Lease | None]:
-        """Take those images that nothing is to be said of, with one statement; None for others."""
+        """Lease pending images without deaths, lease or lock by one statement; None for others."""
         with transaction(self._engine) as connection:
             taken = open_leases(connection, image_ids, worker=worker, duration=duration)
         return [taken.pop(image_id, None) for image_id in image_ids]

@@ -1,7 +1,7 @@
 """The page of a bundle on a hub: its card below the front matter that the hub reads.
 
 The front matter follows https://huggingface.co/docs/hub/model-cards; `model-index` holds what the
-bundle's manifest states, each figure with its 95 % interval in its name.
+bundle's manifest states, rates and AUCs with their 95 % intervals in their names.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Arm:
 
 
 ARMS = (
-    Arm(title="the recipe alone", readers=("features",)),
+    Arm(title="the recipe without its draws", readers=("features",)),
     Arm(title="and LaRE's map, one noise", readers=("features", "map-1")),
     Arm(title="and LaRE's map, the whole bank", readers=("features", "map-all")),
     Arm(title="and a map of detail", readers=("features", "detail")),
@@ -247,18 +247,21 @@ def disagreement(whole: Sequence[UnseenLogits], crop: Sequence[UnseenLogits]) ->
     The area is the chance that the view of a photograph there lies further above the crop's than
     that of a generated image; one half says nothing. It is None where there are none of either.
     """
-    gaps, false = [], []
+    gaps, false, groups = [], [], []
     for one, other in zip(whole, crop, strict=True):
         limit = np.quantile(one.logits[~one.generated], 1 - DOUBT)
         above = one.logits > limit
         gaps.append((one.logits - other.logits)[above])
         false.append(~one.generated[above])
+        groups.append(one.groups[above])
     wrong = np.concatenate(false)
     both = wrong.any() and not wrong.all()
     return {
         "photographs": int(wrong.sum()),
         "generated": int((~wrong).sum()),
-        "auc": _figure(auc(np.concatenate(gaps), wrong)) if both else None,
+        "auc": _figure(auc(np.concatenate(gaps), wrong, groups=np.concatenate(groups)))
+        if both
+        else None,
     }
 
 
@@ -308,8 +311,8 @@ def write_page(record: Mapping[str, Any], *, command: str) -> str:
         told = "no figure" if found["auc"] is None else f"AUC {_shown(found['auc'], '.3f')}"
         lines.append(
             f"* {form}: of {found['photographs']} photographs and {found['generated']} generated"
-            f" images above all but {DOUBT:.0%} of their fold's photographs, the crop contradicts"
-            f" the photographs more: {told}; 0.5 is no information."
+            f" images above all but {DOUBT:.0%} of their fold's photographs: whether the crop falls"
+            f" further below the whole view of a photograph, {told}; 0.5 is no information."
         )
     return "\n".join([*lines, ""])
 
