@@ -296,6 +296,26 @@ class _Leases(_Connected):
         )
 
 
+def _store(connection: Connection, verdicts: Sequence[Verdict]) -> None:
+    """Store verdicts of images whose rows are locked, and end those that were pending."""
+    stored = insert(VerdictRow).values([statements.verdict_values(v) for v in verdicts])
+    connection.execute(
+        stored.on_conflict_do_update(
+            index_elements=["image_id", "model_version"],
+            # The first verdict of a model stands; only what a shadow said becomes the champion's
+            # word when the shadow has become champion.
+            set_={"role": Role.CHAMPION},
+            where=(stored.excluded.role == Role.CHAMPION) & (VerdictRow.role != Role.CHAMPION),
+        )
+    )
+    if ending := [v for v in verdicts if v.role is Role.CHAMPION]:
+        statements.end_as_scored(connection, {v.image_id: v.facts for v in ending})
+    stated = {v.image_id: v.facts.provenance for v in verdicts}
+    provenance.store_provenance(
+        connection, {image_id: one for image_id, one in stated.items() if one}
+    )
+
+
 class _Verdicts(_Connected):
     """What a worker asks once it has a verdict, or for one that the same bytes got before."""
 
@@ -327,26 +347,12 @@ class _Verdicts(_Connected):
             return
         unique = {(v.image_id, v.model_version): v for v in reversed(verdicts)}
         ordered = sorted(unique.values(), key=lambda verdict: verdict.image_id)
-        ending = [v for v in ordered if v.role is Role.CHAMPION]
         with transaction(self._engine) as connection:
             kept = statements.lock_images(connection, [verdict.image_id for verdict in ordered])
-            stored = insert(VerdictRow).values([statements.verdict_values(v) for v in ordered])
-            connection.execute(
-                stored.on_conflict_do_update(
-                    index_elements=["image_id", "model_version"],
-                    # The first verdict of a model stands; only what a shadow said becomes the
-                    # champion's word when the shadow has become champion.
-                    set_={"role": Role.CHAMPION},
-                    where=(stored.excluded.role == Role.CHAMPION)
-                    & (VerdictRow.role != Role.CHAMPION),
-                )
-            )
-            if ending:
-                statements.end_as_scored(connection, {v.image_id: v.facts for v in ending})
-            stated = {v.image_id: v.facts.provenance for v in ordered if v.image_id in kept}
-            provenance.store_provenance(
-                connection, {image_id: one for image_id, one in stated.items() if one}
-            )
+            # Of an erased image nothing more is stored.
+            ordered = [verdict for verdict in ordered if verdict.image_id in kept]
+            if ordered:
+                _store(connection, ordered)
             statements.close_lease(
                 connection, {verdict.lease_id for verdict in verdicts}, LeaseOutcome.SCORED
             )

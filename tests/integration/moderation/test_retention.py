@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -13,7 +15,9 @@ from detection.intake.metadata.c2pa_manifest import C2pa, ManifestState
 from detection.intake.provenance import Exif, ProvenanceRecord
 from detection.intake.version import INTAKE_VERSION
 from detection.score import TileLogit
+from tests.integration.moderation.conftest import verdict_of
 from worker.ledger import provenance
+from worker.ledger.interface import Lease
 from worker.ledger.postgres import PostgresLedger
 from worker.moderation.retention import Removed, RetentionJob, UnderHold, request_erasure
 from worker.scoring.evidence import store_evidence
@@ -92,6 +96,11 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
         provenance.store_provenance(connection, {image: SIGNALS})
     lead = desk(lead=True)
     lead.value("SELECT moderation.decide(%s, 'generated', 'generated_artefacts')", image)
+    ledger = PostgresLedger(engine)
+    lease = ledger.lease_for_rescore(
+        image, model_version="model-2", worker="w", duration=timedelta(minutes=2)
+    )
+    assert isinstance(lease, Lease)
     lead.value("SELECT moderation.request_erasure(%s, 'her request')", image)
     shards = FakeShards()
     # The picture of a worker that was killed before the row knew of it.
@@ -99,8 +108,18 @@ def test_an_erasure_leaves_nothing_that_identifies_and_keeps_the_audit(
     job = RetentionJob(engine, storage, Retention(), shards=shards, evidence_bucket=bucket)
     assert job.run() == Removed(originals=0, evidence=0, erased=1)
     assert job.run() == Removed(originals=0, evidence=0, erased=0)
-    with engine.begin() as connection:
-        provenance.store_provenance(connection, {image: SIGNALS})  # a worker was still at it
+    # A worker was still at it.
+    late = verdict_of(
+        lease, 0.9, "generated", None, bytes(range(32)), None, model_version="model-2"
+    )
+    facts = replace(late.facts, provenance=SIGNALS)
+    ledger.record([replace(late, facts=facts, tiles=TILES)])
+    models = superuser.execute(
+        "SELECT model_version FROM app.verdicts WHERE image_id = %s", [image]
+    )
+    assert models.fetchall() == [("model-1",)]
+    open_leases = superuser.execute("SELECT count(*) FROM app.leases WHERE closed_at IS NULL")
+    assert open_leases.fetchone() == (0,)
     assert keys(s3_client, bucket) == {"other.jpg", "evidence/other.png"}
     assert shards.erased == [image]
     tables = [
