@@ -63,7 +63,7 @@ from training.fit.loop import LoopConfig, fit
 from training.fit.stay_positive import retrain_head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from diffusers import AutoencoderKL
     from torch import Tensor
@@ -434,13 +434,14 @@ def _finished(network: _Network, file: Path, train: Callable[[], dict[str, Tenso
     return network.eval()
 
 
-def write_recipe(recipe: BundleRecipe, file: Path) -> None:
-    """Write the resolved recipe beside its outputs.
+def write_recipe(recipe: BundleRecipe, file: Path, inputs: Mapping[str, str] | None = None) -> None:
+    """Write the resolved recipe beside its outputs, with what a run reads, by name.
 
-    Raises `SettingsError` when the folder holds a run of another recipe, generator or aligners,
-    whose stages would be taken for this one's.
+    Raises `SettingsError` when the folder holds a run of another recipe, generator or aligners, or
+    of other `inputs`, whose stages would be taken for this one's: of other images, some that those
+    stages learnt from could be held out now.
     """
-    wanted = json.loads(json.dumps(asdict(recipe), default=str))
+    wanted = json.loads(json.dumps(asdict(recipe), default=str)) | {"inputs": dict(inputs or {})}
     if file.is_file():
         begun = json.loads(file.read_text("utf-8"))
         for field_, none in (("name", ""), ("generator", ""), ("aligners", [])):
@@ -449,6 +450,11 @@ def write_recipe(recipe: BundleRecipe, file: Path) -> None:
                 raise SettingsError(
                     f"{file.parent} holds a run of the {kind} {_words(before)}, not"
                     f" {_words(wanted[field_])}: name another folder with --run"
+                )
+        for name, before in begun.get("inputs", {}).items():
+            if wanted["inputs"].get(name) != before:
+                raise SettingsError(
+                    f"{file.parent} holds a run on other {name}: name another folder with --run"
                 )
     file.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,20 @@ def _group(label: str, set_: str, stem: str) -> str:
     if numbered := re.fullmatch(r".+__(\d+)", stem):
         return f"promptlist-b:{numbered[1]}"
     return f"prompt:{stem.split('__', maxsplit=1)[0]}"
+
+
+def listing_digest(entries: Sequence[Entry]) -> str:
+    """Digest of a manifest as a run reads it: every image's content and columns, in their order."""
+    lines = [
+        json.dumps(
+            [
+                hashlib.sha256(entry.path.read_bytes()).hexdigest(),
+                *(value for name, value in asdict(entry).items() if name != "path"),
+            ]
+        )
+        for entry in entries
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def snapshot_digest(entries: Sequence[Entry]) -> str:

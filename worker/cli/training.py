@@ -224,10 +224,14 @@ def _training_run(
     backbone_weights: Path | None,
 ) -> BundleTrainingRun:
     from training.bundles.recipe import BundleTrainingRun, write_recipe
+    from training.data.manifest import listing_digest
     from training.data.taef2 import taef2_aligner
 
     run.mkdir(parents=True, exist_ok=True)
-    write_recipe(recipe, run / "recipe.json")
+    folders = {"autoencoders": taef2, "weights of the backbone": backbone_weights}
+    inputs = {name: str(folder and folder.resolve()) for name, folder in folders.items()}
+    inputs["images"] = listing_digest(entries)
+    write_recipe(recipe, run / "recipe.json", inputs)
     chosen, aligners = parts
     made = [*aligners, *([] if taef2 is None else [taef2_aligner(taef2)])]
     return BundleTrainingRun(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,7 @@ from training.bundles.head_branch import HeadRecipe
 from training.bundles.recipe import RECIPES, BundleRecipe, BundleTrainingRun, write_recipe
 from training.data.augmentation import AugmentationConfig
 from training.data.folds import make_folds
-from training.data.manifest import load_manifest
+from training.data.manifest import listing_digest, load_manifest
 from training.data.shaders import shader_samples
 from training.fit.aligned_task import AlignedBatch, AlignedTask
 from training.fit.generator_tasks import (
@@ -137,8 +138,11 @@ def test_every_real_and_every_shader_is_paired_by_every_autoencoder(
     assert set(folders) == set(names)
     made = [{file.name: np.load(file) for file in folders[name].iterdir()} for name in names]
     reals = [entry for entry in entries if not entry.generated]
+    shaders = [one.pixels for one in shader_samples(recipe.shaders)]
     for files in made:
-        assert len([name for name in files if name.startswith("shaders__")]) == recipe.shaders
+        for pixels in shaders:
+            digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+            assert f"{digest}.npy" in files
         assert len(files) == len(reals) + recipe.shaders
         assert files.keys() == made[0].keys()
     assert not all(np.array_equal(image, made[1][name]) for name, image in made[0].items())
@@ -197,6 +201,19 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["calibration"] == "isotonic"
     with pytest.raises(SettingsError, match=r"recipe lare-aligned, not broad: name another folder"):
         write_recipe(RECIPES["broad"], file)
+
+
+def test_a_run_on_other_images_is_not_continued(tmp_path: Path) -> None:
+    """Nor on the same ones in another order, by which a run stores them."""
+    entries = load_manifest(write_folder(tmp_path / "data", each=2))
+    read, file = {"images": listing_digest(entries)}, tmp_path / "recipe.json"
+    write_recipe(RECIPES["small"], file)
+    write_recipe(RECIPES["small"], file, read)
+    write_recipe(RECIPES["small"], file, {"images": listing_digest(list(entries))})
+    for others in (entries[1:], entries[::-1]):
+        with pytest.raises(SettingsError, match="a run on other images: name another folder"):
+            write_recipe(RECIPES["small"], file, {"images": listing_digest(others)})
+    assert json.loads(file.read_text())["inputs"] == read
 
 
 def test_what_cannot_be_used_is_named_before_the_hours_go_by(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ UNLATENT = Path(sys.executable).with_name("unlatent")
 OF_ROWS = {
     "appeals close", "appeals list", "appeals open", "capacity", "check", "config", "decide",
     "drift", "holds lift", "holds list", "holds place", "models list", "moderators list",
-    "policy list", "presets list", "presets show", "quality", "reasons", "review claim",
+    "policy list", "presets list", "presets show", "quality", "reasons", "rejected", "review claim",
     "review extend", "review list", "review release", "review request", "review skip", "verdicts",
     "webhooks dead",
 }  # fmt: skip
