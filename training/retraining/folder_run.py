@@ -6,7 +6,9 @@ back, and the rest is computed again to the same bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -100,11 +102,12 @@ class _FolderState:
     def __init__(
         self, data: Path, champion: Bundle, out: Path, plan: RunPlan, options: FolderRunOptions
     ) -> None:
-        self.plan, self.folder, self.checkpoints = plan, out, out / "run"
+        self.plan, self.folder = plan, out
         self.store: Store = FolderStore(out / "dataset")
         self.facts: dict[str, Any] = {}
         self._champion, self._options = champion, options
         self._inventory = check_images(load_manifest(data), data)
+        self.checkpoints = out / "run" / self._digest()[:16]
         self._refused: dict[str, str] = {}
         self._extracted: dict[Split, list[Entry]] = {}
         self._weights: dict[str, dict[str, Tensor]] = {}
@@ -113,6 +116,24 @@ class _FolderState:
         self.page: Path
         for name, why in self._inventory.refused.items():
             _log.warning("image_left_out", file=name, why=why)
+
+    def _digest(self) -> str:
+        """Digest what weights come of: a run of anything else does not go on with these."""
+        options = self._options
+        images = [
+            (self._inventory.digests[one.path], one.label, one.set, one.group)
+            for one in self._inventory.entries
+        ]
+        made_of = [
+            self._champion.model_version,
+            images,
+            [one.identity for one in options.aligners],
+            [options.shares.evaluation, options.shares.calibration],
+            options.shaders,
+            options.draw_codec,
+            asdict(self.plan.recipe),
+        ]
+        return hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()
 
     def sources(self) -> list[Source]:
         listed = {self._inventory.digests[one.path]: one for one in self._inventory.entries}

@@ -22,10 +22,13 @@ from training.data.shaders import renderings
 from training.data.shards import FolderStore, load_dataset, read_samples
 from training.evaluation.promotion_gate import GateLimits
 from training.evaluation.shortcut_audit import DatasetRefused
-from training.retraining.folder_run import FolderRunOptions, run_on_folder
+from training.retraining.folder_run import FolderRunOptions, _FolderState, run_on_folder
+from training.retraining.run_state import RunPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from detection.bundle import Bundle
 
 REALS, FAKES = 200, 60
 GATE = GateLimits(
@@ -53,6 +56,34 @@ def labelled(folder: Path, *, reals: int = REALS, fakes: int = FAKES) -> Path:
             rows.append(f"{name}\t{label}\t{set_}\t\t{set_}-{number}")
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+def test_a_run_goes_on_with_its_own_checkpoints_only(tmp_path: Path) -> None:
+    """The same run has the same folder; another champion, images, shares or pairs have another."""
+    first, second = (build_tiny_bundle(tmp_path / name, name=name) for name in ("one", "two"))
+    data = labelled(tmp_path / "data", reals=3, fakes=2)
+    options = FolderRunOptions(data_licence="none")
+
+    def checkpoints(
+        data: Path = data,
+        champion: Bundle = first,
+        options: FolderRunOptions = options,
+        steps: int = 4,
+    ) -> Path:
+        plan = RunPlan(recipe=tiny_recipe(steps=steps), device="cpu", data_licence="none")
+        return _FolderState(data, champion, tmp_path / "out", plan, options).checkpoints
+
+    same = checkpoints()
+    assert same == checkpoints()
+    others = [
+        checkpoints(labelled(tmp_path / "more", reals=4, fakes=2)),
+        checkpoints(champion=second),
+        checkpoints(options=replace(options, draw_codec=True)),
+        checkpoints(options=replace(options, shaders=1)),
+        checkpoints(options=replace(options, shares=CollectPolicy(evaluation=0.5))),
+        checkpoints(steps=5),
+    ]
+    assert len({same, *others}) == 7
 
 
 @pytest.mark.full
