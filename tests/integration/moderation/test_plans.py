@@ -118,10 +118,11 @@ PLANS = {
     # Of a hundred closed ones and of those that are open, image, decision and opening.
     "open appeals, and the last closed": (_APPEALS, set(), 5000),
     "the quality of models": ("SELECT * FROM moderation.model_quality", set(), 500),
+    # Of the day that is not over, every decision and its image: 1,512 at the end of the day.
     "what happened each day": (
         "SELECT * FROM moderation.daily_summary",
         {"ix_decisions_created_at"},
-        4000,
+        7000,
     ),
     "how each source does": ("SELECT * FROM moderation.source_summary", set(), 4000),
     "verdict of one image": (
