@@ -19,7 +19,7 @@ from tests.support.ledger_contract import (
     upload,
 )
 from tests.support.waiting import eventually
-from worker.database.engine import LedgerUnavailable, build_engine, transaction
+from worker.database.engine import LedgerUnavailable, build_engine, connect, transaction
 from worker.ledger.interface import DeathPolicy, HeldElsewhere, Lease, Ledger, Removal
 from worker.ledger.postgres import PostgresLedger
 
@@ -111,6 +111,29 @@ class TestPostgresLedger(LedgerContract):
             )
             answers = ledger.lease_together([last, locked, first], worker="w", duration=LONG)
         assert [one and one.image_id for one in answers] == [last, None, first]
+
+    def test_a_later_releases_column_breaks_no_prepared_lease(
+        self, settings: Settings, pooler: PgBouncer | None
+    ) -> None:
+        """A migration ahead of the code adds a column while the statement is prepared."""
+        if pooler is not None:
+            pytest.skip("behind a pooler nothing is prepared")
+        assert settings.postgres.owner_url is not None
+        # One connection, which prepares at once.
+        url = settings.postgres.url.get_secret_value()
+        single = connect(url, pool_size=1, prepare_threshold=1)
+        ledger = PostgresLedger(single)
+        images = [registered(ledger, f"{n}.jpg") for n in range(6)]
+        owner = connect(settings.postgres.owner_url.get_secret_value())
+        for n, image_id in enumerate(images):
+            if n == 3:
+                with owner.begin() as migration:
+                    migration.exec_driver_sql("ALTER TABLE app.images ADD COLUMN later text")
+            (lease,) = ledger.lease_together([image_id], worker="w", duration=LONG)
+            assert lease is not None
+            assert ledger.reusable_verdicts(["0" * 64], model_version="m", intake_version=1) == {}
+        single.dispose()
+        owner.dispose()
 
     @pytest.mark.parametrize(
         "faulty",
