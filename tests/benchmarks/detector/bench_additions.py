@@ -25,10 +25,11 @@ from PIL import Image
 from torch.nn import functional
 
 from detection.backbone import to_views, whole_view
-from detection.bundle import BundleError, load_bundle, sha256_of
+from detection.bundle import BundleError, load_bundle
 from detection.bundle_generator import load_lare
 from detection.lare import center_crop_resize, lare_map, to_minus_one_one
 from tests.benchmarks.claims_costs import processor_s
+from tests.benchmarks.detector.limited_data import load_limited
 from tests.benchmarks.detector.peer_reconstruction import frozen_backbone
 from tests.benchmarks.detector.peer_table import mean_area
 from tests.benchmarks.photographlike import make_files
@@ -36,9 +37,6 @@ from training.bundles.cross_fit import UnseenLogits, unseen_logits
 from training.bundles.form_cache import FormCache
 from training.bundles.head_branch import HeadBranch, HeadRecipe
 from training.data.augmentation import AugmentationConfig
-from training.data.folds import load_folds
-from training.data.manifest import load_manifest
-from training.evaluation.quality.run import limit_per_set
 from training.evaluation.scoring import auc, auc_gain
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
@@ -110,10 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/additions"))
     options = parser.parse_args(arguments)
     configure(load_settings().observability)  # log lines: standard output is the record's
-    everything = load_manifest(options.data)
-    digests = {entry.path: sha256_of(entry.path) for entry in everything}
-    entries = limit_per_set(everything, digests, options.limit)
-    folds = load_folds(options.data, entries)
+    entries, folds = load_limited(options.data, options.limit)
     bundle = load_bundle(options.bundle)
     readers = build_readers(bundle)
     kept = options.out / "forms" / bundle.model_version

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detection.bundle import load_bundle, sha256_of
+from detection.bundle import load_bundle
 from detection.detector import Detector
 from tests.benchmarks.claims_costs import processor_s
+from tests.benchmarks.detector.limited_data import load_limited
 from tests.benchmarks.detector.peer_formulas import (
     declared,
     neighbour_residuals,
@@ -40,11 +41,8 @@ from training.bundles.form_cache import FormCache
 from training.bundles.head_branch import HeadBranch, HeadRecipe, thumbnail_reader
 from training.data.augmentation import AugmentationConfig
 from training.data.bundle_aligner import bundle_aligner
-from training.data.folds import load_folds
-from training.data.manifest import load_manifest
 from training.data.taef2 import taef2_aligner
 from training.evaluation.feature_space import BundleFeatures
-from training.evaluation.quality.run import limit_per_set
 from worker.settings import load_settings
 from worker.telemetry.logs import configure
 
@@ -75,10 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/peers"))
     options = parser.parse_args(arguments)
     configure(load_settings().observability)  # log lines: standard output is the record's
-    everything = load_manifest(options.data)
-    digests = {entry.path: sha256_of(entry.path) for entry in everything}
-    entries = limit_per_set(everything, digests, options.limit)
-    folds = load_folds(options.data, entries)
+    entries, folds = load_limited(options.data, options.limit)
     rows = []
     for peer in peers(load_bundle(options.bundle), options.taef2, options.out):
         print(f"{peer.title} …", file=sys.stderr)

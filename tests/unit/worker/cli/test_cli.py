@@ -9,18 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from worker import cli
+from tests.support.processes.command_line import run
 
 REPOSITORY = Path(__file__).parents[4]
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run `unlatent` in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["unlatent", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +14,7 @@ from detection.bundle import BUNDLE_FILE, Bundle, BundleError, embedded_folder, 
 from tests.support.bundles.hollow_bundle import build_hollow_bundle
 from tests.support.bundles.hub import TOKEN, FakeHub, serve
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
-from worker import cli
+from tests.support.processes.command_line import run
 from worker.models.hub import HubAddress, HubBundles, HubError
 from worker.models.hub_pins import HubPins
 from worker.settings import Hub
@@ -261,15 +260,6 @@ def test_an_address_names_owner_and_name(address: str) -> None:
     """Other forms are refused by their text."""
     with pytest.raises(HubError, match="is no address on a hub: hf://owner/name@revision"):
         HubAddress.parse(address)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run `unlatent` in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["unlatent", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
 
 
 def test_errors_are_for_people(
