@@ -144,4 +144,4 @@ def _thumbnail_auc(
     folder = training_run.run_dir / "forms" / "thumbnail"
     rows = FormCache(folder, thumbnail_reader, recipe.augmentation)
     probe = HeadBranch("thumbnail", rows, replace(recipe.head, augmented=0))
-    return unseen_auc(probe, training_run.entries, folds, "web")
+    return unseen_auc(probe, training_run.entries, folds, ["web"])["web"]

@@ -90,13 +90,13 @@ def cross_fit(
 
 
 def unseen_auc(
-    branch: HeadBranch, entries: Sequence[Entry], folds: Sequence[Fold], form: str
-) -> list[dict[str, float]]:
-    """State the AUC against photographs of each fold's head on what it left out, in one form."""
-    return [
-        _interval(auc(one.logits, one.generated, groups=one.groups))
-        for one in unseen_logits(branch, entries, folds, form)
-    ]
+    branch: HeadBranch, entries: Sequence[Entry], folds: Sequence[Fold], forms: Sequence[str]
+) -> dict[str, list[dict[str, float]]]:
+    """State by form the AUC against photographs of each fold's head on what it left out."""
+    return {
+        form: [_interval(auc(one.logits, one.generated, groups=one.groups)) for one in found]
+        for form, found in unseen_logits(branch, entries, folds, forms).items()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,20 +109,19 @@ class UnseenLogits:
 
 
 def unseen_logits(
-    branch: HeadBranch, entries: Sequence[Entry], folds: Sequence[Fold], form: str
-) -> list[UnseenLogits]:
-    """Fit each fold's head and score what the fold leaves out, in one form."""
-    found = []
+    branch: HeadBranch, entries: Sequence[Entry], folds: Sequence[Fold], forms: Sequence[str]
+) -> dict[str, list[UnseenLogits]]:
+    """Fit each fold's head, and score by form what the fold leaves out."""
+    found: dict[str, list[UnseenLogits]] = {form: [] for form in forms}
     for fold in folds:
         training, tested = fold.divide(entries)
         tested = [entry for entry in tested if entry.generated or entry.photograph]
-        found.append(
-            UnseenLogits(
-                logits=branch.logits(branch.head(training), tested, form),
-                generated=np.array([entry.generated for entry in tested]),
-                groups=np.array([entry.group for entry in tested]),
-            )
-        )
+        generated = np.array([entry.generated for entry in tested])
+        groups = np.array([entry.group for entry in tested])
+        head = branch.head(training)
+        for form, scored in found.items():
+            logits = branch.logits(head, tested, form)
+            scored.append(UnseenLogits(logits=logits, generated=generated, groups=groups))
     return found
 
 

@@ -79,7 +79,7 @@ class Arm:
 
 
 ARMS = (
-    Arm(title="the recipe without its draws", readers=("features",)),
+    Arm(title="the recipe", readers=("features",)),
     Arm(title="and LaRE's map, one noise", readers=("features", "map-1")),
     Arm(title="and LaRE's map, the whole bank", readers=("features", "map-all")),
     Arm(title="and a map of detail", readers=("features", "detail")),
@@ -204,8 +204,9 @@ def measure(
     doubted: dict[str, Any] = {}
     for arm in ARMS:
         forms: dict[str, Any] = {}
+        scored = _score(arm, caches, entries, folds)
         for form in FORMS:
-            views = _score(arm, caches, entries, folds, form)
+            views = [one[form] for one in scored]
             found = [_join(parts, arm) for parts in zip(*views, strict=True)]
             alone.setdefault(form, found)
             forms[form] = {
@@ -285,8 +286,8 @@ def write_page(record: Mapping[str, Any], *, command: str) -> str:
         f"{record['generated']} generated images in {record['folds']} folds, which each leave out",
         "whole families of generators and whole sources of pictures. AUC against photographs, the",
         "mean of the folds; gains are over the first row, by a paired bootstrap of prompts and",
-        "scenes; intervals are 95 %. Heads learn from two forms of each picture, without the",
-        "recipe's draws of the augmentation. The small generator that makes LaRE's maps was",
+        "scenes; intervals are 95 %. Heads learn from every picture as the recipe's do, from its",
+        "draws of the augmentation too. The small generator that makes LaRE's maps was",
         "trained on images of every fold, which flatters its rows. Costs are processor time on one",
         f"thread for a picture of {SIDE} x {SIDE} pixels. Web: at most 768 pixels, JPEG 60; hard:",
         "at most 512 pixels, JPEG 40.",
@@ -313,18 +314,13 @@ def write_page(record: Mapping[str, Any], *, command: str) -> str:
 
 
 def _score(
-    arm: Arm,
-    caches: Mapping[str, FormCache],
-    entries: Sequence[Entry],
-    folds: Sequence[Fold],
-    form: str,
-) -> list[list[UnseenLogits]]:
-    """Return what each head of an arm says of every fold: one head, or one a view."""
+    arm: Arm, caches: Mapping[str, FormCache], entries: Sequence[Entry], folds: Sequence[Fold]
+) -> list[dict[str, list[UnseenLogits]]]:
+    """Return by form what each head of an arm says of every fold: one head, or one a view."""
     chosen = [caches[name] for name in arm.readers]
     groups = [chosen] if arm.combine is None else [[one] for one in chosen]
-    recipe = HeadRecipe(augmented=0)
     return [
-        unseen_logits(HeadBranch(arm.title, JoinedRows(group), recipe), entries, folds, form)
+        unseen_logits(HeadBranch(arm.title, JoinedRows(group), HeadRecipe()), entries, folds, FORMS)
         for group in groups
     ]
 

@@ -63,8 +63,7 @@ class Peer:
 def measure(peer: Peer, entries: Sequence[Entry], folds: Sequence[Fold]) -> dict[str, Any]:
     """State the AUC of each fold and their mean, by form."""
     forms: dict[str, Any] = {}
-    for form in FORMS:
-        areas = unseen_auc(peer.branch, entries, folds, form)
+    for form, areas in unseen_auc(peer.branch, entries, folds, FORMS).items():
         named = {fold.name: area for fold, area in zip(folds, areas, strict=True)}
         forms[form] = {"mean": mean_area(areas), "folds": named}
     return {
