@@ -35,6 +35,8 @@ PREPARE_THRESHOLD = 5
 #: A connection that was used within so many seconds is tried before it is used again only if the
 #: server has said something.
 _TRUSTED_S = 1.0
+#: Probes without an answer after which the kernel gives a connection up.
+_UNANSWERED_PROBES = 2
 #: What a database's URL looks like.
 LIKE = "postgresql+psycopg://user:password@host:5432/database"
 #: What a statement of this release meets in a database that was migrated for an earlier one.
@@ -68,7 +70,8 @@ def build_engine(postgres: Postgres, *, application_name: str = "unlatent") -> E
 
     Time-outs are the server's: a statement or a lock that takes longer fails, and the ledger
     reports `LedgerUnavailable`. Behind a pooler they bind transactions, not connections: in
-    transaction mode it gives every transaction another connection to the server.
+    transaction mode it gives every transaction another connection to the server. A network that
+    delivers nothing more ends a connection after about the time that a statement may take.
     """
     return connect(
         postgres.url.get_secret_value(),
@@ -114,7 +117,11 @@ def connect(
             max_overflow=2,
             pool_timeout=10,
             pool_recycle=1800,
-            connect_args={"connect_timeout": 5, "application_name": application_name},
+            connect_args={
+                "connect_timeout": 5,
+                "application_name": application_name,
+                **_network_limits(statement_timeout_s),
+            },
         )
     except exc.ArgumentError as error:
         raise SettingsError(f"the database's URL is none: {error}; it is like {LIKE}") from error
@@ -124,6 +131,26 @@ def connect(
     event.listen(engine, "checkout", _try_doubtful)
     event.listen(engine, "handle_error", _explained)
     return engine
+
+
+def _network_limits(statement_timeout_s: float) -> dict[str, int]:
+    """Return libpq's options that end a connection whose other end is silent for that long.
+
+    The server cannot end a statement for a client that its answer never reaches: without these, a
+    thread waits for as long as the kernel tries, which is hours.
+    """
+    # Less than a second looks dead on any slow network; the kernel's probes take 32,767 s at most.
+    longest_s = min(max(statement_timeout_s, 1.0), 3600.0)
+    every_s = max(1, round(longest_s / (_UNANSWERED_PROBES + 1)))
+    return {
+        # While an answer is awaited: probes, the first one after as long as lies between two.
+        "keepalives": 1,
+        "keepalives_idle": every_s,
+        "keepalives_interval": every_s,
+        "keepalives_count": _UNANSWERED_PROBES,
+        # While what was sent is not acknowledged, when no probes are sent.
+        "tcp_user_timeout": round(longest_s * 1000),
+    }
 
 
 def _set_up(

@@ -51,7 +51,8 @@ class Coalescer(Generic[Item, Answer]):
         """Return the answer for one item; raises what `ask_all` raises.
 
         What fails for several items may be one's fault, so each is then asked for alone; but not
-        while the ledger is away, which is nobody's.
+        while the ledger is away, which is nobody's. What ends the thread that asks for all, as its
+        process's shutdown does, ends no other one.
         """
         with self._lock:
             group = self._open
@@ -62,13 +63,12 @@ class Coalescer(Generic[Item, Answer]):
             group.items.append(item)
         if leads:
             self._lead(group)
-        try:
+        error = group.answers.exception()
+        if error is None:
             return group.answers.result()[place]
-        except LedgerUnavailable:
-            raise
-        except Exception:
-            if len(group.items) == 1:
-                raise
+        passing_on = isinstance(error, LedgerUnavailable)
+        if passing_on or len(group.items) == 1 or (leads and not isinstance(error, Exception)):
+            raise error
         return self._ask_all([item])[0]
 
     def _lead(self, group: _Group[Item, Answer]) -> None:

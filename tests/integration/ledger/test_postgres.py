@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from socket import (
+    AF_INET,
+    IPPROTO_TCP,
+    SO_KEEPALIVE,
+    SOL_SOCKET,
+    TCP_KEEPCNT,
+    TCP_KEEPIDLE,
+    TCP_KEEPINTVL,
+    TCP_USER_TIMEOUT,
+    socket,
+)
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -241,6 +253,25 @@ class TestPostgresLedger(LedgerContract):
             ("pending", "scored", None, "unlatent_app"),
             ("scored", "withdrawn", "removed", "unlatent_app"),
         ]
+
+    def test_a_silent_network_ends_a_connection(
+        self, settings: Settings, request: pytest.FixtureRequest
+    ) -> None:
+        """The kernel gives a connection up within the time of a statement, waiting or sending."""
+        limits = settings.postgres.model_copy(update={"statement_timeout_s": 12.0})
+        engine = build_engine(limits)
+        request.addfinalizer(engine.dispose)
+        with engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            with socket(fileno=os.dup(driver.fileno())) as wire:
+                assert wire.family == AF_INET
+                assert wire.getsockopt(SOL_SOCKET, SO_KEEPALIVE) == 1
+                first_s = wire.getsockopt(IPPROTO_TCP, TCP_KEEPIDLE)
+                between_s = wire.getsockopt(IPPROTO_TCP, TCP_KEEPINTVL)
+                probes = wire.getsockopt(IPPROTO_TCP, TCP_KEEPCNT)
+                assert first_s + between_s * probes == 12
+                assert wire.getsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT) == 12_000
 
     def test_an_absent_database_is_a_transient_error(
         self, ledger: Ledger, stack: LocalStack, pooler: PgBouncer | None

@@ -116,3 +116,27 @@ def test_what_fails_for_several_is_asked_for_alone(monkeypatch: pytest.MonkeyPat
         answers = [pool.submit(coalescer.ask, item) for item in (4, 5)]
         assert all(isinstance(answer.exception(10), LedgerUnavailable) for answer in answers)
     assert len(asked[-1]) == 2
+
+
+def test_what_ends_the_thread_that_asks_ends_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is told to exit while it asks for all exits; the others ask for themselves."""
+
+    def ask_all(items: Sequence[int]) -> list[int]:
+        if len(items) > 1:
+            raise SystemExit
+        return list(items)
+
+    coalescer: Coalescer[int, int] = Coalescer(ask_all, every_s=60.0)
+
+    def wait_for_all(seconds: float) -> None:
+        if seconds:
+            group = coalescer._open
+            eventually(lambda: group is not None and len(group.items) == 3, what="all")
+
+    monkeypatch.setattr("worker.ledger.coalescing.time.sleep", wait_for_all)
+    coalescer.ask(0)
+    with ThreadPoolExecutor(3) as pool:
+        asked = {item: pool.submit(coalescer.ask, item) for item in (1, 2, 3)}
+        ended = [item for item, one in asked.items() if isinstance(one.exception(10), SystemExit)]
+        assert len(ended) == 1
+        assert all(one.result(10) == item for item, one in asked.items() if item not in ended)
