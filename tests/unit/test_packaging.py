@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -10,15 +11,23 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.utils import canonicalize_name
 from PIL import Image
 
-from tests.support.extras import only
+from tests.support.extras import EXTRAS, declared, only
 
 REPOSITORY = Path(__file__).parents[2]
+#: What a package that is declared shows in its own interface, and so brings in every release.
+SHOWN = {
+    "boto3": {"botocore", "urllib3"},
+    "fastapi": {"starlette"},
+    "pydantic-settings": {"annotated-types", "pydantic"},
+}
 
 
 def test_the_wheel_carries_what_the_code_reads_at_run_time(tmp_path: Path) -> None:
@@ -38,6 +47,33 @@ def test_the_wheel_carries_what_the_code_reads_at_run_time(tmp_path: Path) -> No
     needed += (path for path in (REPOSITORY / "detection" / "bundles").rglob("*") if path.is_file())
     missing = {path.relative_to(REPOSITORY).as_posix() for path in needed} - carried
     assert {name for name in missing if "__pycache__" not in name} == set()
+
+
+def _imports(file: Path) -> set[str]:
+    """Return the top-level modules that a file imports, in functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    """None is there only because another one happens to bring it."""
+    rooms = ("detection", "training", "worker", "migrations")
+    files = [file for room in rooms for file in (REPOSITORY / room).rglob("*.py")]
+    distributions = metadata.packages_distributions()
+    imported = set().union(*map(_imports, files)) - sys.stdlib_module_names - {*rooms}
+    named = set().union(*map(declared, EXTRAS)).union(*SHOWN.values())
+    undeclared = {
+        module
+        for module in imported
+        if named.isdisjoint(map(canonicalize_name, distributions.get(module, ())))
+    }
+    assert {"torch", "sqlalchemy"} < imported
+    assert undeclared == set()
 
 
 def test_an_embedded_bundle_stays_small() -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from worker.models.hub_pins import HubPins
     from worker.settings import Hub
 
+    _Sizes = dict[str, int | None]
+
 #: The page of a repository, and the file in which the hub keeps which files are large.
 PAGE = "README.md"
 _OF_THE_HUB = frozenset({PAGE, ".gitattributes"})
@@ -171,7 +173,7 @@ class HubBundles:
         names = self._listed(at, sizes, folder)
         _check_names(at, names, sizes)
         for name in names:
-            self._fetch(at, name, folder)
+            self._fetch(at, name, sizes, folder)
         # The hub's library leaves its notes beside what it downloads.
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         try:
@@ -180,17 +182,17 @@ class HubBundles:
             reason = str(error).replace(f"{folder}/", "")
             raise BundleError(f"the bundle at {at} cannot be used: {reason}") from error
 
-    def _listed(self, at: HubAddress, sizes: dict[str, int], folder: Path) -> list[str]:
+    def _listed(self, at: HubAddress, sizes: _Sizes, folder: Path) -> list[str]:
         """Download `bundle.json` and return the files that it lists."""
         if BUNDLE_FILE not in sizes:
             raise BundleError(f"{at} is not a bundle: it has no {BUNDLE_FILE}")
-        if sizes[BUNDLE_FILE] > _MAX_MANIFEST_BYTES:
+        if (sizes[BUNDLE_FILE] or 0) > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{at}/{BUNDLE_FILE} is too large: {sizes[BUNDLE_FILE]} bytes")
-        return listed_files(self._fetch(at, BUNDLE_FILE, folder).read_bytes(), str(at))
+        return listed_files(self._fetch(at, BUNDLE_FILE, sizes, folder).read_bytes(), str(at))
 
-    def _fetch(self, at: HubAddress, name: str, folder: Path) -> Path:
+    def _fetch(self, at: HubAddress, name: str, sizes: _Sizes, folder: Path) -> Path:
         with self._errors(at):
-            return Path(
+            file = Path(
                 self._api.hf_hub_download(
                     at.repository,
                     name,
@@ -199,6 +201,13 @@ class HubBundles:
                     etag_timeout=self._settings.timeout_s,
                 )
             )
+        stated, found = sizes[name], file.stat().st_size
+        if stated is not None and found != stated:
+            raise HubError(
+                f"the hub states {stated} bytes of {name} at {at}, and {found} bytes came:"
+                " pull again"
+            )
+        return file
 
     def _replaced(self, at: HubAddress, info: ModelInfo, names: Collection[str]) -> set[str]:
         """Return the files of an earlier bundle that another one lacks."""
@@ -233,12 +242,12 @@ class HubPull:
     pinned: bool
 
 
-def _sizes(info: ModelInfo) -> dict[str, int]:
+def _sizes(info: ModelInfo) -> _Sizes:
     """Return the files of a repository and their bytes, where the hub states them."""
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return {file.rfilename: file.size for file in info.siblings or ()}
 
 
-def _check_names(at: HubAddress, names: Collection[str], sizes: dict[str, int]) -> None:
+def _check_names(at: HubAddress, names: Collection[str], sizes: _Sizes) -> None:
     """Refuse files that are missing, foreign, too large or of a format that can run code."""
     present = sizes.keys() - _OF_THE_HUB - {BUNDLE_FILE}
     for name in sorted(present.union(names)):
@@ -250,7 +259,7 @@ def _check_names(at: HubAddress, names: Collection[str], sizes: dict[str, int]) 
             raise BundleError(f"{at} holds {name}, which {BUNDLE_FILE} does not list")
         if name not in sizes:
             raise BundleError(f"{at} lacks {name}, which {BUNDLE_FILE} lists")
-        if sizes[name] > _MAX_FILE_BYTES:
+        if (sizes[name] or 0) > _MAX_FILE_BYTES:
             raise BundleError(f"{at} holds {name} of {sizes[name]} bytes: more than a bundle has")
 
 

@@ -40,6 +40,8 @@ class FakeHub:
     private: set[str] = field(default_factory=set)
     #: Files whose transfer ends after its first half.
     broken: set[str] = field(default_factory=set)
+    #: Bytes that are stated of a file in the place of its own.
+    misstated: dict[str, int] = field(default_factory=dict)
     url: str = ""
 
     @property
@@ -143,7 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._found(repository, revision)
         files = self.hub.commits[repository][commit].items()
         siblings = [
-            {"rfilename": name, "size": len(content), "blobId": git_blob_id(content)}
+            {
+                "rfilename": name,
+                "size": self.hub.misstated.get(name, len(content)),
+                "blobId": git_blob_id(content),
+            }
             for name, content in files
         ]
         self._json({"id": repository, "sha": commit, "siblings": siblings, "tags": []})

@@ -244,6 +244,22 @@ def test_half_a_download_leaves_nothing(
     assert list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", [BUNDLE_FILE, "egre.safetensors"])
+def test_a_file_of_another_size_than_stated_leaves_nothing(
+    hub: FakeHub, bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    """The hub's statement bounds what a pull takes, so a file of more or fewer bytes ends it."""
+    files = contents(bundle.folder)
+    commit = hub.commit(NAME, files)
+    for stated in (len(files[name]) - 1, len(files[name]) + 1):
+        hub.misstated[name] = stated
+        with pytest.raises(
+            HubError, match=f"states {stated} bytes .* {len(files[name])} bytes came"
+        ):
+            pull(hub, f"hf://{NAME}@{commit}", tmp_path / "new" / "out")
+        assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_a_folder_is_never_overwritten(hub: FakeHub, bundle: Bundle, tmp_path: Path) -> None:
     """A pull into a folder that exists changes nothing in it."""
     commit = hub.commit(NAME, contents(bundle.folder))
