@@ -113,10 +113,10 @@ def _place_generator(folder: Path, training_run: BundleTrainingRun) -> Generator
     return GeneratorReference(folder="generator")
 
 
-def _clear(folder: Path, needed: Path) -> None:
-    """Remove the bundle in a folder, whole or half written, to make room for another one.
+def require_replaceable(folder: Path, needed: Path) -> None:
+    """Raise `SettingsError` where a folder holds anything but a bundle, or `needed`.
 
-    Raises `SettingsError`, and removes nothing, where the folder holds anything else, or `needed`.
+    A bundle may be half written. Whoever computes for hours asks before, too.
     """
     if needed.resolve().is_relative_to(folder.resolve()):
         raise SettingsError(f"{needed} lies where the bundle is written: name another --out")
@@ -125,6 +125,11 @@ def _clear(folder: Path, needed: Path) -> None:
             raise SettingsError(
                 f"{folder} holds {entry.name}, which is of no bundle: name another --out"
             )
+
+
+def _clear(folder: Path, needed: Path) -> None:
+    """Remove the bundle in a folder to make room for another one, as `require_replaceable` says."""
+    require_replaceable(folder, needed)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from training.bundles.challenger import require_calibration
+from training.bundles.writer import require_replaceable
 from training.data.alignment import AlignmentConfig, batch_for
 from training.data.bundle_aligner import pair_aligners
 from training.data.manifest import load_manifest
@@ -216,8 +217,10 @@ def run_on_folder(
 
     `on_progress` receives the part of the work, how much is done and how much there is. What is
     missing, broken or too small is left out: the page counts it, the log names it. Raises
+    `SettingsError` before any image is read where `out/challenger` is no bundle or the champion,
     `DatasetRefused` when files betray a side, and `CalibrationError` with too few images.
     """
+    require_replaceable(out / "challenger", champion.folder)
     plan = RunPlan(
         recipe=recipe,
         device=device,

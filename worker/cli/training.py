@@ -93,8 +93,7 @@ def bundle(
     decoders = taef2 is not None or stay_positive or not folds
     _refuse_ignored(recipe, backbone_weights, presets=bool(generator or aligners), traces=decoders)
     _refuse_without_presets(variant, pins, aligners, generator, conditioning)
-    base = Path("out/smoke" if smoke else "out")
-    out, run = out or base / "bundle", run or base / "run"
+    out, run = _bundle_folders(out, run, Path("out/smoke" if smoke else "out"))
     entries = [] if data is None else _usable_entries(data)
     place = _place(pins, generators, variant)
     with process_group(device) as leads:
@@ -148,6 +147,15 @@ def _refuse_without_presets(
         raise typer.BadParameter("--conditioning is of a --generator, and none is named")
     if (variant is not None or pins != DEFAULT_PINS) and not (generator or aligners):
         raise typer.BadParameter("--variant and --pins are of presets, and no option names one")
+
+
+def _bundle_folders(out: Path | None, run: Path | None, base: Path) -> tuple[Path, Path]:
+    """Return where the bundle and its run go; raises `SettingsError` for an `out` that stays."""
+    from training.bundles.writer import require_replaceable
+
+    out, run = out or base / "bundle", run or base / "run"
+    require_replaceable(out, run)
+    return out, run
 
 
 def _configure_logs() -> None:

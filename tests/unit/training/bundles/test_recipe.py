@@ -228,6 +228,23 @@ def test_what_cannot_be_used_is_named_before_the_hours_go_by(tmp_path: Path) -> 
     assert not run.exists()
 
 
+def test_a_folder_that_no_bundle_may_replace_is_refused_before_images_are_read(
+    tmp_path: Path,
+) -> None:
+    """Other files, and the run inside of the bundle's folder, end the command at once."""
+    out = tmp_path / "out"
+    asked = ["bundle", "--data", str(tmp_path / "no-images"), "--out", str(out), "--run"]
+    done = CliRunner().invoke(commands, [*asked, str(out / "run")])
+    assert isinstance(done.exception, SettingsError)
+    assert str(done.exception).endswith("lies where the bundle is written: name another --out")
+    out.mkdir()
+    (out / "photo.jpg").touch()
+    done = CliRunner().invoke(commands, [*asked, str(tmp_path / "run")])
+    assert isinstance(done.exception, SettingsError)
+    assert str(done.exception).endswith("photo.jpg, which is of no bundle: name another --out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "photo.jpg"]
+
+
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_bundle_comes_out_and_a_second_run_trains_nothing(

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from detection.bundle import BundleError, load_bundle
+from detection.errors import SettingsError
 from detection.generators.presets import PRESETS, PresetError, find_preset
 from tests.support.bundles.preset_bundle import REVISION, build_preset_bundle
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
@@ -84,6 +85,25 @@ def test_a_run_goes_on_with_its_own_checkpoints_only(tmp_path: Path) -> None:
         checkpoints(steps=5),
     ]
     assert len({same, *others}) == 7
+
+
+def test_a_folder_that_no_challenger_may_replace_is_refused_before_images_are_read(
+    tmp_path: Path,
+) -> None:
+    """The run ends with the folder's name, though the images that it was given are missing."""
+    champion = build_tiny_bundle(tmp_path / "champion", branches=("aligned",))
+    kept = tmp_path / "out" / "challenger" / "photo.jpg"
+    kept.mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"challenger holds photo\.jpg, which is of no bundle"):
+        run_on_folder(
+            tmp_path / "no-images",
+            champion,
+            tmp_path / "out",
+            tiny_recipe(),
+            FolderRunOptions(data_licence="none"),
+            on_progress=lambda _part, _done, _total: None,
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["challenger"]
 
 
 @pytest.mark.full
