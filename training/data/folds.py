@@ -13,6 +13,7 @@ fold leaves out.
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -88,6 +89,12 @@ def load_folds(folder: Path, entries: Sequence[Entry]) -> list[Fold]:
                 " but the manifest has none of its families or none of its sources"
             )
     return folds
+
+
+def folds_digest(folder: Path) -> str:
+    """Digest of `folder/folds.tsv`; "None" where folds are made of the entries."""
+    file = folder / FOLDS_FILE
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "None"
 
 
 def make_folds(entries: Iterable[Entry]) -> list[Fold]:

@@ -108,7 +108,7 @@ def bundle(
         if data is None:
             data = run / "images"
             entries = draw_images(data)
-        training_run = _training_run(resolved, entries, run, parts, taef2, backbone_weights)
+        training_run = _training_run(resolved, data, entries, run, parts, taef2, backbone_weights)
         training_run.device = device
         released = _build(training_run, out, data, licence=licence, folds=folds)
     typer.echo(f"{released.folder}: model version {released.model_version}")
@@ -225,6 +225,7 @@ def _resolved(
 
 def _training_run(
     recipe: BundleRecipe,
+    data: Path,
     entries: Sequence[Entry],
     run: Path,
     parts: tuple[PresetGenerator | None, list[AutoencoderReconstruction]],
@@ -232,13 +233,15 @@ def _training_run(
     backbone_weights: Path | None,
 ) -> BundleTrainingRun:
     from training.bundles.recipe import BundleTrainingRun, write_recipe
+    from training.data.folds import folds_digest
     from training.data.manifest import listing_digest
     from training.data.taef2 import taef2_aligner
 
     run.mkdir(parents=True, exist_ok=True)
     folders = {"autoencoders": taef2, "weights of the backbone": backbone_weights}
     inputs = {name: str(folder and folder.resolve()) for name, folder in folders.items()}
-    inputs["images"] = listing_digest(entries)
+    # With --no-folds too: a later run with folds goes on in the same folder.
+    inputs |= {"images": listing_digest(entries), "folds": folds_digest(data)}
     write_recipe(recipe, run / "recipe.json", inputs)
     chosen, aligners = parts
     made = [*aligners, *([] if taef2 is None else [taef2_aligner(taef2)])]

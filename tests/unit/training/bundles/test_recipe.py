@@ -216,6 +216,36 @@ def test_a_run_on_other_images_is_not_continued(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["inputs"] == read
 
 
+def test_a_run_with_other_folds_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fold's finished stages stand under its name, whatever it leaves out now."""
+    folder = write_folder(tmp_path / "data", each=2)
+    folds = folder / "folds.tsv"
+
+    def build(*options: str) -> BaseException | None:
+        common = ["bundle", "--data", str(folder), "--run", str(tmp_path / "run")]
+        asked = [*common, "--recipe", "lare-aligned", *options]
+        return CliRunner().invoke(commands, asked).exception
+
+    heard: list[int] = []
+
+    def note(*_: object, folds: list[object], **__: object) -> Bundle:
+        heard.append(len(folds))
+        return load_bundle("small")
+
+    monkeypatch.setattr("training.bundles.build.build_bundle", note)
+    folds.write_text("fold\tfamilies\tsources\none\tbeta\tlake\n")
+    assert build() is None
+    assert build("--no-folds") is None
+    assert heard == [1, 0]
+    folds.write_text("fold\tfamilies\tsources\none\tbeta\tstreet\n")
+    assert "a run on other folds: name another folder with --run" in str(build())
+    folds.unlink()
+    assert "a run on other folds" in str(build())
+    assert heard == [1, 0]
+
+
 def test_what_cannot_be_used_is_named_before_the_hours_go_by(tmp_path: Path) -> None:
     """One file that is no picture ends the command at once, with its name and nothing written."""
     folder = write_folder(tmp_path / "data", each=2)
