@@ -1,7 +1,7 @@
 """The page of a bundle on a hub: its card below the front matter that the hub reads.
 
 The front matter follows https://huggingface.co/docs/hub/model-cards; `model-index` holds what the
-bundle's manifest states, rates and AUCs with their 95 % intervals in their names.
+bundle's manifest states, with the 95 % intervals that it has in the names of the figures.
 """
 
 from __future__ import annotations
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 CARD = "card.md"
 _TASK = "image-classification"
 _TAGS = ["ai-generated-image-detection", "image-forensics", "latent-diffusion", "safetensors"]
+
+#: Figures of one form of the images: their names in the manifest and on the hub, and in words.
+_FIGURES = (
+    ("auc", "roc_auc", "AUC"),
+    ("recall_at_1_percent", "recall_at_1_percent", "Recall at 1 % false positives"),
+    ("recall_at_5_percent", "recall_at_5_percent", "Recall at 5 % false positives"),
+)
+#: The same of shares of images that are labelled generated.
+_SHARES = (
+    ("generated_accused", "recall", "Recall of the label generated"),
+    ("photographs_accused", "false_positive_rate", "False-positive rate of the label generated"),
+)
 
 
 def hub_page(bundle: Bundle, repository: str) -> str:
@@ -70,17 +82,42 @@ def _results(manifest: BundleManifest) -> Iterator[EvalResult]:
         yield _result(*at, "false_positive_rate", "False-positive rate", rate)
         yield _result(*at, "recall", "Recall", {"value": point.recall})
     for form, part in manifest.metrics.get("calibration", {}).items():
-        yield from _auc("calibration", form, "Generator families that it trained on", part)
+        yield from _figures("calibration", form, "Generator families that it trained on", part)
     for fold in manifest.metrics.get("unseen", ()):
         left_out = ", ".join(fold.get("families", ()))
         for form, part in (fold.get("forms") or fold.get("tiers") or {}).items():
-            yield from _auc(f"without {left_out}", form, f"Trained without {left_out}", part)
+            yield from _figures(f"without {left_out}", form, f"Trained without {left_out}", part)
+    for form, part in manifest.metrics.get("pooled", {}).get("forms", {}).items():
+        yield from _figures("all folds", form, "All folds together, as unseen", part)
+    yield from _challenger(manifest.metrics.get("challenger", {}).get("calibration", {}))
 
 
-def _auc(config: str, split: str, name: str, part: Any) -> Iterator[EvalResult]:
-    figure = part.get("auc") if isinstance(part, dict) else None
-    if isinstance(figure, dict) and figure.keys() >= {"value", "low", "high"}:
-        yield _result(config, split, f"{name}, form {split}", "roc_auc", "AUC", figure)
+def _figures(config: str, split: str, name: str, part: Any) -> Iterator[EvalResult]:
+    if not isinstance(part, dict):
+        return
+    at = (config, split, f"{name}, form {split}")
+    for key, metric, words in _FIGURES:
+        figure = part.get(key)
+        if isinstance(figure, dict) and figure.keys() >= {"value", "low", "high"}:
+            yield _result(*at, metric, words, figure)
+    for key, metric, words in _SHARES:
+        share = part.get(key)
+        if isinstance(share, dict) and share.get("total"):
+            yield _result(*at, metric, words, share | {"value": share["hits"] / share["total"]})
+
+
+def _challenger(part: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """State what a challenger's manifest holds of its calibration, which is no AUC."""
+    if "expected_calibration_error" in part:
+        yield _result(
+            "challenger",
+            "clean",
+            f"{part['photographs']} photographs and {part['generated']} generated images that it"
+            " was calibrated on",
+            "expected_calibration_error",
+            "Expected calibration error",
+            {"value": part["expected_calibration_error"]},
+        )
 
 
 def _result(

@@ -10,12 +10,20 @@ import pytest
 from huggingface_hub import ModelCard, close_session
 from huggingface_hub import constants as hub_constants
 
-from detection.bundle import BUNDLE_FILE, Bundle, BundleError, embedded_folder, load_bundle
+from detection.bundle import (
+    BUNDLE_FILE,
+    Bundle,
+    BundleError,
+    embedded_folder,
+    load_bundle,
+    write_manifest,
+)
 from tests.support.bundles.hollow_bundle import build_hollow_bundle
 from tests.support.bundles.hub import TOKEN, FakeHub, serve
 from tests.support.bundles.tiny_bundle import build_tiny_bundle
 from tests.support.processes.command_line import run
 from worker.models.hub import HubAddress, HubBundles, HubError
+from worker.models.hub_card import hub_page
 from worker.models.hub_pins import HubPins
 from worker.settings import Hub
 
@@ -104,7 +112,29 @@ def test_a_pushed_page_states_the_figures(hub: FakeHub) -> None:
     aucs = {split for config, split, metric in found if metric == "roc_auc" and "movq" in config}
     assert aucs == manifest["metrics"]["unseen"][0]["forms"].keys()
     assert found["without movq", "web", "roc_auc"].metric_value == pytest.approx(0.877, abs=5e-4)
+    recall = found["without movq", "web", "recall_at_1_percent"]
+    assert recall.metric_name == "Recall at 1 % false positives (95 % interval 0.12 to 0.4)"
+    assert recall.metric_value == pytest.approx(0.2267)
+    pooled = found["all folds", "web", "recall"]
+    assert pooled.metric_name == ("Recall of the label generated (95 % interval 0.0663 to 0.0999)")
+    assert pooled.metric_value == pytest.approx(89 / 1086, abs=1e-6)
     assert (small.folder / "card.md").read_text() in text
+
+
+def test_a_page_of_a_challenger_states_its_calibration(tmp_path: Path) -> None:
+    """A challenger's manifest holds no AUC, so its page holds the calibration error alone."""
+    hollow = build_hollow_bundle(tmp_path / "challenger", "challenger")
+    figures = {"photographs": 40, "generated": 20, "expected_calibration_error": 0.125}
+    metrics = {"challenger": {"calibration": figures, "champion": "0" * 64}}
+    made = write_manifest(hollow.folder, hollow.manifest.model_copy(update={"metrics": metrics}))
+    results = ModelCard(hub_page(made, NAME)).data.eval_results
+    (stated,) = (one for one in results if one.dataset_config == "challenger")
+    assert stated.metric_type == "expected_calibration_error"
+    assert stated.metric_value == 0.125
+    assert stated.dataset_name.startswith("40 photographs and 20 generated images")
+    assert {one.metric_type for one in results} == {
+        "expected_calibration_error", "false_positive_rate", "recall",
+    }  # fmt: skip
 
 
 def test_a_later_push_replaces_the_bundle(hub: FakeHub, bundle: Bundle, tmp_path: Path) -> None:
