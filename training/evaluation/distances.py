@@ -2,18 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     Vectors = NDArray[np.float64]
 
 PROJECTIONS = 128
 PERMUTATIONS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distances:
+    """Distances between the sides in a named feature space.
+
+    `pair_share` is the mean distance within pairs over that between images of different pairs.
+    """
+
+    space: str
+    mmd_squared: float
+    mmd_p: float
+    wasserstein: float
+    frechet: float
+    pair_share: float | None
+
+
+def measure_distances(
+    vectors: NDArray[np.float64],
+    labels: NDArray[np.bool_],
+    groups: Sequence[str],
+    space: str,
+) -> Distances:
+    """Measure vectors (N, D) of two sides (N,) in the feature space called `space`."""
+    real, generated = vectors[~labels], vectors[labels]
+    squared, p_value = maximum_mean_discrepancy(real, generated)
+    return Distances(
+        space=space,
+        mmd_squared=squared,
+        mmd_p=p_value,
+        wasserstein=sliced_wasserstein(real, generated),
+        frechet=frechet(real, generated),
+        pair_share=_pair_share(vectors, labels, groups),
+    )
+
+
+def _pair_share(
+    vectors: NDArray[np.float64], labels: NDArray[np.bool_], groups: Sequence[str]
+) -> float | None:
+    sides: dict[str, dict[bool, int]] = {}
+    for index, (group, generated) in enumerate(zip(groups, labels.tolist(), strict=True)):
+        sides.setdefault(group, {})[generated] = index
+    pairs = np.array([(pair[False], pair[True]) for pair in sides.values() if len(pair) == 2])
+    if len(pairs) < 2:
+        return None
+    real, generated = vectors[pairs[:, 0]], vectors[pairs[:, 1]]
+    within = np.linalg.norm(real - generated, axis=1).mean()
+    between = np.linalg.norm(real - np.roll(generated, 1, axis=0), axis=1).mean()
+    return float(within / between) if between else None
 
 
 def maximum_mean_discrepancy(
@@ -25,14 +77,20 @@ def maximum_mean_discrepancy(
     the median distance of the joined sets.
     """
     joined = np.concatenate([first, second])
-    squared = cdist(joined, joined, "sqeuclidean")
-    kernel = np.exp(-squared / (np.median(squared[squared > 0]) if squared.any() else 1.0))
+    kernel = median_kernel(joined)
     found = _unbiased(kernel, np.arange(len(joined)), len(first))
     rng = np.random.default_rng(seed)
     drawn = [
         _unbiased(kernel, rng.permutation(len(joined)), len(first)) for _ in range(PERMUTATIONS)
     ]
     return found, (1 + sum(value >= found for value in drawn)) / (1 + PERMUTATIONS)
+
+
+def median_kernel(vectors: Vectors) -> Vectors:
+    """Gaussian kernel (N, N) whose width is the median distance of the vectors (N, D)."""
+    squared = cdist(vectors, vectors, "sqeuclidean")
+    kernel: Vectors = np.exp(-squared / (np.median(squared[squared > 0]) if squared.any() else 1.0))
+    return kernel
 
 
 def _unbiased(kernel: Vectors, order: NDArray[np.int_], count: int) -> float:
@@ -55,18 +113,25 @@ def sliced_wasserstein(first: Vectors, second: Vectors, *, seed: int = 0) -> flo
 
 
 def frechet(first: Vectors, second: Vectors) -> float:
-    """Fréchet distance of Gaussians fitted to the sets (Dowson and Landau, 1982).
-
-    |m1 - m2|² + tr(C1 + C2 - 2 (C1^½ C2 C1^½)^½)
-    """
-    shift = first.mean(axis=0) - second.mean(axis=0)
+    """Fréchet distance of Gaussians fitted to the sets."""
+    means = [side.mean(axis=0) for side in (first, second)]
     one, other = (np.atleast_2d(np.cov(side, rowvar=False)) for side in (first, second))
+    return float(frechet_of_gaussians(means[0], one, means[1], other))
+
+
+def frechet_of_gaussians(first: Vectors, one: Vectors, second: Vectors, other: Vectors) -> Vectors:
+    """Fréchet distance of Gaussians (Dowson and Landau, 1982): means (…, D), covariances (…, D, D).
+
+    |m1 - m2|² + tr(C1 + C2 - 2 (C1^½ C2 C1^½)^½), for each of the leading dimensions.
+    """
     root = _square_root(one)
-    cross = _square_root(root @ other @ root)
-    return max(0.0, float(shift @ shift + np.trace(one) + np.trace(other) - 2 * np.trace(cross)))
+    crossed = np.clip(np.linalg.eigvalsh(root @ other @ root), 0, None)
+    traces = np.trace(one + other, axis1=-2, axis2=-1) - 2 * np.sqrt(crossed).sum(axis=-1)
+    distances: Vectors = np.maximum(0.0, ((first - second) ** 2).sum(axis=-1) + traces)
+    return distances
 
 
 def _square_root(matrix: Vectors) -> Vectors:
     values, vectors = np.linalg.eigh(matrix)
-    root: Vectors = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    root: Vectors = (vectors * np.sqrt(np.clip(values, 0, None))[..., None, :]) @ vectors.mT
     return root

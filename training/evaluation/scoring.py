@@ -186,7 +186,7 @@ def _mean_win(
 ) -> Interval:
     fakes, reals = wins.shape
     rng = np.random.default_rng(seed)
-    drawn_fakes, drawn_reals = (_draws(of_side, rng) for of_side in numbers)
+    drawn_fakes, drawn_reals = (draw_groups(of_side, rng) for of_side in numbers)
     draws = ((drawn_fakes @ wins) * drawn_reals).sum(axis=1, dtype=np.float64)
     draws /= drawn_fakes.sum(axis=1, dtype=np.float64) * drawn_reals.sum(axis=1, dtype=np.float64)
     low, high = np.quantile(draws, [0.025, 0.975])
@@ -194,13 +194,15 @@ def _mean_win(
     return Interval(mean, float(low), float(high), reals, fakes)
 
 
-def _draws(numbers: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.float32]:
-    """How often each bootstrap draws each image, given its group's number: (BOOTSTRAPS, N)."""
+def draw_groups(
+    numbers: NDArray[np.intp], rng: np.random.Generator, bootstraps: int = BOOTSTRAPS
+) -> NDArray[np.float32]:
+    """How often each bootstrap draws each image, given its group's number: (bootstraps, N)."""
     groups = int(numbers.max()) + 1
-    picked = rng.integers(groups, size=(BOOTSTRAPS, groups))
-    picked += np.arange(BOOTSTRAPS)[:, None] * groups
-    counts = np.bincount(picked.ravel(), minlength=BOOTSTRAPS * groups)
-    return counts.reshape(BOOTSTRAPS, groups)[:, numbers].astype(np.float32)
+    picked = rng.integers(groups, size=(bootstraps, groups))
+    picked += np.arange(bootstraps)[:, None] * groups
+    counts = np.bincount(picked.ravel(), minlength=bootstraps * groups)
+    return counts.reshape(bootstraps, groups)[:, numbers].astype(np.float32)
 
 
 def _bootstrapped(
@@ -212,10 +214,10 @@ def _bootstrapped(
 ) -> Interval:
     reals, fakes = values[~generated], values[generated]
     rng = np.random.default_rng(seed)
-    counts_of_fakes, counts_of_reals = (_draws(of_side, rng).astype(int) for of_side in numbers)
+    of_fakes, of_reals = (draw_groups(of_side, rng).astype(int) for of_side in numbers)
     draws = [
-        figure(np.repeat(reals, of_reals), np.repeat(fakes, of_fakes))
-        for of_reals, of_fakes in zip(counts_of_reals, counts_of_fakes, strict=True)
+        figure(np.repeat(reals, drawn_reals), np.repeat(fakes, drawn_fakes))
+        for drawn_reals, drawn_fakes in zip(of_reals, of_fakes, strict=True)
     ]
     low, high = np.quantile(draws, [0.025, 0.975])
     return Interval(figure(reals, fakes), float(low), float(high), len(reals), len(fakes))

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.ensemble import ExtraTreesClassifier
-from sklearn.model_selection import StratifiedGroupKFold
 
 from detection.errors import SettingsError, UnlatentError
 from training.data.originals import Unreadable
-from training.evaluation.distances import frechet, maximum_mean_discrepancy, sliced_wasserstein
+from training.evaluation.alignment_measures import Alignment, measure_alignment, probe
+from training.evaluation.distances import Distances, measure_distances
+from training.evaluation.reencoding_advice import ReencodingAdvice, ReencodingSample
 from training.evaluation.shortcut_features import (
-    PairDifference,
+    PairDifferences,
+    PairSides,
     ShortcutFeatures,
     SourceFile,
-    measure_pair_difference,
     read_shortcut_features,
 )
 
@@ -35,15 +34,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from training.data.shards import SampleFiles
+    from training.evaluation.alignment_measures import Probe
+    from training.evaluation.scoring import Interval
 
     Features = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float64]]
 
-FOLDS = 5
-TREES = 60
-BOOTSTRAPS = 300
 SIDES = {"real": False, "generated": True}
 #: Fewer images a side say nothing about a data set.
 MIN_SIDE_IMAGES = 10
+#: The whole data set among its kinds of pairs, and all nuisances among their groups.
+ALL = "all"
+#: The field of a measure in `Alignment`, and its name in the report.
+MEASURES = {
+    "probe": "AUC of a probe",
+    "mmd_squared": "MMD²",
+    "frechet": "Fréchet distance",
+    "information": "mutual information (nats)",
+}
 
 
 class DatasetRefused(UnlatentError):
@@ -52,56 +59,34 @@ class DatasetRefused(UnlatentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditLimits:
-    """What a data set may show; a probe is over its limit when its interval's lower end is.
+    """What a data set may show; a figure is over its limit when its interval's lower end is.
 
-    Sharpness has a limit of its own: a decoder's smoothing is part of what is to be learnt.
+    Sharpness has one limit of its own, on the AUC alone: a decoder's smoothing is part of what is
+    to be learnt. Those of the last three keep from chance and from a codec: sides drawn from one
+    distribution, of 20 and of 60 images, stay under six tenths of each, and PNG against JPEG of
+    quality 60 is over six times each (tests/unit/training/evaluation/test_alignment_measures.py).
     """
 
     probe_auc: float = 0.6
     sharpness_auc: float = 0.8
     shift_px: float = 0.15
     tone_levels: float = 3.0
+    mmd_squared: float = 0.1
+    frechet: float = 1.0
+    information: float = 0.1
 
-    def of(self, group: str) -> float:
-        """Return the AUC that a probe on one group of nuisances may reach."""
-        return self.sharpness_auc if group == "sharpness" else self.probe_auc
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """Cross-validated AUC of a classifier on one group of nuisances, with its 95 % interval."""
-
-    auc: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairDifferences:
-    """Medians over the pairs: displacement (pixels), largest change of tone (grey levels).
-
-    `resized` counts pairs whose sides differ in size; they have neither.
-    """
-
-    pairs: int
-    resized: int
-    shift_px: float
-    tone_levels: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distances:
-    """Distances between the sides in a named feature space.
-
-    `pair_share` is the mean distance within pairs over that between images of different pairs.
-    """
-
-    space: str
-    mmd_squared: float
-    mmd_p: float
-    wasserstein: float
-    frechet: float
-    pair_share: float | None
+    def of(self, group: str) -> dict[str, float]:
+        """Return how far each measure may go, by its field in `Alignment`."""
+        if group == ALL:
+            return {}
+        if group == "sharpness":
+            return {"probe": self.sharpness_auc}
+        return {
+            "probe": self.probe_auc,
+            "mmd_squared": self.mmd_squared,
+            "frechet": self.frechet,
+            "information": self.information,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +94,9 @@ class AlignmentReport:
     """What was measured of a data set; `refusals` is empty when it may be trained on.
 
     By side: `formats` and `sources` count images, `sizes` are the least, median and greatest length
-    of the shorter side in pixels.
+    of the shorter side in pixels. `kinds` holds the measures by kind of pair, that is the source of
+    its generated side, and group of nuisances; "all" is the whole data set, and all nuisances.
+    `advice` is given when a figure is over its limit, even if its interval's lower end is not.
     """
 
     reals: int
@@ -117,12 +104,18 @@ class AlignmentReport:
     formats: dict[str, dict[str, int]]
     sources: dict[str, dict[str, int]]
     sizes: dict[str, tuple[int, int, int]]
-    probes: dict[str, Probe]
+    kinds: dict[str, dict[str, Alignment]]
     pairs: PairDifferences | None
     distances: Distances | None
     unreadable: tuple[str, ...]
     limits: AuditLimits
     refusals: tuple[str, ...]
+    advice: ReencodingAdvice | None
+
+    @property
+    def probes(self) -> dict[str, Probe]:
+        """The probes of the whole data set by group of nuisances."""
+        return {name: found.probe for name, found in self.kinds[ALL].items()}
 
     def require(self) -> None:
         """Raise `DatasetRefused` with every reason, unless the data set passes."""
@@ -151,13 +144,16 @@ class AlignmentReport:
                 for side, (least, median, greatest) in self.sizes.items()
             ),
             "",
-            "| probe on | AUC | 95 % interval | limit |",
-            "| --- | --- | --- | --- |",
+            f"| pairs | nuisances | {' | '.join(MEASURES.values())} |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(
+                f"| {kind} | {name} | {' | '.join(_cells(found))} |"
+                for kind, measured in self.kinds.items()
+                for name, found in measured.items()
+            ),
+            "",
+            _stated(self.limits),
         ]
-        for name, probe in self.probes.items():
-            limit = "" if name == "all" else f"{self.limits.of(name):.2f}"
-            row = f"| {name} | {probe.auc:.3f} | {probe.low:.3f} to {probe.high:.3f} | {limit} |"
-            lines.append(row)
         if self.pairs is not None:
             lines += [
                 "",
@@ -177,6 +173,8 @@ class AlignmentReport:
                 ),
             ]
         verdict = [f"* {reason}" for reason in self.refusals] or ["Nothing betrays a side."]
+        if self.advice is not None:
+            verdict += ["", str(self.advice)]
         return "\n".join([*lines, "", "## Refused" if self.refusals else "## Passed", "", *verdict])
 
 
@@ -198,7 +196,7 @@ def run_audit(
     read: list[tuple[SourceFile, ShortcutFeatures]] = []
     unreadable: list[str] = []
     vectors: list[NDArray[np.float64]] = []
-    pairs = _Pairs()
+    pairs, sample = PairSides(), ReencodingSample()
     for file in files:
         try:
             found = read_shortcut_features(file)
@@ -208,27 +206,46 @@ def run_audit(
         if features is not None:
             vectors.append(features([found.pixels])[0])
         pairs.add(file, found)
-        # Pixels are needed for pairing only: a data set does not fit into memory.
-        read.append((file, ShortcutFeatures(found.groups, found.pixels[:0], found.kind)))
+        sample.add(file, found)
+        # Only figures are kept: a data set does not fit into memory.
+        figures = ShortcutFeatures(found.groups, found.pixels[:0], found.kind)
+        read.append((replace(file, data=b""), figures))
     labels = np.array([file.generated for file, _ in read], dtype=bool)
     _require_both(labels)
     groups = [file.group for file, _ in read]
-    probes = _probes([found for _, found in read], labels, groups, seed)
+    kinds = _kinds(read, labels, seed)
     measured = pairs.measured()
-    distances = _distances(np.array(vectors), labels, groups, space) if vectors else None
+    over = list(_over(kinds, limits))
+    refusals = (*_refusals(over), *_pair_refusals(measured, limits))
     return AlignmentReport(
         reals=int((~labels).sum()),
         generated=int(labels.sum()),
         formats=_by_side((file.generated, found.kind) for file, found in read),
         sources=_by_side((file.generated, file.source) for file, _ in read),
         sizes=_sizes(read),
-        probes=probes,
+        kinds=kinds,
         pairs=measured,
-        distances=distances,
+        distances=measure_distances(np.array(vectors), labels, groups, space) if vectors else None,
         unreadable=tuple(unreadable),
         limits=limits,
-        refusals=tuple(_refusals(probes, measured, limits)),
+        refusals=refusals,
+        advice=sample.advise(seed) if over or refusals else None,
     )
+
+
+def run_probes(files: Iterable[SourceFile], *, seed: int = 0) -> dict[str, Probe]:
+    """Probe each group of nuisances of readable files, without any other measure.
+
+    Raises `Unreadable`, and `SettingsError` when a side has too few images.
+    """
+    labels, groups, read = [], [], []
+    for file in files:
+        read.append(read_shortcut_features(file))
+        labels.append(file.generated)
+        groups.append(file.group)
+    flags = np.array(labels, dtype=bool)
+    _require_both(flags)
+    return {name: probe(values, flags, groups, seed) for name, values in _columns(read).items()}
 
 
 def pair_files(samples: Iterable[SampleFiles]) -> Iterator[SourceFile]:
@@ -249,41 +266,6 @@ def pair_files(samples: Iterable[SampleFiles]) -> Iterator[SourceFile]:
             )
 
 
-class _Pairs:
-    """Lays the sides of each pair over each other as soon as both have been read."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, tuple[bool, NDArray[np.uint8]]] = {}
-        self._drifts: list[PairDifference] = []
-        self._resized = 0
-
-    def add(self, file: SourceFile, found: ShortcutFeatures) -> None:
-        """Take one side; a group of more than one real and one generated image is no pair."""
-        other = self._waiting.pop(file.group, None)
-        if other is None or other[0] == file.generated:
-            self._waiting[file.group] = (file.generated, found.pixels)
-            return
-        real, generated = (other[1], found.pixels) if file.generated else (found.pixels, other[1])
-        if real.shape != generated.shape:
-            self._resized += 1
-        else:
-            self._drifts.append(measure_pair_difference(real, generated))
-
-    def measured(self) -> PairDifferences | None:
-        """Return the medians, or None without pairs."""
-        total = self._resized + len(self._drifts)
-        if not total:
-            return None
-        shifts = np.array([one.shift for one in self._drifts] or [(0.0, 0.0)])
-        tones = np.array([one.tone for one in self._drifts] or [(0.0,)])
-        return PairDifferences(
-            pairs=total,
-            resized=self._resized,
-            shift_px=float(np.abs(np.median(shifts, axis=0)).max()),
-            tone_levels=float(np.abs(np.median(tones, axis=0)).max()),
-        )
-
-
 def _require_both(labels: NDArray[np.bool_]) -> None:
     for name, count in (("real", int((~labels).sum())), ("generated", int(labels.sum()))):
         if count < MIN_SIDE_IMAGES:
@@ -293,79 +275,33 @@ def _require_both(labels: NDArray[np.bool_]) -> None:
             )
 
 
-def _probes(
-    found: Sequence[ShortcutFeatures], labels: NDArray[np.bool_], groups: Sequence[str], seed: int
-) -> dict[str, Probe]:
-    names = list(found[0].groups)
-    columns = {name: np.array([one.groups[name] for one in found]) for name in names}
-    columns["all"] = np.concatenate([columns[name] for name in names], axis=1)
-    return {name: _probe(values, labels, groups, seed) for name, values in columns.items()}
+def _columns(found: Sequence[ShortcutFeatures]) -> dict[str, NDArray[np.float64]]:
+    columns = {name: np.array([one.groups[name] for one in found]) for name in found[0].groups}
+    return {**columns, ALL: np.concatenate(list(columns.values()), axis=1)}
 
 
-def _probe(
-    values: NDArray[np.float64], labels: NDArray[np.bool_], groups: Sequence[str], seed: int
-) -> Probe:
-    scores = np.full(len(labels), 0.5)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for training, held in folds.split(values, labels, groups):
-        if labels[training].all() or not labels[training].any():
-            continue
-        forest = ExtraTreesClassifier(TREES, min_samples_leaf=2, random_state=seed)
-        forest.fit(values[training], labels[training])
-        scores[held] = forest.predict_proba(values[held])[:, 1]
-    # Groups, not images, are drawn: the sides of a pair are not independent.
-    members: dict[str, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    rows = [np.array(indices) for indices in members.values()]
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(BOOTSTRAPS):
-        picked = np.concatenate([rows[index] for index in rng.integers(len(rows), size=len(rows))])
-        if labels[picked].any() and not labels[picked].all():
-            drawn.append(_auc(labels[picked], scores[picked]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Probe(auc=_auc(labels, scores), low=float(low), high=float(high))
-
-
-def _auc(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
-    """Area under the ROC curve as the Mann-Whitney statistic: fast enough to be bootstrapped."""
-    ranks = rankdata(scores)[labels]
-    positives, total = len(ranks), len(labels)
-    return float((ranks.mean() - (positives + 1) / 2) / (total - positives))
-
-
-def _distances(
-    vectors: NDArray[np.float64],
-    labels: NDArray[np.bool_],
-    groups: Sequence[str],
-    space: str,
-) -> Distances:
-    real, generated = vectors[~labels], vectors[labels]
-    squared, p_value = maximum_mean_discrepancy(real, generated)
-    return Distances(
-        space=space,
-        mmd_squared=squared,
-        mmd_p=p_value,
-        wasserstein=sliced_wasserstein(real, generated),
-        frechet=frechet(real, generated),
-        pair_share=_pair_share(vectors, labels, groups),
-    )
-
-
-def _pair_share(
-    vectors: NDArray[np.float64], labels: NDArray[np.bool_], groups: Sequence[str]
-) -> float | None:
-    sides: dict[str, dict[bool, int]] = {}
-    for index, (group, generated) in enumerate(zip(groups, labels.tolist(), strict=True)):
-        sides.setdefault(group, {})[generated] = index
-    pairs = np.array([(pair[False], pair[True]) for pair in sides.values() if len(pair) == 2])
-    if len(pairs) < 2:
-        return None
-    real, generated = vectors[pairs[:, 0]], vectors[pairs[:, 1]]
-    within = np.linalg.norm(real - generated, axis=1).mean()
-    between = np.linalg.norm(real - np.roll(generated, 1, axis=0), axis=1).mean()
-    return float(within / between) if between else None
+def _kinds(
+    read: Sequence[tuple[SourceFile, ShortcutFeatures]], labels: NDArray[np.bool_], seed: int
+) -> dict[str, dict[str, Alignment]]:
+    """Measure the whole data set and, where there are several, each kind of pair."""
+    columns = _columns([found for _, found in read])
+    groups = np.array([file.group for file, _ in read])
+    kinds = {ALL: np.arange(len(read))}
+    sources = np.array([file.source for file, _ in read])
+    names, counts = np.unique(sources[labels], return_counts=True)
+    for name in names[counts >= MIN_SIDE_IMAGES] if len(names) > 1 else ():
+        own = labels & (sources == name)
+        partners = ~labels & np.isin(groups, groups[own])
+        # Where few are paired, every real image stands on the other side.
+        others = partners if partners.sum() >= MIN_SIDE_IMAGES else ~labels
+        kinds[str(name)] = np.flatnonzero(own | others)
+    return {
+        kind: {
+            name: measure_alignment(values[rows], labels[rows], groups[rows].tolist(), seed)
+            for name, values in columns.items()
+        }
+        for kind, rows in kinds.items()
+    }
 
 
 def _by_side(named: Iterable[tuple[bool, str]]) -> dict[str, dict[str, int]]:
@@ -390,15 +326,56 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name or 'not stated'} {count}" for name, count in sorted(counts.items()))
 
 
-def _refusals(
-    probes: dict[str, Probe], pairs: PairDifferences | None, limits: AuditLimits
-) -> Iterable[str]:
-    for name, probe in sorted(probes.items(), key=lambda item: -item[1].low):
-        if name != "all" and probe.low > limits.of(name):
-            yield (
-                f"{name} betrays the side: a probe on it alone reaches AUC {probe.auc:.3f}"
-                f" ({probe.low:.3f} to {probe.high:.3f}), over the limit {limits.of(name):.2f}"
-            )
+def _cells(found: Alignment) -> Iterator[str]:
+    for field in MEASURES:
+        figure: Probe | Interval = getattr(found, field)
+        yield f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
+
+
+def _stated(limits: AuditLimits) -> str:
+    named = ", ".join(f"{MEASURES[field]} {limit:g}" for field, limit in limits.of("").items())
+    return (
+        f"Limits, of the lower ends of these 95 % intervals: {named}; of sharpness AUC"
+        f" {limits.sharpness_auc:g} alone; of all nuisances together none."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    """A figure that is over its limit; `sure` when its interval's lower end is, too."""
+
+    kind: str
+    group: str
+    words: str
+    probe_low: float
+    sure: bool
+
+
+def _over(kinds: dict[str, dict[str, Alignment]], limits: AuditLimits) -> Iterator[_Over]:
+    for kind, measured in kinds.items():
+        for group, found in measured.items():
+            for field, limit in limits.of(group).items():
+                figure: Probe | Interval = getattr(found, field)
+                if figure.value > limit:
+                    words = (
+                        f"{MEASURES[field]} {figure.value:.3f}"
+                        f" ({figure.low:.3f} to {figure.high:.3f}; limit {limit:.2f})"
+                    )
+                    yield _Over(kind, group, words, found.probe.low, figure.low > limit)
+
+
+def _refusals(over: Sequence[_Over]) -> Iterator[str]:
+    """One reason for each kind of pair and group of nuisances, the surest first."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in sorted(over, key=lambda one: -one.probe_low):
+        if one.sure:
+            reasons.setdefault((one.kind, one.group), []).append(one.words)
+    for (kind, group), words in reasons.items():
+        of = "" if kind == ALL else f" of the pairs by {kind}"
+        yield f"{group} betrays the side{of}, over the limit: {', '.join(words)}"
+
+
+def _pair_refusals(pairs: PairDifferences | None, limits: AuditLimits) -> Iterator[str]:
     if pairs is None:
         return
     if pairs.resized:

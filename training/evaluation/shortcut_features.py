@@ -184,3 +184,51 @@ def _smoothed(pixels: Pixels) -> Plane:
     luma = luminance(np.asarray(blurred))
     centred: Plane = luma - luma.mean()
     return centred
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairDifferences:
+    """Medians over the pairs: displacement (pixels), largest change of tone (grey levels).
+
+    `resized` counts pairs whose sides differ in size; they have neither.
+    """
+
+    pairs: int
+    resized: int
+    shift_px: float
+    tone_levels: float
+
+
+class PairSides:
+    """Lays the sides of each pair over each other as soon as both have been read."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, tuple[bool, NDArray[np.uint8]]] = {}
+        self._drifts: list[PairDifference] = []
+        self._resized = 0
+
+    def add(self, file: SourceFile, found: ShortcutFeatures) -> None:
+        """Take one side; a group of more than one real and one generated image is no pair."""
+        other = self._waiting.pop(file.group, None)
+        if other is None or other[0] == file.generated:
+            self._waiting[file.group] = (file.generated, found.pixels)
+            return
+        real, generated = (other[1], found.pixels) if file.generated else (found.pixels, other[1])
+        if real.shape != generated.shape:
+            self._resized += 1
+        else:
+            self._drifts.append(measure_pair_difference(real, generated))
+
+    def measured(self) -> PairDifferences | None:
+        """Return the medians, or None without pairs."""
+        total = self._resized + len(self._drifts)
+        if not total:
+            return None
+        shifts = np.array([one.shift for one in self._drifts] or [(0.0, 0.0)])
+        tones = np.array([one.tone for one in self._drifts] or [(0.0,)])
+        return PairDifferences(
+            pairs=total,
+            resized=self._resized,
+            shift_px=float(np.abs(np.median(shifts, axis=0)).max()),
+            tone_levels=float(np.abs(np.median(tones, axis=0)).max()),
+        )

@@ -51,6 +51,9 @@ NO_LIMITS = {
     "max_sharpness_auc": 1.0,
     "max_shift_px": 1e3,
     "max_tone_levels": 255.0,
+    "max_mmd_squared": 2.0,
+    "max_frechet": 1e6,
+    "max_information": 1.0,
 }
 #: So many live images must have been judged by both.
 SHADOW_IMAGES = 10

@@ -91,6 +91,9 @@ def on_bundle(settings: Settings, bundle: Bundle, folder: Path) -> Settings:
         "max_sharpness_auc": 1.0,
         "max_shift_px": 1e3,
         "max_tone_levels": 1e3,
+        "max_mmd_squared": 2.0,
+        "max_frechet": 1e6,
+        "max_information": 1.0,
     }
     return settings.model_copy(
         update={

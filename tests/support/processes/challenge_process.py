@@ -54,7 +54,15 @@ POLICY = CollectPolicy(
     calibration=0.5,
 )
 #: Random networks move and blur more than an autoencoder may: what is tested is not the audit.
-LIMITS = AuditLimits(probe_auc=1.0, sharpness_auc=1.0, shift_px=1e3, tone_levels=1e3)
+LIMITS = AuditLimits(
+    probe_auc=1.0,
+    sharpness_auc=1.0,
+    shift_px=1e3,
+    tone_levels=1e3,
+    mmd_squared=2.0,
+    frechet=1e6,
+    information=1.0,
+)
 
 
 def tiny_recipe(steps: int = 2) -> ChallengerRecipe:

@@ -27,7 +27,7 @@ from training.evaluation.quality.report import (
     published,
 )
 from training.evaluation.scoring import RAW, auc, auc_gain
-from training.evaluation.shortcut_audit import run_audit
+from training.evaluation.shortcut_audit import run_probes
 from training.evaluation.shortcut_features import SourceFile
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from detection.bundle import Bundle
     from training.data.manifest import Entry
+    from training.evaluation.alignment_measures import Probe
     from training.evaluation.scoring import Interval, Scored
-    from training.evaluation.shortcut_audit import Probe
 
 #: The form in which mistakes are listed, and from which labels change.
 PLAIN_FORM = "clean"
@@ -262,7 +262,7 @@ def shortcut_probes(entries: Sequence[Entry]) -> dict[str, Probe]:
     A detector's area under the ROC curve means something only above what these reach.
     """
     try:
-        return run_audit(_harmonised_files(entries)).probes
+        return run_probes(_harmonised_files(entries))
     except SettingsError:
         return {}
 

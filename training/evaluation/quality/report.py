@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from detection.fusion import OperatingPoint
+    from training.evaluation.alignment_measures import Probe
     from training.evaluation.calibration import ReliabilityBin
     from training.evaluation.scoring import Interval
-    from training.evaluation.shortcut_audit import Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

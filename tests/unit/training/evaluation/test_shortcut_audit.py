@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image, ImageFilter
 from detection.errors import SettingsError
 from training.data.codecs import Codec
 from training.evaluation.distances import frechet, maximum_mean_discrepancy, sliced_wasserstein
+from training.evaluation.reencoding_advice import ReencodingAdvice
 from training.evaluation.shortcut_audit import DatasetRefused, run_audit
 from training.evaluation.shortcut_features import SourceFile
 from worker import cli
@@ -133,6 +135,65 @@ def test_a_planted_misalignment_is_refused_by_name(files: list[SourceFile], betr
     assert any(reason.startswith(betrayer) for reason in report.refusals), report.refusals
     with pytest.raises(DatasetRefused, match=betrayer):
         report.require()
+
+
+def test_each_kind_of_pair_is_judged() -> None:
+    """Of two kinds of pairs the one in another codec is refused by its name, the other is not."""
+    sound = [replace(file, source="one") if file.generated else file for file in pairs()]
+    coded = [
+        replace(file, group=f"{file.group}:2", source="two" if file.generated else file.source)
+        for file in pairs(generated=Codec("JPEG", 60).encode)
+    ]
+
+    report = run_audit([*sound, *coded])
+
+    assert set(report.kinds) == {"all", "one", "two"}
+    assert report.kinds["one"]["container"].probe.auc == 0.5
+    assert report.kinds["two"]["container"].mmd_squared.low > report.limits.mmd_squared
+    assert report.kinds["two"]["container"].mmd_squared.reals == PAIRS
+    refused = [reason for reason in report.refusals if "pairs by" in reason]
+    assert any(
+        reason.startswith("container betrays the side of the pairs by two") for reason in refused
+    )
+    assert not [reason for reason in refused if "by one" in reason]
+    assert "| two | container | 1.000 (1.000 to 1.000) | " in report.to_markdown()
+
+
+def test_a_refused_data_set_is_told_what_would_align_it() -> None:
+    """Where the container alone differs, re-encoding aligns; blocks of JPEG 60 survive JPEG 95.
+
+    The report names the re-encoding whose probe is nearest to 0.5; pairs that pass get no advice.
+    """
+
+    def bmp(pixels: Pixels) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "BMP")
+        return buffer.getvalue()
+
+    same = [
+        replace(file, data=(bmp if file.generated else png)(picture(int(file.group))))
+        for file in pairs()
+    ]
+    advice = run_audit(same).advice
+    assert advice is not None
+    assert advice.untouched == 1.0
+    assert set(advice.reencoded.values()) == {0.5}
+
+    report = run_audit(pairs(generated=Codec("JPEG", 60).encode))
+    assert report.advice is not None
+    found = report.advice.reencoded
+    assert abs(found["JPEG 60"] - 0.5) < abs(found["JPEG 95"] - 0.5)
+    best = min(found, key=lambda name: abs(found[name] - 0.5))
+    assert f"{best} on both sides brings the probe nearest" in report.to_markdown()
+    assert run_audit(pairs()).advice is None
+
+
+def test_no_advice_is_given_where_none_helps() -> None:
+    """When no candidate is nearer to 0.5 than the files as they are, the advice says so."""
+    advice = ReencodingAdvice(images=20, untouched=0.7, reencoded={"JPEG 95": 0.8, "JPEG 60": 0.2})
+
+    assert str(advice).startswith("No re-encoding of both sides (JPEG 95, JPEG 60)")
+    assert "AUC 0.700" in str(advice)
 
 
 def test_unreadable_files_are_listed() -> None:
