@@ -16,7 +16,7 @@ from detection.bundle import BundleProvenance
 from detection.errors import SettingsError
 from detection.fusion import LabelPolicy, select_operating_point
 from training.bundles.build import code_revision
-from training.bundles.cards import backbone_card
+from training.bundles.cards.backbone import backbone_card
 from training.bundles.cross_fit import (
     calibrate,
     cross_fit,

@@ -19,7 +19,7 @@ import structlog
 from detection.bundle import BundleProvenance
 from detection.detector import Detector
 from detection.fusion import LabelPolicy, select_operating_point
-from training.bundles.cards import bundle_card
+from training.bundles.cards.branches import bundle_card
 from training.bundles.writer import write_bundle
 from training.data.manifest import snapshot_digest
 from training.evaluation.calibration import (

@@ -23,7 +23,7 @@ from detection.bundle_generator import load_lare
 from detection.detector import Detector
 from detection.egre import Egre
 from training.bundles.build import code_revision
-from training.bundles.cards import challenger_card
+from training.bundles.cards.challenger import challenger_card
 from training.bundles.challenger_data import ChallengerData, SamplingPlan, load_challenger_data
 from training.bundles.challenger_head import head_of, teach_head
 from training.bundles.writer import DRAFT_POINT, derive_bundle, draft_fusion

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from detection.bundle import BundleProvenance
+from detection.bundle import BundleProvenance, load_bundle
 from detection.fusion import LabelPolicy
 from training.bundles.build import ScoredVariants, _calibration_figures, fusion_gain
-from training.bundles.cards import bundle_card
-from training.bundles.recipe import BundleRecipe
+from training.bundles.cards.backbone import backbone_card
+from training.bundles.cards.branches import bundle_card
+from training.bundles.recipe import RECIPES, BundleRecipe
 from training.bundles.smoke import smoke_recipe
 from training.data.manifest import Entry
 from training.evaluation.calibration import Logits, fit_fusion, operating_points
@@ -113,3 +114,17 @@ def test_the_card_names_the_generator_that_the_bundle_is_on() -> None:
     assert "A smoke run" not in own + named
     assert "A smoke run" in smoke
     assert "real detector" not in smoke
+
+
+def test_the_shipped_card_states_the_shipped_figures() -> None:
+    """Every byte of the embedded bundle's card is written from the figures in its manifest."""
+    bundle = load_bundle("small")
+    manifest = bundle.manifest
+    text = backbone_card(
+        RECIPES[manifest.name],
+        manifest.metrics,
+        manifest.operating_points,
+        manifest.policy,
+        manifest.provenance,
+    )
+    assert text.encode() == bundle.path("card.md").read_bytes()

@@ -1,0 +1,1 @@
+"""Cards: the pages that bundles carry, written from their figures."""
