@@ -71,7 +71,7 @@ def session_stack(pytestconfig: pytest.Config) -> Iterator[LocalStack]:
         server = VERSIONS[pytestconfig.getoption("--postgres")]
         patch.setattr("worker.localstack.stack.PostgresServer", server)
         with LocalStack.temporary() as stack:
-            migrate(stack.owner_url())
+            migrate(stack.addresses.owner_url())
             yield stack
 
 
@@ -87,11 +87,11 @@ def stack(session_stack: LocalStack) -> Iterator[LocalStack]:
 def database(stack: LocalStack) -> Iterator[str]:
     """Name of a migrated, empty database of this test's own."""
     name = f"test_{uuid4().hex}"
-    stack.clone_database("unlatent", name)
+    stack.database.clone("unlatent", name)
     yield name
     if not stack.postgres.running:
         stack.postgres.start()
-    stack.drop_database(name)
+    stack.database.drop(name)
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +118,7 @@ def route(pooler: PgBouncer | None) -> Callable[[str], str]:
 def bucket(stack: LocalStack) -> str:
     """Name of an empty bucket of this test's own."""
     name = f"test-{uuid4().hex}"
-    stack.make_buckets([name])
+    stack.s3.make_buckets([name])
     return name
 
 
@@ -130,8 +130,8 @@ def settings(
     return Settings.model_validate(
         {
             "postgres": {
-                "url": route(stack.database_url(database)),
-                "owner_url": route(stack.owner_url(database)),
+                "url": route(stack.addresses.database_url(database)),
+                "owner_url": route(stack.addresses.owner_url(database)),
             },
             "redis": {"url": stack.redis.url, "key_prefix": f"test-{uuid4().hex}:"},
             "s3": {

@@ -146,10 +146,10 @@ class Fleet:
         self._stack.start(buckets=(BUCKET,))
         self._exits.callback(self._stack.stop)
         self._count_statements()
-        migrate(self._stack.owner_url())
+        migrate(self._stack.addresses.owner_url())
         self.settings = Settings.model_validate(
             {
-                "postgres": {"url": self._stack.database_url()},
+                "postgres": {"url": self._stack.addresses.database_url()},
                 "redis": {"url": self._stack.redis.url},
                 "s3": {
                     "endpoint_url": self._stack.s3.endpoint_url,

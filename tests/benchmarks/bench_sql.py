@@ -22,7 +22,7 @@ from worker.database.engine import build_engine, migrate
 from worker.ledger.interface import ImageFacts, Role, Verdict
 from worker.ledger.postgres import PostgresLedger
 from worker.localstack import LocalStack
-from worker.localstack.stack import DATABASE
+from worker.localstack.identity import DATABASE
 from worker.moderation import policies
 from worker.moderation.retention import _DUE_EVIDENCE
 from worker.monitoring.database_gauges import GAUGES
@@ -209,7 +209,7 @@ def bench(stack: LocalStack, rows: int, times: int) -> dict[str, float]:
 @contextmanager
 def service(stack: LocalStack) -> Iterator[Engine]:
     """Yield connections of the service's login."""
-    settings = Settings.model_validate({"postgres": {"url": stack.database_url()}})
+    settings = Settings.model_validate({"postgres": {"url": stack.addresses.database_url()}})
     engine = build_engine(settings.postgres)
     try:
         yield engine
@@ -319,7 +319,7 @@ def main() -> None:
 def run(rows: int, times: int) -> dict[str, float]:
     """Measure so many rows on a stack of their own."""
     with LocalStack.temporary() as stack:
-        migrate(stack.owner_url())
+        migrate(stack.addresses.owner_url())
         return bench(stack, rows, times)
 
 

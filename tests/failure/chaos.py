@@ -42,7 +42,7 @@ from worker.ingest.events import own_event
 from worker.ingest.reconcile import reconcile
 from worker.ledger.interface import State, Upload
 from worker.localstack import LocalStack
-from worker.localstack.stack import DATABASE
+from worker.localstack.identity import DATABASE
 from worker.queue.publisher import CeleryPublisher
 from worker.settings import Settings
 
@@ -274,12 +274,12 @@ class Deployment:
 def own_stack() -> Iterator[tuple[LocalStack, Settings]]:
     """Give services of one's own and the settings of a deployment on them."""
     with LocalStack.temporary() as stack, tempfile.TemporaryDirectory() as folder:
-        migrate(stack.owner_url())
+        migrate(stack.addresses.owner_url())
         bucket = f"failure-{uuid4().hex}"
-        stack.make_buckets([bucket])
+        stack.s3.make_buckets([bucket])
         settings = Settings.model_validate(
             {
-                "postgres": {"url": stack.database_url()},
+                "postgres": {"url": stack.addresses.database_url()},
                 "redis": {"url": stack.redis.url, "key_prefix": "failure:"},
                 "s3": {
                     "endpoint_url": stack.s3.endpoint_url,

@@ -94,7 +94,7 @@ def database(stack: LocalStack) -> Iterator[str]:
     with psycopg.connect(stack.postgres.dsn(name), autocommit=True) as connection:
         connection.execute(dump)
     yield name
-    stack.drop_database(name)
+    stack.database.drop(name)
 
 
 def found(connection: psycopg.Connection, queries: dict[str, str]) -> dict[str, set[Any]]:

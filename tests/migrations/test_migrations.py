@@ -209,10 +209,10 @@ def test_an_administrator_who_is_no_superuser_prepares_a_database(stack: LocalSt
     url = stack.postgres.url(user="administrator", password="secret", database="managed")
     bootstrap(url)
     bootstrap(url)
-    migrate(stack.owner_url("managed"))
-    assert inspect(create_engine(stack.owner_url("managed"), poolclass=NullPool)).has_table(
-        "images", "app"
-    )
+    migrate(stack.addresses.owner_url("managed"))
+    assert inspect(
+        create_engine(stack.addresses.owner_url("managed"), poolclass=NullPool)
+    ).has_table("images", "app")
 
 
 def test_a_schema_of_an_earlier_release_is_named_in_words(owner_url: str, engine: Engine) -> None:

@@ -25,14 +25,14 @@ def bare(stack: LocalStack) -> Iterator[psycopg.Connection]:
         connection.execute("CREATE DATABASE bare")
     with psycopg.connect(stack.postgres.dsn("bare"), autocommit=True) as connection:
         yield connection
-    stack.drop_database("bare")
+    stack.database.drop("bare")
 
 
 def test_each_missing_right_is_named_until_none_is_missing(
     stack: LocalStack, bare: psycopg.Connection
 ) -> None:
     """One after the other, as an administrator would grant them by hand."""
-    owner = stack.owner_url("bare")
+    owner = stack.addresses.owner_url("bare")
     with pytest.raises(SettingsError, match=rf"may not create schemas in database bare: {COMMAND}"):
         migrate(owner)
     bare.execute("GRANT CREATE ON DATABASE bare TO unlatent_owner")
@@ -50,7 +50,7 @@ def test_the_command_that_is_named_makes_what_is_missing(
 ) -> None:
     """After `bootstrap.sql`, `migrate` works."""
     bootstrap(stack.postgres.url(database="bare"))
-    migrate(stack.owner_url("bare"))
+    migrate(stack.addresses.owner_url("bare"))
     assert bare.execute("SELECT to_regclass('app.images') IS NOT NULL").fetchone() == (True,)
 
 
@@ -59,7 +59,7 @@ def test_a_missing_role_is_named(stack: LocalStack, bare: psycopg.Connection) ->
     bare.execute("ALTER ROLE moderator RENAME TO moderator_of_another_name")
     try:
         with pytest.raises(SettingsError, match=rf"missing roles: moderator: {COMMAND}"):
-            migrate(stack.owner_url("bare"))
+            migrate(stack.addresses.owner_url("bare"))
     finally:
         bare.execute("ALTER ROLE moderator_of_another_name RENAME TO moderator")
 
@@ -67,4 +67,4 @@ def test_a_missing_role_is_named(stack: LocalStack, bare: psycopg.Connection) ->
 def test_a_login_that_may_not_act_for_the_owner_is_named(stack: LocalStack) -> None:
     """The service's own login is no migrator."""
     with pytest.raises(SettingsError, match="unlatent_app may not act for role unlatent_owner"):
-        migrate(stack.database_url())
+        migrate(stack.addresses.database_url())

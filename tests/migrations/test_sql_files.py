@@ -96,10 +96,10 @@ def test_a_view_may_read_what_a_later_revision_adds(
     superuser.execute("CREATE DATABASE empty OWNER unlatent_owner")
     with psycopg.connect(stack.postgres.dsn("empty"), autocommit=True) as connection:
         connection.execute("CREATE SCHEMA app AUTHORIZATION unlatent_owner")
-    migrate(stack.owner_url("empty"))
+    migrate(stack.addresses.owner_url("empty"))
     with psycopg.connect(stack.postgres.dsn("empty")) as connection:
         assert columns(connection, "me")[-1] == "readings"
-    stack.drop_database("empty")
+    stack.database.drop("empty")
 
 
 def test_a_view_loses_a_column_and_keeps_the_rights_on_it(

@@ -76,7 +76,7 @@ def test_time_outs_bind_each_transaction_and_nobody_else(
     stack: LocalStack, database: str, narrow: PgBouncer
 ) -> None:
     """On whichever connection a transaction runs it is bounded; other clients' are as they were."""
-    url = narrow.before(stack.database_url(database))
+    url = narrow.before(stack.addresses.database_url(database))
     engine = connect(url, statement_timeout_s=0.2, lock_timeout_s=0.1)
     for _ in range(6):
         with transaction(engine) as connection:
@@ -121,7 +121,9 @@ def test_many_producers_share_few_connections(
     stack: LocalStack, database: str, narrow: PgBouncer
 ) -> None:
     """Registrations from more pools than the pooler has connections all arrive, each once."""
-    assert register_from_many_producers(narrow.before(stack.database_url(database))) == 240
+    assert (
+        register_from_many_producers(narrow.before(stack.addresses.database_url(database))) == 240
+    )
 
 
 @pytest.mark.parametrize("mode", ["transaction"])
@@ -129,7 +131,7 @@ def test_prepared_statements_that_the_pooler_loses_are_a_setting(
     stack: LocalStack, database: str, narrow: PgBouncer
 ) -> None:
     """Who asks for them behind a pooler that cannot keep them is told what to set."""
-    url = narrow.before(stack.database_url(database))
+    url = narrow.before(stack.addresses.database_url(database))
     with pytest.raises(SettingsError, match="UNLATENT_POSTGRES__PREPARE_THRESHOLD to 0"):
         register_from_many_producers(url, prepare_threshold=1)
 
@@ -138,7 +140,7 @@ def test_a_parameter_that_the_pooler_refuses_is_named(
     stack: LocalStack, database: str, narrow: PgBouncer
 ) -> None:
     """An address that carries server settings says where they must go; no other try is made."""
-    url = narrow.before(stack.database_url(database)) + "?options=-c%20geqo%3Doff"
+    url = narrow.before(stack.addresses.database_url(database)) + "?options=-c%20geqo%3Doff"
     engine = connect(url)
     with pytest.raises(SettingsError, match=r"take it out.*unsupported startup parameter: options"):
         PostgresLedger(engine).backlog()
@@ -149,7 +151,7 @@ def test_a_pooler_that_reaches_no_server_is_an_absent_database(
     stack: LocalStack, database: str, narrow: PgBouncer
 ) -> None:
     """While Postgres is away behind a living pooler, callers try again later."""
-    engine = connect(narrow.before(stack.database_url(database)))
+    engine = connect(narrow.before(stack.addresses.database_url(database)))
     ledger = PostgresLedger(engine)
     assert ledger.backlog().pending == 0
     stack.postgres.stop()
@@ -162,8 +164,8 @@ def test_a_pooler_that_reaches_no_server_is_an_absent_database(
 def test_two_pods_migrate_at_once(stack: LocalStack, narrow: PgBouncer) -> None:
     """Racing migrators take turns although their transactions share connections; none is left."""
     name = f"fresh_{uuid4().hex}"
-    stack.clone_database("template1", name)
-    url = narrow.before(stack.owner_url(name))
+    stack.database.clone("template1", name)
+    url = narrow.before(stack.addresses.owner_url(name))
     pods = [
         subprocess.Popen(
             [sys.executable, "-m", "worker", "migrate"],
@@ -182,4 +184,4 @@ def test_two_pods_migrate_at_once(stack: LocalStack, narrow: PgBouncer) -> None:
             "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'app'"
         )
         assert owners.fetchall() == [("unlatent_owner",)]
-    stack.drop_database(name)
+    stack.database.drop(name)

@@ -50,8 +50,8 @@ def up(
     A moderator's login and a bucket for evidence are made, too, so that every command works.
     """
     from worker.database.engine import migrate
+    from worker.localstack.identity import DATABASE, MODERATOR
     from worker.localstack.processes import LOOPBACK
-    from worker.localstack.stack import DATABASE, MODERATOR
     from worker.moderation.sql_settings import write_sql_settings
     from worker.settings import load_settings
 
@@ -70,22 +70,22 @@ def up(
         },
     )
     with _stopping(stack) if everything else nullcontext():
-        current = migrate(stack.owner_url())
-        write_sql_settings(stack.owner_url(), load_settings(stack.env_file))
+        current = migrate(stack.addresses.owner_url())
+        write_sql_settings(stack.addresses.owner_url(), load_settings(stack.addresses.env_file))
         _allow_moderator(stack)
         for server in stack.servers:
             typer.echo(f"{server.name:<9} {LOOPBACK}:{server.port}")
         typer.echo(f"buckets   {', '.join(buckets)}; evidence is kept in {evidence}")
         typer.echo(f"moderator {MODERATOR}: verdicts, review, reasons … ask as it; in SQL:")
-        passwords = shlex.quote(str(chosen.stack_folder / stack.password_file.name))
+        passwords = shlex.quote(str(chosen.stack_folder / stack.addresses.password_file.name))
         typer.echo(
             f"          PGPASSFILE={passwords} psql -h {LOOPBACK} -p {stack.postgres.port} "
             f"-U {MODERATOR} {DATABASE}"
         )
-        typer.echo(f"addresses {stack.env_file} (with passwords)")
+        typer.echo(f"addresses {stack.addresses.env_file} (with passwords)")
         if not current:
             typer.echo(NEWER, err=True)
-        given = stack.pointed_here(settings, buckets=buckets, evidence=evidence)
+        given = stack.addresses.pointed_here(settings, buckets=buckets, evidence=evidence)
         if everything:
             _run_everything(stack, given)
         elif console:
@@ -102,10 +102,10 @@ def _refuse_second(stack: LocalStack) -> None:
 
 
 def _tell_of_console(stack: LocalStack) -> None:
-    from worker.localstack.stack import MODERATOR
+    from worker.localstack.identity import MODERATOR
 
     typer.echo(f"console   {stack.console.address}")
-    typer.echo(f"          sign in as {MODERATOR}, password {stack.moderator_password()}")
+    typer.echo(f"          sign in as {MODERATOR}, password {stack.addresses.moderator_password()}")
 
 
 def _run_everything(stack: LocalStack, settings: Settings) -> None:
@@ -161,10 +161,10 @@ def _tell(text: str, *, err: bool = False) -> None:
 
 def _allow_moderator(stack: LocalStack) -> None:
     from worker.database.engine import connect
-    from worker.localstack.stack import MODERATOR
+    from worker.localstack.identity import MODERATOR
     from worker.moderation.moderators import allow
 
-    engine = connect(stack.database_url(), application_name="unlatent-cli")
+    engine = connect(stack.addresses.database_url(), application_name="unlatent-cli")
     try:
         allow(engine, MODERATOR, sources=None, lead=True)
     finally:
@@ -216,7 +216,7 @@ def status(context: typer.Context) -> None:
             typer.echo(f"{command.name:<9} pid {process.pid}{address}")
     if not stack.running:
         raise typer.Exit(1)
-    settings = load_settings(stack.env_file)
+    settings = load_settings(stack.addresses.env_file)
     _tell_of_uploads(settings)
     _warn_of_thresholds(settings)
 

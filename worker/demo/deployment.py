@@ -13,8 +13,8 @@ from detection.errors import UnlatentError
 from worker.database.engine import connect, migrate
 from worker.localstack import LocalStack
 from worker.localstack.commands import BeatServer, BridgeServer, CommandServer, WorkerServer
+from worker.localstack.identity import MODERATOR
 from worker.localstack.processes import LocalStackError, wait_until
-from worker.localstack.stack import MODERATOR
 from worker.moderation.moderators import allow
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Deployment:
         with ExitStack() as exits:
             self.stack.start(buckets=(*self._buckets, self.settings.training.bucket))
             exits.callback(self.stack.stop)
-            migrate(self.stack.owner_url())
-            self.settings = self.stack.pointed_here(
+            migrate(self.stack.addresses.owner_url())
+            self.settings = self.stack.addresses.pointed_here(
                 self.settings, buckets=self._buckets, evidence=self._evidence
             )
             self._logs.mkdir(parents=True, exist_ok=True)
@@ -108,10 +108,10 @@ class Deployment:
 
     def start_console(self) -> tuple[str, str, str]:
         """Start the moderators' console; return its address, and a lead's name and password."""
-        engine = connect(self.stack.database_url(), application_name="unlatent-demo")
+        engine = connect(self.stack.addresses.database_url(), application_name="unlatent-demo")
         try:
             allow(engine, MODERATOR, sources=None, lead=True)
         finally:
             engine.dispose()
         self.stack.start_commands(self.settings, self.stack.console)
-        return self.stack.console.address, MODERATOR, self.stack.moderator_password()
+        return self.stack.console.address, MODERATOR, self.stack.addresses.moderator_password()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from worker.localstack.folder import remove_names
 from worker.localstack.processes import (
@@ -25,6 +25,9 @@ from worker.localstack.processes import (
     Server,
     accepts,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class PostgresServer(Server):
@@ -262,6 +265,14 @@ class S3Server(Server):
             aws_access_key_id=self.access_key_id,
             aws_secret_access_key=self.secret_access_key,
         )
+
+    def make_buckets(self, buckets: Sequence[str]) -> None:
+        """Create the buckets that do not exist yet."""
+        client = self.client()
+        existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+        for bucket in set(buckets) - existing:
+            client.create_bucket(Bucket=bucket)
+        client.close()
 
     def prepare(self) -> None:
         """Make the data directory."""

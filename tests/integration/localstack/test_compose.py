@@ -59,9 +59,9 @@ def test_the_logins_get_their_passwords(stack: LocalStack, database: str) -> Non
     ]
     # Roles belong to the server, which other tests use: they get the passwords that they have.
     urls = {
-        "OWNER_PASSWORD": make_url(stack.owner_url(database)),
-        "APP_PASSWORD": make_url(stack.database_url(database)),
-        "OPERATOR_PASSWORD": make_url(stack.operator_url(database)),
+        "OWNER_PASSWORD": make_url(stack.addresses.owner_url(database)),
+        "APP_PASSWORD": make_url(stack.addresses.database_url(database)),
+        "OPERATOR_PASSWORD": make_url(stack.addresses.operator_url(database)),
     }
     known = {name: str(url.password) for name, url in urls.items()}
     names = [url.username for url in urls.values()]

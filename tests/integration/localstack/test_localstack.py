@@ -56,7 +56,7 @@ def test_postgres_and_redis_refuse_strangers(stack: LocalStack) -> None:
 def test_files_with_secrets_are_private(stack: LocalStack) -> None:
     """Only the stack's user can read its addresses, secrets, logs and data."""
     private = [
-        stack.env_file,
+        stack.addresses.env_file,
         stack.folder / "stack.json",
         stack.redis.data,
         stack.redis.log,
@@ -106,7 +106,7 @@ def test_a_detached_stack_is_found_again_by_its_folder(tmp_path: Path) -> None:
     second = LocalStack(tmp_path, durable=False)
     try:
         assert second.running
-        assert second.environment() == first.environment()
+        assert second.addresses.environment() == first.addresses.environment()
         first.redis.kill()
         assert not second.running
         second.start(buckets=["one", "two"])
@@ -151,7 +151,7 @@ def test_a_process_that_died_is_told_from_one_that_was_stopped(
     stack = LocalStack(tmp_path, durable=False)
     stack.start()
     try:
-        given = stack.pointed_here(load_settings(), buckets=["uploads"], evidence=None)
+        given = stack.addresses.pointed_here(load_settings(), buckets=["uploads"], evidence=None)
         stack.start_commands(given, *stack.commands)
         assert stack.check()
         assert stack.bridge.process is not None

@@ -205,7 +205,7 @@ def test_who_moderates_is_said_as_the_operator(
     superuser.execute("GRANT SELECT ON app.moderators TO unlatent_app")
     with pytest.raises(SettingsError, match="permission denied for table moderators"):
         unlatent("moderators", "allow", "mia@example.com", "--sso")
-    monkeypatch.setenv("UNLATENT_POSTGRES__OPERATOR_URL", stack.operator_url(database))
+    monkeypatch.setenv("UNLATENT_POSTGRES__OPERATOR_URL", stack.addresses.operator_url(database))
     unlatent("moderators", "allow", "mia@example.com", "--sso", "--source", "web")
     assert ["mia@example.com", "web", "False"] in table(unlatent("moderators", "list"))
     added = superuser.execute("SELECT added_by FROM app.moderators").fetchall()

@@ -189,7 +189,7 @@ def test_only_people_are_bound_by_the_time_of_a_transaction(
     if superuser.execute(known).fetchone() is None:
         pytest.skip("PostgreSQL 17 brought transaction_timeout")
     database = superuser.info.dbname
-    for address in (stack.owner_url(database), stack.postgres.url(database=database)):
+    for address in (stack.addresses.owner_url(database), stack.postgres.url(database=database)):
         with psycopg.connect(address.replace("+psycopg", "")) as connection:
             assert connection.execute("SHOW transaction_timeout").fetchone() == ("0",)
     with engine.begin() as connection:

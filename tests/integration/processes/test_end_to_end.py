@@ -150,15 +150,15 @@ def platform(
     with pytest.MonkeyPatch.context() as patch, ExitStack() as exits:
         patch.setenv("OMP_NUM_THREADS", "1")  # more threads than cores only wait for each other
         name = f"test_{uuid4().hex}"
-        session_stack.clone_database("unlatent", name)
-        exits.callback(session_stack.drop_database, name)
+        session_stack.database.clone("unlatent", name)
+        exits.callback(session_stack.database.drop, name)
         bucket = f"test-{uuid4().hex}"
-        session_stack.make_buckets([bucket])
+        session_stack.s3.make_buckets([bucket])
         folder = tmp_path_factory.mktemp("end-to-end")
         build_tiny_bundle(folder / "bundle")
         settings = Settings.model_validate(
             {
-                "postgres": {"url": session_stack.database_url(name)},
+                "postgres": {"url": session_stack.addresses.database_url(name)},
                 "redis": {"url": session_stack.redis.url, "key_prefix": f"test-{uuid4().hex}:"},
                 "s3": {
                     "endpoint_url": session_stack.s3.endpoint_url,

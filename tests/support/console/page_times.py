@@ -46,7 +46,7 @@ def page_times(
 
     Raises `httpx.HTTPStatusError` for a page that fails in any other way.
     """
-    settings = Settings.model_validate({"postgres": {"url": stack.database_url()}})
+    settings = Settings.model_validate({"postgres": {"url": stack.addresses.database_url()}})
     pool = DecodePool(settings.intake)
     with (
         closing(DatabaseLogin(settings.postgres, idle_s=3600)) as identity,

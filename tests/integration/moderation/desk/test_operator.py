@@ -59,7 +59,7 @@ ATTACKS = (
 @pytest.fixture
 def operator(stack: LocalStack, database: str) -> Iterator[Engine]:
     """Connections of the operator."""
-    engine = create_engine(stack.operator_url(database), poolclass=NullPool)
+    engine = create_engine(stack.addresses.operator_url(database), poolclass=NullPool)
     yield engine
     engine.dispose()
 
@@ -88,7 +88,7 @@ def test_the_worker_works_without_what_only_people_need(
     lead.value("SELECT moderation.place_hold(%s, 'court')", image)
     assert lead.rows("SELECT image_id FROM moderation.claim_next()") == [(image,)]
     assert check_breakers(engine) == []
-    url = stack.database_url(database).replace("postgresql+psycopg", "postgresql")
+    url = stack.addresses.database_url(database).replace("postgresql+psycopg", "postgresql")
     with psycopg.connect(url, autocommit=True) as worker:
         for attack in ATTACKS:
             with pytest.raises(errors.InsufficientPrivilege):

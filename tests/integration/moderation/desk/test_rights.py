@@ -128,7 +128,7 @@ def callers(
     stranger = psycopg.connect(
         psycopg.conninfo.make_conninfo(address, user=login, password="secret"), autocommit=True
     )
-    url = stack.database_url(database).replace("postgresql+psycopg", "postgresql")
+    url = stack.addresses.database_url(database).replace("postgresql+psycopg", "postgresql")
     worker = psycopg.connect(url, autocommit=True)
     yield {
         "anonymous": (stranger, None),

@@ -149,4 +149,4 @@ def test_of_two_who_make_a_stack_at_once_the_second_is_told(tmp_path: Path) -> N
     first._agree()
     with pytest.raises(LocalStackError, match="another process has made a stack"):
         second._agree()
-    assert LocalStack(first.folder).environment() == first.environment()
+    assert LocalStack(first.folder).addresses.environment() == first.addresses.environment()

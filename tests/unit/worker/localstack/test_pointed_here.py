@@ -33,7 +33,7 @@ def test_only_addresses_and_buckets_are_replaced(tmp_path: Path) -> None:
             "postgres": {"pool_size": 9},
         }
     )
-    pointed = LocalStack(tmp_path).pointed_here(given, buckets=["a", "b"], evidence="b")
+    pointed = LocalStack(tmp_path).addresses.pointed_here(given, buckets=["a", "b"], evidence="b")
     before, after = in_force(given), in_force(pointed)
     assert {name for name, value in after.items() if before[name] != value} == REPLACED
     assert pointed.redis.key_prefix == "mine:"
