@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from training.bundles.build import build_bundle
     from training.bundles.challenger import ChallengerRecipe
-    from training.bundles.recipe import BundleRecipe, BundleTrainingRun
+    from training.bundles.recipe import BundleRecipe
+    from training.bundles.training_run.run import BundleTrainingRun
     from training.data.folds import Fold, load_folds
     from training.data.manifest import Entry, load_manifest
     from training.data.samples import check_images
@@ -25,7 +26,7 @@ _MODULES = {
     "AlignmentReport": "training.evaluation.shortcut_audit",
     "AuditLimits": "training.evaluation.shortcut_audit",
     "BundleRecipe": "training.bundles.recipe",
-    "BundleTrainingRun": "training.bundles.recipe",
+    "BundleTrainingRun": "training.bundles.training_run.run",
     "ChallengerRecipe": "training.bundles.challenger",
     "Entry": "training.data.manifest",
     "Fold": "training.data.folds",

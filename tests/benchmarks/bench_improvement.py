@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from detection.bundle import load_bundle
 from training.bundles.backbone_build import feature_head, with_head
 from training.bundles.challenger import ChallengerOrigin, ChallengerRecipe, calibrate_challenger
-from training.bundles.recipe import RECIPES, BundleTrainingRun
+from training.bundles.recipe import RECIPES
+from training.bundles.training_run.run import BundleTrainingRun
 from training.bundles.writer import write_bundle
 from training.data.folds import HELD_PROMPTS, load_folds
 from training.data.manifest import load_manifest

@@ -29,7 +29,8 @@ from detection.fusion import assign_label
 from detection.lare import to_minus_one_one
 from detection.networks.branch_configs import AlignedConfig, EgreConfig
 from detection.score import Label
-from training.bundles.recipe import BundleRecipe, BundleTrainingRun
+from training.bundles.recipe import BundleRecipe
+from training.bundles.training_run.run import BundleTrainingRun
 from training.data.augmentation import AugmentationConfig
 from training.data.bundle_aligner import bundle_aligner
 from training.data.manifest import GENERATED, Entry, load_manifest

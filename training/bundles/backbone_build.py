@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from detection.bundle import Bundle
     from training.bundles.cross_fit import FoldResult
-    from training.bundles.recipe import BundleTrainingRun
+    from training.bundles.training_run.run import BundleTrainingRun
     from training.data.folds import Fold
     from training.data.manifest import Entry
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from detection.bundle import Bundle
     from detection.fusion import Fusion, OperatingPoint
-    from training.bundles.recipe import BundleTrainingRun
+    from training.bundles.training_run.run import BundleTrainingRun
     from training.data.folds import Fold
 
 _log = structlog.get_logger(__name__)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from training.bundles.recipe import BundleTrainingRun
+    from training.bundles.training_run.run import BundleTrainingRun
 
 #: The branch that each network decides for, by the name of the network's file.
 BRANCHES = {"aligned": "aligned", "backbone": "backbone", "egre": "lare"}

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
     from detection.bundle import Bundle
     from training.bundles.preset_generator import PresetGenerator, PresetPlace
-    from training.bundles.recipe import BundleRecipe, BundleTrainingRun
+    from training.bundles.recipe import BundleRecipe
+    from training.bundles.training_run.run import BundleTrainingRun
     from training.data.aligners import Aligner, AutoencoderReconstruction
     from training.data.manifest import Entry
     from training.evaluation.calibration import CalibrationKind
@@ -232,7 +233,8 @@ def _training_run(
     taef2: Path | None,
     backbone_weights: Path | None,
 ) -> BundleTrainingRun:
-    from training.bundles.recipe import BundleTrainingRun, write_recipe
+from training.bundles.recipe import write_recipe
+    from training.bundles.training_run.run import BundleTrainingRun
     from training.data.folds import folds_digest
     from training.data.manifest import listing_digest
     from training.data.taef2 import taef2_aligner

@@ -23,9 +23,10 @@ from detection.networks.branch_configs import AlignedConfig, EgreConfig, LareCon
 from tests.support.generators.autoencoder_references import REFERENCES, build
 from tests.support.generators.tiny_families import save_family
 from tests.support.images.labelled_folder import write_folder
-from training.bundles import recipe as recipe_module
 from training.bundles.preset_generator import PresetGenerator, PresetPlace, load_preset_generator
-from training.bundles.recipe import RECIPES, BundleRecipe, BundleTrainingRun, write_recipe
+from training.bundles.recipe import RECIPES, BundleRecipe, write_recipe
+from training.bundles.training_run import branches, generator
+from training.bundles.training_run.run import BundleTrainingRun
 from training.bundles.writer import write_bundle
 from training.data.augmentation import AugmentationConfig
 from training.data.manifest import load_manifest
@@ -163,7 +164,8 @@ def test_pairs_are_made_by_each_named_autoencoder(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(recipe_module, "fit", refuse)
+    for module in (generator, branches):
+        monkeypatch.setattr(module, "fit", refuse)
     again = BundleTrainingRun(run.entries, run.run_dir, run.recipe, run.aligners, preset=run.preset)
     again.aligned("final", run.entries)
     again.lare("final", run.entries)

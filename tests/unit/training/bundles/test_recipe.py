@@ -21,15 +21,17 @@ from detection.generators.generator import noise_bank
 from detection.networks.branch_configs import AlignedConfig, EgreConfig, LareConfig
 from tests.support.bundles.tiny_bundle import BACKBONE
 from tests.support.images.labelled_folder import write_folder
-from training.bundles import recipe as recipe_module
 from training.bundles.backbone_build import build_backbone_bundle
 from training.bundles.build import build_bundle
 from training.bundles.form_cache import FormCache
 from training.bundles.head_branch import HeadRecipe
-from training.bundles.recipe import RECIPES, BundleRecipe, BundleTrainingRun, write_recipe
+from training.bundles.recipe import RECIPES, BundleRecipe, write_recipe
+from training.bundles.training_run import branches, generator
+from training.bundles.training_run.run import BundleTrainingRun
 from training.data.augmentation import AugmentationConfig
 from training.data.folds import make_folds
 from training.data.manifest import listing_digest, load_manifest
+from training.data.samples import load_samples
 from training.data.shaders import shader_samples
 from training.fit.aligned_task import AlignedBatch, AlignedTask
 from training.fit.generator_tasks import (
@@ -78,7 +80,7 @@ TINY = BundleRecipe(
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train autoencoders on two crops a step."""
     task = partial(AutoencoderTask, crop=32, batch_size=2)
-    monkeypatch.setattr(recipe_module, "AutoencoderTask", task)
+    monkeypatch.setattr(generator, "AutoencoderTask", task)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +121,7 @@ def test_every_real_and_every_shader_is_paired_by_every_autoencoder(
     recipe = replace(TINY, autoencoders=TINY.autoencoders[1:])
     entries = load_manifest(write_folder(tmp_path / "data", each=2))
     trained: list[str] = []
-    fit: Callable[..., dict[str, Tensor]] = recipe_module.fit
+    fit: Callable[..., dict[str, Tensor]] = generator.fit
 
     def watched(*given: Any, **named: Any) -> dict[str, Tensor]:
         trained.append(given[3].name)
@@ -127,7 +129,8 @@ def test_every_real_and_every_shader_is_paired_by_every_autoencoder(
             raise KeyboardInterrupt
         return fit(*given, **named)
 
-    monkeypatch.setattr(recipe_module, "fit", watched)
+    for module in (generator, branches):
+        monkeypatch.setattr(module, "fit", watched)
     with pytest.raises(KeyboardInterrupt):
         BundleTrainingRun(entries, tmp_path / "run", recipe).aligned("final", entries)
     BundleTrainingRun(entries, tmp_path / "run", recipe).aligned("final", entries)
@@ -151,7 +154,7 @@ def test_every_real_and_every_shader_is_paired_by_every_autoencoder(
 
 def test_shaders_enter_in_pairs_alone(tmp_path: Path) -> None:
     """Without pairs no crop comes from a shader; with pairs both sides of one do."""
-    samples = recipe_module.load_samples(load_manifest(write_folder(tmp_path, each=2)))
+    samples = load_samples(load_manifest(write_folder(tmp_path, each=2)))
     rendered = shader_samples(1)
     rendered[0].pixels[:] = 255
     rendered[0].reconstructions["own"] = np.zeros_like(rendered[0].pixels)
@@ -303,7 +306,8 @@ def test_a_bundle_comes_out_and_a_second_run_trains_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(recipe_module, "fit", refuse)
+    for module in (generator, branches):
+        monkeypatch.setattr(module, "fit", refuse)
     again = build_bundle(
         BundleTrainingRun(entries, tmp_path / "run", recipe),
         tmp_path / "again",
@@ -364,7 +368,8 @@ def test_a_backbone_bundle_comes_out_of_folds_and_a_second_run_computes_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is left to compute")
 
-    monkeypatch.setattr(recipe_module, "fit", refuse)
+    for module in (generator, branches):
+        monkeypatch.setattr(module, "fit", refuse)
     monkeypatch.setattr(FormCache, "_compute", refuse)
     again = build("again")
     name = "backbone.safetensors"

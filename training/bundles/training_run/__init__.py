@@ -1,0 +1,1 @@
+"""A run that trains a bundle from scratch, a module a stage."""
