@@ -54,7 +54,7 @@ class Reading:
 
 
 class Branch(Protocol):
-    """What a detector has one or more of."""
+    """The interface of a branch; a detector has one or more."""
 
     def read(self, images: Sequence[Pixels]) -> list[Reading]:
         """Read N images, each RGB uint8 (H, W, 3), without gradients."""
@@ -86,7 +86,7 @@ class Placement:
 
     @property
     def chunk(self) -> int:
-        """How many views or tiles pass at once."""
+        """The number of views or tiles in one pass."""
         return CPU_CHUNK if torch.device(self.device).type == "cpu" else CHUNK
 
     def chunks(self, images: Sequence[Pixels]) -> Iterator[Sequence[Pixels]]:

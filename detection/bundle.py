@@ -69,7 +69,7 @@ class GeneratorReference(_Record):
 
 
 class BundleProvenance(_Record):
-    """What the bundle was made from."""
+    """The data, code and recipe that the bundle was made from."""
 
     snapshot_digest: str
     code_revision: str

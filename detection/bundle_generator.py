@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LareComponents:
-    """What error maps are computed with; noises are float32 (E, C, h, w), one a pass."""
+    """The components that compute error maps; noises are float32 (E, C, h, w), one a pass."""
 
     config: LareConfig
     generator: Generator

@@ -101,7 +101,7 @@ class OperatingPoint(_Record):
 
     @property
     def name(self) -> str:
-        """How verdicts name the point, for example "fpr=0.01"."""
+        """The name of the point in verdicts, for example "fpr=0.01"."""
         return f"fpr={self.target:g}"
 
 

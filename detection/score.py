@@ -120,7 +120,7 @@ def describe_distance(label: str, distance: float | None, outside: str | None) -
 
 
 class Frame(Protocol):
-    """What `decide` asks of a frame: its number and its share of the time, 0 to 1."""
+    """A frame as `decide` reads it: its number and its share of the time, 0 to 1."""
 
     @property
     def number(self) -> int: ...  # noqa: D102

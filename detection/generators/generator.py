@@ -58,7 +58,7 @@ class Generator(nn.Module):
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the generator can do: "reconstruct", and "lare" where there is a predictor."""
+        """The capabilities of the generator: "reconstruct", and "lare" if it has a predictor."""
         return ("reconstruct", "lare") if self.predictor is not None else ("reconstruct",)
 
     def encode(self, images: Tensor) -> Tensor:

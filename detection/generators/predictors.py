@@ -1,4 +1,4 @@
-"""How each family of noise predictors is called, behind one function on latents.
+"""Calls every family of noise predictors by one function on latents.
 
 Networks on a latent grid (U-Nets, SD3, PixArt) take it as it is, and steps from 0 to 1000. Flux
 takes 2 x 2 patches as tokens with their positions, and steps from 0 to 1 (diffusers' FluxPipeline

@@ -54,7 +54,7 @@ class Preset:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the preset can do: "reconstruct", and "lare" where there is a predictor."""
+        """The capabilities of the preset: "reconstruct", and "lare" if it has a predictor."""
         return (RECONSTRUCT, LARE) if self.predictor else (RECONSTRUCT,)
 
     def patterns(self, *, predictor: bool, variant: str | None) -> list[str]:

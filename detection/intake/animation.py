@@ -1,4 +1,4 @@
-"""Which frames of an animation are judged: a bounded sample, weighed by how long each is shown.
+"""Chooses the frames of an animation to judge: a bounded sample, weighed by display time.
 
 Time is cut into equal slots, and each slot is judged by the frame that looks most like the slot on
 average. So a frame that flashes by is never the one, wherever it stands, and neither chance nor the
@@ -69,7 +69,7 @@ def sample(
 
 
 def small_picture(image: Image.Image) -> NDArray[np.float32]:
-    """What a loaded image looks like over white at 16 x 16 pixels, (16, 16, 3)."""
+    """Return a loaded image over white, reduced to 16 x 16 pixels, (16, 16, 3)."""
     # Every frame is looked at: far fewer pixels than it has are enough to tell it from others.
     some = image.resize((_SAMPLED_SIDE, _SAMPLED_SIDE), Image.Resampling.NEAREST)
     small = some.convert("RGBA").resize((_LOOK_SIDE, _LOOK_SIDE), Image.Resampling.BOX)

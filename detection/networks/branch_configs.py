@@ -1,4 +1,4 @@
-"""What a bundle states of each branch: architecture and the view that it reads.
+"""The configuration of each branch in a bundle: its architecture and the view that it reads.
 
 Apart from the networks, so that whoever only lists bundles imports no torch.
 """

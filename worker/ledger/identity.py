@@ -1,4 +1,4 @@
-"""Which events speak of the same upload, and which of two events came first.
+"""Decides whether two events concern the same upload, and which of them came first.
 
 An upload is one storing of one object. Storage and hooks name it differently: a hook knows the etag
 at best, a notification of a bucket with versions also the version id. So one name may be less than

@@ -46,7 +46,7 @@ class State(StrEnum):
 
 
 class LeaseOutcome(StrEnum):
-    """How a lease was closed; the ledger itself closes one that ran out as a `DEATH`.
+    """The outcome of a lease; the ledger itself closes an expired one as a `DEATH`.
 
     `UNREADABLE` is a retry because storage failed with this object while it gives others.
     """
@@ -61,7 +61,7 @@ class LeaseOutcome(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What a lease was taken for."""
+    """The purpose of a lease."""
 
     SCORE = "score"
     RESCORE = "rescore"
@@ -69,7 +69,7 @@ class Purpose(StrEnum):
 
 
 class Role(StrEnum):
-    """What the model was when it scored."""
+    """The role of the model when it scored."""
 
     CHAMPION = "champion"
     SHADOW = "shadow"
@@ -106,7 +106,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What became of one registered upload; `created` is False for duplicates and stale events.
+    """The result of one registration; `created` is False for duplicates and stale events.
 
     `unpublished` is True when the row is pending and no message was ever sent for it: the caller
     publishes it and then calls `mark_published`. `traceparent` is the trace that its message goes
@@ -177,7 +177,7 @@ class HeldElsewhere:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
-    """What decoding learnt of an image; goes into its row beside the outcome.
+    """The facts that decoding found about an image; they go into its row beside the outcome.
 
     `provenance` is what the file says about its own origin, None where it could not be read; the
     ledger stores it with a verdict, beside it and apart from the image's row.
@@ -235,7 +235,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What waits and what is in flight, for metrics, autoscaling, back-pressure and alerts.
+    """The images that wait or are in flight, for metrics, autoscaling, back-pressure and alerts.
 
     `recent_deaths` counts distinct images with a death in the last window; `quarantine_paused` is
     True while there are too many of them to blame the images: nothing is quarantined then.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class MemoryImage:
-    """What the ledger knows of one upload; tests may read it."""
+    """The state of one upload in the ledger; tests may read it."""
 
     image_id: UUID
     upload: Upload
@@ -98,7 +98,7 @@ class _Rows:
 
 
 class _Uploads(_Rows):
-    """What the bridge, producers and the sweeper ask: uploads, removals, publication."""
+    """The methods for bridge, producers and sweeper: uploads, removals, publication."""
 
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
         """Insert what is new; the answers are in the order of `uploads`."""
@@ -211,7 +211,7 @@ class _Uploads(_Rows):
 
 
 class _Leases(_Rows):
-    """What a worker asks before it has a verdict, or when there will be none."""
+    """The methods for a worker before it has a verdict, or when there will be none."""
 
     def lease(
         self, image_id: UUID, *, worker: str, duration: timedelta
@@ -358,7 +358,7 @@ class _Leases(_Rows):
 
 
 class _Verdicts(_Rows):
-    """What a worker asks once it has a verdict, or for one that the same bytes got before."""
+    """The methods for a worker with a verdict, or for one that the same bytes got before."""
 
     def reusable_verdicts(
         self, digests: Collection[str], *, model_version: str, intake_version: int

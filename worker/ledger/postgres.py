@@ -62,7 +62,7 @@ class _Connected:
 
 
 class _Uploads(_Connected):
-    """What the bridge, producers and the sweeper ask: uploads, removals, publication."""
+    """The methods for bridge, producers and sweeper: uploads, removals, publication."""
 
     def register(self, uploads: Sequence[Upload]) -> list[Registration]:
         """Insert what is new; the answers are in the order of `uploads`."""
@@ -177,7 +177,7 @@ class _Uploads(_Connected):
 
 
 class _Leases(_Connected):
-    """What a worker asks before it has a verdict, or when there will be none."""
+    """The methods for a worker before it has a verdict, or when there will be none."""
 
     def lease(
         self, image_id: UUID, *, worker: str, duration: timedelta
@@ -317,7 +317,7 @@ def _store(connection: Connection, verdicts: Sequence[Verdict]) -> None:
 
 
 class _Verdicts(_Connected):
-    """What a worker asks once it has a verdict, or for one that the same bytes got before."""
+    """The methods for a worker with a verdict, or for one that the same bytes got before."""
 
     def reusable_verdicts(
         self, digests: Collection[str], *, model_version: str, intake_version: int

@@ -1,4 +1,4 @@
-"""Which commit of a hub's repository was pulled last, and which model version it was."""
+"""Records the commit pulled last from a repository of a hub, and its model version."""
 
 from __future__ import annotations
 

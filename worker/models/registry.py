@@ -57,7 +57,7 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveModels:
-    """Which model versions workers are to run; None where there is none."""
+    """The model versions that workers run; None where there is none."""
 
     champion: ModelVersion | None = None
     shadow: ModelVersion | None = None

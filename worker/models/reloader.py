@@ -36,7 +36,7 @@ _MAX_DELAY_S = 15.0
 
 
 class WrongModel(UnlatentError):
-    """What was loaded is not the model version that the registry names."""
+    """The loaded bundle is not the model version that the registry names."""
 
 
 class ModelReloader:

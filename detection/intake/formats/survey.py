@@ -1,4 +1,4 @@
-"""What a walk over a container finds before any pixel is decoded."""
+"""The result of a walk over a container, before any pixel is decoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """How long each frame of an animation is shown, in ms as the file says.
+    """The display time of each frame of an animation, in ms as the file states it.
 
     `first` is the decoder's number of the first frame: 1 where picture 0 is not part of the
     animation. An animation that does not repeat for ever ends on its last frame, which stays.
@@ -24,7 +24,7 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What the walk found.
+    """The result of the walk.
 
     `size` is in pixels, None where only the decoder's header pass knows it. `exif` (a TIFF block)
     and `xmp` are empty where there is none; a PNG has XMP in `texts`, its text chunks, each a name
