@@ -233,7 +233,7 @@ def _training_run(
     taef2: Path | None,
     backbone_weights: Path | None,
 ) -> BundleTrainingRun:
-from training.bundles.recipe import write_recipe
+    from training.bundles.recipe import write_recipe
     from training.bundles.training_run.run import BundleTrainingRun
     from training.data.folds import folds_digest
     from training.data.manifest import listing_digest

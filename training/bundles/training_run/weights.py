@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import structlog
 from safetensors.torch import load_file, save_file
 
+from training.files import written_aside
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -18,7 +20,9 @@ _log = structlog.get_logger(__name__)
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     """Write what a training ended with; the file says that the training is finished."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, file)
+    finished = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    with written_aside(file) as aside:
+        save_file(finished, aside)
     _log.info("stage_finished", file=file.name, run=file.parent.name)
 
 
