@@ -109,8 +109,9 @@ def bundle(
         if data is None:
             data = run / "images"
             entries = draw_images(data)
-        training_run = _training_run(resolved, data, entries, run, parts, taef2, backbone_weights)
-        training_run.device = device
+        training_run = _training_run(
+            resolved, data, entries, run, parts, taef2, backbone_weights, device=device
+        )
         released = _build(training_run, out, data, licence=licence, folds=folds)
     typer.echo(f"{released.folder}: model version {released.model_version}")
 
@@ -232,6 +233,8 @@ def _training_run(
     parts: tuple[PresetGenerator | None, list[AutoencoderReconstruction]],
     taef2: Path | None,
     backbone_weights: Path | None,
+    *,
+    device: str,
 ) -> BundleTrainingRun:
     from training.bundles.recipe import write_recipe
     from training.bundles.training_run.run import BundleTrainingRun
@@ -248,7 +251,13 @@ def _training_run(
     chosen, aligners = parts
     made = [*aligners, *([] if taef2 is None else [taef2_aligner(taef2)])]
     return BundleTrainingRun(
-        entries, run, recipe, made, backbone_weights=backbone_weights, preset=chosen
+        entries,
+        run,
+        recipe,
+        made,
+        device,
+        backbone_weights=backbone_weights,
+        preset=chosen,
     )
 
 

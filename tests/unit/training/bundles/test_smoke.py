@@ -61,6 +61,15 @@ def test_a_smoke_run_writes_a_bundle_that_scores(
     assert f"holds a run of the recipe {recipe}-smoke" in str(other.exception)
 
 
+def test_the_device_that_is_named_trains_the_first_network(tmp_path: Path) -> None:
+    """On torch's device without memory, where nothing can be computed, no training ends."""
+    done = run(tmp_path, "--smoke", "--recipe", "lare-aligned", "--device", "meta")
+    assert isinstance(done.exception, RuntimeError)
+    assert "meta" in str(done.exception)
+    assert (tmp_path / "run" / "autoencoder").is_dir()
+    assert not (tmp_path / "run" / "autoencoder.safetensors").exists()
+
+
 @pytest.mark.parametrize("arguments", [[], ["--smoke", "--data", "."]])
 def test_images_are_named_or_drawn(tmp_path: Path, arguments: list[str]) -> None:
     """Neither --data nor --smoke, or both, is wrong usage, and nothing is written."""
