@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices bench-additions bench-peers bench-waits bench-memory clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices bench-additions bench-pair-kinds bench-peers bench-waits bench-memory clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,11 @@ bench-quality: venv ## Measure BUNDLE on DATA=<folder> of labelled images: table
 	$(BIN)/python -m tests.benchmarks.bench_quality --data "$(DATA)" \
 		$(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(OUT),--out "$(OUT)") \
 		$(if $(LIMIT),--limit "$(LIMIT)")
+
+bench-pair-kinds: venv ## Measure what pairs by generators that are no latent diffusion gain on DATA: one table in OUT
+	$(BIN)/python -m tests.benchmarks.detector.bench_pair_kinds --data "$(DATA)" \
+		$(if $(STEPS),--steps "$(STEPS)") $(if $(IMAGES),--images "$(IMAGES)") \
+		$(if $(OUT),--out "$(OUT)")
 
 bench-peers: venv ## Score the images of DATA with the shipped detector and its peers, by folds: one table in OUT
 	$(BIN)/python -m tests.benchmarks.detector.bench_peers --data "$(DATA)" \

@@ -241,6 +241,33 @@ class WanLatents(FrameLatents):
         return self._patch * super().factor
 
 
+class PixelSpace(LatentSpace):
+    """No autoencoder: a predictor that denoises pixels, which are their own latents."""
+
+    normalisation = "none"
+
+    def __init__(self) -> None:
+        self.network = None
+
+    @property
+    def channels(self) -> int:
+        """Number of channels: RGB."""
+        return 3
+
+    @property
+    def factor(self) -> int:
+        """Pixels stay pixels."""
+        return 1
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the float images (B, 3, H, W) in [-1, 1]."""
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the latents (B, 3, H, W), unclipped."""
+        return latents
+
+
 #: What turns images into latents and back, by the name of the class in diffusers.
 ADAPTERS: dict[str, type[LatentSpace]] = {
     "AutoencoderKL": LatentSpace,
@@ -295,7 +322,12 @@ REFUSED_AUTOENCODERS: dict[str, str] = {
 
 
 def latent_space(network: Any) -> LatentSpace:
-    """Return the adapter of an autoencoder; raises `SettingsError` naming a class without one."""
+    """Return the adapter of an autoencoder, or of none (None).
+
+    Raises `SettingsError` naming a class without an adapter.
+    """
+    if network is None:
+        return PixelSpace()
     name = type(network).__name__
     if name not in ADAPTERS:
         reason = REFUSED_AUTOENCODERS.get(name, f"known are {', '.join(ADAPTERS)}")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class Generator(nn.Module):
     """An autoencoder of a class with an adapter and an optional noise predictor.
 
+    Without an autoencoder (None) the predictor denoises pixels.
+
     `conditioning` holds the constant tensors that the predictor is called with (a prompt's
     embedding and whatever else the family needs), each with a leading axis of 1. Raises
     `SettingsError` naming an autoencoder that has no adapter.

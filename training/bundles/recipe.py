@@ -14,6 +14,7 @@ from training.data.splits import CALIBRATION_SOURCES, VALIDATION
 from training.fit.aligned_task import AlignedBatch
 from training.fit.generator_tasks import AutoencoderSpec
 from training.fit.loop import LoopConfig
+from training.fit.pixel_task import PixelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +53,8 @@ class BundleRecipe:
     sampled_images: int = 64
     #: Further autoencoders of our own that make pairs, each trained as the embedded one is.
     autoencoders: tuple[AutoencoderSpec, ...] = ()
+    #: A diffusion model of our own on pixels that makes pairs by partial noise.
+    pixels: PixelSpec | None = None
     #: Procedural images among the pairs of the aligned branch.
     shaders: int = 0
     #: With it the bundle's branch is a head on this frozen backbone, without it are the others.
@@ -70,7 +73,8 @@ class BundleRecipe:
 
 
 #: The recipes by name: that of the shipped bundle, a head on a pretrained backbone; the two
-#: branches that look for traces of decoders; and these with more kinds of pairs.
+#: branches that look for traces of decoders; these with more kinds of pairs; and these with pairs
+#: by generators that are no latent diffusion.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -84,6 +88,11 @@ RECIPES = {
                 AutoencoderSpec(widths=(32, 48, 64, 96), latent_channels=8),
             ),
             shaders=160,
+        ),
+        BundleRecipe(
+            name="other-generators",
+            autoencoders=(AutoencoderSpec(), AutoencoderSpec(adversarial=True)),
+            pixels=PixelSpec(),
         ),
     )
 }

@@ -67,6 +67,7 @@ def smoke_recipe(recipe: BundleRecipe) -> BundleRecipe:
         partial_noise_images=4,
         sampled_images=2,
         autoencoders=tuple(replace(spec, widths=(16, 16)) for spec in recipe.autoencoders),
+        pixels=None if recipe.pixels is None else replace(recipe.pixels, widths=(16, 16), passes=1),
         shaders=min(recipe.shaders, 4),
         backbone=backbone,
     )

@@ -46,12 +46,15 @@ class AutoencoderSpec:
     widths: tuple[int, ...] = (16, 32, 64, 96)
     latent_channels: int = 4
     upsampling: Upsampling = "nearest"
+    #: Whether a critic is trained against it, as VQGAN's is (`training.fit.adversarial_task`).
+    adversarial: bool = False
 
     @property
     def name(self) -> str:
         """How its reconstructions and its run are called."""
         widths = "-".join(map(str, self.widths))
-        return f"own-{self.upsampling}-{widths}-{self.latent_channels}"
+        name = f"own-{self.upsampling}-{widths}-{self.latent_channels}"
+        return f"{name}-adversarial" if self.adversarial else name
 
 
 class Shuffled(nn.Module):
@@ -133,16 +136,24 @@ class AutoencoderTask:
     @staticmethod
     def loss(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss and the mean absolute error in [-1, 1] units."""
-        images = batch["images"].to(memory_format=torch.channels_last)
-        posterior = model.encode(images).latent_dist
-        restored = model.decode(posterior.sample()).sample.float()
-        absolute = functional.l1_loss(restored, images)
-        gradient = sum(
-            functional.l1_loss(restored.diff(dim=axis), images.diff(dim=axis)) for axis in (2, 3)
-        )
-        kl = posterior.kl().float().mean()
-        loss = absolute + GRADIENT_WEIGHT * gradient + KL_WEIGHT * kl
-        return {"loss": loss, "absolute": absolute.detach(), "kl": kl.detach()}
+        return reconstruct(model, batch["images"])[1]
+
+
+def reconstruct(autoencoder: Any, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Send images (B, 3, H, W) in [-1, 1] through an autoencoder, by a draw of the posterior.
+
+    Returns what comes back, float32 of the same shape, and the parts of `AutoencoderTask`'s loss.
+    """
+    images = images.to(memory_format=torch.channels_last)
+    posterior = autoencoder.encode(images).latent_dist
+    restored = autoencoder.decode(posterior.sample()).sample.float()
+    absolute = functional.l1_loss(restored, images)
+    gradient = sum(
+        functional.l1_loss(restored.diff(dim=axis), images.diff(dim=axis)) for axis in (2, 3)
+    )
+    kl = posterior.kl().float().mean()
+    loss = absolute + GRADIENT_WEIGHT * gradient + KL_WEIGHT * kl
+    return restored, {"loss": loss, "absolute": absolute.detach(), "kl": kl.detach()}
 
 
 class PredictorTask:
@@ -166,17 +177,7 @@ class PredictorTask:
         latents = self._latents[picks]
         flip = torch.from_numpy(rng.random(self._batch_size) < 0.5)
         latents = torch.where(flip[:, None, None, None], latents.flip(-1), latents)
-        noise = noise_bank(tuple(latents.shape), seed=int(rng.integers(2**31)))
-        steps = rng.integers(self._schedule.steps, size=self._batch_size)
-        mixed = [
-            self._schedule.add_noise(latent, draw_, int(at))
-            for latent, draw_, at in zip(latents, noise, steps, strict=True)
-        ]
-        return {
-            "noised": torch.stack([noised for noised, _ in mixed]),
-            "target": torch.stack([target for _, target in mixed]),
-            "steps": torch.from_numpy(steps),
-        }
+        return noised_batch(latents, self._schedule, rng)
 
     def loss(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Mean squared error of the prediction."""
@@ -185,3 +186,20 @@ class PredictorTask:
             batch["noised"], timestep=batch["steps"], encoder_hidden_states=conditioning
         ).sample
         return {"loss": functional.mse_loss(answer.float(), batch["target"])}
+
+
+def noised_batch(
+    latents: Tensor, schedule: NoiseSchedule, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Noise latents (B, C, h, w), each to a step of its own: `noised`, `target` and `steps`."""
+    noise = noise_bank(tuple(latents.shape), seed=int(rng.integers(2**31)))
+    steps = rng.integers(schedule.steps, size=len(latents))
+    mixed = [
+        schedule.add_noise(latent, draw, int(at))
+        for latent, draw, at in zip(latents, noise, steps, strict=True)
+    ]
+    return {
+        "noised": torch.stack([noised for noised, _ in mixed]),
+        "target": torch.stack([target for _, target in mixed]),
+        "steps": torch.from_numpy(steps),
+    }

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
-from detection.generators.generator import noise_bank
+from detection.generators.generator import Generator, noise_bank
 from detection.generators.loading import load_generator_folder
 from detection.generators.noise_schedule import noise_schedule_from_scheduler
 from detection.lare import center_crop_resize
 from training.bundles.training_run.weights import load_weights, save_weights
 from training.data.aligners import to_tensor
+from training.fit.adversarial_task import AdversarialPair, AdversarialTask
 from training.fit.generator_tasks import (
     CONDITIONING_DIM,
     AutoencoderSpec,
@@ -24,6 +25,7 @@ from training.fit.generator_tasks import (
     build_predictor,
 )
 from training.fit.loop import fit
+from training.fit.pixel_task import PixelSpec, PixelTask, build_pixel_predictor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from torch import Tensor
 
-    from detection.generators.generator import Generator
     from training.bundles.preset_generator import PresetGenerator
     from training.bundles.training_run.inputs import RunInputs
     from training.data.samples import Sample
@@ -68,20 +69,48 @@ class GeneratorStage:
         generator = load_generator_folder(folder, self.conditioning())
         return generator.eval().requires_grad_(False).to(self.inputs.device)
 
-    def autoencoder(self, spec: AutoencoderSpec, run_dir: Path) -> AutoencoderKL:
+    def autoencoder(self, spec: AutoencoderSpec) -> AutoencoderKL:
         """Train an autoencoder on crops of photographs, or load it."""
+        embedded = spec == AutoencoderSpec()
+        run_dir = self.inputs.run_dir / ("autoencoder" if embedded else f"own/{spec.name}")
         torch.manual_seed(0)
         network = build_autoencoder(spec)
         file = run_dir.with_name(f"{run_dir.name}.safetensors")
         if not file.is_file():
-            task, loop = AutoencoderTask(self._photographs()), self.inputs.recipe.autoencoder_loop
-            save_weights(fit(network, task, loop, run_dir, device=self.inputs.device), file)
+            save_weights(self._fit_autoencoder(network, spec, run_dir), file)
         load_weights(network, file)
         return network
 
+    def pixel_generator(self, spec: PixelSpec) -> Generator:
+        """Train a diffusion model on pixels of photographs, or load it; for inference."""
+        run_dir = self.inputs.run_dir / "own" / spec.name
+        torch.manual_seed(2)
+        network = build_pixel_predictor(spec)
+        schedule = noise_schedule_from_scheduler(DDPMScheduler().config)
+        file = run_dir.with_name(f"{run_dir.name}.safetensors")
+        if not file.is_file():
+            task, loop = PixelTask(self._photographs(), schedule), self.inputs.recipe.predictor_loop
+            save_weights(fit(network, task, loop, run_dir, device=self.inputs.device), file)
+        load_weights(network, file)
+        generator = Generator(None, network, schedule)
+        return generator.eval().requires_grad_(False).to(self.inputs.device)
+
+    def _fit_autoencoder(
+        self, network: AutoencoderKL, spec: AutoencoderSpec, run_dir: Path
+    ) -> dict[str, Tensor]:
+        loop, device = self.inputs.recipe.autoencoder_loop, self.inputs.device
+        if not spec.adversarial:
+            return fit(network, AutoencoderTask(self._photographs()), loop, run_dir, device=device)
+        pair, task = AdversarialPair(network), AdversarialTask(self._photographs())
+        weights = fit(pair, task, loop, run_dir, device=device)
+        own = "autoencoder."
+        return {
+            name.removeprefix(own): one for name, one in weights.items() if name.startswith(own)
+        }
+
     def _train(self, folder: Path) -> None:
         inputs, reals = self.inputs, self._photographs()
-        autoencoder = self.autoencoder(AutoencoderSpec(), inputs.run_dir / "autoencoder")
+        autoencoder = self.autoencoder(AutoencoderSpec())
         views = np.stack([center_crop_resize(s.pixels, inputs.recipe.lare.side) for s in reals])
         latents = _encode(autoencoder, views, inputs.device)
         # Latents are scaled to unit spread, as the large families' scaling factors do.

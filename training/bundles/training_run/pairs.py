@@ -9,6 +9,7 @@ from detection.generators.generator import Generator
 from training.bundles.training_run.inputs import EMBEDDED
 from training.data.alignment import attach_pairs, batch_for
 from training.data.bundle_aligner import generator_aligner
+from training.data.diffusion_sampling import PartialNoise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,15 +42,14 @@ class PairStage:
             )
 
     def _all_aligners(self) -> list[Aligner]:
-        device, folder = self.inputs.device, self.inputs.run_dir / "own"
-        own = [
-            generator_aligner(
-                spec.name,
-                Generator(self.generator.autoencoder(spec, folder / spec.name)),
-                device=device,
-            )
+        device = self.inputs.device
+        own: list[Aligner] = [
+            generator_aligner(spec.name, Generator(self.generator.autoencoder(spec)), device=device)
             for spec in self.inputs.recipe.autoencoders
         ]
+        if (pixels := self.inputs.recipe.pixels) is not None:
+            generator = self.generator.pixel_generator(pixels)
+            own.append(PartialNoise(pixels.name, generator, pixels.step, pixels.passes))
         if self.aligners or own:
             return [*self.aligners, *own]
         return [generator_aligner(EMBEDDED, self.generator.load(), device=device)]

@@ -12,11 +12,13 @@ BundleName = Annotated[str, typer.Option(help="Name of an embedded bundle, or fo
 Licence = Annotated[str, typer.Option(help="The terms of the images, for the card of the bundle.")]
 Device = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" …')]
 RecipeName = Annotated[
-    Literal["small", "lare-aligned", "broad"],
+    Literal["small", "lare-aligned", "broad", "other-generators"],
     typer.Option(
         help="`small` is the shipped bundle's: a head on a frozen pretrained network;"
         " `lare-aligned` trains the two branches that look for traces of a decoder; `broad` does"
-        " it with pairs by further small autoencoders of its own, and of procedural images."
+        " it with pairs by further small autoencoders of its own, and of procedural images;"
+        " `other-generators` with pairs by an autoencoder that was trained against a critic and by"
+        " a diffusion model on pixels, too."
     ),
 ]
 GeneratorPreset = Annotated[

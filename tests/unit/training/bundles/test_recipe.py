@@ -33,6 +33,7 @@ from training.data.folds import make_folds
 from training.data.manifest import listing_digest, load_manifest
 from training.data.samples import load_samples
 from training.data.shaders import shader_samples
+from training.fit import adversarial_task
 from training.fit.aligned_task import AlignedBatch, AlignedTask
 from training.fit.generator_tasks import (
     AutoencoderSpec,
@@ -42,6 +43,7 @@ from training.fit.generator_tasks import (
     build_autoencoder,
 )
 from training.fit.loop import LoopConfig
+from training.fit.pixel_task import PixelSpec
 from worker.cli.training import bundle, commands
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ TINY = BundleRecipe(
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train autoencoders on two crops a step."""
     task = partial(AutoencoderTask, crop=32, batch_size=2)
-    monkeypatch.setattr(generator, "AutoencoderTask", task)
+    for module in (generator, adversarial_task):
+        monkeypatch.setattr(module, "AutoencoderTask", task)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -180,9 +183,10 @@ def test_shaders_enter_in_pairs_alone(tmp_path: Path) -> None:
 
 
 def test_the_named_recipes_differ_in_one_thing_each() -> None:
-    """`small` is what the shipped bundle names, another branch; `broad` adds pairs."""
+    """`small` is what the shipped bundle names, another branch; the others add pairs."""
     offered = get_type_hints(bundle, include_extras=True)["recipe"].__origin__
-    assert set(RECIPES) == {"small", "lare-aligned", "broad"} == set(get_args(offered))
+    assert tuple(RECIPES) == ("small", "lare-aligned", "broad", "other-generators")
+    assert tuple(RECIPES) == get_args(offered)
     small, plain, broad = RECIPES["small"], RECIPES["lare-aligned"], RECIPES["broad"]
     assert load_bundle("small").manifest.provenance.recipe.endswith(f"BundleRecipe {small.name}")
     assert plain == BundleRecipe()
@@ -194,6 +198,40 @@ def test_the_named_recipes_differ_in_one_thing_each() -> None:
     assert len({spec.upsampling for spec in broad.autoencoders}) == len(KINDS)
     assert len({spec.widths for spec in (*broad.autoencoders, AutoencoderSpec())}) > 2
     assert min(min(spec.widths) for spec in broad.autoencoders) >= 16
+    other = RECIPES["other-generators"]
+    pairs = {"autoencoders": other.autoencoders, "pixels": other.pixels}
+    assert replace(plain, name=other.name, **pairs) == other
+    assert [spec.adversarial for spec in other.autoencoders] == [False, True]
+
+
+def test_pairs_are_made_by_generators_that_are_no_latent_diffusion(tmp_path: Path) -> None:
+    """By one trained against a critic, which is not kept, and by one on pixels, each trained once.
+
+    The third is the embedded generator's own autoencoder, for which nothing more is trained.
+    """
+    tiny, pixels = AutoencoderSpec(widths=(16, 16), adversarial=True), PixelSpec(widths=(16, 16))
+    recipe = replace(TINY, autoencoders=(AutoencoderSpec(), tiny), pixels=pixels)
+    entries = load_manifest(write_folder(tmp_path / "data", each=2))
+    run = BundleTrainingRun(entries, tmp_path / "run", recipe)
+    run.generator()
+    samples = run.samples(entry for entry in entries if not entry.generated)
+    run.pairs(samples)
+    names = {"own-nearest-16-32-64-96-4", tiny.name, pixels.name}
+    for sample in samples:
+        assert sample.reconstructions.keys() == names
+        assert len({made.tobytes() for made in sample.reconstructions.values()}) == len(names)
+    trained = {file.name: file.stat().st_mtime_ns for file in (run.run_dir / "own").glob("*.s*")}
+    assert set(trained) == {f"{tiny.name}.safetensors", f"{pixels.name}.safetensors"}
+    weights = load_file(run.run_dir / "own" / f"{tiny.name}.safetensors")
+    assert weights.keys() == build_autoencoder(tiny).state_dict().keys()
+    again = BundleTrainingRun(entries, tmp_path / "run", recipe)
+    others = again.samples(entry for entry in entries if not entry.generated)
+    again.pairs(others)
+    for one, other in zip(samples, others, strict=True):
+        np.testing.assert_equal(one.reconstructions, other.reconstructions)
+    assert trained == {
+        file.name: file.stat().st_mtime_ns for file in (run.run_dir / "own").glob("*.s*")
+    }
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:

@@ -35,7 +35,12 @@ def run(folder: Path, *arguments: str) -> Result:
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("recipe", "branches"), [("small", {"backbone"}), ("lare-aligned", {"aligned", "lare"})]
+    ("recipe", "branches"),
+    [
+        ("small", {"backbone"}),
+        ("lare-aligned", {"aligned", "lare"}),
+        ("other-generators", {"aligned", "lare"}),
+    ],
 )
 def test_a_smoke_run_writes_a_bundle_that_scores(
     tmp_path: Path, recipe: str, branches: set[str]

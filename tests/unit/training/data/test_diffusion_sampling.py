@@ -5,12 +5,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from detection.generators.generator import noise_bank
+from detection.generators.generator import Generator, noise_bank
 from detection.generators.noise_schedule import EPSILON, VELOCITY, noise_schedule_from_scheduler
-from training.data.diffusion_sampling import denoise
+from training.data.aligners import pad_to_multiple, to_tensor
+from training.data.diffusion_sampling import PartialNoise, denoise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,3 +48,22 @@ def test_a_predictor_that_knows_leads_to_the_clean_latents(
     generator: Any = SimpleNamespace(schedule=schedule, predict=predict)
     found = denoise(generator, noised, start=start, passes=6)
     torch.testing.assert_close(found, CLEAN, rtol=0, atol=2e-3)
+
+
+def test_a_predictor_on_pixels_that_knows_returns_the_image() -> None:
+    """Without an autoencoder pixels are noised and denoised, at sides that are no multiple of 4."""
+    image = np.random.default_rng(0).integers(0, 256, (21, 30, 3), dtype=np.uint8)
+    schedule = noise_schedule_from_scheduler(DDPMScheduler().config)
+    padded = pad_to_multiple(to_tensor([image]), 4) * 2 - 1
+
+    class UNet2DModel(torch.nn.Linear):
+        config = SimpleNamespace()
+
+        def forward(self, sample: Tensor, timestep: Tensor) -> Any:
+            signal, spread = schedule.alpha_sigma(int(timestep[0]))
+            return SimpleNamespace(sample=(sample - signal * padded) / spread)
+
+    generator = Generator(None, UNet2DModel(1, 1), schedule)
+    assert generator.latent_shape(64) == (3, 64, 64)
+    (made,) = PartialNoise("pixels", generator, step=300, passes=3).reconstruct([image])
+    assert np.abs(made.astype(int) - image).max() <= 1
