@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from training.bundles.challenger import ChallengerRecipe
     from training.bundles.recipe import BundleRecipe
     from training.bundles.training_run.run import BundleTrainingRun
+    from training.data.aligners import AutoencoderReconstruction
     from training.data.folds import Fold, load_folds
     from training.data.manifest import Entry, load_manifest
     from training.data.samples import check_images
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "AlignmentReport": "training.evaluation.shortcut_audit",
     "AuditLimits": "training.evaluation.shortcut_audit",
+    "AutoencoderReconstruction": "training.data.aligners",
     "BundleRecipe": "training.bundles.recipe",
     "BundleTrainingRun": "training.bundles.training_run.run",
     "ChallengerRecipe": "training.bundles.challenger",
@@ -47,6 +49,7 @@ _MODULES = {
 __all__ = [
     "AlignmentReport",
     "AuditLimits",
+    "AutoencoderReconstruction",
     "BundleRecipe",
     "BundleTrainingRun",
     "ChallengerRecipe",
