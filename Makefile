@@ -6,7 +6,7 @@ PYTEST := $(BIN)/pytest --durations=20
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices bench-additions bench-pair-kinds bench-peers bench-waits bench-memory clean
+.PHONY: help venv lock coverage chaos overload demo demo-retrain check test test-full test-system test-deploy bench-check bench-end-to-end bench-claims bench-gpu bench-lare-cost bench-install bench-scale bench-pairs bench-improvement bench-against bench-serve bench-sql console-screenshots fuzz-events fuzz-images bundle dist sbom bench-splices bench-additions bench-pair-kinds bench-peers bench-waits bench-memory clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -149,6 +149,9 @@ bench-install: venv ## Print what each extra installs: packages and megabytes
 
 bench-gpu: venv ## Compare CPU and GPU: scores, half precision, images a second
 	$(BIN)/python -m tests.benchmarks.bench_gpu
+
+bench-lare-cost: venv ## Compare LaRE in batches with the published way, on a CPU and Stable Diffusion's size
+	$(BIN)/python -m tests.benchmarks.performance.bench_lare_cost $(if $(VIEWS),--views "$(VIEWS)")
 
 fuzz-events: venv ## Parse EVENTS=1000000 events mutated in the order of SEED=1; count what becomes of them
 	$(BIN)/python -m tests.benchmarks.fuzz_events \
