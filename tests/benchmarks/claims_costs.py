@@ -43,11 +43,11 @@ def embedded_generator(name: str) -> tuple[Generator, Tensor]:
     return lare.generator, lare.noises
 
 
-def processor_s(work: Callable[[], Any]) -> float:
-    """Return the least processor time of a few rounds on one thread, in seconds."""
+def processor_s(work: Callable[[], Any], *, rounds: int = ROUNDS) -> float:
+    """Return the least processor time of a few rounds after a first one, in seconds."""
     work()
     found = math.inf
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         began = time.process_time()
         work()
         found = min(found, time.process_time() - began)

@@ -207,9 +207,7 @@ def run_audit(
             vectors.append(features([found.pixels])[0])
         pairs.add(file, found)
         sample.add(file, found)
-        # Only figures are kept: a data set does not fit into memory.
-        figures = ShortcutFeatures(found.groups, found.pixels[:0], found.kind)
-        read.append((replace(file, data=b""), figures))
+        read.append((replace(file, data=b""), found.without_pixels()))
     labels = np.array([file.generated for file, _ in read], dtype=bool)
     _require_both(labels)
     groups = [file.group for file, _ in read]
@@ -240,7 +238,7 @@ def run_probes(files: Iterable[SourceFile], *, seed: int = 0) -> dict[str, Probe
     """
     labels, groups, read = [], [], []
     for file in files:
-        read.append(read_shortcut_features(file))
+        read.append(read_shortcut_features(file).without_pixels())
         labels.append(file.generated)
         groups.append(file.group)
     flags = np.array(labels, dtype=bool)

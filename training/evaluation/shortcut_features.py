@@ -8,7 +8,7 @@ bytes a pixel is left out: under one codec it repeats the sharpness.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +62,11 @@ class ShortcutFeatures:
     groups: dict[str, list[float]]
     pixels: Pixels
     kind: str
+
+    def without_pixels(self) -> ShortcutFeatures:
+        """Return the figures alone: a data set's pixels do not fit into memory."""
+        # Not a slice, which would keep all of them.
+        return replace(self, pixels=np.empty((0, 0, 3), np.uint8))
 
 
 def read_shortcut_features(file: SourceFile) -> ShortcutFeatures:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from detection.generators.generator import noise_bank
 from detection.lare import lare_map
 from detection.networks.branch_configs import LareConfig
 from tests.benchmarks.bench_gpu import FULL, Sizes, random_generator
+from tests.benchmarks.claims_costs import processor_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+@torch.inference_mode()
 def measure(sizes: Sizes, count: int) -> dict[str, Any]:
     """State the processor seconds a view of each way, and their ratios."""
     config = LareConfig(side=sizes.side)
@@ -81,7 +82,8 @@ def measure(sizes: Sizes, count: int) -> dict[str, Any]:
     }
     seconds = {}
     for name, way in ways.items():
-        seconds[name] = processor_s(way) / count
+        # A round takes minutes at this size.
+        seconds[name] = processor_s(way, rounds=1) / count
         print(f"{name:<20} {seconds[name]:.3g} s a view", file=sys.stderr)
     return {
         "views": count,
@@ -114,19 +116,7 @@ def text_encoder(sizes: Sizes) -> CLIPTextModel:
 def condition(generator: Generator, encoder: CLIPTextModel) -> None:
     """Encode an empty prompt, and give the generator its embedding (1, 77, D)."""
     tokens = torch.full((1, TOKENS), VOCABULARY - 1)
-    with torch.inference_mode():
-        generator.conditioning_encoder_hidden_states = encoder(tokens).last_hidden_state
-
-
-def processor_s(work: Callable[[], object]) -> float:
-    """Return the least processor time of two rounds, in seconds."""
-    found = []
-    with torch.inference_mode():
-        for _ in range(2):
-            began = time.process_time()
-            work()
-            found.append(time.process_time() - began)
-    return min(found)
+    generator.conditioning_encoder_hidden_states = encoder(tokens).last_hidden_state
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,15 @@ from PIL import Image, ImageFilter
 
 from detection.errors import SettingsError
 from training.data.codecs import Codec
+from training.evaluation import shortcut_audit
 from training.evaluation.distances import frechet, maximum_mean_discrepancy, sliced_wasserstein
 from training.evaluation.reencoding_advice import ReencodingAdvice
-from training.evaluation.shortcut_audit import DatasetRefused, run_audit
-from training.evaluation.shortcut_features import SourceFile
+from training.evaluation.shortcut_audit import DatasetRefused, run_audit, run_probes
+from training.evaluation.shortcut_features import (
+    ShortcutFeatures,
+    SourceFile,
+    read_shortcut_features,
+)
 from worker import cli
 
 if TYPE_CHECKING:
@@ -262,3 +268,26 @@ def test_the_command_refuses_a_folder(
 
     assert ended.value.code == 1
     assert "container betrays the side" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("look", [run_audit, run_probes])
+def test_pixels_of_a_pair_are_let_go_once_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, look: Callable[[list[SourceFile]], object]
+) -> None:
+    """A data set does not fit into memory: at most the sides of two pairs are kept at a time."""
+    alive: set[int] = set()
+    most = 0
+
+    def watched(file: SourceFile) -> ShortcutFeatures:
+        nonlocal most
+        found = read_shortcut_features(file)
+        pixels = found.pixels.copy()
+        number = id(pixels)
+        alive.add(number)
+        weakref.finalize(pixels, alive.discard, number)
+        most = max(most, len(alive))
+        return replace(found, pixels=pixels)
+
+    monkeypatch.setattr(shortcut_audit, "read_shortcut_features", watched)
+    look(pairs())
+    assert 0 < most <= 4
