@@ -58,12 +58,16 @@ def _method_lines(recipe: BundleRecipe) -> list[str]:
             "(arXiv 2410.11835) on",
         ]
     pairs = ", ".join(recipe.aligners)
+    own = [spec.name for spec in recipe.autoencoders]
+    if recipe.pixels is not None:
+        own.append(recipe.pixels.name)
     return [
         "A latent-diffusion detector: the lare branch (LaRE², arXiv 2403.17465) on",
         *networks,
         "tiles at native resolution, fused and calibrated. Every figure below was computed by",
         "`unlatent bundle` when it wrote this file; intervals are 95 %.",
         *(["", f"Pairs were made by the autoencoders of presets: {pairs}."] if pairs else []),
+        *(["", f"Pairs were made by generators of its own: {', '.join(own)}."] if own else []),
     ]
 
 

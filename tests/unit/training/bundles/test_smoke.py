@@ -54,7 +54,9 @@ def test_a_smoke_run_writes_a_bundle_that_scores(
     assert made.manifest.name == f"{recipe}-smoke"
     assert made.manifest.fusion.weights.keys() == branches
     assert len(made.manifest.metrics["unseen"]) == len(FAMILIES)
-    assert made.path("card.md").read_text(encoding="utf-8").startswith(f"# The bundle `{recipe}-")
+    card = made.path("card.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# The bundle `{recipe}-")
+    assert ("-adversarial, own-pixels-16-16." in card) == (recipe == "other-generators")
     if recipe == "small":  # its head is fitted, not only begun
         entries = draw_images(tmp_path / "run" / "images")
         scores = detector.score([read_pixels(entry)[0] for entry in entries])
